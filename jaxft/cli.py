@@ -1,0 +1,170 @@
+"""The command line: one function per verb, each of which parses, calls and prints.
+
+Separate from the Python face so that neither shapes the other. The invariants: `jaxft --help`
+loads neither jax nor transformers, and the exit status is 0 when done, 2 for the user's mistake,
+1 for a fault of ours, 130 and 143 when a signal stopped the run.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import jaxft
+from jaxft.errors import JaxftError
+
+_DEBUG = "--debug"
+_DEBUG_HELP = "Show the traceback of an error. May stand anywhere on the line."
+
+# Examples stand at the end of each help text; \b keeps their lines.
+_EXAMPLES = """\b
+Examples:
+  jaxft train configs/quickstart.yaml
+  jaxft generate --adapter runs/quickstart/adapter --prompt "Hello."
+"""
+_TRAIN_EXAMPLES = """\b
+Examples:
+  jaxft train configs/quickstart.yaml
+  jaxft train configs/quickstart.yaml lora.r=16 train.learning_rate=1e-3
+  jaxft train configs/quickstart.yaml train.output_dir=runs/mine train.seed=1
+  jaxft train configs/quickstart.yaml 'lora.target_modules=[q_proj, k_proj]'
+"""
+_GENERATE_EXAMPLES = """\b
+Examples:
+  jaxft generate --adapter runs/quickstart/adapter --prompt "Hello."
+  jaxft generate --adapter runs/quickstart/adapter --prompt "Hello." \\
+    --temperature 0.7 --seed 1 --max-new-tokens 64
+"""
+
+app = typer.Typer(
+    name="jaxft",
+    add_completion=False,
+    no_args_is_help=True,
+    # Plain help reads the same on a pipe, and does not load rich to draw boxes.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line, and end the process with its exit status.
+
+    Args:
+        argv: The words after the program's name; None takes the process's own.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    is_debug = _DEBUG in words
+    try:
+        app(args=[word for word in words if word != _DEBUG], prog_name="jaxft")
+    except JaxftError as mistake:
+        _fail(mistake.found, mistake.remedy, status=2, is_debug=is_debug)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as fault:
+        found = f"{type(fault).__name__}: {str(fault).strip() or 'no message'}"
+        remedy = "This is a fault of jaxft. Run again with --debug for the traceback."
+        _fail(found.splitlines()[0], remedy, status=1, is_debug=is_debug)
+
+
+def _fail(found: str, remedy: str, *, status: int, is_debug: bool) -> None:
+    """Print why the command ends, and end it."""
+    from jaxft import console
+
+    if is_debug:
+        traceback.print_exc()
+    console.error(found, remedy)
+    sys.exit(status)
+
+
+def _print_version(is_wanted: bool) -> bool:
+    """Print the version and stop, where it is wanted."""
+    if is_wanted:
+        typer.echo(f"jaxft {jaxft.__version__}")
+        raise typer.Exit
+    return is_wanted
+
+
+@app.callback(epilog=_EXAMPLES)
+def _global_options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True),
+    ] = False,
+    debug: Annotated[bool, typer.Option(_DEBUG, help=_DEBUG_HELP)] = False,
+) -> None:
+    """Fine-tune Hugging Face language models with LoRA, in JAX.
+
+    Each command explains itself: jaxft train --help
+    """
+
+
+@app.command(no_args_is_help=True, epilog=_TRAIN_EXAMPLES)
+def train(
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Options that replace the recipe's, such as train.max_steps=20.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Train an adapter as a recipe says.
+
+    The same command again goes on where a stopped run left off.
+    """
+    from jaxft import config
+
+    run_config = config.load_config(recipe, overrides or [])
+
+    from jaxft.training import loop
+
+    loop.run(run_config)
+
+
+@app.command(no_args_is_help=True, epilog=_GENERATE_EXAMPLES)
+def generate(
+    adapter: Annotated[
+        Path, typer.Option(help="Folder of the adapter, in PEFT's format.", show_default=False)
+    ],
+    prompt: Annotated[str, typer.Option(help="What to ask.", show_default=False)],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="The base model. Without it: the one that the adapter names.", show_default=False
+        ),
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens in the answer, at most.")
+    ] = 128,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw, when temperature is above 0.")] = 0,
+) -> None:
+    """Answer a prompt with a tuned model.
+
+    The answer goes to standard output as it is made, everything else to standard error.
+    """
+    from jaxft import console
+    from jaxft import generate as generation
+
+    console.stream(
+        generation.answer(
+            adapter=adapter,
+            model=model,
+            prompt=prompt,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+        )
+    )

@@ -1,0 +1,30 @@
+"""What a run is told: the recipe's sections, and reading and writing them.
+
+Public here: the sections, `load_config`, `dump_config`. The private files behind it are the
+sections themselves, the names known from elsewhere, the YAML reader, and the wording of errors.
+The invariant of the room: it loads neither jax nor transformers, so a mistake in a recipe is
+answered at once.
+"""
+
+from __future__ import annotations
+
+from jaxft.config.recipe import dump_config, load_config
+from jaxft.config.sections import (
+    DataConfig,
+    LoraConfig,
+    MeshConfig,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "DataConfig",
+    "LoraConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "RunConfig",
+    "TrainConfig",
+    "dump_config",
+    "load_config",
+]

@@ -1,0 +1,257 @@
+"""Names that people bring from PEFT, transformers and TRL and that are not options here yet.
+
+Kept as data, apart from the sections, so that a name moves out of these tables when it becomes
+an option. A name listed here is answered with "known, not supported yet" and never taken for a
+spelling mistake. Where its value is one that asks for nothing (a feature switched off, or what
+jaxft does anyway) it is accepted and dropped, so that a recipe carried over from a
+`TrainingArguments` or `LoraConfig` dump works.
+
+Source: the fields of peft 0.21.2 `LoraConfig`, transformers 5.23.0 `TrainingArguments`, and TRL
+1.10 `SFTConfig` and `ModelConfig`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Known(NamedTuple):
+    """A name from elsewhere: the values that ask for nothing, and what to write instead."""
+
+    harmless: tuple[Any, ...]
+    instead: str = ""
+
+    def accepts(self, value: Any) -> bool:
+        """Return whether `value` asks for nothing that jaxft would have to do."""
+        return any(type(value) is type(same) and value == same for same in self.harmless)
+
+
+def _off(*names: str, values: tuple[Any, ...] = (None, False)) -> dict[str, Known]:
+    """List names whose feature is off at any of `values`."""
+    return {name: Known(values) for name in names}
+
+
+MODEL: Mapping[str, Known] = {
+    **_off("quantization", "load_in_4bit", "load_in_8bit", "trust_remote_code"),
+    **_off("attn_implementation", "model_init_kwargs", "bnb_4bit_quant_type", values=(None,)),
+    "torch_dtype": Known((), "model.dtype"),
+    "model_name_or_path": Known((), "model.path"),
+    "model_revision": Known((), "model.revision"),
+}
+
+LORA: Mapping[str, Known] = {
+    **_off(
+        "init_from",
+        "layers_to_transform",
+        "layers_pattern",
+        "trainable_token_indices",
+        "eva_config",
+        "corda_config",
+        "lora_ga_config",
+        "velora_config",
+        "kasa_config",
+        "monteclora_config",
+        "arrow_config",
+        "alora_invocation_tokens",
+        "megatron_config",
+        "layer_replication",
+        "use_bdlora",
+        "auto_mapping",
+        "peft_version",
+        "runtime_config",
+        values=(None,),
+    ),
+    **_off("use_rslora", "use_dora", "use_qalora", "lora_bias", "ensure_weight_tying"),
+    **_off("exclude_modules", "modules_to_save", "target_parameters", values=(None, [])),
+    **_off("rank_pattern", "alpha_pattern", "loftq_config", values=(None, {})),
+    # How a kernel is stored is the model's affair, not the user's.
+    "fan_in_fan_out": Known((None, False, True)),
+    "init_lora_weights": Known((True,)),
+    "task_type": Known((None, "CAUSAL_LM")),
+    "peft_type": Known((None, "LORA")),
+    "inference_mode": Known((None, False)),
+    "megatron_core": Known((None, "megatron.core")),
+    "qalora_group_size": Known((16,)),
+    "base_model_name_or_path": Known((None,), "model.path"),
+    "revision": Known((None,), "model.revision"),
+}
+
+DATA: Mapping[str, Known] = {
+    **_off("chat_template_path", "eos_token", "dataset_num_proc", values=(None,)),
+    **_off("padding_free", "eval_packing", "dataset_kwargs"),
+    "dataset_text_field": Known((None, "text")),
+    "packing_strategy": Known(("bfd",)),
+    "truncation_mode": Known(("keep_start",)),
+    "pad_to_multiple_of": Known((None,)),
+    # What is learnt is always the completion, or the assistant's turns.
+    "completion_only_loss": Known((None, True)),
+    "assistant_only_loss": Known((True,)),
+    "shuffle_dataset": Known((), "data.shuffle"),
+}
+
+TRAIN: Mapping[str, Known] = {
+    **_off(
+        "lr_scheduler_kwargs",
+        "optim_args",
+        "optim_target_modules",
+        "activation_checkpointing_kwargs",
+        "gradient_checkpointing_kwargs",
+        "torch_compile_backend",
+        "torch_compile_mode",
+        "liger_kernel_config",
+        "torch_empty_cache_steps",
+        "trackio_space_id",
+        "trackio_bucket_id",
+        "trackio_static_space_id",
+        "run_name",
+        "logging_dir",
+        "eval_accumulation_steps",
+        "metric_for_best_model",
+        "greater_is_better",
+        "hub_token",
+        "hub_private_repo",
+        "hub_model_id",
+        "hub_revision",
+        "data_seed",
+        "accelerator_config",
+        "parallelism_config",
+        "dataloader_prefetch_factor",
+        "dataloader_multiprocessing_context",
+        "label_names",
+        "ddp_find_unused_parameters",
+        "ddp_bucket_cap_mb",
+        "ddp_broadcast_buffers",
+        "ddp_static_graph",
+        "ddp_backend",
+        "deepspeed",
+        values=(None,),
+    ),
+    **_off(
+        "bf16_full_eval",
+        "fp16_full_eval",
+        "torch_compile",
+        "use_liger_kernel",
+        "use_cache",
+        "auto_find_batch_size",
+        "logging_first_step",
+        "disable_tqdm",
+        "prediction_loss_only",
+        "batch_eval_metrics",
+        "save_only_model",
+        "enable_jit_checkpoint",
+        "push_to_hub",
+        "hub_always_push",
+        "load_best_model_at_end",
+        "ignore_data_skip",
+        "restore_callback_states_from_checkpoint",
+        "full_determinism",
+        "dataloader_persistent_workers",
+        "activation_offloading",
+        "do_predict",
+    ),
+    # Of no effect on what is computed here, whichever way they are set.
+    **_off(
+        "do_train",
+        "do_eval",
+        "remove_unused_columns",
+        "dataloader_pin_memory",
+        "dataloader_in_order",
+        "skip_memory_metrics",
+        "log_on_each_node",
+        "save_on_each_node",
+        "logging_nan_inf_filter",
+        "eval_do_concat_batches",
+        "eval_use_gather_object",
+        values=(None, False, True),
+    ),
+    **_off("neftune_noise_alpha", "label_smoothing_factor", values=(None, 0, 0.0)),
+    **_off("eval_delay", "dataloader_num_workers", values=(0,)),
+    **_off("log_level", "log_level_replica", values=("passive", "warning")),
+    **_off("include_for_metrics", values=(None, [])),
+    "average_tokens_across_devices": Known((True,)),
+    "bf16": Known((False,), "model.dtype"),
+    "fp16": Known((False,), "model.dtype"),
+    "tf32": Known((None, False)),
+    "activation_checkpointing": Known((None, False), "train.gradient_checkpointing"),
+    "logging_strategy": Known(("steps",), "train.logging_steps"),
+    "include_num_input_tokens_seen": Known((False, "no")),
+    "report_to": Known((None, "none", [], ["none"])),
+    "project": Known((None, "huggingface")),
+    "hub_strategy": Known(("every_save",)),
+    # With evaluation on, the base is always evaluated before the first step.
+    "eval_on_start": Known((False, True)),
+    "use_cpu": Known((False,)),
+    "train_sampling_strategy": Known(("random",), "data.shuffle"),
+    "length_column_name": Known(("length",)),
+    "ddp_timeout": Known((1800,)),
+    "fsdp": Known((None, "", []), "mesh.fsdp"),
+    "fsdp_config": Known((None, {}), "mesh.fsdp"),
+    "debug": Known((None, "", [])),
+    "local_rank": Known((-1,)),
+    # The plain and the chunked cross-entropy are the same number.
+    "loss_type": Known((None, "nll", "chunked_nll")),
+}
+
+# Values that transformers or PEFT give to one of our own options, and that are not handled yet.
+VALUES: Mapping[str, frozenset[str]] = {
+    "lr_scheduler_type": frozenset(
+        [
+            "cosine_with_restarts",
+            "polynomial",
+            "inverse_sqrt",
+            "reduce_lr_on_plateau",
+            "cosine_with_min_lr",
+            "cosine_warmup_with_min_lr",
+            "warmup_stable_decay",
+            "greedy",
+        ]
+    ),
+    "optim": frozenset(
+        [
+            "adafactor",
+            "adamw_8bit",
+            "adamw_bnb_8bit",
+            "adamw_torch_4bit",
+            "adamw_torch_8bit",
+            "ademamix",
+            "sgd",
+            "adagrad",
+            "lion_32bit",
+            "lion_8bit",
+            "paged_adamw_32bit",
+            "paged_adamw_8bit",
+            "paged_lion_32bit",
+            "paged_lion_8bit",
+            "rmsprop",
+            "galore_adamw",
+            "lomo",
+            "adalomo",
+            "schedule_free_adamw",
+            "stable_adamw",
+            "apollo_adamw",
+        ]
+    ),
+    "bias": frozenset({"all", "lora_only"}),
+    "save_strategy": frozenset({"best"}),
+    "dtype": frozenset({"float16", "fp16"}),
+}
+
+# Other spellings in use, and the option that each one means.
+RENAMED: Mapping[str, str] = {
+    "rank": "lora.r",
+    "lora_r": "lora.r",
+    "alpha": "lora.lora_alpha",
+    "dropout": "lora.lora_dropout",
+    "lora_target_modules": "lora.target_modules",
+    "lr": "train.learning_rate",
+    "epochs": "train.num_train_epochs",
+    "steps": "train.max_steps",
+    "batch_size": "train.per_device_train_batch_size",
+    "gradient_clipping": "train.max_grad_norm",
+    "evaluation_strategy": "train.eval_strategy",
+    "lr_scheduler": "train.lr_scheduler_type",
+    "max_seq_length": "data.max_length",
+    "train_file": "data.train",
+    "validation_file": "data.eval",
+}

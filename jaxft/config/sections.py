@@ -1,0 +1,266 @@
+"""The sections of a recipe, one class each, and what each option means.
+
+One set of classes serves YAML, the command line and Python. Names and defaults are those of
+PEFT's `LoraConfig`, transformers' `TrainingArguments` and TRL's `SFTConfig`; the docstring under
+an option is its help text. The invariant: a section that exists is valid. Wrong types, values
+out of range and contradictions between options never get past construction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from jaxft.config import known
+
+FilePath = Annotated[Path, Field(strict=False)]
+PositiveInt = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+# One update under three names: torch's plain and fused implementations of AdamW are a matter
+# of speed there, and have no counterpart here.
+_ADAMW_NAMES = ("adamw_torch", "adamw_torch_fused")
+
+
+def conflict(key: str, found: str, remedy: str) -> PydanticCustomError:
+    """Build the error for options that contradict each other.
+
+    Args:
+        key: The option to point at, as a dotted path within the section that raises.
+        found: What the options say together.
+        remedy: What to change.
+    """
+    return PydanticCustomError(
+        "conflict", "{found}", {"key": key, "found": found, "remedy": remedy}
+    )
+
+
+class Section(BaseModel):
+    """A frozen part of a recipe that refuses what it does not know."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+    known_elsewhere: ClassVar[Mapping[str, known.Known]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_what_asks_for_nothing(cls, data: Any) -> Any:
+        """Leave out names known from elsewhere that are set to a value of no effect."""
+        if not isinstance(data, dict):
+            return data
+        table = cls.known_elsewhere
+        return {k: v for k, v in data.items() if not (k in table and table[k].accepts(v))}
+
+
+class ModelConfig(Section):
+    """The base model. A bare string in a recipe is its `path`."""
+
+    known_elsewhere = known.MODEL
+
+    path: Annotated[str, Field(min_length=1)]
+    """A folder, a `.gguf` file, or a Hub id such as `HuggingFaceTB/SmolLM2-135M-Instruct`."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub; null is its main branch."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Dtype of the frozen base. `auto`: bfloat16 where the device is fast in it, else float32."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_string_is_the_path(cls, data: Any) -> Any:
+        return {"path": data} if isinstance(data, str) else data
+
+
+class LoraConfig(Section):
+    """The adapter, in PEFT's names."""
+
+    known_elsewhere = known.LORA
+
+    r: PositiveInt = 8
+    """Rank of the update."""
+    lora_alpha: PositiveInt = 8
+    """Numerator of the scaling, `lora_alpha / r`."""
+    lora_dropout: Fraction = 0.0
+    """Share of the adapter's inputs that is dropped while training."""
+    target_modules: Annotated[list[str], Field(min_length=1)] | str | None = None
+    """Which linear modules get an adapter: a list of name endings, one regular expression for the
+    whole name, `all-linear`, or null for PEFT's choice for the model's family."""
+    bias: Literal["none"] = "none"
+    """Which biases are trained."""
+
+    @property
+    def scaling(self) -> float:
+        """Return the factor on the adapter's output. Source: peft `LoraLayer.update_layer`."""
+        return self.lora_alpha / self.r
+
+
+class DataConfig(Section):
+    """The rows, and how they become batches."""
+
+    known_elsewhere = known.DATA
+
+    train: FilePath
+    """JSON Lines file to learn from, with `messages`, or `prompt` and `completion`."""
+    eval: FilePath | None = None
+    """Held-out file of the same kind, on which loss is measured."""
+    max_length: Annotated[int, Field(ge=2)] = 1024
+    """Tokens in a sequence; longer rows are cut at their end."""
+    packing: bool = False
+    """Put several rows into one sequence. They do not see each other."""
+    shuffle: bool = True
+    """Draw a new order each epoch. Off: the file's order."""
+
+
+class TrainConfig(Section):
+    """The run, in the names of `TrainingArguments`."""
+
+    known_elsewhere = known.TRAIN
+
+    output_dir: FilePath
+    """Folder of the run: checkpoints, metrics, the adapter. Relative to where the command runs."""
+    per_device_train_batch_size: PositiveInt = 8
+    """Sequences in a micro-batch on each data shard."""
+    per_device_eval_batch_size: PositiveInt = 8
+    """Sequences in an evaluation batch on each data shard."""
+    gradient_accumulation_steps: PositiveInt = 1
+    """Micro-batches in one step."""
+    num_train_epochs: Annotated[float, Field(gt=0)] = 3.0
+    """Passes over the data, where `max_steps` does not say how long to train."""
+    max_steps: Annotated[int, Field(ge=-1)] = -1
+    """Steps to train for; -1 leaves it to `num_train_epochs`."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    """Highest learning rate of the schedule."""
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    """How the learning rate falls after the warm-up."""
+    warmup_steps: Annotated[float, Field(ge=0)] = 0.0
+    """Steps of linear warm-up; below 1, a share of all steps."""
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of all steps that is warm-up: the older spelling of a `warmup_steps` below 1."""
+    optim: Annotated[
+        Literal["adamw"], BeforeValidator(lambda v: "adamw" if v in _ADAMW_NAMES else v)
+    ] = "adamw"
+    """The optimizer. `adamw_torch` and `adamw_torch_fused` name the same update."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay; norms and biases are exempt."""
+    adam_beta1: Fraction = 0.9
+    """Decay of Adam's first moment."""
+    adam_beta2: Fraction = 0.999
+    """Decay of Adam's second moment."""
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the root of Adam's second moment."""
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Global norm to which gradients are clipped; 0 does not clip."""
+    gradient_checkpointing: bool = False
+    """Recompute each block in the backward pass: less memory, about a third more time."""
+
+    logging_steps: PositiveInt = 500
+    """Steps between two log lines."""
+    eval_strategy: Literal["no", "steps", "epoch"] = "no"
+    """When the held-out loss is measured during training."""
+    eval_steps: PositiveInt | None = None
+    """Steps between two evaluations; null means `logging_steps`."""
+    save_strategy: Literal["no", "steps", "epoch"] = "steps"
+    """When a checkpoint is written."""
+    save_steps: PositiveInt = 500
+    """Steps between two checkpoints."""
+    save_total_limit: PositiveInt | None = None
+    """Checkpoints to keep; null keeps all."""
+    resume_from_checkpoint: bool | Literal["auto"] = "auto"
+    """`auto` goes on from the run's last checkpoint where there is one, true insists that there is
+    one, false starts anew."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    """Of everything random: adapter initialisation, order of the data, dropout."""
+    dataloader_drop_last: bool = False
+    """Leave out an epoch's last batch when it is not full."""
+
+    def warmup(self, num_steps: int) -> int:
+        """Return the warm-up in steps, for a run of `num_steps`.
+
+        Source: transformers 5.23.0 `TrainingArguments.get_warmup_steps`.
+        """
+        if self.warmup_steps >= 1:
+            return int(self.warmup_steps)
+        return math.ceil(num_steps * (self.warmup_ratio or self.warmup_steps))
+
+    @property
+    def evaluation_interval(self) -> int:
+        """Return the steps between two evaluations under `eval_strategy: steps`."""
+        return self.eval_steps or self.logging_steps
+
+    @model_validator(mode="after")
+    def _max_steps_is_a_number_of_steps(self) -> TrainConfig:
+        if self.max_steps == 0:
+            raise conflict(
+                "max_steps",
+                "train.max_steps is 0, which trains nothing",
+                "Expected at least 1, or -1 to train for `num_train_epochs`.",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _warmup_is_said_once(self) -> TrainConfig:
+        if self.warmup_steps and self.warmup_ratio:
+            raise conflict(
+                "warmup_ratio",
+                f"both train.warmup_steps ({self.warmup_steps:g}) and train.warmup_ratio "
+                f"({self.warmup_ratio:g}) are set",
+                "Keep one of them; `warmup_steps` below 1 is a ratio too.",
+            )
+        if self.warmup_steps > 1 and not self.warmup_steps.is_integer():
+            raise conflict(
+                "warmup_steps",
+                f"train.warmup_steps is {self.warmup_steps:g}",
+                "Expected a whole number of steps, or a share of all steps below 1.",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _warmup_has_a_schedule(self) -> TrainConfig:
+        if self.lr_scheduler_type == "constant" and (self.warmup_steps or self.warmup_ratio):
+            raise conflict(
+                "lr_scheduler_type",
+                "train.lr_scheduler_type is constant, which has no warm-up, and a warm-up is set",
+                "Write `lr_scheduler_type: constant_with_warmup`, or take the warm-up out.",
+            )
+        return self
+
+
+class MeshConfig(Section):
+    """How the devices are laid out. Their product is the number of devices in use."""
+
+    data: PositiveInt | Literal["auto"] = "auto"
+    """Copies of the model that share the batch; `auto` takes the devices that the others leave."""
+    fsdp: PositiveInt = 1
+    """Devices over which weights are stored in parts and gathered layer by layer."""
+    tensor: PositiveInt = 1
+    """Devices over which each matrix product is divided."""
+
+
+class RunConfig(Section):
+    """A whole recipe."""
+
+    model: ModelConfig
+    lora: LoraConfig = LoraConfig()
+    data: DataConfig
+    train: TrainConfig
+    mesh: MeshConfig = MeshConfig()
+
+    @model_validator(mode="after")
+    def _evaluation_has_rows(self) -> RunConfig:
+        if self.train.eval_strategy != "no" and self.data.eval is None:
+            raise conflict(
+                "train.eval_strategy",
+                f"train.eval_strategy is {self.train.eval_strategy}, and data.eval names no file",
+                "Add `eval:` to the data section, or write `eval_strategy: no`.",
+            )
+        return self

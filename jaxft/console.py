@@ -1,0 +1,234 @@
+"""Everything that jaxft says: the one place that prints.
+
+Separate so that functions elsewhere either compute or do I/O of their own. The invariant: what a
+person asked for (tables, answers, samples) goes to standard output, and everything about getting
+there (notes, warnings, progress, errors) to standard error, so a pipe carries results only. On a
+terminal progress is a live bar; anywhere else it is plain lines without a control code. `NO_COLOR`
+is honoured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+_PIPE_WIDTH = 80
+_UNCUT = 10_000
+_BAR_WIDTH = 24
+
+_notes = Console(stderr=True, highlight=False)
+_results = Console(highlight=False)
+
+
+class Sample(NamedTuple):
+    """One prompt, answered by the base model and by the tuned one."""
+
+    prompt: str
+    base: str
+    tuned: str
+
+
+def note(text: str) -> None:
+    """Say something about the run, on standard error."""
+    _say(_notes, text)
+
+
+def warning(text: str) -> None:
+    """Say something that the person should look at, on standard error."""
+    _say(_notes, f"warning: {text}", style="yellow")
+
+
+def error(found: str, remedy: str) -> None:
+    """Say why the command ends: what was found, and what to do about it."""
+    _say(_notes, f"error: {found}", style="bold red")
+    _say(_notes, f"  -> {remedy}")
+
+
+def result(text: str) -> None:
+    """Say a line of what was asked for, on standard output."""
+    _say(_where_results_go(), text)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | int | float]]) -> None:
+    """Show a table on standard output; columns of numbers are aligned right.
+
+    Args:
+        title: Stands above the table.
+        columns: The headings.
+        rows: The cells. Whole numbers get separators, other numbers four decimals.
+    """
+    cells = [list(row) for row in rows]
+    grid = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for index, heading in enumerate(columns):
+        is_number = bool(cells) and all(isinstance(row[index], int | float) for row in cells)
+        grid.add_column(Text(heading), justify="right" if is_number else "left", overflow="fold")
+    for row in cells:
+        grid.add_row(*(Text(_cell(value)) for value in row))
+    console = _where_results_go()
+    if not console.is_terminal:
+        # No line is too long for a pipe: nothing is cut or folded for the program behind it.
+        console = Console(file=console.file, width=_UNCUT, highlight=False)
+    console.print(grid)
+
+
+def samples(shown: Iterable[Sample]) -> None:
+    """Show prompts with both answers: side by side on a terminal, in labelled lines elsewhere."""
+    console = _where_results_go()
+    for sample in shown:
+        if console.is_terminal:
+            _say(console, f"\n{sample.prompt}", style="bold")
+            grid = Table(box=box.ROUNDED, expand=True)
+            grid.add_column("base model", ratio=1, overflow="fold")
+            grid.add_column("tuned model", ratio=1, overflow="fold")
+            grid.add_row(Text(sample.base), Text(sample.tuned))
+            console.print(grid)
+        else:
+            for label, text in zip(("prompt", "base", "tuned"), sample, strict=True):
+                _say(console, _labelled(label, text))
+            _say(console, "")
+
+
+def stream(pieces: Iterable[str]) -> None:
+    """Write an answer to standard output as it comes, and end its line."""
+    for piece in pieces:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+
+
+class TrainingBar:
+    """What a training run shows while it goes: `update` it at each logged step."""
+
+    def __init__(
+        self, description: str, num_steps: int, bar: Progress | None, task: TaskID | None
+    ) -> None:
+        """Keep the live bar, or None to write plain lines."""
+        self._description = description
+        self._num_steps = num_steps
+        self._bar = bar
+        self._task = task
+        self._first: tuple[int, float] | None = None
+
+    def update(self, step: int, loss: float, tokens_per_second: float) -> None:
+        """Show that `step` steps are done, with their figures and the time left."""
+        now = time.monotonic()
+        # The time before the first step ends is compilation, and says nothing of the others.
+        first_step, since = self._first = self._first or (step, now)
+        left = _time_left(step - first_step, self._num_steps - step, now - since)
+        figures = "  ".join(filter(None, (f"loss {loss:.4f}", _speed(tokens_per_second), left)))
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=step, figures=figures)
+        else:
+            _say(_notes, f"{self._description} {step}/{self._num_steps}  {figures}")
+
+
+@contextlib.contextmanager
+def training(description: str, num_steps: int, start_step: int) -> Iterator[TrainingBar]:
+    """Show a training run's progress while the block runs.
+
+    Args:
+        description: One word or two in front of the bar.
+        num_steps: The steps of the whole run.
+        start_step: The steps that were done before, when it goes on from a checkpoint.
+    """
+    if not _notes.is_terminal:
+        yield TrainingBar(description, num_steps, None, None)
+        return
+    with _bar(TextColumn("{task.fields[figures]}")) as bar:
+        task = bar.add_task(description, total=num_steps, completed=start_step, figures="")
+        yield TrainingBar(description, num_steps, bar, task)
+
+
+@contextlib.contextmanager
+def loading(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show that something is being loaded; the block gets a function that counts what is done.
+
+    Args:
+        description: What is loaded.
+        total: How much there is, in whatever is counted; None when nobody knows.
+    """
+    started = time.monotonic()
+    if _notes.is_terminal:
+        with _bar() as bar:
+            task = bar.add_task(description, total=total)
+            yield lambda amount: bar.update(task, advance=amount)
+    else:
+        yield lambda amount: None
+    _say(_notes, f"{description}: {time.monotonic() - started:.1f} s")
+
+
+def _bar(*columns: TextColumn) -> Progress:
+    """Build a live bar on standard error that leaves nothing behind when it is done."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=_BAR_WIDTH),
+        MofNCompleteColumn(),
+        *columns,
+        console=_notes,
+        refresh_per_second=4,
+        redirect_stdout=False,
+        transient=True,
+    )
+
+
+def _where_results_go() -> Console:
+    """Return the console for results.
+
+    While a bar is drawn on the terminal that also shows standard output, only the bar's own
+    console can write without tearing it.
+    """
+    live = _notes._live_stack if _notes.is_terminal and _results.is_terminal else None
+    return _notes if live else _results
+
+
+def _say(console: Console, text: str, style: str = "") -> None:
+    """Write text as it is: no markup, no emoji, no line broken where a pipe would see it."""
+    console.print(Text(text, style=style), soft_wrap=True)
+
+
+def _cell(value: str | int | float) -> str:
+    """Write a table's cell."""
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def _labelled(label: str, text: str) -> str:
+    """Write a text beside its label, wrapped."""
+    indent = " " * 8
+    lines = [
+        part for line in text.splitlines() for part in textwrap.wrap(line, _PIPE_WIDTH - 8) or [""]
+    ]
+    return f"{label + ':':<8}" + f"\n{indent}".join(lines)
+
+
+def _speed(tokens_per_second: float) -> str:
+    """Write a speed."""
+    return f"{tokens_per_second:,.0f} tokens/s"
+
+
+def _time_left(done: int, left: int, seconds: float) -> str:
+    """Estimate the time left from the pace so far; "" before there is a pace.
+
+    Args:
+        done: Steps since the clock started.
+        left: Steps still to do.
+        seconds: Since the clock started.
+    """
+    if done <= 0:
+        return ""
+    minutes, rest = divmod(round(seconds / done * left), 60)
+    hours, minutes = divmod(minutes, 60)
+    clock = f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{clock} left"

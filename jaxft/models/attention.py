@@ -1,0 +1,126 @@
+"""Causal attention over grouped heads: one primitive for training, one function for decoding.
+
+`causal` walks the queries in static chunks, so that a chunk multiplies only the keys that it can
+see (half of them on average, fewer under a window), and keeps q, k, v, the output and the
+log-sum-exp for its backward pass, never a probability. Keys and values are not repeated for the
+query heads that share them. Scores and softmax are float32.
+
+Dimension letters: `b` batch, `t` query position, `s` key position, `g` kv heads, `m` query heads
+a kv head, `k` head width.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int32
+
+_MIN_CHUNK = 64  # queries; smaller products do not fill the machine
+_MAX_CHUNKS = 16  # chunks are unrolled, and compile time grows with their number
+_MASKED = -1e30  # finite, so that a row without a visible key gives no NaN
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def causal(
+    q: Float[Array, "b t g m k"],
+    k: Float[Array, "b t g k"],
+    v: Float[Array, "b t g k"],
+    segment_ids: Int32[Array, "b t"],
+    window: int | None,
+    scale: float,
+) -> Float[Array, "b t g m k"]:
+    """Attend causally within segments.
+
+    Args:
+        q: Queries, by the kv head they share.
+        k: Keys.
+        v: Values.
+        segment_ids: A position sees only positions of its own segment. Padding is segment 0.
+        window: Number of positions seen, itself included; `None` for all before it.
+        scale: Factor on the scores.
+
+    Returns:
+        The weighted values, in the dtype of `v`.
+
+    Source: Dao 2023 (FlashAttention-2), algorithms 1 and 2, with one block of keys.
+    """
+    return _forward(q, k, v, segment_ids, window, scale)[0]
+
+
+def _forward(q: Any, k: Any, v: Any, segment_ids: Any, window: int | None, scale: float) -> Any:
+    outputs, log_sums = [], []
+    for rows, keys in _chunks(q.shape[1], window):
+        scores = _scores(q[:, rows], k[:, keys], segment_ids, rows, keys, window, scale)
+        log_sum = jax.nn.logsumexp(scores, axis=-1)  # [b g m t]
+        weights = jnp.exp(scores - log_sum[..., None]).astype(v.dtype)
+        outputs.append(jnp.einsum("bgmts,bsgk->btgmk", weights, v[:, keys]))
+        log_sums.append(log_sum)
+    return jnp.concatenate(outputs, axis=1), jnp.concatenate(log_sums, axis=-1)
+
+
+def _causal_fwd(q: Any, k: Any, v: Any, segment_ids: Any, window: int | None, scale: float) -> Any:
+    out, log_sum = _forward(q, k, v, segment_ids, window, scale)
+    return out, (q, k, v, segment_ids, out, log_sum)
+
+
+def _causal_bwd(window: int | None, scale: float, kept: Any, d_out: Any) -> Any:
+    q, k, v, segment_ids, out, log_sum = kept
+    # The row sums of weights * d_weights, without forming either.
+    delta = jnp.einsum("btgmk,btgmk->bgmt", out, d_out, preferred_element_type=jnp.float32)
+    dq, dk, dv = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+    for rows, keys in _chunks(q.shape[1], window):
+        scores = _scores(q[:, rows], k[:, keys], segment_ids, rows, keys, window, scale)
+        weights = jnp.exp(scores - log_sum[..., rows, None])
+        d_rows = d_out[:, rows]
+        dv = dv.at[:, keys].add(_sum_f32("bgmts,btgmk->bsgk", weights.astype(v.dtype), d_rows))
+        d_weights = _sum_f32("btgmk,bsgk->bgmts", d_rows, v[:, keys])
+        d_scores = weights * (d_weights - delta[..., rows, None]) * scale
+        d_scores = d_scores.astype(q.dtype)
+        dq.append(jnp.einsum("bgmts,bsgk->btgmk", d_scores, k[:, keys]))
+        dk = dk.at[:, keys].add(_sum_f32("bgmts,btgmk->bsgk", d_scores, q[:, rows]))
+    return jnp.concatenate(dq, axis=1), dk.astype(k.dtype), dv.astype(v.dtype), None
+
+
+causal.defvjp(_causal_fwd, _causal_bwd)
+
+
+def cached(
+    q: Float[Array, "b t g m k"],
+    keys: Float[Array, "b s g k"],
+    values: Float[Array, "b s g k"],
+    visible: Bool[Array, "b t s"],
+    scale: float,
+) -> Float[Array, "b t g m k"]:
+    """Attend to every key that `visible` allows; for decoding, where nothing is differentiated."""
+    scores = _sum_f32("btgmk,bsgk->bgmts", q, keys) * scale
+    scores = jnp.where(visible[:, None, None], scores, _MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+    return jnp.einsum("bgmts,bsgk->btgmk", weights, values)
+
+
+def _chunks(length: int, window: int | None) -> Iterator[tuple[slice, slice]]:
+    """Yield the static (queries, keys) of each chunk: keys reach from the window to the diagonal."""
+    size = max(_MIN_CHUNK, -(-length // _MAX_CHUNKS))
+    if length // size < 4:
+        size = max(-(-length // 4), 16)
+    for start in range(0, length, size):
+        end = min(start + size, length)
+        first = 0 if window is None else max(start - window + 1, 0)
+        yield slice(start, end), slice(first, end)
+
+
+def _scores(
+    q: Any, k: Any, segment_ids: Any, rows: slice, keys: slice, window: int | None, scale: float
+) -> Float[Array, "b g m t s"]:
+    scores = _sum_f32("btgmk,bsgk->bgmts", q, k) * scale
+    row, key = jnp.arange(rows.start, rows.stop), jnp.arange(keys.start, keys.stop)
+    behind = row[:, None] - key[None, :]  # how many positions the key lies behind the query
+    seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
+    same = segment_ids[:, rows, None] == segment_ids[:, None, keys]
+    return jnp.where((same & seen[None])[:, None, None], scores, _MASKED)
+
+
+def _sum_f32(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.einsum(equation, x, y, preferred_element_type=jnp.float32)

@@ -1,0 +1,135 @@
+"""The decoder: embedding, groups of scanned blocks, final norm, head.
+
+Called in two ways: over whole rows for training and evaluation, and by `extend` over new tokens
+and a cache for generation. Both stop at the last hidden state: the head is applied apart
+(`forward.head_logits`), because the loss wants it only where there is something to predict.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int32
+
+from jaxft.models.layers import Block, Context, RMSNorm
+from jaxft.models.network import Group, Network
+from jaxft.parallel import rules
+from jaxft.parallel.mesh import ROW_AXES
+
+
+class Embedding(nnx.Module):
+    """The table of token embeddings, [v d]."""
+
+    def __init__(self, vocab_size: int, model_dim: int, rngs: nnx.Rngs):
+        """Make the table."""
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (vocab_size, model_dim)))
+
+    def __call__(self, ids: Int32[Array, "b t"], mesh: Mesh, dtype: Any) -> Float[Array, "b t d"]:
+        """Look tokens up."""
+        table = self.kernel[...]
+        return rules.gather(mesh, "embed/kernel")(table, table.dtype)[ids].astype(dtype)
+
+
+class Head(nnx.Module):
+    """The leaves of the output projection: its own kernel unless tied, and its adapter."""
+
+    def __init__(self, network: Network, rngs: nnx.Rngs):
+        """Make the leaves."""
+        spec, adapter = network.spec, dict(network.outer_adapters).get("head")
+        if not spec.tied_head:
+            dims = (spec.model_dim, spec.vocab_size)
+            self.kernel = nnx.Param(jax.random.normal(rngs.params(), dims) * dims[0] ** -0.5)
+        if adapter is not None:
+            self.lora_a = nnx.Param(jnp.zeros((adapter.rank, spec.model_dim)))
+            self.lora_b = nnx.Param(jnp.zeros((adapter.rank, spec.vocab_size)))
+
+
+class Decoder(nnx.Module):
+    """A causal language model up to its last hidden state."""
+
+    def __init__(self, network: Network, rngs: nnx.Rngs):
+        """Make all leaves; those of a group's blocks are stacked on dimension 0."""
+        spec = network.spec
+        self.network = network
+        self.embed = Embedding(spec.vocab_size, spec.model_dim, rngs)
+        self.groups = nnx.List([_stacked(network, group, rngs) for group in network.groups])
+        self.final_norm = RMSNorm(spec.model_dim, spec.norm_eps)
+        self.head = Head(network, rngs)
+
+    def __call__(
+        self, input_ids: Int32[Array, "b t"], context: Context, *, dtype: Any, remat: bool
+    ) -> Float[Array, "b t d"]:
+        """Return the final hidden states, normed, of whole rows."""
+        x = self.embed(input_ids, context.mesh, dtype)
+        for group, blocks in zip(self.network.groups, self.groups, strict=True):
+            x = _run_group(group, blocks, x, context, remat=remat)
+        return self.final_norm(x)
+
+    def extend(
+        self, input_ids: Int32[Array, "b t"], context: Context, cached_kv: Any, *, dtype: Any
+    ) -> tuple[Float[Array, "b t d"], Any]:
+        """Return hidden states of new tokens, and their keys and values.
+
+        Args:
+            input_ids: The new tokens.
+            context: What is known of them, `visible` and `distance` included.
+            cached_kv: For each group and each position of its period, keys and values
+                [n b s g k] of the tokens before; the new ones come back in the same form.
+            dtype: The dtype computed in.
+        """
+        x = self.embed(input_ids, context.mesh, dtype)
+        new = []
+        for group, blocks, past in zip(self.network.groups, self.groups, cached_kv, strict=True):
+            x, kv = _extend_group(group, blocks, x, context, past)
+            new.append(kv)
+        return self.final_norm(x), tuple(new)
+
+
+def _stacked(network: Network, group: Group, rngs: nnx.Rngs) -> nnx.List:
+    """Build a group's period of blocks, `repeats` times over, by mapping the constructor."""
+
+    def construct(key: jax.Array) -> nnx.List:
+        keys = nnx.Rngs(key)
+        return nnx.List([Block(network.spec, layer, keys) for layer in group.period])
+
+    keys = jax.random.split(rngs.params(), group.repeats)
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: construct(jax.random.key(0))))
+    return nnx.merge(graphdef, jax.vmap(lambda key: nnx.state(construct(key)))(keys))
+
+
+def _layer_indices(group: Group) -> jax.Array:
+    size = len(group.period)
+    first = group.first_layer
+    return jnp.arange(first, first + group.repeats * size, dtype=jnp.int32).reshape(-1, size)
+
+
+def _run_group(group: Group, blocks: nnx.List, x: Any, context: Context, *, remat: bool) -> Any:
+    graphdef, state = nnx.split(blocks)
+    rows = NamedSharding(context.mesh, PartitionSpec(ROW_AXES))
+
+    def period(x: Any, slices: Any) -> Any:
+        leaves, layers = slices
+        x = jax.lax.with_sharding_constraint(x, rows)
+        for position, block in enumerate(nnx.merge(graphdef, leaves)):
+            x, _ = block(x, context, layers[position], None)
+        return x, None
+
+    if remat:
+        period = jax.checkpoint(period, prevent_cse=False)
+    return jax.lax.scan(period, x, (state, _layer_indices(group)))[0]
+
+
+def _extend_group(group: Group, blocks: nnx.List, x: Any, context: Context, past: Any) -> Any:
+    graphdef, state = nnx.split(blocks)
+
+    def period(x: Any, slices: Any) -> Any:
+        leaves, layers, past = slices
+        new = []
+        for position, block in enumerate(nnx.merge(graphdef, leaves)):
+            x, kv = block(x, context, layers[position], past[position])
+            new.append(kv)
+        return x, tuple(new)
+
+    return jax.lax.scan(period, x, (state, _layer_indices(group), past))

@@ -1,0 +1,147 @@
+"""What a family is, and how a config.json is read without overlooking anything.
+
+`ConfigReader` hands out keys one by one and remembers them; `finish` raises for every key left
+over that is not known to be harmless. So a config key that changes numbers and is not handled
+can not pass unseen.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from jaxft.errors import UnsupportedModelError
+from jaxft.models.spec import ModelSpec
+
+_REQUIRED = object()
+
+# Keys that describe files, training or tokens, and never the logits of a causal forward pass.
+HARMLESS = frozenset(
+    {
+        "_name_or_path",
+        "architectures",
+        "auto_map",
+        "bos_token_id",
+        "chunk_size_feed_forward",
+        "dtype",
+        "eos_token_id",
+        "id2label",
+        "initializer_range",
+        "is_decoder",
+        "is_encoder_decoder",
+        "is_llama_config",
+        "keys_to_ignore_at_inference",
+        "label2id",
+        "max_position_embeddings",
+        "model_type",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "pretraining_tp",
+        "problem_type",
+        "return_dict",
+        "tokenizer_class",
+        "torch_dtype",
+        "transformers.js_config",
+        "transformers_version",
+        "use_cache",
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One line of a name table, read both ways.
+
+    Attributes:
+        ours: Path in the tree; of a layer's leaf, the path within its block.
+        theirs: Hugging Face's name, with ``{layer}`` for the layer's index.
+        layout: "same", or "transposed" (theirs is [out, in], ours [in, out]).
+    """
+
+    ours: str
+    theirs: str
+    layout: Literal["same", "transposed"]
+
+    @property
+    def is_per_layer(self) -> bool:
+        """Whether there is one such tensor a layer."""
+        return "{layer}" in self.theirs
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """How one `model_type` maps onto the decoder.
+
+    Attributes:
+        model_type: As config.json has it.
+        spec_from_config: config.json to `ModelSpec`.
+        tensors: The name table; lines whose leaf a spec does not have do not apply to it.
+        ignored: Regular expressions of tensor names that carry no weights.
+        default_targets: What PEFT adapts when `target_modules` is null.
+        head_name: Hugging Face's name of the output embedding module.
+
+    Source of `default_targets`: `peft/utils/constants.py:
+    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING`.
+    """
+
+    model_type: str
+    spec_from_config: Callable[[Mapping[str, Any]], ModelSpec]
+    tensors: tuple[Tensor, ...]
+    ignored: tuple[str, ...]
+    default_targets: tuple[str, ...]
+    head_name: str
+
+
+class ConfigReader:
+    """Reads a config.json key by key, and accounts for every key."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        """Start with nothing read."""
+        self._config = config
+        self._seen: set[str] = set()
+
+    def get(self, key: str, default: Any = _REQUIRED) -> Any:
+        """Return the value of `key`; `default` is what transformers' config class has.
+
+        Raises:
+            UnsupportedModelError: If the key is absent and has no default.
+        """
+        self._seen.add(key)
+        if key in self._config:
+            return self._config[key]
+        if default is _REQUIRED:
+            raise UnsupportedModelError(
+                f"The model's config.json has no {key!r}.",
+                "Take the config.json that belongs to the weights.",
+            )
+        return default
+
+    def require(self, key: str, allowed: tuple[Any, ...], default: Any = None) -> None:
+        """Read a key of which only some values are handled.
+
+        Raises:
+            UnsupportedModelError: If the value is another one.
+        """
+        value = self.get(key, default)
+        if value not in allowed:
+            raise UnsupportedModelError(
+                f"The model's config.json has {key}={value!r}, which is not handled.",
+                f"Handled here: {', '.join(map(repr, allowed))}.",
+            )
+
+    def finish(self) -> None:
+        """Raise for keys that nobody read.
+
+        Raises:
+            UnsupportedModelError: Names them.
+        """
+        left = sorted(
+            key
+            for key, value in self._config.items()
+            if key not in self._seen and key not in HARMLESS and value is not None
+        )
+        if left:
+            raise UnsupportedModelError(
+                f"The model's config.json has keys that are not handled: {', '.join(left)}.",
+                "They may change its numbers. Remove them only if you know that they do not.",
+            )

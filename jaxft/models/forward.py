@@ -1,0 +1,174 @@
+"""The functional face of the network: pure functions of a parameter tree.
+
+`hidden_states` and `head_logits` for training and evaluation, `empty_cache` and `extend` for
+generation. Each binds the tree to the modules at trace time, which costs nothing at run time.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int32, UInt32
+
+from jaxft.models import linear, rope
+from jaxft.models.bind import bind
+from jaxft.models.layers import Context
+from jaxft.models.network import Network
+from jaxft.parallel import rules
+
+
+def hidden_states(
+    network: Network,
+    tree: Mapping[str, Any],
+    input_ids: Int32[Array, "b t"],
+    segment_ids: Int32[Array, "b t"],
+    positions: Int32[Array, "b t"],
+    *,
+    mesh: Mesh,
+    dtype: Any,
+    dropout_seeds: UInt32[Array, "b t"] | None = None,
+    remat: bool = False,
+) -> Float[Array, "b t d"]:
+    """Return the normed hidden states that the head is applied to.
+
+    Args:
+        network: What `tree` is bound to.
+        tree: All leaves, frozen and trained.
+        input_ids: Tokens; any id will do in padding.
+        segment_ids: 1, 2, ... for the texts packed in a row, 0 in padding.
+        positions: Position of each token within its own text.
+        mesh: Where the arrays live.
+        dtype: The dtype of activations and matrix products.
+        dropout_seeds: From `dropout.token_seeds` in training; `None` means no dropout.
+        remat: Keep only each period's input for the backward pass and compute the rest again.
+
+    Raises:
+        WeightsError: If the tree does not fit the network.
+    """
+    cos, sin = rope.angles(network.spec.rope, network.spec.head_dim, positions)
+    context = Context(mesh, cos, sin, segment_ids, dropout_seeds)
+    return bind(network, tree)(input_ids, context, dtype=dtype, remat=remat)
+
+
+def head_leaves(network: Network, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the leaves that `head_logits` needs, by path."""
+    leaves = {f"head/{name}": leaf for name, leaf in tree.get("head", {}).items()}
+    if network.spec.tied_head:
+        leaves["embed/kernel"] = tree["embed"]["kernel"]
+    return leaves
+
+
+def head_logits(
+    network: Network, mesh: Mesh, leaves: Mapping[str, Any], hidden: Float[Array, "b t d"]
+) -> Float[Array, "b t v"]:
+    """Return float32 logits; `leaves` are those that `head_leaves` selects."""
+    if network.spec.tied_head:
+        kernel: Any = leaves["embed/kernel"]
+        materialise: linear.Materialise = _Transposed(rules.gather(mesh, "embed/kernel"))
+    else:
+        kernel, materialise = leaves["head/kernel"], rules.gather(mesh, "head/kernel")
+    logits = linear.product(hidden, kernel, materialise, jnp.float32)
+    adapter = dict(network.outer_adapters).get("head")
+    if adapter is None:
+        return logits
+    a, b = leaves["head/lora_a"], leaves["head/lora_b"]
+    return logits + linear.lora(hidden, a, b, adapter.scaling, 0.0, None)
+
+
+class _Transposed(NamedTuple):
+    """The embedding table used as a head: gathered, then transposed."""
+
+    gather: rules.Gather
+
+    def __call__(self, leaf: jax.Array, dtype: Any) -> jax.Array:
+        return self.gather(leaf, dtype).T
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens so far.
+
+    Attributes:
+        kv: For each group and each position of its period, keys and values [n b s g k].
+        valid: bool [b s]: whether the slot holds a token (not padding).
+        length: int32: number of slots filled, the same for every row.
+        next_position: int32 [b]: the position of each row's next token.
+    """
+
+    kv: tuple[tuple[tuple[jax.Array, jax.Array], ...], ...]
+    valid: Bool[Array, "b s"]
+    length: Int32[Array, ""]
+    next_position: Int32[Array, " b"]
+
+
+def empty_cache(network: Network, batch: int, slots: int, dtype: Any) -> Cache:
+    """Return a cache of zeros with room for `slots` tokens in each of `batch` rows."""
+    spec = network.spec
+    kv = tuple(
+        tuple(
+            (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+            for shape in [(group.repeats, batch, slots, spec.num_kv_heads, spec.head_dim)]
+            for _ in group.period
+        )
+        for group in network.groups
+    )
+    return Cache(kv, jnp.zeros((batch, slots), bool), jnp.int32(0), jnp.zeros((batch,), jnp.int32))
+
+
+def extend(
+    network: Network,
+    tree: Mapping[str, Any],
+    cache: Cache,
+    input_ids: Int32[Array, "b t"],
+    valid: Bool[Array, "b t"],
+    *,
+    mesh: Mesh,
+    dtype: Any,
+) -> tuple[Float[Array, "b t d"], Cache]:
+    """Run new tokens after those in the cache; return hidden states and the longer cache.
+
+    Padding belongs on the left of a row's first tokens, so that every row's tokens are
+    contiguous in the cache and windows can be measured in slots.
+
+    Args:
+        network: What `tree` is bound to.
+        tree: All leaves.
+        cache: The tokens so far; it must have `t` free slots.
+        input_ids: The new tokens.
+        valid: Which of them are tokens, not padding.
+        mesh: Where the arrays live.
+        dtype: The dtype of activations and matrix products.
+    """
+    new_positions = cache.next_position[:, None] + jnp.cumsum(valid.astype(jnp.int32), axis=1) - 1
+    cos, sin = rope.angles(network.spec.rope, network.spec.head_dim, jnp.maximum(new_positions, 0))
+    context = Context(mesh, cos, sin, valid.astype(jnp.int32), None)
+    visible, distance = _visibility(cache, valid)
+    context = dataclasses.replace(context, visible=visible, distance=distance)
+    hidden, new_kv = bind(network, tree).extend(input_ids, context, cache.kv, dtype=dtype)
+
+    def write(slots: jax.Array, new: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(
+            slots, new.astype(slots.dtype), cache.length, axis=2
+        )
+
+    return hidden, Cache(
+        jax.tree.map(write, cache.kv, new_kv),
+        jax.lax.dynamic_update_slice_in_dim(cache.valid, valid, cache.length, axis=1),
+        cache.length + jnp.int32(input_ids.shape[1]),
+        cache.next_position + jnp.sum(valid, axis=1, dtype=jnp.int32),
+    )
+
+
+def _visibility(cache: Cache, valid: Bool[Array, "b t"]) -> tuple[Any, Any]:
+    """Return what each new token sees of [cache, new tokens], and at what distance."""
+    batch, new = valid.shape
+    slots = cache.valid.shape[1]
+    own_slot = cache.length + jnp.arange(new, dtype=jnp.int32)
+    key_slot = jnp.concatenate([jnp.arange(slots, dtype=jnp.int32), own_slot])
+    distance = own_slot[:, None] - key_slot[None, :]  # [t s]
+    filled = cache.valid & (jnp.arange(slots) < cache.length)[None, :]
+    exists = jnp.concatenate([filled, valid], axis=1)
+    visible = exists[:, None, :] & (distance >= 0)[None]
+    return visible, jnp.broadcast_to(distance[None], (batch, *distance.shape))

@@ -1,0 +1,1 @@
+"""Where arrays live: the device mesh, the table of sharding rules, the report of devices."""

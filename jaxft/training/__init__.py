@@ -1,0 +1,1 @@
+"""How a model is trained: loss, optimizer, step, evaluation, checkpoints, and the loop."""

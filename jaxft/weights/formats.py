@@ -1,0 +1,61 @@
+"""Which weights formats a model folder may hold, and which of them can be read.
+
+Separate so that a further format is one entry, known to the search for a model and to its
+loading alike. The invariant: the first readable format present is the one that is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxft.errors import WeightsError
+from jaxft.weights import safetensors
+from jaxft.weights.checkpoint import Checkpoint
+
+
+class _Format(NamedTuple):
+    """A format: the file of which one must be there, and how to open the folder."""
+
+    marks: tuple[str, ...]
+    open: Callable[[Path], Checkpoint]
+
+
+_FORMATS = (_Format((safetensors.SINGLE, safetensors.INDEX), safetensors.open_safetensors),)
+
+# Known, so that a folder of them is told what it has.
+_UNREADABLE = ("*.bin", "*.msgpack", "*.h5", "*.pt", "*.pth", "*.safetensors", "*.gguf")
+
+
+def open_folder(folder: Path) -> Checkpoint:
+    """Open the weights of a model folder.
+
+    Raises:
+        WeightsError: There are none that can be read, or they are damaged.
+    """
+    chosen = _find(folder)
+    if chosen is None:
+        marks = " or ".join(mark for each in _FORMATS for mark in each.marks)
+        raise WeightsError(f"{folder}: {lack(folder)}.", f"Expected {marks} in the folder.")
+    return chosen.open(folder)
+
+
+def lack(folder: Path) -> str:
+    """Say what a folder lacks to be a model, or "" if it has it all."""
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            return "an adapter, not a model (no config.json)"
+        return "there is no config.json"
+    if _find(folder) is None:
+        others = sorted(path.name for kind in _UNREADABLE for path in folder.glob(kind))
+        return f"no weights that can be read (only {', '.join(others)})" if others else "no weights"
+    return ""
+
+
+def _find(folder: Path) -> _Format | None:
+    """Return the first format that the folder holds."""
+    for each in _FORMATS:
+        if any((folder / mark).is_file() for mark in each.marks):
+            return each
+    return None

@@ -1,0 +1,151 @@
+"""Bring a checkpoint's tensors into the parameter tree, each leaf born with its sharding.
+
+Every tensor is consumed exactly once or ignored by name, and every leaf is filled exactly once;
+all violations are found from the headers, before anything is read. A layer's tensor is written
+into its slice of the stacked leaf as it is read, so the host holds about one tensor at a time.
+"""
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxft import tree as trees
+from jaxft.errors import WeightsError
+from jaxft.models.bind import abstract_tree
+from jaxft.models.families.family import Family
+from jaxft.models.network import Network
+from jaxft.parallel import rules
+from jaxft.weights import names
+from jaxft.weights.checkpoint import Checkpoint
+
+_SHOWN = 5  # names listed of each kind of mismatch
+_ADAPTER_LEAF = re.compile(r".*/lora_[ab]")
+
+
+def load_base(
+    checkpoint: Checkpoint,
+    family: Family,
+    network: Network,
+    *,
+    dtype: Any,
+    mesh: Mesh,
+    progress: Callable[[int], None],
+) -> trees.Tree:
+    """Read the base weights of `network`.
+
+    Args:
+        checkpoint: Where the tensors are.
+        family: Their names.
+        network: The network; leaves of its adapters are not part of the result.
+        dtype: dtype of all leaves, whatever they are stored as.
+        mesh: Over which the leaves are divided, by the sharding table.
+        progress: Called with the number of bytes after each tensor read.
+
+    Returns:
+        The frozen tree: every leaf of the network but those of adapters.
+
+    Raises:
+        WeightsError: If tensors are missing, unexpected or misshapen, or a file is damaged.
+    """
+    table = names.slots(family, network)
+    _check(checkpoint, family, network, table)
+    leaves = {
+        path: jax.ShapeDtypeStruct(leaf.shape, dtype)
+        for path, leaf in trees.flatten(abstract_tree(network)).items()
+        if not _ADAPTER_LEAF.fullmatch(path)
+    }
+    placed = trees.flatten(rules.shardings(trees.unflatten(leaves), mesh))
+    filled: dict[str, jax.Array] = {}
+    for name, slot in table.items():
+        tensor = checkpoint.read(name)
+        part = jax.device_put(tensor, _tensor_sharding(slot, placed[slot.path]))
+        if slot.path not in filled:
+            leaf = leaves[slot.path]
+            filled[slot.path] = jnp.zeros(leaf.shape, leaf.dtype, device=placed[slot.path])
+        filled[slot.path] = _write(
+            filled[slot.path],
+            part,
+            np.int32(slot.index or 0),
+            transposed=slot.transposed,
+            stacked=slot.index is not None,
+        )
+        progress(tensor.nbytes)
+    return trees.unflatten(filled)
+
+
+def _tensor_sharding(slot: names.Slot, leaf: NamedSharding) -> NamedSharding:
+    """Return the sharding of one slice as the file has it, so that each device gets its part."""
+    axes = list(leaf.spec) if slot.index is None else list(leaf.spec)[1:]
+    if slot.transposed:
+        axes = [*axes, None, None][:2][::-1]
+    return NamedSharding(leaf.mesh, PartitionSpec(*axes))
+
+
+@functools.partial(jax.jit, static_argnames=("transposed", "stacked"), donate_argnums=0)
+def _write(
+    leaf: jax.Array, part: jax.Array, index: Any, *, transposed: bool, stacked: bool
+) -> jax.Array:
+    part = (part.T if transposed else part).astype(leaf.dtype)
+    return jax.lax.dynamic_update_index_in_dim(leaf, part, index, 0) if stacked else part
+
+
+def _check(
+    checkpoint: Checkpoint, family: Family, network: Network, table: dict[str, names.Slot]
+) -> None:
+    infos = checkpoint.infos()
+    shapes = names.leaf_shapes(network)
+    copies = _tied_copies(checkpoint, family, network)
+    ignored = re.compile("|".join(family.ignored) or r"(?!)")
+    unexpected = [
+        name
+        for name in infos
+        if name not in table and name not in copies and not ignored.fullmatch(name)
+    ]
+    misshapen = []
+    for name, slot in table.items():
+        expected = names.expected_shape(slot, shapes[slot.path])
+        if name in infos and tuple(infos[name].shape) != expected:
+            misshapen.append(f"{name} {tuple(infos[name].shape)} instead of {expected}")
+    complaints = {
+        "missing": [name for name in table if name not in infos],
+        "unexpected": unexpected,
+        "misshapen": misshapen,
+    }
+    found = [
+        f"{len(bad)} {kind} ({', '.join(bad[:_SHOWN])}{', ...' if len(bad) > _SHOWN else ''})"
+        for kind, bad in complaints.items()
+        if bad
+    ]
+    if found:
+        raise WeightsError(
+            f"{checkpoint.path}: the tensors are not those of its config.json: {'; '.join(found)}.",
+            "Take weights and config.json of one and the same model.",
+        )
+
+
+def _tied_copies(checkpoint: Checkpoint, family: Family, network: Network) -> set[str]:
+    """Return the names of redundant copies of a tied head, once they are seen to be copies.
+
+    Raises:
+        WeightsError: If the head that the file stores is not the embedding it is tied to.
+    """
+    head, embed = f"{family.head_name}.weight", _embedding_name(family)
+    infos = checkpoint.infos()
+    if not network.spec.tied_head or head not in infos or embed not in infos:
+        return set()
+    if not np.array_equal(checkpoint.read(head), checkpoint.read(embed)):
+        raise WeightsError(
+            f"{checkpoint.path}: {head} differs from {embed}, though config.json ties them.",
+            "Set tie_word_embeddings to false in config.json if the head is meant to differ.",
+        )
+    return {head}
+
+
+def _embedding_name(family: Family) -> str:
+    return next(line.theirs for line in family.tensors if line.ours == "embed/kernel")

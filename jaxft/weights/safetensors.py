@@ -1,0 +1,195 @@
+"""Read safetensors checkpoints: one file, or shards with an index.
+
+Separate because it is one format of several. The invariant: all that can be wrong with headers,
+index and shards is found when the checkpoint is opened, before any tensor is read; afterwards a
+read holds one tensor and the pages it came from, never a whole file.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from jaxft.errors import WeightsError
+from jaxft.weights.checkpoint import TensorInfo
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+# What the format's names for element types are in numpy. The others (8 bits and fewer) are
+# storage for quantised models, whose values mean nothing without their scales.
+_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U64": np.dtype(np.uint64),
+    "U32": np.dtype(np.uint32),
+    "U16": np.dtype(np.uint16),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+
+_REFETCH = "Expected a complete safetensors file; download or copy it again."
+
+
+@dataclass(frozen=True)
+class SafetensorsCheckpoint:
+    """A `Checkpoint` in safetensors files.
+
+    Attributes:
+        path: The single file, or the folder of the shards.
+        files: The file of each tensor.
+        tensors: Shape and dtype of each tensor.
+    """
+
+    path: Path
+    files: dict[str, Path]
+    tensors: dict[str, TensorInfo]
+
+    def infos(self) -> dict[str, TensorInfo]:
+        """List the tensors under their names, in the files' order."""
+        return dict(self.tensors)
+
+    def read(self, name: str) -> np.ndarray:
+        """Read one tensor into memory of its own.
+
+        Raises:
+            WeightsError: No such tensor, or its file changed or vanished since it was opened.
+        """
+        if name not in self.files:
+            raise WeightsError(
+                f"{self.path}: there is no tensor {name}.",
+                "Expected the weights that config.json describes; check that both belong together.",
+            )
+        file = self.files[name]
+        # Opened anew for each tensor: pages of a map that stays open pile up in the resident set
+        # until the whole file counts as memory.
+        try:
+            with safetensors.safe_open(file, framework="numpy") as opened:
+                return opened.get_tensor(name)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise WeightsError(f"{file}: cannot read {name} ({error}).", _REFETCH) from error
+
+
+def open_safetensors(folder: Path) -> SafetensorsCheckpoint:
+    """Open the safetensors weights of a model folder, reading headers only.
+
+    A single file is preferred to an index where both exist, as in transformers.
+
+    Raises:
+        WeightsError: A file is missing, truncated or damaged; a shard lacks a tensor that the
+            index places in it; a tensor is in two shards or in none; a dtype is not handled.
+    """
+    if (folder / SINGLE).exists():
+        tensors = read_header(folder / SINGLE)
+        return SafetensorsCheckpoint(
+            folder / SINGLE, dict.fromkeys(tensors, folder / SINGLE), tensors
+        )
+    placed = _read_index(folder / INDEX)
+    files: dict[str, Path] = {}
+    merged: dict[str, TensorInfo] = {}
+    for shard in dict.fromkeys(placed.values()):
+        tensors = read_header(folder / shard)
+        for name in tensors:
+            _check_place(name, folder / shard, placed, files)
+        files |= dict.fromkeys(tensors, folder / shard)
+        merged |= tensors
+    for name, shard in placed.items():
+        if name not in files:
+            raise WeightsError(
+                f"{folder / shard}: tensor {name} is missing, though {INDEX} places it here.",
+                "Expected shards and index of the same model; download or copy them again.",
+            )
+    return SafetensorsCheckpoint(folder, files, merged)
+
+
+def read_header(file: Path) -> dict[str, TensorInfo]:
+    """Read names, shapes and dtypes from one file's header.
+
+    Raises:
+        WeightsError: The file is missing, truncated, damaged, or holds a dtype not handled.
+    """
+    try:
+        with safetensors.safe_open(file, framework="numpy") as opened:
+            layout = (opened.metadata() or {}).get("format", "pt")
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            described = {
+                name: (view.get_shape(), view.get_dtype()) for name, view in slices.items()
+            }
+    except FileNotFoundError as error:
+        raise WeightsError(f"{file}: there is no such file.", _REFETCH) from error
+    except (OSError, safetensors.SafetensorError) as error:
+        raise WeightsError(f"{file}: {_diagnose(file) or error}.", _REFETCH) from error
+    if layout in ("flax", "tf"):
+        raise WeightsError(
+            f"{file}: the weights are laid out for {layout}.",
+            "Expected torch's layout; save the model again with torch's or numpy's writer.",
+        )
+    for name, (_, dtype) in described.items():
+        if dtype not in _DTYPES:
+            raise WeightsError(
+                f"{file}: tensor {name} has dtype {dtype}.",
+                f"Expected one of {', '.join(_DTYPES)}; use a checkpoint that is not quantised.",
+            )
+    return {
+        name: TensorInfo(tuple(shape), _DTYPES[dtype]) for name, (shape, dtype) in described.items()
+    }
+
+
+def _diagnose(file: Path) -> str:
+    """Say which tensor passes the end of a file that the library refused, or "" if none."""
+    try:
+        with file.open("rb") as opened:
+            header_bytes = int.from_bytes(opened.read(8), "little")
+            if header_bytes + 8 > file.stat().st_size:
+                return f"its header should have {header_bytes} bytes and the file has fewer"
+            header = json.loads(opened.read(header_bytes))
+        data_bytes = file.stat().st_size - 8 - header_bytes
+        ends = {n: e["data_offsets"][1] for n, e in header.items() if n != "__metadata__"}
+        late = [name for name in ends if ends[name] > data_bytes]
+    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError):
+        return ""  # garbage: the library's own words say it
+    if not late:
+        return ""
+    first = min(late, key=lambda name: ends[name])
+    return (
+        f"the file is truncated: {len(late)} tensors end beyond it, the first is {first} "
+        f"(at byte {ends[first]} of {data_bytes})"
+    )
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    """Read which shard holds each tensor."""
+    remedy = "Expected an index with a weight_map of tensor to shard; download or copy it again."
+    try:
+        placed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards = set(placed.values())
+    except FileNotFoundError as error:
+        raise WeightsError(f"{index.parent}: neither {SINGLE} nor {INDEX}.", remedy) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{index}: not a readable index ({error!r}).", remedy) from error
+    for shard in shards:
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise WeightsError(f"{index}: {shard!r} is not the name of a file beside it.", remedy)
+    return placed
+
+
+def _check_place(name: str, file: Path, placed: dict[str, str], files: dict[str, Path]) -> None:
+    """Refuse a tensor of a shard that is elsewhere too, or that the index does not name."""
+    remedy = "Expected each tensor once, where the index says; download or copy the shards again."
+    if name in files:
+        raise WeightsError(f"{file}: tensor {name} is also in {files[name].name}.", remedy)
+    if name not in placed:
+        raise WeightsError(f"{file}: tensor {name} is not named in {INDEX}.", remedy)
+    if placed[name] != file.name:
+        raise WeightsError(f"{file}: tensor {name} belongs in {placed[name]} by {INDEX}.", remedy)

@@ -1,0 +1,34 @@
+"""Settings that hold for every test: four CPU devices, no network, strict shapes.
+
+They must be in place before jax makes its first device, so they are set while this file is
+imported and not in a fixture.
+"""
+
+from __future__ import annotations
+
+import os
+
+# JAX_PLATFORMS=cuda pytest ... runs the suite on a GPU instead.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# No test may reach the Hub; a forgotten download fails at once instead of passing by luck.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+# Output is compared as text; a colourful terminal must not change it.
+os.environ["NO_COLOR"] = "1"
+os.environ.pop("FORCE_COLOR", None)
+
+import hypothesis
+import jax
+
+# Four devices make every test a sharding test.
+jax.config.update("jax_num_cpu_devices", 4)
+# An accidental broadcast between ranks is a bug that looks like a result.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The same examples each time, so that a failure is a failure for everyone; no deadline, since
+# the first example may compile. `--hypothesis-profile=search` looks for new ones.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("search", deadline=None, max_examples=1000)
+hypothesis.settings.load_profile("repeatable")

@@ -1,0 +1,193 @@
+"""The command line: its help, its exit statuses, and what stands on which stream."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+import jaxft
+from jaxft import cli
+from jaxft.errors import DataError
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    (tmp_path / "rows.jsonl").touch()
+    text = f"model: m\ndata: {{train: rows.jsonl}}\ntrain: {{output_dir: {tmp_path}/run}}\n"
+    (tmp_path / "recipe.yaml").write_text(text)
+    return tmp_path / "recipe.yaml"
+
+
+@pytest.fixture
+def replace_loop(monkeypatch):
+    """Return a function that puts another `run` in place of the training loop's."""
+
+    def replace(run):
+        loop = types.ModuleType("jaxft.training.loop")
+        loop.run = run
+        package = types.ModuleType("jaxft.training")
+        package.loop = loop
+        monkeypatch.setitem(sys.modules, "jaxft.training", package)
+        monkeypatch.setitem(sys.modules, "jaxft.training.loop", loop)
+
+    return replace
+
+
+def status(*words: str) -> int:
+    """Run the command line in this process and return its exit status."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    return ended.value.code or 0
+
+
+def run_python(code: str, argv: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *argv],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "COLUMNS": "80"},
+        cwd=Path(jaxft.__file__).parent.parent,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["generate", "-h"]])
+def test_help_shows_commands_that_can_be_typed(words, capsys):
+    assert status(*words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    examples = lines[lines.index("  Examples:") + 1 :]
+    assert examples[0].startswith("    jaxft ")
+    assert max(map(len, lines)) <= 80
+
+
+def test_help_and_mistakes_load_no_heavy_library():
+    code = """
+import sys
+from jaxft.cli import main
+heavy = {"jax", "jaxlib", "flax", "transformers", "datasets", "torch", "numpy", "grain"}
+for words in (["--help"], ["train", "--help"], ["train", "nowhere.yaml"]):
+    try:
+        main(words)
+    except SystemExit:
+        pass
+print("LOADED", sorted(heavy & sys.modules.keys()))
+"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "LOADED []"
+
+
+def test_version_is_the_packages(capsys):
+    assert status("--version") == 0
+    assert capsys.readouterr().out == f"jaxft {jaxft.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "Commands:"),
+        (["tarin"], "Did you mean 'train'?"),
+        (["train", "--tempo"], "No such option: --tempo"),
+        (["generate", "--adapter", "x"], "Missing option '--prompt'"),
+        (
+            ["generate", "--adapter", "x", "--prompt", "y", "--max-new-tokens", "0"],
+            "'--max-new-tokens'",
+        ),
+    ],
+)
+def test_a_usage_mistake_ends_with_status_two(words, said, capsys):
+    assert status(*words) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.out == ""
+
+
+def test_a_mistake_in_the_recipe_is_two_lines_on_standard_error(recipe, capsys):
+    assert status("train", str(recipe), "lora.rank=4") == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == [
+        "error: override `lora.rank=4`: unknown key `lora.rank`",
+        "  -> Did you mean `lora.r`?",
+    ]
+
+
+def test_train_hands_the_checked_recipe_to_the_loop(recipe, replace_loop):
+    seen = []
+    replace_loop(seen.append)
+    assert status("train", str(recipe), "lora.r=3", "train.max_steps=-1") == 0
+    assert [(run.lora.r, run.model.path) for run in seen] == [(3, "m")]
+
+
+def test_a_fault_is_two_lines_and_status_one(recipe, replace_loop, capsys):
+    def run(config):
+        raise RuntimeError("broken\nin many lines")
+
+    replace_loop(run)
+    assert status("train", str(recipe)) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "error: RuntimeError: broken",
+        "  -> This is a fault of jaxft. Run again with --debug for the traceback.",
+    ]
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_debug_anywhere_on_the_line_shows_the_traceback(recipe, replace_loop, capsys, position):
+    def run(config):
+        raise DataError("rows.jsonl:3: no JSON", "Expected one object a line.")
+
+    replace_loop(run)
+    words = ["train", str(recipe)]
+    words.insert(position, "--debug")
+    assert status(*words) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-2:] == [
+        "error: rows.jsonl:3: no JSON",
+        "  -> Expected one object a line.",
+    ]
+
+
+def test_an_interrupt_ends_with_status_130(recipe, replace_loop, capsys):
+    def run(config):
+        raise KeyboardInterrupt
+
+    replace_loop(run)
+    assert status("train", str(recipe)) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_run_may_choose_its_own_status(recipe, replace_loop):
+    replace_loop(lambda config: sys.exit(143))
+    assert status("train", str(recipe)) == 143
+
+
+def test_generate_streams_the_answer_to_standard_output(monkeypatch, capsys):
+    seen = {}
+
+    def answer(**options):
+        seen.update(options)
+        yield from ("Good ", "morrow.")
+
+    generation = types.ModuleType("jaxft.generate")
+    generation.answer = answer
+    monkeypatch.setitem(sys.modules, "jaxft.generate", generation)
+    monkeypatch.setattr(jaxft, "generate", generation, raising=False)
+    words = ["--adapter", "runs/a", "--prompt", "Hello.", "--temperature", "0.5", "--seed", "3"]
+    assert status("generate", *words) == 0
+    assert capsys.readouterr().out == "Good morrow.\n"
+    assert seen == {
+        "adapter": Path("runs/a"),
+        "model": None,
+        "prompt": "Hello.",
+        "max_new_tokens": 128,
+        "temperature": 0.5,
+        "seed": 3,
+    }

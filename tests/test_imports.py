@@ -1,0 +1,117 @@
+"""The rooms of the package: imports point downward, and every file is short and introduced."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parent.parent
+PACKAGE = REPO / "jaxft"
+FILES = sorted(PACKAGE.rglob("*.py"))
+MAX_LINES = 400
+
+# Each row may import itself and the rows above it; within the first and the last two rows,
+# only errors is shared. A room that is not listed here fails the test until it has its place.
+ROWS = (
+    ("errors",),
+    ("config", "tree", "console"),
+    ("parallel",),
+    ("models",),
+    ("weights",),
+    ("lora",),
+    ("data",),
+    ("training",),
+    ("generate", "export", "plan", "sweep"),
+    ("api", "cli"),
+)
+HEIGHT = {room: height for height, row in enumerate(ROWS) for room in row}
+
+
+def room_of(file: Path) -> str:
+    """Return the room a file of the package stands in; "" for the package's own __init__."""
+    first = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return "" if first == "__init__" else first
+
+
+def imported_rooms(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield the line and the room of each import of ours, those inside functions included."""
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            raise AssertionError(f"line {node.lineno}: a relative import")
+        elif isinstance(node, ast.ImportFrom) and node.module == "jaxft":
+            names = [f"jaxft.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        for name in names:
+            if name.startswith("jaxft."):
+                yield node.lineno, name.split(".")[1]
+
+
+def upward_imports(room: str, tree: ast.AST) -> list[str]:
+    """List the imports of a file in `room` that do not point downward."""
+    return [
+        f"line {line}: {room} imports {other}"
+        for line, other in imported_rooms(tree)
+        if other != room and HEIGHT[other] >= HEIGHT[room]
+    ]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(REPO)))
+def test_imports_point_downward(file):
+    room = room_of(file)
+    if room:
+        assert upward_imports(room, ast.parse(file.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    ("room", "code"),
+    [
+        ("data", "from jaxft.training import step"),
+        ("models", "import jaxft.weights.names"),
+        ("tree", "from jaxft import console"),
+        ("lora", "def f():\n    from jaxft import data"),
+    ],
+)
+def test_an_upward_import_is_noticed(room, code):
+    assert len(upward_imports(room, ast.parse(code))) == 1
+
+
+def test_every_room_is_there_or_still_to_come():
+    assert {room_of(file) for file in FILES} - {""} <= HEIGHT.keys()
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(REPO)))
+def test_every_file_is_short_and_introduced(file):
+    text = file.read_text()
+    assert len(text.splitlines()) <= MAX_LINES
+    assert ast.get_docstring(ast.parse(text))
+
+
+def test_importing_jaxft_loads_no_library():
+    code = (
+        "import sys; before = set(sys.modules); import jaxft; "
+        "print(sorted({m.split('.')[0] for m in set(sys.modules) - before}"
+        " - set(sys.stdlib_module_names)))"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPO, check=True)
+    assert done.stdout.strip() == "['jaxft']"
+
+
+def test_public_names_are_found_when_asked_for():
+    import jaxft
+
+    assert jaxft.load_config.__module__ == "jaxft.config.recipe"
+    for name in jaxft.__all__:
+        assert getattr(jaxft, name) is not None
+    assert set(jaxft.__all__) <= set(dir(jaxft))
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        jaxft.trian  # noqa: B018
