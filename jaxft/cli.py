@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 import jaxft
-from jaxft.errors import JaxftError
+from jaxft.errors import JaxftError, Stopped
 
 _DEBUG = "--debug"
 _DEBUG_HELP = "Show the traceback of an error. May stand anywhere on the line."
@@ -39,6 +39,7 @@ Examples:
   jaxft generate --adapter runs/quickstart/adapter --prompt "Hello."
   jaxft generate --adapter runs/quickstart/adapter --prompt "Hello." \\
     --temperature 0.7 --seed 1 --max-new-tokens 64
+  jaxft generate --model HuggingFaceTB/SmolLM2-135M-Instruct --prompt "Hello."
 """
 
 app = typer.Typer(
@@ -64,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         app(args=[word for word in words if word != _DEBUG], prog_name="jaxft")
     except JaxftError as mistake:
         _fail(mistake.found, mistake.remedy, status=2, is_debug=is_debug)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except Stopped as stop:
+        sys.exit(128 + stop.signal)
     except Exception as fault:
         found = f"{type(fault).__name__}: {str(fault).strip() or 'no message'}"
         remedy = "This is a fault of jaxft. Run again with --debug for the traceback."
@@ -133,10 +134,14 @@ def train(
 
 @app.command(no_args_is_help=True, epilog=_GENERATE_EXAMPLES)
 def generate(
-    adapter: Annotated[
-        Path, typer.Option(help="Folder of the adapter, in PEFT's format.", show_default=False)
-    ],
     prompt: Annotated[str, typer.Option(help="What to ask.", show_default=False)],
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the adapter, in PEFT's format. Without it: the base model answers.",
+            show_default=False,
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(

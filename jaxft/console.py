@@ -28,6 +28,7 @@ _BAR_WIDTH = 24
 
 _notes = Console(stderr=True, highlight=False)
 _results = Console(highlight=False)
+_drawn: list[Progress] = []  # the bars that are on the terminal now
 
 
 class Sample(NamedTuple):
@@ -168,9 +169,10 @@ def loading(description: str, total: int | None) -> Iterator[Callable[[int], Non
     _say(_notes, f"{description}: {time.monotonic() - started:.1f} s")
 
 
-def _bar(*columns: TextColumn) -> Progress:
-    """Build a live bar on standard error that leaves nothing behind when it is done."""
-    return Progress(
+@contextlib.contextmanager
+def _bar(*columns: TextColumn) -> Iterator[Progress]:
+    """Draw a live bar on standard error while the block runs; it leaves nothing behind."""
+    bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=_BAR_WIDTH),
         MofNCompleteColumn(),
@@ -180,6 +182,12 @@ def _bar(*columns: TextColumn) -> Progress:
         redirect_stdout=False,
         transient=True,
     )
+    with bar:
+        _drawn.append(bar)
+        try:
+            yield bar
+        finally:
+            _drawn.remove(bar)
 
 
 def _where_results_go() -> Console:
@@ -188,8 +196,7 @@ def _where_results_go() -> Console:
     While a bar is drawn on the terminal that also shows standard output, only the bar's own
     console can write without tearing it.
     """
-    live = _notes._live_stack if _notes.is_terminal and _results.is_terminal else None
-    return _notes if live else _results
+    return _notes if _drawn and _results.is_terminal else _results
 
 
 def _say(console: Console, text: str, style: str = "") -> None:

@@ -71,3 +71,20 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     spelled = {choice.casefold(): choice for choice in sorted(choices, reverse=True)}
     matches = difflib.get_close_matches(name.casefold(), spelled, n=1, cutoff=0.6)
     return spelled[matches[0]] if matches else ""
+
+
+class TrainingError(JaxftError):
+    """A run whose numbers have become meaningless."""
+
+
+class Stopped(Exception):
+    """A signal ended the run, and what was done so far is saved.
+
+    Attributes:
+        signal: Number of the signal; the exit status is 128 more.
+    """
+
+    def __init__(self, signal: int) -> None:
+        """Keep the signal's number."""
+        super().__init__(f"stopped by signal {signal}")
+        self.signal = signal

@@ -10,6 +10,10 @@ import os
 
 # JAX_PLATFORMS=cuda pytest ... runs the suite on a GPU instead.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Half of the suite's time would be LLVM polishing programs that run once. What is compiled, and
+# into what memory, is settled before LLVM sees it. An XLA_FLAGS of one's own is left alone.
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 # No test may reach the Hub; a forgotten download fails at once instead of passing by luck.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"

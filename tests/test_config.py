@@ -214,6 +214,7 @@ def test_an_unknown_key_is_answered_with_its_line_and_the_nearest_one(recipe):
     [
         ("learning_rate", "train.learning_rate"),  # the right key in no section
         ("train.max_length", "data.max_length"),  # in the wrong section
+        ("mesh.learnin_rate", "train.learning_rate"),  # both
         ("lora.rank", "lora.r"),  # the word that others use
         ("train.batch_size", "train.per_device_train_batch_size"),
         ("train.evaluation_strategy", "train.eval_strategy"),
@@ -489,6 +490,18 @@ def test_every_option_has_a_help_text():
 def test_a_section_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         config.LoraConfig().r = 3
+
+
+def test_a_dump_keeps_the_order_of_the_sections(recipe):
+    lines = config.dump_config(config.load_config(recipe)).splitlines()
+    assert [line for line in lines if not line.startswith((" ", "-"))] == [
+        "model:",
+        "lora:",
+        "data:",
+        "train:",
+        "mesh:",
+    ]
+    assert lines[1] == "  path: some/model"
 
 
 words = st.text(string.ascii_letters + string.digits + " -_.#:'\"[]{}&*!|>%@~éß雪\\/", min_size=1)

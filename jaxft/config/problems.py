@@ -86,9 +86,9 @@ def _suggestion(key: str, section: type[Section], prefix: str) -> str:
         for option in part.model_fields
     }
     near = nearest(key, section.model_fields)
-    if near and key not in homes:
+    if near:
         return f"{prefix}.{near}" if prefix else near
-    return homes.get(key) or homes.get(nearest(key, homes), "")
+    return homes.get(nearest(key, homes), "")
 
 
 def _missing(error: ErrorDetails, path: KeyPath, value: Any) -> tuple[str, str]:

@@ -184,8 +184,6 @@ def _apply(draft: Draft, override: str, recipe: Path) -> None:
     node = _compose(text, label)
     value = None if node is None else _value(node, path, lambda at: place, places)
     _open_section(draft.values, path, label)[path[-1]] = value
-    for stale in [inner for inner in draft.places if inner[: len(path)] == path]:
-        del draft.places[stale]
     draft.places.update(places)
     for depth in range(1, len(path)):
         draft.places.setdefault(path[:depth], place)

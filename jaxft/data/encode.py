@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,7 @@ def _write(
             "loss_mask": datasets.List(datasets.Value("uint8")),
         }
     )
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    unfinished = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
     try:
         with ArrowWriter(path=str(unfinished), features=features) as writer:
             for done, row in enumerate(rows):

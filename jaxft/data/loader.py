@@ -36,7 +36,7 @@ _LENGTH_MULTIPLE = 8
 _CAPACITY_MULTIPLE = 128
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Batches:
     """A plan of batches, read by step.
 
@@ -101,11 +101,7 @@ class Batches:
 
         steps = grain.MapDataset.range(start_step, start_step + num_steps)
         options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-        prefetched = iter(steps.map(self._numbered).to_iter_dataset(options))
-        try:
-            yield from prefetched
-        finally:
-            prefetched.close()
+        yield from steps.map(self._numbered).to_iter_dataset(options)
 
     def _numbered(self, step: int) -> tuple[int, Batch]:
         return step, self.batch(step)
@@ -180,7 +176,7 @@ def make_batches(
             "Use a smaller batch, more rows, or dataloader_drop_last: false.",
         )
     sequence_length = min(
-        max_length, _round_up(_totals(sequences, examples.lengths).max(), _LENGTH_MULTIPLE)
+        max_length, _round_up(max(_totals(sequences, examples.lengths)), _LENGTH_MULTIPLE)
     )
     rows_per_shard = global_batch // (accumulation * shards)
     return Batches(
@@ -198,19 +194,19 @@ def make_batches(
     )
 
 
-def _totals(sequences: Sequence[tuple[int, ...]], counts: np.ndarray) -> np.ndarray:
+def _totals(sequences: Sequence[tuple[int, ...]], counts: np.ndarray) -> list[int]:
     """Return the sum of the counts in each sequence."""
-    return np.array([sum(int(counts[index]) for index in rows) for rows in sequences], np.int64)
+    return [sum(int(counts[index]) for index in rows) for rows in sequences]
 
 
-def _target_capacity(targets: np.ndarray, rows: int, sequence_length: int) -> int:
+def _target_capacity(targets: list[int], rows: int, sequence_length: int) -> int:
     """Return how many targets `rows` sequences can hold, whichever they are.
 
     Shuffling can bring the richest sequences together in one shard, so these are the bound.
     """
-    richest = np.sort(targets)[-rows:].sum()
+    richest = sum(sorted(targets)[-rows:])
     return min(_round_up(richest, _CAPACITY_MULTIPLE), rows * sequence_length)
 
 
 def _round_up(count: int, multiple: int) -> int:
-    return -(-int(count) // multiple) * multiple
+    return -(-count // multiple) * multiple

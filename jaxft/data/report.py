@@ -49,17 +49,21 @@ class Piece(NamedTuple):
 def describe(report: Report) -> str:
     """Return the report as one sentence."""
     parts = [
-        f"{report.rows:,} rows",
+        _rows(report.rows),
         f"{report.tokens:,} tokens, {report.targets:,} of them learned",
     ]
     if report.truncated:
-        parts.append(f"{report.truncated:,} rows cut at {report.max_length:,} tokens")
+        parts.append(f"{_rows(report.truncated)} cut at {report.max_length:,} tokens")
     if report.dropped:
         parts.append(
-            f"{report.dropped:,} rows dropped for want of a target (the first: "
+            f"{_rows(report.dropped)} dropped for want of a target (the first: "
             f"{report.first_dropped})"
         )
     return "; ".join(parts)
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row" if count == 1 else f"{count:,} rows"
 
 
 def split_pieces(example: Example, tokenizer: Tokenizer) -> list[Piece]:

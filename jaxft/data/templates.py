@@ -155,8 +155,6 @@ def _render_conversation(row: Conversation, tokenizer: Tokenizer) -> Rendered:
         for index, message in enumerate(row.messages)
         if message["role"] == "assistant"
     )
-    if any(stop < start for start, stop in spans):
-        raise _cannot_split(row.place, "a turn ends before its prompt does")
     return Rendered(text, spans, is_plain=False)
 
 

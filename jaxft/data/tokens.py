@@ -87,17 +87,23 @@ def _tokenize(
             "Use a fast tokenizer, one with a tokenizer.json.",
         )
     encoded = tokenizer(
-        text, add_special_tokens=is_plain, return_offsets_mapping=True, verbose=False
+        text,
+        add_special_tokens=is_plain,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+        verbose=False,
     )
     ids = np.asarray(encoded["input_ids"], np.int32)
-    ends = np.asarray([stop for _, stop in encoded["offset_mapping"]], np.int32)
+    is_added = np.asarray(encoded["special_tokens_mask"], bool)
+    stops = np.asarray([stop for _, stop in encoded["offset_mapping"]], np.int32)
+    # Where spaces are trimmed off the offsets, one that opens the text seems to end at 0.
+    ends = np.where(is_added, np.int32(0), np.maximum(stops, 1))
     # A text that spells out its start or end token gets a second from some tokenizers.
-    first = int(is_plain and len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id)
-    is_closed_twice = (
-        is_plain and len(ids) > 1 and ids[-1] == ids[-2] == tokenizer.eos_token_id and ends[-1] == 0
-    )
-    last = len(ids) - int(is_closed_twice)
-    return ids[first:last], ends[first:last]
+    if len(ids) > 1 and is_added[0] and ids[0] == ids[1] == tokenizer.bos_token_id:
+        ids, ends, is_added = ids[1:], ends[1:], is_added[1:]
+    if len(ids) > 1 and is_added[-1] and ids[-1] == ids[-2] == tokenizer.eos_token_id:
+        ids, ends = ids[:-1], ends[:-1]
+    return ids, ends
 
 
 def _inside(ends: Int32[np.ndarray, " t"], start: int, stop: int) -> Bool[np.ndarray, " t"]:

@@ -44,7 +44,7 @@ class NotHereError(Exception):
 def is_name(model: str) -> bool:
     """Say whether a model could have this name on the Hub."""
     try:
-        utils.validate_repo_id(model)
+        utils.validate_repo_id(model)  # type: ignore[attr-defined]  # public, but not marked so
     except errors.HFValidationError:
         return False
     return True

@@ -107,7 +107,7 @@ def test_the_fingerprint_follows_tokens_and_targets():
     tokenizer = make_tokenizer()
     prints = {
         encode.encode_rows(rows, tokenizer, length).fingerprint
-        for rows, length in ((ROWS, 9), (ROWS, 8), (ROWS[:2], 9), (CHATS, 90), (AS_COMPLETION, 90))
+        for rows, length in ((ROWS, 9), (ROWS, 8), (ROWS[:1], 9), (CHATS, 90), (AS_COMPLETION, 90))
     }
     assert len(prints) == 5
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import collections
+import gc
+import threading
+import time
 
 import hypothesis
 import numpy as np
@@ -131,11 +134,15 @@ def test_no_shard_of_a_micro_batch_has_more_targets_than_its_capacity(
 
 
 def test_the_target_capacity_is_the_richest_sequences_rounded_up():
-    rows = [(list(range(1, 25)), [0] + [1] * count + [0] * (23 - count)) for count in range(1, 23)]
-    batches = plan(rows * 4, packing=False, global_batch=16, accumulation=1, shards=2)
-    # The eight richest of 88: 22 * 4 + 21 * 4 = 172.
-    assert batches.target_capacity == 192 == 8 * 24
-    assert plan(rows, packing=False, global_batch=8).target_capacity == 128 + 0 * 172
+    rows = [([1] * 24, [0] + [1] * count + [0] * (23 - count)) for count in range(1, 23)]
+    capacities = [
+        plan(rows * 4, packing=False, global_batch=2 * sequences, shards=2).target_capacity
+        for sequences in (1, 5, 6, 20)
+    ]
+    # Targets: 22, 109, 130, 400. Rounded up: 128, 128, 256, 512. Tokens: 24, 120, 144, 480.
+    assert capacities == [24, 120, 144, 480]
+    tens = [([1] * 24, [0] + [1] * 10 + [0] * 13)] * 40
+    assert plan(tens, packing=False, global_batch=32, shards=2).target_capacity == 256
 
 
 @hypothesis.given(rows=example_rows(), start=st.integers(0, 7), count=st.integers(0, 5))
@@ -154,6 +161,11 @@ def test_iterating_may_be_left_early():
         if step == 3:
             break
     assert step == 3
+    gc.collect()
+    deadline = time.monotonic() + 10
+    while any("grain" in thread.name for thread in threading.enumerate()):
+        assert time.monotonic() < deadline, "threads are left behind"
+        time.sleep(0.01)
 
 
 def test_epochs_have_orders_of_their_own():
@@ -204,6 +216,7 @@ def test_dropping_the_last_batch_leaves_only_full_ones():
     assert batches.steps_per_epoch == 2
     assert all((batch["segment_ids"][..., 0] == 1).all() for batch in epoch(batches))
     assert plan(rows).steps_per_epoch == 3
+    assert plan(rows[:8]).steps_per_epoch == 2
 
 
 def test_a_plan_without_a_single_batch_is_refused():

@@ -48,6 +48,6 @@ def test_the_description_names_only_what_happened():
     assert report.describe(quiet) == "5 rows; 1,234 tokens, 10 of them learned"
     loud = Report(5, 20, 5, 1, 2, "f:14", 1024)
     assert report.describe(loud) == (
-        "5 rows; 20 tokens, 5 of them learned; 1 rows cut at 1,024 tokens; "
+        "5 rows; 20 tokens, 5 of them learned; 1 row cut at 1,024 tokens; "
         "2 rows dropped for want of a target (the first: f:14)"
     )

@@ -8,9 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-
 import regex
 from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -18,11 +15,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from jaxft.errors import WeightsError
 from jaxft.weights import gguf_file, source
 
+pytest.importorskip("torch")
 pytestmark = pytest.mark.reference
 
 TEXTS = [
     "Hello world",
     "In 1611, 1234567890 people; 3.14159 and 0x1F, v2.0.1-rc3",
+    "sum:  10\n\n2. second",
     "  leading,  double   spaces \t tabs\n\n\nnew lines\r\n and trailing  ",
     "I'll say they've won't can't I'M",
     "naïve café, Ελληνικά, русский, 你好世界, 한국어, العربية, ١٢٣, ², ½, Ⅷ",
@@ -51,7 +50,7 @@ def found() -> source.Source:
 def test_every_tensor_is_bit_equal_to_transformers_conversion(found: source.Source) -> None:
     assert found.gguf is not None
     model = AutoModelForCausalLM.from_pretrained(
-        found.folder, gguf_file=found.gguf.name, dtype=torch.float32
+        found.folder, gguf_file=found.gguf.name, dtype="float32"
     )
     expected = {name: values.numpy() for name, values in model.state_dict().items()}
     assert np.shares_memory(expected.pop("lm_head.weight"), expected["model.embed_tokens.weight"])
@@ -140,8 +139,8 @@ def test_tokens_equal_transformers_converter_once_it_splits_digits(found: source
     assert found.gguf is not None
     converted = AutoTokenizer.from_pretrained(found.folder, gguf_file=found.gguf.name)
     ours = found.tokenizer()
-    digits = TEXTS[1]
-    assert ours(digits).input_ids != converted(digits).input_ids
+    spaced = "sum:  10\n\n2. second"  # uncut, the last space and newline go with the digit
+    assert ours(spaced).input_ids != converted(spaced).input_ids
     converted.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
     )

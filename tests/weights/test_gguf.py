@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -292,6 +293,36 @@ def test_a_file_cut_anywhere_is_a_weights_error(tiny_bytes: bytes, data: st.Data
         path.write_bytes(tiny_bytes[:cut])
         with pytest.raises(WeightsError, match=r"cut\.gguf"):
             gguf_file.read_gguf(path)
+
+
+def test_a_string_cut_short_is_not_taken_for_whole(tmp_path: Path) -> None:
+    path = tmp_path / "words.gguf"
+    writer = library.GGUFWriter(path, "llama")
+    writer.add_string("general.name", "abcdef")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    assert gguf_file.read_gguf(path).metadata["general.name"] == "abcdef"
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(WeightsError, match="6 bytes expected, 4 left"):
+        gguf_file.read_gguf(path)
+
+
+def test_arrays_nested_without_end_are_a_weights_error(tmp_path: Path) -> None:
+    path = tmp_path / "nested.gguf"
+    start = struct.pack("<IIQQQ1sI", library.GGUF_MAGIC, 3, 0, 1, 1, b"a", 9)
+    path.write_bytes(start + struct.pack("<IQ", 9, 1) * 5000)
+    with pytest.raises(WeightsError, match="the header is damaged"):
+        gguf_file.read_gguf(path)
+
+
+def test_an_empty_tensor_is_refused(tiny_bytes: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "empty.gguf"
+    dims = struct.pack("<QQ", 32, 2)
+    assert tiny_bytes.count(dims) == 1
+    path.write_bytes(tiny_bytes.replace(dims, struct.pack("<QQ", 32, 0)))
+    with pytest.raises(WeightsError, match=r"output_norm\.weight has .* \(a dimension of 0\)"):
+        gguf_file.read_gguf(path)
 
 
 @settings(max_examples=300)

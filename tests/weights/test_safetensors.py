@@ -185,6 +185,14 @@ def test_a_file_cut_anywhere_is_a_weights_error(tmp_path: Path) -> None:
             safetensors.open_safetensors(tmp_path)
 
 
+def test_a_file_cut_in_its_header_says_so(tmp_path: Path) -> None:
+    path = tmp_path / safetensors.SINGLE
+    save_file({"a": ones(2, 3)}, path)
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(WeightsError, match=r"its header should have \d+ bytes"):
+        safetensors.open_safetensors(tmp_path)
+
+
 @given(st.binary(max_size=200))
 def test_garbage_is_a_weights_error(garbage: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:

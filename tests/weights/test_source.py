@@ -142,7 +142,7 @@ def test_a_missing_model_lists_every_place_with_its_reason(tmp_path: Path) -> No
 
 
 def test_a_path_that_is_no_hub_name_is_not_asked_for() -> None:
-    with pytest.raises(WeightsError, match=r"Tried local path: .* does not exist\.$"):
+    with pytest.raises(WeightsError, match=r"Tried local path: .* does not exist\.\n"):
         source.resolve("./runs/model", None, ignore)
 
 

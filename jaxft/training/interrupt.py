@@ -1,0 +1,38 @@
+"""Stopping on a signal: the first one lets the step finish and the state be saved."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from jaxft import console
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[Callable[[], int | None]]:
+    """Within the block, note SIGINT and SIGTERM instead of dying of them.
+
+    Yields:
+        A function that returns the signal received, or `None`. A second signal of the same kind
+        acts as it would without this.
+    """
+    received: list[int] = []
+    previous = {}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, previous[number])
+        console.note("Stopping after this step; once more to stop without saving.")
+
+    # Python delivers signals to the main thread alone, and lets only it say what they do.
+    handled = _SIGNALS if threading.current_thread() is threading.main_thread() else ()
+    for number in handled:
+        previous[number] = signal.signal(number, note)
+    try:
+        yield lambda: received[0] if received else None
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

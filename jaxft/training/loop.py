@@ -1,0 +1,66 @@
+"""`jaxft train`, from recipe to adapter: read top to bottom, this is what a run is."""
+
+import shlex
+
+from jaxft import console
+from jaxft import tree as trees
+from jaxft.config import RunConfig
+from jaxft.data import report
+from jaxft.lora import mask
+from jaxft.models.bind import abstract_tree
+from jaxft.training import finish, setup
+from jaxft.training.setup import Plan
+from jaxft.training.trainer import Outcome, Trainer
+
+
+def run(config: RunConfig) -> None:
+    """Train an adapter as the recipe says, and show what came of it.
+
+    Raises:
+        JaxftError: If the user can mend what is amiss.
+        Stopped: If a signal ended the run; its state is saved.
+    """
+    plan = setup.make_plan(config)
+    _show_plan(plan)
+    with setup.open_checkpoints(plan) as checkpoints:
+        frozen = setup.load_frozen(plan)
+        outcome = Trainer(plan, frozen).run(checkpoints)
+    folder = finish.write_adapter(plan, outcome.trainable, frozen)
+    samples = finish.answers(plan, outcome.trainable, frozen)
+    _show_outcome(plan, outcome)
+    console.samples(samples)
+    console.result(f"Adapter: {folder}")
+    prompt = shlex.quote(samples[0].prompt if samples else "Hello.")
+    console.result(
+        f"Try it:  jaxft generate --adapter {shlex.quote(str(folder))} --prompt {prompt}"
+    )
+
+
+def _show_plan(plan: Plan) -> None:
+    leaves = abstract_tree(plan.network)
+    trained, frozen = trees.partition(leaves, mask.lora_mask(leaves))
+    batches = plan.train
+    console.note(
+        f"Training {trees.num_parameters(trained):,} parameters "
+        f"beside {trees.num_parameters(frozen):,} frozen ones in {plan.dtype}."
+    )
+    console.note(
+        f"{plan.num_steps} steps of {batches.global_batch} sequences of "
+        f"{batches.sequence_length} tokens; {batches.steps_per_epoch} steps are an epoch, "
+        f"{batches.fill:.0%} of its tokens are no padding."
+    )
+    marked = report.mark_targets(batches.examples[0], plan.tokenizer, before="[[", after="]]")
+    console.note(f"The first row, what is learned in [[ ]]:\n{marked}")
+
+
+def _show_outcome(plan: Plan, outcome: Outcome) -> None:
+    rows = [
+        (name, found.loss, found.perplexity)
+        for name, found in (("before", outcome.before), ("after", outcome.after))
+        if found is not None
+    ]
+    if rows:
+        console.table("Held-out rows", ("", "loss (nats)", "perplexity"), rows)
+    if outcome.before and outcome.after:
+        change = outcome.after.loss / outcome.before.loss - 1
+        console.result(f"The held-out loss changed by {change:+.1%} in {plan.num_steps} steps.")

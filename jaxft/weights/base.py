@@ -1,0 +1,110 @@
+"""A base model from where it was found to where it is used: description, stop tokens, leaves.
+
+Separate because training and generation both need it, and must not read it differently. The
+invariant: what is not said in the model's own files is not assumed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jaxft import console
+from jaxft import tree as trees
+from jaxft.errors import WeightsError
+from jaxft.models import families
+from jaxft.models.families.family import Family
+from jaxft.models.network import Network
+from jaxft.models.spec import ModelSpec
+from jaxft.weights import load
+from jaxft.weights.checkpoint import Checkpoint
+from jaxft.weights.source import Source
+
+_GENERATION_FILE = "generation_config.json"
+_FAST_BF16_ON_CPU = (0, 12)  # the first jax whose bf16 products on a CPU beat its float32 ones
+
+
+def read_spec(source: Source) -> tuple[Family, ModelSpec]:
+    """Return the family of a model and its description.
+
+    Raises:
+        UnsupportedModelError: If the architecture, or a feature of it, is not handled.
+        WeightsError: If its config.json is missing or damaged.
+    """
+    config = source.config()
+    family = families.family_of(config)
+    return family, family.spec_from_config(config)
+
+
+def read_stop_ids(source: Source, tokenizer: Any) -> tuple[int, ...]:
+    """Return the tokens that end an answer: the tokenizer's and those that the model declares.
+
+    Raises:
+        WeightsError: If its generation_config.json is damaged.
+
+    Source: transformers `GenerationConfig.from_model_config`: generation_config.json counts, and
+    config.json where there is none.
+    """
+    declared = _generation_config(source) or source.config()
+    ends = declared.get("eos_token_id")
+    ends = ends if isinstance(ends, list) else [ends]
+    return tuple(sorted({end for end in [*ends, tokenizer.eos_token_id] if end is not None}))
+
+
+def resolve_dtype(choice: str) -> str:
+    """Return the dtype of base weights and activations.
+
+    Args:
+        choice: "float32", "bfloat16", or "auto" for the faster one here.
+    """
+    if choice != "auto":
+        return choice
+    is_slow = jax.default_backend() == "cpu" and jax.__version_info__ < _FAST_BF16_ON_CPU
+    return "float32" if is_slow else "bfloat16"
+
+
+def load_base(
+    source: Source, family: Family, network: Network, *, dtype: str, mesh: Mesh
+) -> trees.Tree:
+    """Read the base weights of a network, and show how far it is.
+
+    Args:
+        source: The model.
+        family: Its family.
+        network: Its network, with adapters or without.
+        dtype: dtype of all leaves.
+        mesh: Over which they are divided.
+
+    Raises:
+        WeightsError: If tensors are missing, unexpected or misshapen, or a file is damaged.
+    """
+    checkpoint = source.checkpoint()
+    with console.loading("Loading the base model", _num_bytes(checkpoint)) as progress:
+        tree = load.load_base(
+            checkpoint, family, network, dtype=dtype, mesh=mesh, progress=progress
+        )
+        return jax.block_until_ready(tree)
+
+
+def _num_bytes(checkpoint: Checkpoint) -> int:
+    return sum(math.prod(info.shape) * info.dtype.itemsize for info in checkpoint.infos().values())
+
+
+def _generation_config(source: Source) -> dict[str, Any]:
+    """Read what the model says of generation; nothing if it has no such file."""
+    path = source.folder / _GENERATION_FILE
+    if source.gguf is not None or not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(
+            f"{path}: cannot be read ({error}).", "Copy it anew, or remove it."
+        ) from error
+    if not isinstance(config, dict):
+        raise WeightsError(f"{path}: not an object.", "Copy it anew, or remove it.")
+    return config

@@ -1,0 +1,126 @@
+"""The whole forward pass against the plain oracle, and against itself built otherwise."""
+
+import dataclasses
+import functools
+
+import jax
+import naive
+import numpy as np
+import pytest
+import tiny
+
+from jaxft.models import forward
+from jaxft.models.network import base_network
+
+MICRO = tiny.micro_batch(3, 37)
+REAL = MICRO["segment_ids"] > 0
+# Two windows that alternate, biases everywhere, a head of its own with an adapter.
+FULL = tiny.adapted(
+    tiny.with_windows(
+        [None, 8] * 2,
+        tied_head=False,
+        qkv_bias=True,
+        out_bias=True,
+        mlp_bias=True,
+        norm_eps=0.1,
+        rope=dataclasses.replace(tiny.SPEC.rope, theta=300.0),
+    ),
+    modules=("attn/q", "attn/k", "attn/v", "attn/o", "mlp/gate", "mlp/up", "mlp/down"),
+    head=True,
+)
+
+
+@functools.cache
+def full_logits():
+    return tiny.forward_logits(FULL, tiny.random_leaves(FULL), MICRO)
+
+
+def relative(found, expected):
+    return np.abs(found - expected)[REAL].max() / np.abs(expected)[REAL].max()
+
+
+def test_logits_are_those_of_the_plain_decoder():
+    expected = naive.logits(FULL, tiny.random_leaves(FULL), MICRO)
+    assert relative(full_logits(), expected) < 5e-6
+
+
+def test_scanned_layers_give_the_logits_of_unrolled_ones():
+    network = tiny.ungrouped(FULL)
+    assert (len(FULL.groups), len(network.groups)) == (1, 4)
+    tree = tiny.restacked(tiny.random_leaves(FULL), FULL, network)
+    assert relative(tiny.forward_logits(network, tree, MICRO), full_logits()) < 2e-6
+
+
+def test_groups_cut_by_adapters_give_the_logits_of_the_plain_decoder():
+    network = tiny.adapted(layers=[1])
+    assert len(network.groups) == 3
+    tree = tiny.random_leaves(network)
+    logits = tiny.forward_logits(network, tree, MICRO)
+    assert relative(logits, naive.logits(network, tree, MICRO)) < 5e-6
+
+
+def test_bfloat16_stays_near_float32():
+    logits = tiny.forward_logits(FULL, tiny.random_leaves(FULL), MICRO, dtype="bfloat16")
+    error = (logits - full_logits())[REAL]
+    assert logits.dtype == np.float32
+    assert 1e-3 < np.sqrt(np.mean(error**2)) / np.std(full_logits()[REAL]) < 2e-2
+
+
+def test_padding_gives_finite_logits():
+    empty = {**MICRO, "segment_ids": np.zeros_like(MICRO["segment_ids"])}
+    assert np.isfinite(tiny.forward_logits(FULL, tiny.random_leaves(FULL), empty)).all()
+
+
+ROPE = tiny.SPEC.rope
+CHANGES = {
+    "activation": {"activation": "gelu"},
+    "linear rope": {"rope": dataclasses.replace(ROPE, scaling="linear", factor=2.0)},
+    "llama3 rope": {
+        "rope": dataclasses.replace(
+            ROPE,
+            scaling="llama3",
+            factor=8.0,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_positions=64,
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_choices_that_the_oracle_does_not_know_move_the_logits(change):
+    network = base_network(dataclasses.replace(tiny.with_windows([None]), **CHANGES[change]))
+    tree, micro = tiny.random_leaves(network), tiny.micro_batch(2, 16)
+    moved = tiny.forward_logits(network, tree, micro) - naive.logits(network, tree, micro)
+    assert np.abs(moved).max() > 1e-2  # the bound of agreement is 5e-6
+
+
+def extend_in_pieces(network, tree, ids, valid, pieces):
+    mesh = tiny.one_device()
+
+    @jax.jit
+    def extend(tree, cache, ids, valid):
+        return forward.extend(network, tree, cache, ids, valid, mesh=mesh, dtype="float32")
+
+    cache = forward.empty_cache(network, ids.shape[0], ids.shape[1] + 3, "float32")
+    hidden, start = [], 0
+    for size in pieces:
+        part = slice(start, start + size)
+        new, cache = extend(tree, cache, ids[:, part], valid[:, part])
+        hidden.append(new)
+        start += size
+    return np.concatenate(hidden, axis=1)
+
+
+def test_tokens_given_piece_by_piece_get_the_logits_of_whole_rows():
+    network = tiny.adapted(tiny.with_windows([None, 5]))
+    tree, length, padding = tiny.random_leaves(network), 14, np.array([0, 4])
+    ids = np.random.default_rng(1).integers(0, 112, (2, length)).astype(np.int32)
+    valid = np.arange(length)[None, :] >= padding[:, None]
+    positions = np.maximum(np.arange(length)[None, :] - padding[:, None], 0).astype(np.int32)
+    pieces = extend_in_pieces(network, tree, ids, valid, [8, 2, 2, 2])
+    found = pieces @ tree["embed"]["kernel"].T
+    micro = {"input_ids": ids, "segment_ids": valid.astype(np.int32), "positions": positions}
+    whole = naive.logits(network, tree, micro)
+    np.testing.assert_allclose(found[valid], whole[valid], atol=2e-5)

@@ -1,0 +1,44 @@
+"""What the comparisons share: tiny models, made once a session, and the meshes they run on.
+
+Nothing here imports torch before a test asks for a model, so that an environment without it can
+collect this folder and skip every file in it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+from jax.sharding import Mesh
+
+from jaxft.parallel import mesh as meshes
+
+if TYPE_CHECKING:
+    from reference_models import TinyModel
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyModel]:
+    """Return a function from a case's name to its model, float32 in a single file."""
+    import reference_models
+    import torch
+
+    @functools.cache
+    def model(name: str) -> TinyModel:
+        folder = tmp_path_factory.mktemp(name)
+        return reference_models.make(name, folder, dtype=torch.float32, shard_bytes=None)
+
+    return model
+
+
+@pytest.fixture(scope="session")
+def one_device() -> Mesh:
+    return meshes.single_device_mesh()
+
+
+@pytest.fixture(scope="session")
+def four_devices() -> Mesh:
+    """Rows over two devices, each product over two."""
+    return meshes.make_mesh(2, 1, 2)

@@ -1,0 +1,80 @@
+"""Rows of random tokens: padded on either side as users pad them, and as a step's batch.
+
+The invariant: torch and jaxft are given the same tokens at the same positions, and what stands
+in padding is random, so that whoever reads it is found out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from jaxft.training.losses import IGNORED
+
+Side = Literal["left", "right"]
+
+
+class Text(NamedTuple):
+    """A padded batch in transformers' form, int32 [b t] each."""
+
+    input_ids: np.ndarray
+    attention_mask: np.ndarray
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Count each row's own tokens from 0, as `generate` does for a padded batch."""
+        counted = np.cumsum(self.attention_mask, axis=1) - 1
+        return np.maximum(counted, 0).astype(np.int32)
+
+    @property
+    def is_token(self) -> np.ndarray:
+        """Tell tokens from padding, bool [b t]."""
+        return self.attention_mask.astype(bool)
+
+
+def draw(lengths: Sequence[int], side: Side, vocab_size: int, seed: int) -> Text:
+    """Draw rows of the given lengths and pad them on one side to the longest.
+
+    Three tokens in four follow from the one before by a fixed rule, the others are free: there
+    is something to learn, and something new in every row.
+    """
+    rng = np.random.default_rng(seed)
+    width = max(lengths)
+    ids = rng.integers(0, vocab_size, (len(lengths), width), dtype=np.int32)
+    follows = rng.random(ids.shape) < 0.75
+    for place in range(1, width):
+        successor = (5 * ids[:, place - 1] + 3) % vocab_size
+        ids[:, place] = np.where(follows[:, place], successor, ids[:, place])
+    places = np.arange(width) if side == "right" else np.arange(width)[::-1]
+    mask = (places[None, :] < np.asarray(lengths)[:, None]).astype(np.int32)
+    return Text(np.where(mask == 1, ids, rng.integers(0, vocab_size, ids.shape, np.int32)), mask)
+
+
+def ragged_labels(text: Text, shares: Sequence[float], seed: int) -> np.ndarray:
+    """Make a share of each row's tokens targets, at random; returns labels already shifted.
+
+    ``labels[i]`` is token i + 1 where that is a target of the same row, else `IGNORED`.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = rng.random(text.input_ids.shape) < np.asarray(shares)[:, None]
+    predicted = chosen[:, 1:] & text.is_token[:, 1:] & text.is_token[:, :-1]
+    labels = np.full(text.input_ids.shape, IGNORED, np.int32)
+    labels[:, :-1] = np.where(predicted, text.input_ids[:, 1:], IGNORED)
+    return labels
+
+
+def batch_of(text: Text, labels: np.ndarray, accumulation: int) -> dict[str, np.ndarray]:
+    """Return a step's batch [a b t]: the rows in order, `accumulation` micro-batches of them."""
+    rows = np.arange(len(labels), dtype=np.int32)
+    arrays = {
+        "input_ids": text.input_ids,
+        "segment_ids": text.attention_mask,
+        "positions": text.positions,
+        "labels": labels,
+        "rows": rows,
+    }
+    return {
+        name: array.reshape(accumulation, -1, *array.shape[1:]) for name, array in arrays.items()
+    }

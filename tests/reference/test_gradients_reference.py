@@ -1,0 +1,124 @@
+"""Adapter gradients held to PEFT's, tensor by tensor, at random A and B.
+
+At B = 0, where training starts, every gradient of A is 0 and proves nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("peft")
+
+import reference_adapters
+import reference_runs
+import reference_texts
+from jax.sharding import Mesh
+from reference_adapters import Targets
+from reference_models import TinyModel
+from reference_runs import Record
+
+from jaxft.lora import peft_format
+from jaxft.training import step
+from jaxft.training.losses import IGNORED
+
+pytestmark = [
+    pytest.mark.reference,
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning"),
+]
+
+TOLERANCE = 1e-4  # norm of the difference over the norm, for each tensor
+ACCUMULATION_TOLERANCE = 1e-5
+
+CHOICES: dict[str, tuple[str, Targets]] = {
+    "all-linear": ("llama-rope-llama3", "all-linear"),
+    "regex": ("mistral-window", r".*layers\.[02]\..*(q|k|down)_proj"),
+    "tied-head": ("llama-tied", ["lm_head", "v_proj"]),
+}
+LENGTHS = (43, 31, 22, 37, 43, 9, 40, 28)
+SHARES = (0.9, 0.0, 0.4, 1.0, 0.1, 0.7, 0.0, 0.3)  # of each row's tokens that are targets
+
+
+class Comparison:
+    """One adapter on both sides, one text with ragged labels, and PEFT's gradients."""
+
+    def __init__(self, model: TinyModel, chosen: Targets, folder: Path, mesh: Mesh) -> None:
+        theirs = reference_adapters.peft_on(model, chosen, seed=4)
+        theirs.save_pretrained(folder)
+        self.model, self.mesh = model, mesh
+        self.ours = reference_adapters.read(model, folder, mesh)
+        self.text = reference_texts.draw(LENGTHS, "right", model.spec.vocab_size, seed=6)
+        self.labels = reference_texts.ragged_labels(self.text, SHARES, seed=7)
+        loss = reference_runs.torch_loss_sum(theirs, self.text, self.labels)
+        loss.backward()
+        self.loss, self.gradients = loss.item(), reference_adapters.gradients_by_name(theirs)
+
+    def run(self, *, accumulation: int, remat: bool) -> tuple[float, dict[str, np.ndarray]]:
+        """Return our loss sum and gradients, under PEFT's names."""
+        batch = reference_texts.batch_of(self.text, self.labels, accumulation)
+        capacity = int((batch["labels"] != IGNORED).sum(axis=(1, 2)).max())
+        network = self.ours.network
+        program = step.Program(network, self.mesh, "float32", capacity, remat)
+        gradients = jax.jit(functools.partial(step.gradients, program))
+        adapters, frozen = self.ours.adapters, self.ours.frozen
+        loss, count, grads = gradients(adapters, frozen, batch, 0, 0)
+        assert int(count) == (self.labels != IGNORED).sum()
+        return float(loss), peft_format.to_tensors(grads, self.model.family, network)
+
+
+@pytest.fixture(scope="module")
+def comparison(
+    tiny_model: Callable[[str], TinyModel],
+    tmp_path_factory: pytest.TempPathFactory,
+    one_device: Mesh,
+) -> Callable[[str], Comparison]:
+    @functools.cache
+    def make(name: str) -> Comparison:
+        case, chosen = CHOICES[name]
+        return Comparison(tiny_model(case), chosen, tmp_path_factory.mktemp(name), one_device)
+
+    return make
+
+
+def furthest(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
+    """Return the largest relative difference in norm of any tensor."""
+    assert ours.keys() == theirs.keys()
+    return max(reference_runs.norm_difference(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("remat", [False, True], ids=["kept", "remat"])
+@pytest.mark.parametrize("name", CHOICES)
+def test_every_gradient_equals_that_of_peft(
+    name: str,
+    remat: bool,
+    comparison: Callable[[str], Comparison],
+    record_property: Record,
+) -> None:
+    case = comparison(name)
+    loss, gradients = case.run(accumulation=1, remat=remat)
+    distance = furthest(gradients, case.gradients)
+    record_property("difference", distance)
+    assert loss == pytest.approx(case.loss, rel=1e-5)
+    assert distance < TOLERANCE
+
+
+def test_accumulated_gradients_equal_those_of_one_batch(
+    comparison: Callable[[str], Comparison], record_property: Record
+) -> None:
+    case = comparison("all-linear")
+    whole, gradients = case.run(accumulation=1, remat=False)
+    in_parts, accumulated = case.run(accumulation=4, remat=False)
+    distance = furthest(accumulated, gradients)
+    record_property("difference", distance)
+    assert in_parts == pytest.approx(whole, rel=1e-6)
+    assert distance < ACCUMULATION_TOLERANCE
+    assert furthest(accumulated, case.gradients) < TOLERANCE

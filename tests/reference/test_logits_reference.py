@@ -1,0 +1,124 @@
+"""Logits held to transformers', for every feature, under every padding, stored and split anyhow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import jax
+import jax.numpy as jnp
+import reference_models
+import reference_runs
+import reference_texts
+from jax.sharding import Mesh
+from reference_models import TinyModel
+from reference_runs import TOLERANCE, Record
+
+pytestmark = pytest.mark.reference
+
+# Two chunks of queries and more, several windows, and lengths of no common factor.
+PADDED, WHOLE = (53, 47, 31, 34), (53, 53, 53, 53)
+VOCAB_SIZE = reference_models.COMMON["vocab_size"]
+
+
+@pytest.fixture(
+    params=[("left", PADDED), ("right", PADDED), ("right", WHOLE)],
+    ids=["left", "right", "whole"],
+)
+def text(request: pytest.FixtureRequest) -> reference_texts.Text:
+    side, lengths = request.param
+    return reference_texts.draw(lengths, side, VOCAB_SIZE, seed=7)
+
+
+@pytest.mark.parametrize("name", reference_models.CASES)
+def test_logits_equal_transformers(
+    name: str,
+    text: reference_texts.Text,
+    tiny_model: Callable[[str], TinyModel],
+    one_device: Mesh,
+    record_property: Record,
+) -> None:
+    model = tiny_model(name)
+    tree = model.load(model.network, one_device)
+    ours = reference_runs.our_logits(model.network, tree, text, one_device)
+    theirs = reference_runs.torch_logits(model.torch_model, text)
+    distance = reference_runs.difference(ours, theirs, text)
+    record_property("difference", distance)
+    assert distance < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "llama-attention-bias-gelu", "mistral-window"])
+def test_logits_equal_transformers_on_four_devices(
+    name: str,
+    tiny_model: Callable[[str], TinyModel],
+    four_devices: Mesh,
+    record_property: Record,
+) -> None:
+    model = tiny_model(name)
+    text = reference_texts.draw(PADDED, "left", VOCAB_SIZE, seed=8)
+    tree = model.load(model.network, four_devices)
+    assert not tree["groups"]["0"]["0"]["attn"]["q"]["kernel"].sharding.is_fully_replicated
+    ours = reference_runs.our_logits(model.network, tree, text, four_devices)
+    theirs = reference_runs.torch_logits(model.torch_model, text)
+    distance = reference_runs.difference(ours, theirs, text)
+    record_property("difference", distance)
+    assert distance < TOLERANCE
+
+
+def test_a_sharded_checkpoint_loads_bit_equal_to_a_single_file(
+    tmp_path: Path, tiny_model: Callable[[str], TinyModel], one_device: Mesh
+) -> None:
+    single = tiny_model("llama")
+    shards = reference_models.make(
+        "llama", tmp_path, dtype=torch.float32, shard_bytes=reference_models.SHARD_BYTES
+    )
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 3
+    first, second = (model.load(model.network, one_device) for model in (single, shards))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """A model stored in bfloat16; torch's is the same rounded weights computed in float32."""
+    folder = tmp_path_factory.mktemp("narrow")
+    return reference_models.make("llama", folder, dtype=torch.bfloat16, shard_bytes=None)
+
+
+def test_bfloat16_weights_computed_in_float32_equal_transformers(
+    narrow: TinyModel, text: reference_texts.Text, one_device: Mesh, record_property: Record
+) -> None:
+    stored = {info.dtype for info in narrow.checkpoint().infos().values()}
+    assert stored == {np.dtype(jnp.bfloat16)}
+    tree = narrow.load(narrow.network, one_device)
+    ours = reference_runs.our_logits(narrow.network, tree, text, one_device)
+    theirs = reference_runs.torch_logits(narrow.torch_model, text)
+    distance = reference_runs.difference(ours, theirs, text)
+    record_property("difference", distance)
+    assert distance < TOLERANCE
+
+
+def test_bfloat16_computation_errs_no_more_than_transformers_own(
+    narrow: TinyModel, one_device: Mesh, record_property: Record
+) -> None:
+    """The bound is torch's error at the same precision, both against float32 on these weights.
+
+    Both round every activation to 8 bits, in places that differ (ours keeps norms, softmax and
+    rotation in float32 throughout), so the errors are alike in size and not in value: half as
+    much again is allowed, on the root mean square over all logits.
+    """
+    text = reference_texts.draw(PADDED, "left", VOCAB_SIZE, seed=9)
+    exact = reference_runs.torch_logits(narrow.torch_model, text)
+    rounded = reference_models.open_torch(narrow.folder, torch.bfloat16)
+    theirs = reference_runs.torch_logits(rounded, text)
+    tree = narrow.load(narrow.network, one_device, "bfloat16")
+    ours = reference_runs.our_logits(narrow.network, tree, text, one_device, "bfloat16")
+    seen = text.is_token
+    our_error = reference_runs.norm_difference(ours[seen], exact[seen])
+    their_error = reference_runs.norm_difference(theirs[seen], exact[seen])
+    record_property("errors", (our_error, their_error))
+    assert 2**-9 < our_error < 1.5 * their_error

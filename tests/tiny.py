@@ -1,0 +1,220 @@
+"""Tiny networks, parameter trees and batches, shared by the tests of the core.
+
+The spec is SmolLM2's with small sizes. All of them differ, from each other and from the numbers
+of rows and positions, so that a swapped pair of dimensions shows, and an array found in a
+compiled program can be told by its shape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxft import tree as trees
+from jaxft.lora import mask
+from jaxft.models import bind, forward
+from jaxft.models.families import llama
+from jaxft.models.network import Adapter, Group, Layer, Network, build_network
+from jaxft.models.spec import BlockSpec, ModelSpec
+from jaxft.parallel import mesh as meshes
+from jaxft.parallel import rules
+
+SMOLLM2_CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 576,
+    "initializer_range": 0.041666666666666664,
+    "intermediate_size": 1536,
+    "is_llama_config": True,
+    "max_position_embeddings": 8192,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 9,
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 3,
+    "pad_token_id": 2,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_interleaved": False,
+    "rope_scaling": None,
+    "rope_theta": 100000,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+    "transformers_version": "4.42.3",
+    "use_cache": True,
+    "vocab_size": 49152,
+}
+
+SPEC: ModelSpec = dataclasses.replace(
+    llama.llama_spec(SMOLLM2_CONFIG),
+    vocab_size=112,
+    model_dim=64,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=20,
+    mlp_dim=160,
+    blocks=(BlockSpec(None),) * 3,
+)
+RANK, SCALING = 6, 2.0
+MODULES = ("attn/q", "attn/v", "mlp/down")
+
+
+def with_windows(windows: Sequence[int | None], **changes: Any) -> ModelSpec:
+    """Return the tiny spec with one layer for each window, and other fields changed."""
+    blocks = tuple(BlockSpec(window) for window in windows)
+    return dataclasses.replace(SPEC, blocks=blocks, **changes)
+
+
+def adapted(
+    spec: ModelSpec = SPEC,
+    *,
+    modules: Sequence[str] = MODULES,
+    layers: Sequence[int] | None = None,
+    dropout: float = 0.0,
+    head: bool = False,
+) -> Network:
+    """Return the network of `spec` with adapters on `modules` of `layers` (of all, if None)."""
+    adapter = Adapter(RANK, SCALING, dropout)
+    chosen = range(len(spec.blocks)) if layers is None else layers
+    per_layer = [
+        dict.fromkeys(modules, adapter) if layer in chosen else {}
+        for layer in range(len(spec.blocks))
+    ]
+    outer = {"head": dataclasses.replace(adapter, dropout=0.0)} if head else {}
+    return build_network(spec, per_layer, outer)
+
+
+def ungrouped(network: Network) -> Network:
+    """Return the same layers, each in a group of its own."""
+    layers: list[tuple[int, Layer]] = [
+        (index, layer) for _, layer, indices in network.stacked_blocks() for index in indices
+    ]
+    groups = tuple(
+        Group(index, 1, (layer,)) for index, layer in sorted(layers, key=lambda item: item[0])
+    )
+    return dataclasses.replace(network, groups=groups)
+
+
+def random_leaves(network: Network, seed: int = 0) -> trees.Tree:
+    """Return leaves that are all random: B, norms and biases too, kernels of unit gain."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path: str, leaf: Any) -> np.ndarray:
+        values = rng.standard_normal(leaf.shape).astype(np.float32)
+        name = path.rpartition("/")[2]
+        if name == "scale":
+            return (1 + 0.3 * values).astype(np.float32)
+        if name in ("bias", "lora_b"):
+            return (0.3 * values).astype(np.float32)
+        fan_in = leaf.shape[-1] if name == "lora_a" or path == "embed/kernel" else leaf.shape[-2]
+        return values * np.float32(fan_in**-0.5)
+
+    return trees.map_with_path(draw, bind.abstract_tree(network))
+
+
+def layers_of(network: Network, tree: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return each layer's leaves by path within the block, in the order of the layers."""
+    flat = trees.flatten(tree)
+    layers: list[dict[str, Any]] = [{} for _ in network.spec.blocks]
+    for prefix, _, indices in network.stacked_blocks():
+        for path, leaf in flat.items():
+            if path.startswith(f"{prefix}/"):
+                for position, index in enumerate(indices):
+                    layers[index][path.removeprefix(f"{prefix}/")] = leaf[position]
+    return layers
+
+
+def restacked(tree: Mapping[str, Any], source: Network, target: Network) -> trees.Tree:
+    """Return the leaves of `source`, stacked as `target`, which has the same layers, wants them."""
+    layers = layers_of(source, tree)
+    flat = {path: leaf for path, leaf in trees.flatten(tree).items() if "groups/" not in path}
+    for prefix, _, indices in target.stacked_blocks():
+        for name in layers[indices[0]]:
+            flat[f"{prefix}/{name}"] = np.stack([layers[index][name] for index in indices])
+    return trees.unflatten(flat)
+
+
+def split(tree: trees.Tree) -> tuple[trees.Tree, trees.Tree]:
+    """Return what LoRA trains, and what it freezes."""
+    return trees.partition(tree, mask.lora_mask(tree))
+
+
+def placed(tree: trees.Tree, mesh: jax.sharding.Mesh) -> trees.Tree:
+    """Return fresh copies of the leaves, laid out by the sharding table."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.device_put(np.array(leaf), sharding),
+        tree,
+        rules.shardings(tree, mesh),
+    )
+
+
+def one_device() -> jax.sharding.Mesh:
+    """Return the mesh over the first device."""
+    return meshes.single_device_mesh()
+
+
+def make_batch(rows: int, length: int, *, seed: int = 0, accumulation: int = 1) -> dict[str, Any]:
+    """Return a global batch of packed rows: two texts each, padding, ragged targets."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, SPEC.vocab_size, (rows, length)).astype(np.int32)
+    first = rng.integers(2, length // 2, rows)
+    second = rng.integers(2, length - length // 2, rows)
+    where = np.arange(length)[None, :]
+    segments = np.where(where < first[:, None], 1, 2)
+    segments = np.where(where < (first + second)[:, None], segments, 0).astype(np.int32)
+    positions = np.where(segments == 2, where - first[:, None], where) * (segments > 0)
+    follows = (segments[:, :-1] == segments[:, 1:]) & (segments[:, 1:] > 0)
+    # Rows differ much in their share of targets, so that a mean of means would show.
+    supervised = follows & (rng.random(follows.shape) < np.linspace(0.05, 0.95, rows)[:, None])
+    labels = np.full((rows, length), -100, np.int32)
+    labels[:, :-1] = np.where(supervised, ids[:, 1:], -100)
+    batch = {
+        "input_ids": np.where(segments > 0, ids, 0),
+        "segment_ids": segments,
+        "positions": positions.astype(np.int32),
+        "labels": labels,
+        "rows": np.arange(rows, dtype=np.int32),
+    }
+    return {key: value.reshape(accumulation, -1, *value.shape[1:]) for key, value in batch.items()}
+
+
+def micro_batch(rows: int, length: int, *, seed: int = 0) -> dict[str, Any]:
+    """Return the one micro-batch of a global batch, arrays [b t]."""
+    return {key: value[0] for key, value in make_batch(rows, length, seed=seed).items()}
+
+
+def forward_logits(
+    network: Network, tree: Mapping[str, Any], micro: Mapping[str, Any], dtype: str = "float32"
+) -> np.ndarray:
+    """Return the logits [b t v] of a micro-batch, compiled once for each network and dtype."""
+    return np.asarray(_logits_function(network, dtype)(tree, micro))
+
+
+@functools.cache
+def _logits_function(network: Network, dtype: str) -> Callable[..., jax.Array]:
+    mesh = one_device()
+
+    @jax.jit
+    def logits(tree: Any, micro: Any) -> jax.Array:
+        hidden = forward.hidden_states(
+            network,
+            tree,
+            micro["input_ids"],
+            micro["segment_ids"],
+            micro["positions"],
+            mesh=mesh,
+            dtype=dtype,
+        )
+        return forward.head_logits(network, mesh, forward.head_leaves(network, tree), hidden)
+
+    return logits
