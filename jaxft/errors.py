@@ -59,20 +59,6 @@ class DeviceError(JaxftError):
     """A device that was asked for, or is visible, and cannot be used."""
 
 
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """Return the choice spelled most like `name`, or "" when none is close.
-
-    Upper and lower case count as the same letter, so `Linear` finds `linear`.
-
-    Args:
-        name: What the user wrote.
-        choices: What they could have written.
-    """
-    spelled = {choice.casefold(): choice for choice in sorted(choices, reverse=True)}
-    matches = difflib.get_close_matches(name.casefold(), spelled, n=1, cutoff=0.6)
-    return spelled[matches[0]] if matches else ""
-
-
 class TrainingError(JaxftError):
     """A run whose numbers have become meaningless."""
 
@@ -88,3 +74,17 @@ class Stopped(Exception):
         """Keep the signal's number."""
         super().__init__(f"stopped by signal {signal}")
         self.signal = signal
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Return the choice spelled most like `name`, or "" when none is close.
+
+    Upper and lower case count as the same letter, so `Linear` finds `linear`.
+
+    Args:
+        name: What the user wrote.
+        choices: What they could have written.
+    """
+    spelled = {choice.casefold(): choice for choice in sorted(choices, reverse=True)}
+    matches = difflib.get_close_matches(name.casefold(), spelled, n=1, cutoff=0.6)
+    return spelled[matches[0]] if matches else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import types
@@ -13,7 +14,7 @@ import pytest
 
 import jaxft
 from jaxft import cli
-from jaxft.errors import DataError
+from jaxft.errors import DataError, Stopped
 
 
 @pytest.fixture
@@ -164,9 +165,13 @@ def test_an_interrupt_ends_with_status_130(recipe, replace_loop, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_run_may_choose_its_own_status(recipe, replace_loop):
-    replace_loop(lambda config: sys.exit(143))
-    assert status("train", str(recipe)) == 143
+@pytest.mark.parametrize(("number", "ended"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_a_signal_stopped_ends_with_its_status(recipe, replace_loop, number, ended):
+    def run(config):
+        raise Stopped(number)
+
+    replace_loop(run)
+    assert status("train", str(recipe)) == ended
 
 
 def test_generate_streams_the_answer_to_standard_output(monkeypatch, capsys):

@@ -31,6 +31,7 @@ def test_an_error_survives_another_process():
         errors.AdapterError,
         errors.CheckpointError,
         errors.DeviceError,
+        errors.TrainingError,
     ],
 )
 def test_every_kind_can_be_caught_as_one(kind):

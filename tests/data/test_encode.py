@@ -88,6 +88,14 @@ def test_any_change_of_rows_tokenizer_template_or_length_encodes_anew(monkeypatc
         change()
 
 
+@pytest.mark.parametrize("rows", [ROWS, CHATS])
+def test_rows_that_moved_to_other_lines_are_found_on_those(rows):
+    encode.encode_rows(rows, make_tokenizer(), 100)
+    moved = [dataclasses.replace(row, line=row.line + 1) for row in rows]
+    lines = encode.encode_rows(moved, make_tokenizer(), 100).lines
+    assert lines.tolist() == [row.line + 1 for row in rows]
+
+
 def test_what_a_tokenizer_was_used_for_before_does_not_matter(monkeypatch):
     tokenizer = make_tokenizer()
     encode.encode_rows(ROWS, tokenizer, 9)

@@ -126,7 +126,14 @@ def test_a_tokenizer_without_offsets_is_refused(monkeypatch):
         tokens.encode_row(TextCompletion("f", 1, "a", "b"), Slow())
 
 
-def test_offsets_that_do_not_reach_the_end_are_refused():
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda offsets: [(start, start) for start, _ in offsets],
+        lambda offsets: offsets[::-1],
+    ],
+)
+def test_offsets_that_do_not_follow_the_text_are_refused(damage):
     tokenizer = make_tokenizer()
 
     class Broken:
@@ -136,8 +143,7 @@ def test_offsets_that_do_not_reach_the_end_are_refused():
 
         def __call__(self, text, **options):
             encoded = tokenizer(text, **options)
-            starts = [(start, start) for start, _ in encoded["offset_mapping"]]
-            return encoded | {"offset_mapping": starts}
+            return encoded | {"offset_mapping": damage(encoded["offset_mapping"])}
 
     with pytest.raises(DataError, match="offsets do not follow the text"):
         tokens.encode_row(TextCompletion("f", 1, "a", "b"), Broken())

@@ -92,7 +92,7 @@ def test_misshapen_leaf_raises_with_both_shapes():
 
 def test_a_tree_for_other_groups_of_the_same_layers_raises():
     network = tiny.adapted()
-    with pytest.raises(WeightsError, match="misshapen|unexpected"):
+    with pytest.raises(WeightsError, match=r"misshapen|unexpected"):
         bind.bind(tiny.ungrouped(network), bind.abstract_tree(network))
 
 

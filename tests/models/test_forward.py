@@ -63,7 +63,7 @@ def test_bfloat16_stays_near_float32():
     logits = tiny.forward_logits(FULL, tiny.random_leaves(FULL), MICRO, dtype="bfloat16")
     error = (logits - full_logits())[REAL]
     assert logits.dtype == np.float32
-    assert 1e-3 < np.sqrt(np.mean(error**2)) / np.std(full_logits()[REAL]) < 2e-2
+    assert 1e-3 < np.sqrt(np.mean(error**2)) / np.std(full_logits()[REAL]) < 5e-2
 
 
 def test_padding_gives_finite_logits():

@@ -20,15 +20,13 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyModel]:
-    """Return a function from a case's name to its model, float32 in a single file."""
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyModel]:
+    """Return a function from a case's name, and a `std` of weights, to its model."""
     import reference_models
-    import torch
 
     @functools.cache
-    def model(name: str) -> TinyModel:
-        folder = tmp_path_factory.mktemp(name)
-        return reference_models.make(name, folder, dtype=torch.float32, shard_bytes=None)
+    def model(name: str, **std: float) -> TinyModel:
+        return reference_models.make(name, tmp_path_factory.mktemp(name), **std)
 
     return model
 

@@ -2,7 +2,7 @@
 
 A case is one line of `CASES`: a config class and what sets it apart from the common shape, so a
 further family, or a further feature of one, is a further line. Weights are drawn at a standard
-deviation of 0.5, norm scales around 1, biases at 0.5: at transformers' own 0.02 a tiny model
+deviation of 0.5, norm scales around 1, biases too: at transformers' own 0.02 a tiny model
 hides a wrong feature, because attention is then nearly uniform.
 """
 
@@ -25,7 +25,10 @@ from jaxft.models.spec import ModelSpec
 from jaxft.weights import load, safetensors
 from jaxft.weights.checkpoint import Checkpoint
 
-WEIGHT_STD = 0.5
+STD = 0.5
+# Where gradients are compared: at 0.5 attention is so sharp that rounding alone moves them by
+# up to 1e-4 of their norm, and so does torch's own rounding.
+CALM_STD = 0.2
 SHARD_BYTES = 40_000  # a few tensors a file, in the sharded variant
 WINDOW = 11  # tokens; a third of the shortest row
 
@@ -101,12 +104,19 @@ class TinyModel:
         )
 
 
-def make(name: str, folder: Path, *, dtype: torch.dtype, shard_bytes: int | None) -> TinyModel:
+def make(
+    name: str,
+    folder: Path,
+    *,
+    std: float = STD,
+    dtype: torch.dtype = torch.float32,
+    shard_bytes: int | None = None,
+) -> TinyModel:
     """Draw the weights of a case at `dtype`, save them in `folder`, and open them there."""
     config_class, features = CASES[name]
     config = config_class(**(COMMON | features))
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
-    randomise(model, seed=sum(name.encode()))
+    randomise(model, std, seed=sum(name.encode()))
     sharding = {} if shard_bytes is None else {"max_shard_size": shard_bytes}
     model.save_pretrained(folder, **sharding)
     saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -124,9 +134,9 @@ def open_torch(folder: Path, dtype: torch.dtype = torch.float32) -> transformers
 
 
 @torch.no_grad()
-def randomise(model: torch.nn.Module, seed: int) -> None:
+def randomise(model: torch.nn.Module, std: float, seed: int) -> None:
     """Draw every parameter anew."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        drawn = torch.randn(parameter.shape, generator=generator) * WEIGHT_STD
+        drawn = torch.randn(parameter.shape, generator=generator) * std
         parameter.copy_(1 + drawn if "norm" in name else drawn)

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
 import jax
 import jax.numpy as jnp
 import reference_models
 import reference_runs
 import reference_texts
+import torch
 from jax.sharding import Mesh
 from reference_models import TinyModel
 from reference_runs import TOLERANCE, Record
@@ -74,9 +75,7 @@ def test_a_sharded_checkpoint_loads_bit_equal_to_a_single_file(
     tmp_path: Path, tiny_model: Callable[[str], TinyModel], one_device: Mesh
 ) -> None:
     single = tiny_model("llama")
-    shards = reference_models.make(
-        "llama", tmp_path, dtype=torch.float32, shard_bytes=reference_models.SHARD_BYTES
-    )
+    shards = reference_models.make("llama", tmp_path, shard_bytes=reference_models.SHARD_BYTES)
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 3
     first, second = (model.load(model.network, one_device) for model in (single, shards))
     jax.tree.map(np.testing.assert_array_equal, first, second)
@@ -86,7 +85,7 @@ def test_a_sharded_checkpoint_loads_bit_equal_to_a_single_file(
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """A model stored in bfloat16; torch's is the same rounded weights computed in float32."""
     folder = tmp_path_factory.mktemp("narrow")
-    return reference_models.make("llama", folder, dtype=torch.bfloat16, shard_bytes=None)
+    return reference_models.make("llama", folder, dtype=torch.bfloat16)
 
 
 def test_bfloat16_weights_computed_in_float32_equal_transformers(

@@ -15,7 +15,6 @@ import pytest
 
 pytest.importorskip("torch")
 
-import reference_models
 import reference_runs
 import reference_texts
 from jax.sharding import Mesh

@@ -1,0 +1,139 @@
+"""Chunked attention against the whole score matrix, forward and backward."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import naive
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxft.models import attention
+
+B, G, MANY, WIDTH, SCALE = 2, 2, 3, 8, 0.4
+
+
+def draw(length, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = [(B, length, G, MANY, WIDTH), (B, length, G, WIDTH), (B, length, G, WIDTH)]
+    q, k, v, d_out = (rng.standard_normal(shape) for shape in [*shapes, shapes[0]])
+    return [jnp.asarray(array, jnp.float32) for array in (2 * q, k, v, d_out)]
+
+
+def two_segments(length):
+    """Return segment ids: row 0 is one text, row 1 two texts and padding."""
+    ids = np.ones((B, length), np.int32)
+    ids[1, length // 3 :] = 2
+    ids[1, length - length // 5 :] = 0
+    return jnp.asarray(ids)
+
+
+@functools.partial(jax.jit, static_argnums=(5, 6))
+def value_and_gradients(q, k, v, segments, d_out, window, plain):
+    def attend(q, k, v):
+        if plain:
+            seen = naive_visible(segments, window)
+            return naive.attention(q, k, v, seen, SCALE, jnp)
+        return attention.causal(q, k, v, segments, window, SCALE)
+
+    value, pull_back = jax.vjp(attend, q, k, v)
+    return value, *pull_back(d_out)
+
+
+def naive_visible(segments, window):
+    length = segments.shape[1]
+    behind = jnp.arange(length)[:, None] - jnp.arange(length)[None, :]
+    seen = (behind >= 0) & (behind < (length if window is None else window))
+    return (segments[:, :, None] == segments[:, None, :]) & seen[None]
+
+
+def check(length, window, segments, seed=0):
+    q, k, v, d_out = draw(length, seed)
+    found = value_and_gradients(q, k, v, segments, d_out, window, False)
+    expected = value_and_gradients(q, k, v, segments, d_out, window, True)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-5)
+
+
+# One position; one chunk; a last chunk of one; a multiple of the chunk; more than four chunks.
+@pytest.mark.parametrize(
+    ("length", "window"),
+    [(1, None), (13, 1), (33, None), (33, 7), (64, 20), (259, 100)],
+)
+def test_value_and_gradients_are_those_of_the_whole_score_matrix(length, window):
+    check(length, window, two_segments(length))
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(st.lists(st.integers(0, 3), min_size=33, max_size=33), min_size=B, max_size=B),
+    st.integers(0, 2**16),
+)
+def test_any_segments_are_kept_apart(segments, seed):
+    check(33, 7, jnp.asarray(segments, jnp.int32), seed)
+
+
+@given(st.integers(1, 5000), st.none() | st.integers(1, 5000))
+def test_chunks_cover_every_query_once_and_every_key_it_sees(length, window):
+    covered = 0
+    chunks = list(attention._chunks(length, window))
+    for rows, keys in chunks:
+        assert rows.start == covered
+        covered = rows.stop
+        first_seen = 0 if window is None else max(rows.start - window + 1, 0)
+        assert keys.start <= first_seen
+        assert keys.stop == rows.stop
+    assert covered == length
+    assert len(chunks) <= attention._MAX_CHUNKS
+
+
+@given(st.integers(256, 5000), st.integers(1, 100))
+def test_a_window_bounds_the_keys_of_a_chunk(length, window):
+    for rows, keys in attention._chunks(length, window):
+        assert keys.stop - keys.start < rows.stop - rows.start + window
+
+
+def test_rows_of_nothing_but_padding_are_finite_and_harm_no_one():
+    length = 33
+    q, k, v, d_out = draw(length)
+    segments = two_segments(length).at[1].set(0)
+    found = value_and_gradients(q, k, v, segments, d_out, 7, False)
+    whole = value_and_gradients(q, k, v, two_segments(length), d_out, 7, False)
+    for ours, theirs in zip(found, whole, strict=True):
+        assert np.isfinite(ours).all()
+        np.testing.assert_array_equal(ours[0], theirs[0])
+
+
+def test_bfloat16_is_within_a_hundredth_of_float32():
+    arrays = [array.astype(jnp.bfloat16) for array in draw(64)]
+    exact = [array.astype(jnp.float32) for array in arrays]
+    segments = two_segments(64)
+    found = value_and_gradients(*arrays[:3], segments, arrays[3], 20, False)
+    expected = value_and_gradients(*exact[:3], segments, exact[3], 20, True)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == jnp.bfloat16
+        error = np.linalg.norm(ours.astype(jnp.float32) - theirs) / np.linalg.norm(theirs)
+        assert error < 1e-2
+
+
+def test_nothing_as_large_as_the_scores_is_kept():
+    q, k, v, _ = draw(259)
+    segments = two_segments(259)
+
+    def attend(q, k, v):
+        return attention.causal(q, k, v, segments, None, SCALE)
+
+    pull_back = jax.eval_shape(lambda *arrays: jax.vjp(attend, *arrays)[1], q, k, v)
+    kept = sum(leaf.size for leaf in jax.tree.leaves(pull_back))
+    # q and the output, k and v, the log of the sums, the segments.
+    assert kept <= 2 * q.size + k.size + v.size + q.size // WIDTH + segments.size
+
+
+def test_cached_attends_to_what_is_visible():
+    q, k, v, _ = draw(13)
+    seen = naive.visible(two_segments(13), 5)
+    found = attention.cached(q, k, v, jnp.asarray(seen), SCALE)
+    expected = naive.attention(*map(np.asarray, (q, k, v)), seen, SCALE)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
