@@ -205,7 +205,9 @@ def _logits(
 ) -> Float[Array, "b v"]:
     """Return the logits after each row's last token: no other position is multiplied."""
     leaves = forward.head_leaves(network, tree)
-    return forward.head_logits(network, mesh, leaves, hidden[:, -1:])[:, 0]
+    # Twice: for a product with one single row, XLA on CPUs first casts the whole bf16 table.
+    twice = jnp.repeat(hidden[:, -1:], 2, axis=1)
+    return forward.head_logits(network, mesh, leaves, twice)[:, 0]
 
 
 def _is_stop(tokens: Int32[Array, " b"], stop_ids: tuple[int, ...]) -> Bool[Array, " b"]:

@@ -101,7 +101,7 @@ def cached(
 
 
 def _chunks(length: int, window: int | None) -> Iterator[tuple[slice, slice]]:
-    """Yield the static (queries, keys) of each chunk: keys reach from the window to the diagonal."""
+    """Yield each chunk's static (queries, keys), the keys from the window to the diagonal."""
     size = max(_MIN_CHUNK, -(-length // _MAX_CHUNKS))
     if length // size < 4:
         size = max(-(-length // 4), 16)

@@ -81,8 +81,10 @@ class Decoder(nnx.Module):
         """
         x = self.embed(input_ids, context.mesh, dtype)
         new = []
-        for group, blocks, past in zip(self.network.groups, self.groups, cached_kv, strict=True):
-            x, kv = _extend_group(group, blocks, x, context, past)
+        for group, blocks, kv_before in zip(
+            self.network.groups, self.groups, cached_kv, strict=True
+        ):
+            x, kv = _extend_group(group, blocks, x, context, kv_before)
             new.append(kv)
         return self.final_norm(x), tuple(new)
 
@@ -106,6 +108,7 @@ def _layer_indices(group: Group) -> jax.Array:
 
 
 def _run_group(group: Group, blocks: nnx.List, x: Any, context: Context, *, remat: bool) -> Any:
+    graphdef: Any
     graphdef, state = nnx.split(blocks)
     rows = NamedSharding(context.mesh, PartitionSpec(ROW_AXES))
 
@@ -121,15 +124,16 @@ def _run_group(group: Group, blocks: nnx.List, x: Any, context: Context, *, rema
     return jax.lax.scan(period, x, (state, _layer_indices(group)))[0]
 
 
-def _extend_group(group: Group, blocks: nnx.List, x: Any, context: Context, past: Any) -> Any:
+def _extend_group(group: Group, blocks: nnx.List, x: Any, context: Context, cached_kv: Any) -> Any:
+    graphdef: Any
     graphdef, state = nnx.split(blocks)
 
     def period(x: Any, slices: Any) -> Any:
-        leaves, layers, past = slices
+        leaves, layers, cached_kv = slices
         new = []
         for position, block in enumerate(nnx.merge(graphdef, leaves)):
-            x, kv = block(x, context, layers[position], past[position])
+            x, kv = block(x, context, layers[position], cached_kv[position])
             new.append(kv)
         return x, tuple(new)
 
-    return jax.lax.scan(period, x, (state, _layer_indices(group), past))
+    return jax.lax.scan(period, x, (state, _layer_indices(group), cached_kv))

@@ -4,7 +4,6 @@
 generation. Each binds the tree to the modules at trace time, which costs nothing at run time.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int32, UInt32
 
 from jaxft.models import linear, rope
 from jaxft.models.bind import bind
-from jaxft.models.layers import Context
+from jaxft.models.layers import Context, Past
 from jaxft.models.network import Network
 from jaxft.parallel import rules
 
@@ -49,7 +48,7 @@ def hidden_states(
         WeightsError: If the tree does not fit the network.
     """
     cos, sin = rope.angles(network.spec.rope, network.spec.head_dim, positions)
-    context = Context(mesh, cos, sin, segment_ids, dropout_seeds)
+    context = Context(mesh, cos, sin, segment_ids, dropout_seeds, past=None)
     return bind(network, tree)(input_ids, context, dtype=dtype, remat=remat)
 
 
@@ -65,12 +64,10 @@ def head_logits(
     network: Network, mesh: Mesh, leaves: Mapping[str, Any], hidden: Float[Array, "b t d"]
 ) -> Float[Array, "b t v"]:
     """Return float32 logits; `leaves` are those that `head_leaves` selects."""
-    if network.spec.tied_head:
-        kernel: Any = leaves["embed/kernel"]
-        materialise: linear.Materialise = _Transposed(rules.gather(mesh, "embed/kernel"))
-    else:
-        kernel, materialise = leaves["head/kernel"], rules.gather(mesh, "head/kernel")
-    logits = linear.product(hidden, kernel, materialise, jnp.float32)
+    path = "embed/kernel" if network.spec.tied_head else "head/kernel"
+    gather = rules.gather(mesh, path)
+    materialise: Any = _Transposed(gather) if network.spec.tied_head else gather
+    logits = linear.product(hidden, leaves[path], materialise, jnp.float32)
     adapter = dict(network.outer_adapters).get("head")
     if adapter is None:
         return logits
@@ -143,9 +140,8 @@ def extend(
     """
     new_positions = cache.next_position[:, None] + jnp.cumsum(valid.astype(jnp.int32), axis=1) - 1
     cos, sin = rope.angles(network.spec.rope, network.spec.head_dim, jnp.maximum(new_positions, 0))
-    context = Context(mesh, cos, sin, valid.astype(jnp.int32), None)
-    visible, distance = _visibility(cache, valid)
-    context = dataclasses.replace(context, visible=visible, distance=distance)
+    past = _visibility(cache, valid)
+    context = Context(mesh, cos, sin, valid.astype(jnp.int32), None, past)
     hidden, new_kv = bind(network, tree).extend(input_ids, context, cache.kv, dtype=dtype)
 
     def write(slots: jax.Array, new: jax.Array) -> jax.Array:
@@ -161,14 +157,12 @@ def extend(
     )
 
 
-def _visibility(cache: Cache, valid: Bool[Array, "b t"]) -> tuple[Any, Any]:
-    """Return what each new token sees of [cache, new tokens], and at what distance."""
-    batch, new = valid.shape
+def _visibility(cache: Cache, valid: Bool[Array, "b t"]) -> Past:
     slots = cache.valid.shape[1]
-    own_slot = cache.length + jnp.arange(new, dtype=jnp.int32)
+    own_slot = cache.length + jnp.arange(valid.shape[1], dtype=jnp.int32)
     key_slot = jnp.concatenate([jnp.arange(slots, dtype=jnp.int32), own_slot])
     distance = own_slot[:, None] - key_slot[None, :]  # [t s]
     filled = cache.valid & (jnp.arange(slots) < cache.length)[None, :]
     exists = jnp.concatenate([filled, valid], axis=1)
     visible = exists[:, None, :] & (distance >= 0)[None]
-    return visible, jnp.broadcast_to(distance[None], (batch, *distance.shape))
+    return Past(visible, distance)

@@ -10,8 +10,8 @@ their own choosing: each feature is read from the `ModelSpec`.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +24,24 @@ from jaxft.models.network import Adapter, Layer
 from jaxft.models.spec import ModelSpec
 from jaxft.parallel import rules
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
 }
+
+
+class Past(NamedTuple):
+    """What new tokens see of the keys in the cache followed by their own.
+
+    Attributes:
+        visible: bool [b t s], before any window.
+        distance: int32 [t s], how many positions each key lies behind.
+    """
+
+    visible: Bool[Array, "b t s"]
+    distance: Int32[Array, "t s"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +54,7 @@ class Context:
         sin: float32 [b t k/2].
         segment_ids: int32 [b t], 0 in padding.
         dropout_seeds: uint32 [b t] in training, else `None`.
-        visible: In decoding, bool [b t s] over the cache and then the new tokens, before any
-            window; else `None`.
-        distance: In decoding, int32 [b t s], how many positions each key lies behind.
+        past: In decoding, what each token sees of the cache and of the new tokens; else `None`.
     """
 
     mesh: Mesh
@@ -52,8 +62,7 @@ class Context:
     sin: Float[Array, "b t half"]
     segment_ids: Int32[Array, "b t"]
     dropout_seeds: UInt32[Array, "b t"] | None
-    visible: Bool[Array, "b t s"] | None = None
-    distance: Int32[Array, "b t s"] | None = None
+    past: Past | None
 
 
 class Linear(nnx.Module):
@@ -132,7 +141,7 @@ class Attention(nnx.Module):
         self.o = projection("o", (heads * spec.head_dim, model), spec.out_bias)
 
     def __call__(
-        self, x: Float[Array, "b t d"], context: Context, layer: Any, past: Any
+        self, x: Float[Array, "b t d"], context: Context, layer: Any, cached_kv: Any
     ) -> tuple[Float[Array, "b t d"], tuple[jax.Array, jax.Array]]:
         """Attend; returns the output and this call's rotated keys and values [b t g k].
 
@@ -140,7 +149,7 @@ class Attention(nnx.Module):
             x: Activations.
             context: What is known of the tokens.
             layer: Index of the layer.
-            past: Keys and values [b s g k] before these tokens, or `None` for training.
+            cached_kv: Keys and values [b s g k] before these tokens; `None` over whole rows.
         """
         spec = self.spec
         (b, t, _), g, k_dim = x.shape, spec.num_kv_heads, spec.head_dim
@@ -151,16 +160,16 @@ class Attention(nnx.Module):
         k = rope.rotate(k, context.cos, context.sin)
         q = q.reshape(b, t, g, spec.num_heads // g, k_dim)
         scale = k_dim**-0.5
-        if past is None:
+        if context.past is None:
             mixed = attention.causal(q, k, v, context.segment_ids, self.window, scale)
         else:
             keys, values = (
                 jnp.concatenate([old.astype(new.dtype), new], axis=1)
-                for old, new in zip(past, (k, v), strict=True)
+                for old, new in zip(cached_kv, (k, v), strict=True)
             )
-            visible = context.visible
+            visible, distance = context.past
             if self.window is not None:
-                visible = visible & (context.distance < self.window)
+                visible = visible & (distance < self.window)[None]
             mixed = attention.cached(q, keys, values, visible, scale)
         return self.o(mixed.reshape(b, t, -1), context, layer), (k, v)
 
@@ -206,9 +215,9 @@ class Block(nnx.Module):
         self.mlp = GatedMLP(spec, dict(layer.adapters), rngs)
 
     def __call__(
-        self, x: Float[Array, "b t d"], context: Context, layer: Any, past: Any
+        self, x: Float[Array, "b t d"], context: Context, layer: Any, cached_kv: Any
     ) -> tuple[Float[Array, "b t d"], tuple[jax.Array, jax.Array]]:
-        """Apply; `layer` and `past` as in `Attention`."""
-        mixed, kv = self.attn(self.attn_norm(x), context, layer, past)
+        """Apply; `layer` and `cached_kv` as in `Attention`."""
+        mixed, kv = self.attn(self.attn_norm(x), context, layer, cached_kv)
         x = x + mixed
         return x + self.mlp(self.mlp_norm(x), context, layer), kv

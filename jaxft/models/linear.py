@@ -40,9 +40,8 @@ def product(
 
 
 def _product_fwd(x: Any, weight: Any, materialise: Materialise, out_dtype: Any) -> Any:
-    leaves, treedef = jax.tree.flatten(weight, is_leaf=_is_primal)
-    stored = treedef.unflatten([leaf.value for leaf in leaves])
-    trained = any(leaf.perturbed for leaf in leaves)
+    stored = jax.tree.map(lambda leaf: leaf.value, weight, is_leaf=_is_primal)
+    trained = any(leaf.perturbed for leaf in jax.tree.leaves(weight, is_leaf=_is_primal))
     y = _dot(x.value, materialise(stored, x.value.dtype), out_dtype)
     return y, (x.value if trained else None, stored, jnp.zeros((), x.value.dtype))
 

@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 from jaxft import console
 
@@ -20,7 +21,7 @@ def deferred() -> Iterator[Callable[[], int | None]]:
         acts as it would without this.
     """
     received: list[int] = []
-    previous = {}
+    previous: dict[int, Any] = {}
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
@@ -34,5 +35,5 @@ def deferred() -> Iterator[Callable[[], int | None]]:
     try:
         yield lambda: received[0] if received else None
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for handled_number, handler in previous.items():
+            signal.signal(handled_number, handler)

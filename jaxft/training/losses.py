@@ -91,7 +91,8 @@ def chunked_cross_entropy(
     """
 
     def add(total: Any, part: Any) -> Any:
-        return total + _loss(head_leaves, *part, logits_of), None
+        h, label = part
+        return total + _loss(head_leaves, h, label, logits_of), None
 
     return jax.lax.scan(add, jnp.float32(0), _parts(hidden, labels, chunk))[0]
 

@@ -75,7 +75,7 @@ class Plan:
 
         The global batch is in it, not how it is divided over devices and micro-batches.
         """
-        train = self.config.train.model_dump(mode="json", exclude=_NOT_NUMERIC)
+        train = self.config.train.model_dump(mode="json", exclude=set(_NOT_NUMERIC))
         infos = self.source.checkpoint().infos()
         weights = [[name, *map(str, info)] for name, info in sorted(infos.items())]
         return {

@@ -22,7 +22,7 @@ import reference_runs
 import reference_texts
 from jax.sharding import Mesh
 from reference_adapters import Targets
-from reference_models import TinyModel
+from reference_models import CALM_STD, TinyModel
 from reference_runs import Record
 
 from jaxft.lora import peft_format
@@ -77,14 +77,16 @@ class Comparison:
 
 @pytest.fixture(scope="module")
 def comparison(
-    tiny_model: Callable[[str], TinyModel],
+    tiny_model: Callable[..., TinyModel],
     tmp_path_factory: pytest.TempPathFactory,
     one_device: Mesh,
 ) -> Callable[[str], Comparison]:
     @functools.cache
     def make(name: str) -> Comparison:
         case, chosen = CHOICES[name]
-        return Comparison(tiny_model(case), chosen, tmp_path_factory.mktemp(name), one_device)
+        return Comparison(
+            tiny_model(case, std=CALM_STD), chosen, tmp_path_factory.mktemp(name), one_device
+        )
 
     return make
 

@@ -95,7 +95,7 @@ def read_rope(config: ConfigReader, default_theta: float) -> Rope:
         )
     return Rope(
         theta=float(theta),
-        scaling=kind,
+        scaling=cast(Any, kind),
         factor=float(scaling.get("factor", 1.0)),
         low_freq_factor=float(scaling.get("low_freq_factor", 1.0)),
         high_freq_factor=float(scaling.get("high_freq_factor", 1.0)),
