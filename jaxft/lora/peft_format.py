@@ -62,7 +62,7 @@ def adapter_config(
         "alpha_pattern": {},
         "layers_to_transform": None,
         "layers_pattern": None,
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": family.is_conv1d,
         "init_lora_weights": True,
     }
 

@@ -16,6 +16,7 @@ from jaxft.models.spec import ModelSpec
 from jaxft.weights import names
 
 ALL_LINEAR = "all-linear"
+HEAD = "head"
 
 
 def adapted_network(config: LoraConfig, family: Family, spec: ModelSpec) -> Network:
@@ -46,7 +47,7 @@ def select(modules: Sequence[names.Module], targets: list[str] | str) -> list[na
         AdapterError: If a target matches nothing; lists the names it could have been.
     """
     if targets == ALL_LINEAR:
-        return [module for module in modules if module.layer is not None]
+        return [module for module in modules if module.path != HEAD]
     if isinstance(targets, str):
         chosen = [module for module in modules if re.fullmatch(targets, module.name)]
         if not chosen:
@@ -81,7 +82,7 @@ def _check(module: names.Module, adapter: Adapter) -> None:
             f"{module.dims[1]} x {module.dims[0]}.",
             f"Choose an r of at most {min(module.dims)}; 8 to 64 is usual.",
         )
-    if module.layer is None and adapter.dropout > 0:
+    if module.path == HEAD and adapter.dropout > 0:
         raise AdapterError(
             f"lora.target_modules has {module.name} together with lora_dropout={adapter.dropout}.",
             "Dropout before the head's adapter is not supported: set lora_dropout=0, or leave "

@@ -13,23 +13,25 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int32
 
-from jaxft.models.layers import Block, Context, RMSNorm
+from jaxft.models.layers import Block, Context, Linear, Norm
 from jaxft.models.network import Group, Network
+from jaxft.models.spec import Learned
 from jaxft.parallel import rules
 from jaxft.parallel.mesh import ROW_AXES
 
 
-class Embedding(nnx.Module):
-    """The table of token embeddings, [v d]."""
+class Table(nnx.Module):
+    """A table of embeddings, of tokens or of positions, [rows, width]."""
 
-    def __init__(self, vocab_size: int, model_dim: int, rngs: nnx.Rngs):
-        """Make the table."""
-        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (vocab_size, model_dim)))
+    def __init__(self, path: str, rows: int, width: int, rngs: nnx.Rngs):
+        """Make the table whose leaf is at `path`."""
+        self.path = path
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (rows, width)))
 
-    def __call__(self, ids: Int32[Array, "b t"], mesh: Mesh, dtype: Any) -> Float[Array, "b t d"]:
-        """Look tokens up."""
+    def __call__(self, rows: Int32[Array, "b t"], mesh: Mesh, dtype: Any) -> Float[Array, "b t d"]:
+        """Look rows up."""
         table = self.kernel[...]
-        return rules.gather(mesh, "embed/kernel")(table, table.dtype)[ids].astype(dtype)
+        return rules.gather(mesh, self.path)(table, table.dtype)[rows].astype(dtype)
 
 
 class Head(nnx.Module):
@@ -39,10 +41,10 @@ class Head(nnx.Module):
         """Make the leaves."""
         spec, adapter = network.spec, dict(network.outer_adapters).get("head")
         if not spec.tied_head:
-            dims = (spec.model_dim, spec.vocab_size)
+            dims = (spec.embed_dim, spec.vocab_size)
             self.kernel = nnx.Param(jax.random.normal(rngs.params(), dims) * dims[0] ** -0.5)
         if adapter is not None:
-            self.lora_a = nnx.Param(jnp.zeros((adapter.rank, spec.model_dim)))
+            self.lora_a = nnx.Param(jnp.zeros((adapter.rank, spec.embed_dim)))
             self.lora_b = nnx.Param(jnp.zeros((adapter.rank, spec.vocab_size)))
 
 
@@ -51,42 +53,72 @@ class Decoder(nnx.Module):
 
     def __init__(self, network: Network, rngs: nnx.Rngs):
         """Make all leaves; those of a group's blocks are stacked on dimension 0."""
-        spec = network.spec
+        spec, adapters = network.spec, dict(network.outer_adapters)
         self.network = network
-        self.embed = Embedding(spec.vocab_size, spec.model_dim, rngs)
+        self.embed = Table("embed/kernel", spec.vocab_size, spec.embed_dim, rngs)
+        if isinstance(spec.positions, Learned):
+            self.positions = Table("positions/kernel", spec.positions.rows, spec.model_dim, rngs)
+        if spec.embed_dim != spec.model_dim:
+            dims = (spec.embed_dim, spec.model_dim)
+            self.embed_in = Linear("embed_in", dims, False, adapters.get("embed_in"), rngs)
+            self.embed_out = Linear("embed_out", dims[::-1], False, adapters.get("embed_out"), rngs)
         self.groups = nnx.List([_stacked(network, group, rngs) for group in network.groups])
-        self.final_norm = RMSNorm(spec.model_dim, spec.norm_eps)
+        if spec.final_norm:
+            self.final_norm = Norm(spec)
         self.head = Head(network, rngs)
 
     def __call__(
         self, input_ids: Int32[Array, "b t"], context: Context, *, dtype: Any, remat: bool
-    ) -> Float[Array, "b t d"]:
-        """Return the final hidden states, normed, of whole rows."""
-        x = self.embed(input_ids, context.mesh, dtype)
+    ) -> Float[Array, "b t e"]:
+        """Return the final hidden states of whole rows, ready for the head."""
+        x = self._embedded(input_ids, context, dtype)
         for group, blocks in zip(self.network.groups, self.groups, strict=True):
             x = _run_group(group, blocks, x, context, remat=remat)
-        return self.final_norm(x)
+        return self._finished(x, context)
 
     def extend(
         self, input_ids: Int32[Array, "b t"], context: Context, cached_kv: Any, *, dtype: Any
-    ) -> tuple[Float[Array, "b t d"], Any]:
+    ) -> tuple[Float[Array, "b t e"], Any]:
         """Return hidden states of new tokens, and their keys and values.
 
         Args:
             input_ids: The new tokens.
-            context: What is known of them, `visible` and `distance` included.
+            context: What is known of them, `past` included.
             cached_kv: For each group and each position of its period, keys and values
                 [n b s g k] of the tokens before; the new ones come back in the same form.
             dtype: The dtype computed in.
         """
-        x = self.embed(input_ids, context.mesh, dtype)
+        x = self._embedded(input_ids, context, dtype)
         new = []
         for group, blocks, kv_before in zip(
             self.network.groups, self.groups, cached_kv, strict=True
         ):
             x, kv = _extend_group(group, blocks, x, context, kv_before)
             new.append(kv)
-        return self.final_norm(x), tuple(new)
+        return self._finished(x, context), tuple(new)
+
+    def _embedded(
+        self, input_ids: Int32[Array, "b t"], context: Context, dtype: Any
+    ) -> Float[Array, "b t d"]:
+        """Return what the first layer reads."""
+        spec = self.network.spec
+        x = self.embed(input_ids, context.mesh, dtype)
+        if spec.embed_dim != spec.model_dim:
+            x = self.embed_in(x, context, _OUTSIDE)
+        if isinstance(spec.positions, Learned):
+            rows = context.positions + spec.positions.offset
+            x = x + self.positions(rows, context.mesh, dtype)
+        return x
+
+    def _finished(self, x: Float[Array, "b t d"], context: Context) -> Float[Array, "b t e"]:
+        """Return what the head reads."""
+        spec = self.network.spec
+        if spec.final_norm:
+            x = self.final_norm(x)
+        return x if spec.embed_dim == spec.model_dim else self.embed_out(x, context, _OUTSIDE)
+
+
+_OUTSIDE = -1  # the "layer" of modules outside the layers, for the hash of dropout
 
 
 def _stacked(network: Network, group: Group, rngs: nnx.Rngs) -> nnx.List:

@@ -16,6 +16,7 @@ from jaxft.models import linear, rope
 from jaxft.models.bind import bind
 from jaxft.models.layers import Context, Past
 from jaxft.models.network import Network
+from jaxft.models.spec import ModelSpec, Rope
 from jaxft.parallel import rules
 
 
@@ -47,9 +48,16 @@ def hidden_states(
     Raises:
         WeightsError: If the tree does not fit the network.
     """
-    cos, sin = rope.angles(network.spec.rope, network.spec.head_dim, positions)
-    context = Context(mesh, cos, sin, segment_ids, dropout_seeds, past=None)
+    rotation = _rotation(network.spec, positions)
+    context = Context(mesh, positions, rotation, segment_ids, dropout_seeds, past=None)
     return bind(network, tree)(input_ids, context, dtype=dtype, remat=remat)
+
+
+def _rotation(spec: ModelSpec, positions: Int32[Array, "b t"]) -> Any:
+    """Return cosine and sine of rotary positions, `None` for others."""
+    if not isinstance(spec.positions, Rope):
+        return None
+    return rope.angles(spec.positions, spec.head_dim, positions)
 
 
 def head_leaves(network: Network, tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,10 +146,11 @@ def extend(
         mesh: Where the arrays live.
         dtype: The dtype of activations and matrix products.
     """
-    new_positions = cache.next_position[:, None] + jnp.cumsum(valid.astype(jnp.int32), axis=1) - 1
-    cos, sin = rope.angles(network.spec.rope, network.spec.head_dim, jnp.maximum(new_positions, 0))
+    positions = cache.next_position[:, None] + jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1
+    positions = jnp.maximum(positions, 0)  # of padding on the left
+    rotation = _rotation(network.spec, positions)
     past = _visibility(cache, valid)
-    context = Context(mesh, cos, sin, valid.astype(jnp.int32), None, past)
+    context = Context(mesh, positions, rotation, valid.astype(jnp.int32), None, past)
     hidden, new_kv = bind(network, tree).extend(input_ids, context, cache.kv, dtype=dtype)
 
     def write(slots: jax.Array, new: jax.Array) -> jax.Array:

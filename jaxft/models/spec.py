@@ -36,6 +36,21 @@ class Rope:
 
 
 @dataclasses.dataclass(frozen=True)
+class Learned:
+    """A table of learned positions, added to the token embeddings.
+
+    Attributes:
+        rows: Rows of the table.
+        offset: The row of position 0. OPT's first two rows are for padding.
+
+    Source: transformers `modeling_opt.py: OPTLearnedPositionalEmbedding`.
+    """
+
+    rows: int
+    offset: int
+
+
+@dataclasses.dataclass(frozen=True)
 class BlockSpec:
     """What may differ from one layer to the next.
 
@@ -53,30 +68,42 @@ class ModelSpec:
 
     Attributes:
         vocab_size: Rows of the embedding table.
+        embed_dim: Width of the embedding table; where it is not `model_dim`, one matrix leads
+            from it into the residual stream and another one back before the head.
         model_dim: Width of the residual stream.
         num_heads: Query heads.
         num_kv_heads: Key and value heads; each serves ``num_heads // num_kv_heads`` queries.
         head_dim: Width of one head.
         mlp_dim: Width of the MLP's hidden layer.
-        activation: The function between the MLP's gate and its product with `up`.
-        norm_eps: Added to the mean square under the root of an RMS norm.
-        rope: The rotary position embedding.
+        mlp: "gated" is ``down(act(gate(x)) * up(x))``, "plain" is ``down(act(up(x)))``.
+        activation: The MLP's nonlinearity.
+        norm: RMS norm (a scale), or layer norm (which also centres, and adds a bias).
+        norm_eps: Added to the mean square, or the variance, under the root.
+        norm_placement: "pre" norms what attention and MLP read, "post" what they and the
+            residual stream add up to.
+        final_norm: Whether the last hidden state is normed.
+        positions: How positions enter.
         qkv_bias: Whether the query, key and value projections add a bias.
         out_bias: Whether the attention output projection adds a bias.
-        mlp_bias: Whether the three MLP projections add a bias.
+        mlp_bias: Whether the MLP's projections add a bias.
         tied_head: Whether the head is the transposed embedding table.
         blocks: One `BlockSpec` a layer.
     """
 
     vocab_size: int
+    embed_dim: int
     model_dim: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
     mlp_dim: int
+    mlp: Literal["gated", "plain"]
     activation: Literal["silu", "gelu", "gelu_tanh", "relu"]
+    norm: Literal["rms", "layer"]
     norm_eps: float
-    rope: Rope
+    norm_placement: Literal["pre", "post"]
+    final_norm: bool
+    positions: Rope | Learned
     qkv_bias: bool
     out_bias: bool
     mlp_bias: bool

@@ -26,8 +26,11 @@ _BLOCK = r"groups/\d+/\d+/"
 RULES: tuple[tuple[str, P], ...] = (
     (r"embed/kernel", P("tensor", "fsdp")),
     (r"head/kernel", P("fsdp", "tensor")),
-    (r"final_norm/scale", P()),
-    (_BLOCK + r"(attn_norm|mlp_norm)/scale", P()),
+    (r"positions/kernel", P(None, "fsdp")),
+    (r"embed_in/kernel", P(None, "fsdp")),
+    (r"embed_out/kernel", P("fsdp", None)),
+    (r"final_norm/(scale|bias)", P()),
+    (_BLOCK + r"(attn_norm|mlp_norm)/(scale|bias)", P()),
     (_BLOCK + r"attn/[qkv]/kernel", P(None, "fsdp", "tensor")),
     (_BLOCK + r"attn/[qkv]/bias", P(None, "tensor")),
     (_BLOCK + r"attn/o/kernel", P(None, "tensor", "fsdp")),
@@ -36,7 +39,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (_BLOCK + r"mlp/(gate|up)/bias", P(None, "tensor")),
     (_BLOCK + r"mlp/down/kernel", P(None, "tensor", "fsdp")),
     (_BLOCK + r"mlp/down/bias", P()),
-    (r"(" + _BLOCK + r"(attn|mlp)/\w+|head)/lora_[ab]", P()),
+    (r"(" + _BLOCK + r"(attn|mlp)/\w+|head|embed_in|embed_out)/lora_[ab]", P()),
 )
 
 
@@ -96,3 +99,8 @@ def gather(mesh: Mesh, path: str) -> Gather:
     """Return the `Gather` for the leaf at `path`; of a stacked leaf, for one layer's slice."""
     axes = [None if axis == "fsdp" else axis for axis in spec_of(path)]
     return Gather(mesh, P(*(axes[1:] if path.startswith("groups/") else axes)))
+
+
+def gather_module(mesh: Mesh, module: str) -> Gather:
+    """Return the `Gather` of a linear module's kernel: "attn/q" in any block, or "embed_in"."""
+    return gather(mesh, f"groups/0/0/{module}/kernel" if "/" in module else f"{module}/kernel")

@@ -62,24 +62,32 @@ def load_base(
     }
     placed = trees.flatten(rules.shardings(trees.unflatten(leaves), mesh))
     filled: dict[str, jax.Array] = {}
-    for name, slot in table.items():
+    for name, slots in table.items():
         tensor = checkpoint.read(name)
-        part = jax.device_put(tensor, _tensor_sharding(slot, placed[slot.path]))
-        if slot.path not in filled:
-            leaf = leaves[slot.path]
-            filled[slot.path] = jnp.zeros(leaf.shape, leaf.dtype, device=placed[slot.path])
-        filled[slot.path] = _write(
-            filled[slot.path],
-            part,
-            np.int32(slot.index or 0),
-            transposed=slot.transposed,
-            stacked=slot.index is not None,
-        )
+        for slot in slots:
+            if slot.path not in filled:
+                leaf = leaves[slot.path]
+                filled[slot.path] = jnp.zeros(leaf.shape, leaf.dtype, device=placed[slot.path])
+            part = _part(tensor, slot)
+            filled[slot.path] = _write(
+                filled[slot.path],
+                jax.device_put(part, _part_sharding(slot, placed[slot.path])),
+                np.int32(slot.index or 0),
+                transposed=slot.transposed,
+                stacked=slot.index is not None,
+            )
         progress(tensor.nbytes)
     return trees.unflatten(filled)
 
 
-def _tensor_sharding(slot: names.Slot, leaf: NamedSharding) -> NamedSharding:
+def _part(tensor: np.ndarray, slot: names.Slot) -> np.ndarray:
+    """Return the part of a tensor that belongs in a slot, as the file has it."""
+    if slot.outputs is None:
+        return tensor
+    return tensor[slot.outputs] if slot.transposed else tensor[..., slot.outputs]
+
+
+def _part_sharding(slot: names.Slot, leaf: NamedSharding) -> NamedSharding:
     """Return the sharding of one slice as the file has it, so that each device gets its part."""
     axes = list(leaf.spec) if slot.index is None else list(leaf.spec)[1:]
     if slot.transposed:
@@ -96,7 +104,10 @@ def _write(
 
 
 def _check(
-    checkpoint: Checkpoint, family: Family, network: Network, table: dict[str, names.Slot]
+    checkpoint: Checkpoint,
+    family: Family,
+    network: Network,
+    table: dict[str, tuple[names.Slot, ...]],
 ) -> None:
     infos = checkpoint.infos()
     shapes = names.leaf_shapes(network)
@@ -108,8 +119,8 @@ def _check(
         if name not in table and name not in copies and not ignored.fullmatch(name)
     ]
     misshapen = []
-    for name, slot in table.items():
-        expected = names.expected_shape(slot, shapes[slot.path])
+    for name, slots in table.items():
+        expected = names.expected_shape(slots, shapes)
         if name in infos and tuple(infos[name].shape) != expected:
             misshapen.append(f"{name} {tuple(infos[name].shape)} instead of {expected}")
     complaints = {
@@ -148,4 +159,4 @@ def _tied_copies(checkpoint: Checkpoint, family: Family, network: Network) -> se
 
 
 def _embedding_name(family: Family) -> str:
-    return next(line.theirs for line in family.tensors if line.ours == "embed/kernel")
+    return next(line.theirs for line in family.tensors if line.ours == ("embed/kernel",))

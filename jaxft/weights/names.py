@@ -6,28 +6,31 @@ the network's layers are cut into groups.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 
 from jaxft import tree as trees
 from jaxft.models.bind import abstract_tree
-from jaxft.models.families.family import Family
+from jaxft.models.families.family import Family, Tensor
 from jaxft.models.network import Network, base_network
 from jaxft.models.spec import ModelSpec
 
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """A place in the tree that one tensor of a checkpoint fills.
+    """A place in the tree that a tensor of a checkpoint, or a part of one, fills.
 
     Attributes:
         path: The leaf.
         index: Which slice of the stacked leaf, or `None` for the whole leaf.
         transposed: Whether theirs is the transpose of ours.
+        outputs: Which of the tensor's outputs belong here; `None` for all.
     """
 
     path: str
     index: int | None
     transposed: bool
+    outputs: slice | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Module:
 
     Attributes:
         name: Hugging Face's full name, "model.layers.0.self_attn.q_proj".
-        path: Ours within the block, "attn/q", or "head".
+        path: Ours within the block, "attn/q", or outside of the layers, "head".
         layer: The layer's index; `None` outside the layers.
         dims: (in, out).
     """
@@ -47,53 +50,68 @@ class Module:
     dims: tuple[int, int]
 
 
-def slots(family: Family, network: Network) -> dict[str, Slot]:
-    """Return the slot of every tensor that a checkpoint of `network`'s base must have."""
-    leaves = trees.flatten(abstract_tree(network))
-    table: dict[str, Slot] = {}
+def slots(family: Family, network: Network) -> dict[str, tuple[Slot, ...]]:
+    """Return the slots of every tensor that a checkpoint of `network`'s base must have."""
+    shapes = leaf_shapes(network)
+    table: dict[str, tuple[Slot, ...]] = {}
     for line in family.tensors:
-        transposed = line.layout == "transposed"
         if not line.is_per_layer:
-            if line.ours in leaves:
-                table[line.theirs] = Slot(line.ours, None, transposed)
+            if line.ours[0] in shapes:
+                table[line.theirs] = _slots_of(line, "", None, shapes)
             continue
         for prefix, _, layers in network.stacked_blocks():
-            if f"{prefix}/{line.ours}" not in leaves:
-                continue
-            for index, layer in enumerate(layers):
-                name = line.theirs.format(layer=layer)
-                table[name] = Slot(f"{prefix}/{line.ours}", index, transposed)
+            if f"{prefix}/{line.ours[0]}" in shapes:
+                for index, layer in enumerate(layers):
+                    name = line.theirs.format(layer=layer)
+                    table[name] = _slots_of(line, f"{prefix}/", index, shapes)
     return table
+
+
+def _slots_of(
+    line: Tensor, prefix: str, index: int | None, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[Slot, ...]:
+    paths = [prefix + path for path in line.ours]
+    if len(paths) == 1:
+        return (Slot(paths[0], index, line.transposed, None),)
+    ends = list(itertools.accumulate(shapes[path][-1] for path in paths))
+    starts = [0, *ends[:-1]]
+    return tuple(
+        Slot(path, index, line.transposed, slice(start, end))
+        for path, start, end in zip(paths, starts, ends, strict=True)
+    )
+
+
+def expected_shape(
+    parts: tuple[Slot, ...], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[int, ...]:
+    """Return the shape of the tensor that fills these slots of leaves of these shapes."""
+    first = parts[0]
+    shape = shapes[first.path] if first.index is None else shapes[first.path][1:]
+    whole = (*shape[:-1], sum(shapes[part.path][-1] for part in parts))
+    return tuple(reversed(whole)) if first.transposed else whole
 
 
 def linear_modules(family: Family, spec: ModelSpec) -> list[Module]:
     """Return every linear module of the model, layer by layer, the head last."""
     network = base_network(spec)
-    leaves = trees.flatten(abstract_tree(network))
+    shapes = leaf_shapes(network)
     modules = []
-    for prefix, _, layers in network.stacked_blocks():
-        for line in family.tensors:
-            leaf = leaves.get(f"{prefix}/{line.ours}")
-            if line.is_per_layer and line.ours.endswith("/kernel") and leaf is not None:
-                _, fan_in, fan_out = leaf.shape
-                path = line.ours.removesuffix("/kernel")
-                modules += [
-                    Module(_module_name(line.theirs, layer), path, layer, (fan_in, fan_out))
-                    for layer in layers
-                ]
-    modules.sort(key=lambda module: module.layer or 0)  # stable: the table's order within a layer
-    head = Module(family.head_name, "head", None, (spec.model_dim, spec.vocab_size))
+    for line in family.tensors:
+        if not line.module or line.module == "head":
+            continue
+        name = line.theirs.removesuffix(".weight")
+        places = network.stacked_blocks() if line.is_per_layer else [("", None, [None])]
+        for prefix, _, layers in places:
+            paths = [f"{prefix}/{path}".lstrip("/") for path in line.ours]
+            if paths[0] not in shapes:
+                continue
+            dims = (shapes[paths[0]][-2], sum(shapes[path][-1] for path in paths))
+            modules += [
+                Module(name.format(layer=layer), line.module, layer, dims) for layer in layers
+            ]
+    modules.sort(key=lambda module: -1 if module.layer is None else module.layer)  # stable
+    head = Module(family.head_name, "head", None, (spec.embed_dim, spec.vocab_size))
     return [*modules, head]
-
-
-def _module_name(tensor: str, layer: int) -> str:
-    return tensor.removesuffix(".weight").format(layer=layer)
-
-
-def expected_shape(slot: Slot, leaf_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of the tensor that fills `slot` of a leaf of `leaf_shape`."""
-    shape = leaf_shape if slot.index is None else leaf_shape[1:]
-    return tuple(reversed(shape)) if slot.transposed else tuple(shape)
 
 
 def leaf_shapes(network: Network) -> Mapping[str, tuple[int, ...]]:

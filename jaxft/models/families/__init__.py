@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.errors import UnsupportedModelError, nearest
-from jaxft.models.families import llama
+from jaxft.models.families import gpt2, llama, opt
 from jaxft.models.families.family import Family
 
-FAMILIES: tuple[Family, ...] = (llama.LLAMA, llama.MISTRAL)
+FAMILIES: tuple[Family, ...] = (llama.LLAMA, llama.MISTRAL, opt.OPT, gpt2.GPT2)
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

@@ -7,12 +7,20 @@ can not pass unseen.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from jaxft.errors import UnsupportedModelError
+from jaxft.models.layers import ACTIVATIONS
 from jaxft.models.spec import ModelSpec
 
 _REQUIRED = object()
+
+_ACTIVATION_NAMES = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
+
+# Dropout of the base model. It is not applied in training: only the adapter's own dropout is.
+TRAINING_ONLY = frozenset(
+    {"attention_dropout", "attn_pdrop", "dropout", "embd_pdrop", "layerdrop", "resid_pdrop"}
+)
 
 # Keys that describe files, training or tokens, and never the logits of a causal forward pass.
 HARMLESS = frozenset(
@@ -25,6 +33,7 @@ HARMLESS = frozenset(
         "dtype",
         "eos_token_id",
         "id2label",
+        "init_std",
         "initializer_range",
         "is_decoder",
         "is_encoder_decoder",
@@ -53,19 +62,47 @@ class Tensor:
     """One line of a name table, read both ways.
 
     Attributes:
-        ours: Path in the tree; of a layer's leaf, the path within its block.
+        ours: Path in the tree; of a layer's leaf, the path within its block. Several where
+            theirs is one tensor for them all, side by side along its outputs.
         theirs: Hugging Face's name, with ``{layer}`` for the layer's index.
-        layout: "same", or "transposed" (theirs is [out, in], ours [in, out]).
+        transposed: Whether theirs is [out, in]; ours is [in, out].
+        module: For the weight of a linear module, the path that an adapter on it has: "attn/q",
+            or "attn/qkv" where theirs is one for three. Otherwise "".
     """
 
-    ours: str
+    ours: tuple[str, ...]
     theirs: str
-    layout: Literal["same", "transposed"]
+    transposed: bool
+    module: str
 
     @property
     def is_per_layer(self) -> bool:
         """Whether there is one such tensor a layer."""
         return "{layer}" in self.theirs
+
+
+def plain(ours: str, theirs: str) -> Tensor:
+    """Return the line of a tensor that is stored as it is."""
+    return Tensor((ours,), theirs, transposed=False, module="")
+
+
+def linear(
+    module: str, theirs: str, *, parts: tuple[str, ...] = (), transposed: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Return the lines of a linear module's weight and bias.
+
+    Args:
+        module: The path that an adapter on it has.
+        theirs: Hugging Face's name of the module.
+        parts: Our modules that it is cut into; none means that it is one of ours.
+        transposed: Whether its weight is [out, in], as torch's `Linear` has it.
+    """
+    ours = parts or (module,)
+    kernels, biases = (tuple(f"{part}/{leaf}" for part in ours) for leaf in ("kernel", "bias"))
+    return (
+        Tensor(kernels, f"{theirs}.weight", transposed, module),
+        Tensor(biases, f"{theirs}.bias", transposed=False, module=""),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +116,8 @@ class Family:
         ignored: Regular expressions of tensor names that carry no weights.
         default_targets: What PEFT adapts when `target_modules` is null.
         head_name: Hugging Face's name of the output embedding module.
+        is_conv1d: Whether linear modules are transformers' `Conv1D`, with weights [in, out];
+            PEFT calls that `fan_in_fan_out`.
 
     Source of `default_targets`: `peft/utils/constants.py:
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING`.
@@ -90,6 +129,7 @@ class Family:
     ignored: tuple[str, ...]
     default_targets: tuple[str, ...]
     head_name: str
+    is_conv1d: bool
 
 
 class ConfigReader:
@@ -138,10 +178,30 @@ class ConfigReader:
         left = sorted(
             key
             for key, value in self._config.items()
-            if key not in self._seen and key not in HARMLESS and value is not None
+            if key not in self._seen | HARMLESS | TRAINING_ONLY and value is not None
         )
         if left:
             raise UnsupportedModelError(
                 f"The model's config.json has keys that are not handled: {', '.join(left)}.",
                 "They may change its numbers. Remove them only if you know that they do not.",
             )
+
+
+def unapplied_dropout(config: Mapping[str, Any]) -> list[str]:
+    """Return the base model's own dropouts, which training here leaves out: "dropout=0.1"."""
+    return [f"{key}={config[key]}" for key in sorted(TRAINING_ONLY) if config.get(key)]
+
+
+def read_activation(name: str) -> Any:
+    """Return our name of a transformers activation.
+
+    Raises:
+        UnsupportedModelError: If it is not handled.
+    """
+    ours = _ACTIVATION_NAMES.get(name, name)
+    if ours not in ACTIVATIONS:
+        raise UnsupportedModelError(
+            f"The model's config.json has the activation {name!r}, which is not handled.",
+            f"Handled here: {', '.join(sorted([*ACTIVATIONS, *_ACTIVATION_NAMES]))}.",
+        )
+    return ours

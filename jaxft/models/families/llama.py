@@ -6,58 +6,29 @@ Source: transformers `configuration_llama.py`, `configuration_mistral.py`, `mode
 `modeling_mistral.py` (defaults and names).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from jaxft.errors import UnsupportedModelError
-from jaxft.models.families.family import ConfigReader, Family, Tensor
-from jaxft.models.layers import ACTIVATIONS
+from jaxft.models.families.family import ConfigReader, Family, linear, plain, read_activation
 from jaxft.models.spec import BlockSpec, ModelSpec, Rope
 
-_ACTIVATION_NAMES = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
-
-
-def _layer(ours: str, theirs: str) -> Tensor:
-    layout = "transposed" if ours.endswith("kernel") else "same"
-    return Tensor(ours, "model.layers.{layer}." + theirs, cast(Any, layout))
-
+_LAYER = "model.layers.{layer}"
 
 TENSORS = (
-    Tensor("embed/kernel", "model.embed_tokens.weight", "same"),
-    Tensor("final_norm/scale", "model.norm.weight", "same"),
-    Tensor("head/kernel", "lm_head.weight", "transposed"),
-    _layer("attn_norm/scale", "input_layernorm.weight"),
-    _layer("attn/q/kernel", "self_attn.q_proj.weight"),
-    _layer("attn/q/bias", "self_attn.q_proj.bias"),
-    _layer("attn/k/kernel", "self_attn.k_proj.weight"),
-    _layer("attn/k/bias", "self_attn.k_proj.bias"),
-    _layer("attn/v/kernel", "self_attn.v_proj.weight"),
-    _layer("attn/v/bias", "self_attn.v_proj.bias"),
-    _layer("attn/o/kernel", "self_attn.o_proj.weight"),
-    _layer("attn/o/bias", "self_attn.o_proj.bias"),
-    _layer("mlp_norm/scale", "post_attention_layernorm.weight"),
-    _layer("mlp/gate/kernel", "mlp.gate_proj.weight"),
-    _layer("mlp/gate/bias", "mlp.gate_proj.bias"),
-    _layer("mlp/up/kernel", "mlp.up_proj.weight"),
-    _layer("mlp/up/bias", "mlp.up_proj.bias"),
-    _layer("mlp/down/kernel", "mlp.down_proj.weight"),
-    _layer("mlp/down/bias", "mlp.down_proj.bias"),
+    plain("embed/kernel", "model.embed_tokens.weight"),
+    plain("final_norm/scale", "model.norm.weight"),
+    *linear("head", "lm_head"),
+    plain("attn_norm/scale", f"{_LAYER}.input_layernorm.weight"),
+    *linear("attn/q", f"{_LAYER}.self_attn.q_proj"),
+    *linear("attn/k", f"{_LAYER}.self_attn.k_proj"),
+    *linear("attn/v", f"{_LAYER}.self_attn.v_proj"),
+    *linear("attn/o", f"{_LAYER}.self_attn.o_proj"),
+    plain("mlp_norm/scale", f"{_LAYER}.post_attention_layernorm.weight"),
+    *linear("mlp/gate", f"{_LAYER}.mlp.gate_proj"),
+    *linear("mlp/up", f"{_LAYER}.mlp.up_proj"),
+    *linear("mlp/down", f"{_LAYER}.mlp.down_proj"),
 )
-
-
-def read_activation(name: str) -> Any:
-    """Return our name of a transformers activation.
-
-    Raises:
-        UnsupportedModelError: If it is not handled.
-    """
-    ours = _ACTIVATION_NAMES.get(name, name)
-    if ours not in ACTIVATIONS:
-        raise UnsupportedModelError(
-            f"The model's config.json has the activation {name!r}, which is not handled.",
-            f"Handled here: {', '.join(sorted([*ACTIVATIONS, *_ACTIVATION_NAMES]))}.",
-        )
-    return ours
 
 
 def read_rope(config: ConfigReader, default_theta: float) -> Rope:
@@ -107,19 +78,23 @@ def _spec(config: ConfigReader, *, window: int | None, biases: tuple[bool, bool]
     """Read what Llama and Mistral share. `biases` are those of attention and of the MLP."""
     num_heads, model_dim = config.get("num_attention_heads"), config.get("hidden_size")
     attention_bias, mlp_bias = biases
-    config.require("attention_dropout", (0, 0.0), 0.0)
     config.require("rope_interleaved", (False, None))  # SmolLM2 writes it
     head_dim = config.get("head_dim", None)
     spec = ModelSpec(
         vocab_size=config.get("vocab_size"),
+        embed_dim=model_dim,
         model_dim=model_dim,
         num_heads=num_heads,
         num_kv_heads=config.get("num_key_value_heads", num_heads) or num_heads,
         head_dim=head_dim or model_dim // num_heads,
         mlp_dim=config.get("intermediate_size"),
+        mlp="gated",
         activation=read_activation(config.get("hidden_act", "silu")),
+        norm="rms",
         norm_eps=config.get("rms_norm_eps", 1e-6),
-        rope=read_rope(config, 10000.0),
+        norm_placement="pre",
+        final_norm=True,
+        positions=read_rope(config, 10000.0),
         qkv_bias=attention_bias,
         out_bias=attention_bias,
         mlp_bias=mlp_bias,
@@ -146,5 +121,10 @@ def mistral_spec(config: Mapping[str, Any]) -> ModelSpec:
 _IGNORED = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
 _TARGETS = ("q_proj", "v_proj")
 
-LLAMA = Family("llama", llama_spec, TENSORS, _IGNORED, _TARGETS, "lm_head")
-MISTRAL = Family("mistral", mistral_spec, TENSORS, _IGNORED, _TARGETS, "lm_head")
+
+def _family(model_type: str, spec: Callable[[Mapping[str, Any]], ModelSpec]) -> Family:
+    return Family(model_type, spec, TENSORS, _IGNORED, _TARGETS, "lm_head", is_conv1d=False)
+
+
+LLAMA = _family("llama", llama_spec)
+MISTRAL = _family("mistral", mistral_spec)
