@@ -63,7 +63,7 @@ LORA: Mapping[str, Known] = {
         values=(None,),
     ),
     **_off("use_rslora", "use_dora", "use_qalora", "lora_bias", "ensure_weight_tying"),
-    **_off("exclude_modules", "modules_to_save", "target_parameters", values=(None, [])),
+    **_off("exclude_modules", "target_parameters", values=(None, [])),
     **_off("rank_pattern", "alpha_pattern", "loftq_config", values=(None, {})),
     # How a kernel is stored is the model's affair, not the user's.
     "fan_in_fan_out": Known((None, False, True)),
@@ -232,7 +232,6 @@ VALUES: Mapping[str, frozenset[str]] = {
             "apollo_adamw",
         ]
     ),
-    "bias": frozenset({"all", "lora_only"}),
     "save_strategy": frozenset({"best"}),
     "dtype": frozenset({"float16", "fp16"}),
 }

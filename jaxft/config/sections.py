@@ -93,8 +93,10 @@ class LoraConfig(Section):
     target_modules: Annotated[list[str], Field(min_length=1)] | str | None = None
     """Which linear modules get an adapter: a list of name endings, one regular expression for the
     whole name, `all-linear`, or null for PEFT's choice for the model's family."""
-    bias: Literal["none"] = "none"
-    """Which biases are trained."""
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Which biases are trained: none, all of the model's, or those of adapted modules."""
+    modules_to_save: Annotated[list[str], Field(min_length=1)] | None = None
+    """Endings of module names that are trained as a whole and saved with the adapter."""
 
     @property
     def scaling(self) -> float:

@@ -1,7 +1,8 @@
 """The tuning method is a mask over the parameter tree: which leaves are trained, which frozen.
 
-For LoRA the trained leaves are the A and the B of every adapter. Gradients, optimizer state,
-clipping norm and checkpoints exist for the marked leaves alone.
+Trained are the A and B of every adapter, and those of the model's own leaves that the network
+names (biases, modules to save). Gradients, optimizer state, clipping norm and checkpoints exist
+for the marked leaves alone.
 """
 
 import re
@@ -9,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft import tree as trees
+from jaxft.models.network import Network
 
 _ADAPTER_LEAF = re.compile(r"(?:.*/)?lora_[ab]")
 
@@ -18,6 +20,7 @@ def is_adapter_leaf(path: str) -> bool:
     return _ADAPTER_LEAF.fullmatch(path) is not None
 
 
-def lora_mask(tree: Mapping[str, Any]) -> trees.Tree:
-    """Return a tree of the same paths, true at adapter leaves."""
-    return trees.map_with_path(lambda path, _: is_adapter_leaf(path), tree)
+def trainable_mask(network: Network, tree: Mapping[str, Any]) -> trees.Tree:
+    """Return a tree of the same paths as `tree`, true at the leaves that are trained."""
+    own = network.trained_leaves()
+    return trees.map_with_path(lambda path, _: path in own or is_adapter_leaf(path), tree)

@@ -2,6 +2,7 @@
 
 Tensor names come from the family's name table, so what PEFT reads is what was trained; the
 arrays are float32 and in torch's layout: A is [r, in] as ours, B [out, r] is ours transposed.
+Biases and modules that are trained as a whole are in the file under their own names.
 Writing goes through a temporary folder beside the target, so nothing is ever half written.
 
 Source: `peft/utils/save_and_load.py: get_peft_model_state_dict` (key names).
@@ -10,7 +11,7 @@ Source: `peft/utils/save_and_load.py: get_peft_model_state_dict` (key names).
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,10 @@ from jaxft import tree as trees
 from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError
 from jaxft.lora import targets
-from jaxft.models.bind import abstract_tree
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network
 from jaxft.models.spec import ModelSpec
-from jaxft.weights import names
+from jaxft.weights import layout, names
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
@@ -57,7 +57,7 @@ def adapter_config(
         "bias": config.bias,
         "use_rslora": False,
         "use_dora": False,
-        "modules_to_save": None,
+        "modules_to_save": config.modules_to_save,
         "rank_pattern": {},
         "alpha_pattern": {},
         "layers_to_transform": None,
@@ -68,29 +68,25 @@ def adapter_config(
 
 
 def to_tensors(
-    adapters: Mapping[str, Any], family: Family, network: Network
+    trained: Mapping[str, Any], family: Family, network: Network
 ) -> dict[str, np.ndarray]:
-    """Return adapter leaves as PEFT's tensors by name, float32 and in torch's layout."""
-    tensors = {}
-    for name, (path, index) in _places(family, network).items():
-        leaf = np.asarray(trees.flatten(adapters)[path], dtype=np.float32)
-        part = leaf if index is None else leaf[index]
-        tensors[name] = np.ascontiguousarray(part.T if path.endswith("lora_b") else part)
-    return tensors
+    """Return the trained leaves as PEFT's tensors by name, float32 and in torch's layout."""
+    leaves = trees.flatten(trained)
+    return {
+        name: layout.join(leaves, slots).astype(np.float32)
+        for name, slots in _places(family, network).items()
+    }
 
 
 def from_tensors(
     tensors: Mapping[str, np.ndarray], family: Family, network: Network, origin: Path
 ) -> trees.Tree:
-    """Return the adapter leaves of `network` from PEFT's tensors.
+    """Return the trained leaves of `network` from PEFT's tensors, float32.
 
     Raises:
         AdapterError: If tensors are missing, unexpected or misshapen; `origin` is named.
     """
     places = _places(family, network)
-    # Beside an adapter on the head, PEFT stores the frozen head that it belongs to.
-    head = f"{_PREFIX}{family.head_name}.base_layer.weight"
-    tensors = {name: tensor for name, tensor in tensors.items() if name != head}
     wrong = sorted(places.keys() ^ tensors.keys())
     if wrong:
         kind = "lacks" if wrong[0] in places else "has an unexpected"
@@ -98,28 +94,38 @@ def from_tensors(
             f"{origin}: the adapter {kind} {wrong[0]} (and {len(wrong) - 1} more mismatches).",
             "Use the adapter with the base model and the adapter_config.json it was made with.",
         )
-    leaves = {
-        path: np.zeros(leaf.shape, np.float32)
-        for path, leaf in trees.flatten(abstract_tree(network)).items()
-        if path in {place for place, _ in places.values()}
-    }
-    for name, (path, index) in places.items():
-        part = tensors[name].T if path.endswith("lora_b") else tensors[name]
-        slot = leaves[path] if index is None else leaves[path][index]
-        if part.shape != slot.shape:
+    shapes = names.leaf_shapes(network)
+    paths = {slot.path for slots in places.values() for slot in slots}
+    leaves = {path: np.zeros(shapes[path], np.float32) for path in paths}
+    for name, slots in places.items():
+        expected = names.expected_shape(slots, shapes)
+        if tensors[name].shape != expected:
             raise AdapterError(
-                f"{origin}: {name} has shape {tensors[name].shape}, which this base model's "
-                f"module does not fit.",
+                f"{origin}: {name} has shape {tensors[name].shape}, and this base model's module "
+                f"needs {expected}.",
                 "Use the adapter with the base model it was made for.",
             )
-        slot[...] = part
+        for slot in slots:
+            leaf = leaves[slot.path]
+            target = leaf if slot.index is None else leaf[slot.index]
+            target[...] = layout.oriented(layout.cut(tensors[name], slot), slot)
     return trees.unflatten(leaves)
 
 
 def save_adapter(
-    folder: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]
+    folder: Path,
+    tensors: Mapping[str, np.ndarray],
+    config: Mapping[str, Any],
+    verify: Callable[[Path], None] = lambda _: None,
 ) -> None:
-    """Write an adapter folder, replacing one that is there only once the new one is complete."""
+    """Write an adapter folder, replacing one that is there only once the new one is complete.
+
+    Args:
+        folder: The adapter's folder.
+        tensors: Under PEFT's names.
+        config: The content of adapter_config.json.
+        verify: Given the new folder before it takes its place; if it raises, all is as before.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         new = Path(temporary) / "new"
@@ -127,9 +133,17 @@ def save_adapter(
         text = json.dumps(config, indent=2, sort_keys=True)
         (new / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
         safetensors.numpy.save_file(dict(tensors), new / TENSOR_FILE, metadata={"format": "pt"})
-        if folder.exists():
-            os.replace(folder, Path(temporary) / "old")
-        os.replace(new, folder)
+        verify(new)
+        old = Path(temporary) / "old"
+        try:
+            if folder.exists():
+                os.replace(folder, old)
+            os.replace(new, folder)
+        except BaseException:
+            # An interrupt between the two: the temporary folder must not take the old one along.
+            if old.exists() and not folder.exists():
+                os.replace(old, folder)
+            raise
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -195,19 +209,29 @@ _DESCRIPTIVE = frozenset(
 )
 
 
-def _places(family: Family, network: Network) -> dict[str, tuple[str, int | None]]:
-    """Return the (leaf, slice) of every tensor that the network's adapters have in PEFT's file."""
-    leaves = trees.flatten(abstract_tree(network))
+def _places(family: Family, network: Network) -> dict[str, tuple[names.Slot, ...]]:
+    """Return the slots of every tensor that PEFT's file has for what the network trains."""
+    shapes = names.leaf_shapes(network)
     where = {
-        layer: (prefix, index)
+        layer: (f"{prefix}/", index)
         for prefix, _, layers in network.stacked_blocks()
         for index, layer in enumerate(layers)
     }
-    places: dict[str, tuple[str, int | None]] = {}
+    places: dict[str, tuple[names.Slot, ...]] = {}
+    adapted = set()
     for module in names.linear_modules(family, network.spec):
         prefix, index = ("", None) if module.layer is None else where[module.layer]
-        for ours, theirs in (("lora_a", "lora_A"), ("lora_b", "lora_B")):
-            path = f"{prefix}/{module.path}/{ours}".lstrip("/")
-            if path in leaves:
-                places[f"{_PREFIX}{module.name}.{theirs}.weight"] = (path, index)
+        a, b = (f"{prefix}{module.path}/{leaf}" for leaf in ("lora_a", "lora_b"))
+        if a in shapes:
+            adapted.add(module.name)
+            stem = f"{_PREFIX}{module.name}"
+            places[f"{stem}.lora_A.weight"] = (names.Slot(a, index, False, None),)
+            places[f"{stem}.lora_B.weight"] = (names.Slot(b, index, True, None),)
+    trained = network.trained_leaves()
+    for name, slots in names.own_tensors(family, network).items():
+        if slots[0].path in trained:
+            stem, _, kind = name.rpartition(".")
+            # PEFT wraps a module that it adapts, and calls what was there its base layer.
+            wrapped = ".base_layer" if stem in adapted else ""
+            places[f"{_PREFIX}{stem}{wrapped}.{kind}"] = slots
     return places

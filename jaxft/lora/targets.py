@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError, nearest
 from jaxft.models.families.family import Family
-from jaxft.models.network import Adapter, Network, build_network
+from jaxft.models.network import Adapter, Network, Tuning, build_network
 from jaxft.models.spec import ModelSpec
 from jaxft.weights import names
 
@@ -20,19 +20,58 @@ HEAD = "head"
 
 
 def adapted_network(config: LoraConfig, family: Family, spec: ModelSpec) -> Network:
-    """Describe `spec` with the adapters that `config` asks for.
+    """Describe `spec` with the adapters, and the trained leaves, that `config` asks for.
+
+    A module that is trained as a whole gets no adapter, as in PEFT.
 
     Raises:
         AdapterError: If a target matches no module, or a choice is not supported for a module.
     """
     adapter = Adapter(config.r, config.scaling, config.lora_dropout)
-    modules = names.linear_modules(family, spec)
-    layers: list[dict[str, Adapter]] = [{} for _ in spec.blocks]
-    outer: dict[str, Adapter] = {}
-    for module in select(modules, target_modules(config, family)):
+    owned = names.owned_leaves(family, spec)
+    saved = _saved_modules(config.modules_to_save or [], owned)
+    modules = select(names.linear_modules(family, spec), target_modules(config, family))
+    adapted = [module for module in modules if module.name not in saved]
+    for module in adapted:
         _check(module, adapter)
-        (outer if module.layer is None else layers[module.layer])[module.path] = adapter
-    return build_network(spec, layers, outer)
+    with_trained_bias = {
+        "none": frozenset[str](),
+        "lora_only": frozenset(module.name for module in adapted),
+        "all": frozenset(one.module for one in owned),
+    }[config.bias]
+
+    def tuning(layer: int | None) -> Tuning:
+        leaves = [
+            leaf
+            for one in owned
+            for leaf in one.leaves
+            if one.layer == layer
+            and (
+                one.module in saved or (leaf.endswith("/bias") and one.module in with_trained_bias)
+            )
+        ]
+        return Tuning({one.path: adapter for one in adapted if one.layer == layer}, leaves)
+
+    return build_network(spec, [tuning(layer) for layer in range(len(spec.blocks))], tuning(None))
+
+
+def _saved_modules(endings: Sequence[str], owned: Sequence[names.Owned]) -> frozenset[str]:
+    """Return the names of the modules that are trained as a whole.
+
+    Raises:
+        AdapterError: If an ending matches no module.
+    """
+    all_names = dict.fromkeys(one.module for one in owned)
+    for ending in endings:
+        if not any(_ends_with(name, ending) for name in all_names):
+            last = dict.fromkeys(name.rpartition(".")[2] for name in all_names)
+            raise AdapterError(
+                f"lora.modules_to_save has {ending!r}, which matches no module of this model.",
+                f"It has {', '.join(last)}.",
+            )
+    return frozenset(
+        name for name in all_names if any(_ends_with(name, ending) for ending in endings)
+    )
 
 
 def target_modules(config: LoraConfig, family: Family) -> list[str] | str:

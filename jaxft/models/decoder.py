@@ -40,7 +40,7 @@ class Head(nnx.Module):
     def __init__(self, network: Network, rngs: nnx.Rngs):
         """Make the leaves."""
         spec, adapter = network.spec, dict(network.outer_adapters).get("head")
-        if not spec.tied_head:
+        if network.has_own_head:
             dims = (spec.embed_dim, spec.vocab_size)
             self.kernel = nnx.Param(jax.random.normal(rngs.params(), dims) * dims[0] ** -0.5)
         if adapter is not None:

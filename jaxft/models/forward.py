@@ -63,7 +63,7 @@ def _rotation(spec: ModelSpec, positions: Int32[Array, "b t"]) -> Any:
 def head_leaves(network: Network, tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return the leaves that `head_logits` needs, by path."""
     leaves = {f"head/{name}": leaf for name, leaf in tree.get("head", {}).items()}
-    if network.spec.tied_head:
+    if not network.has_own_head:
         leaves["embed/kernel"] = tree["embed"]["kernel"]
     return leaves
 
@@ -72,9 +72,9 @@ def head_logits(
     network: Network, mesh: Mesh, leaves: Mapping[str, Any], hidden: Float[Array, "b t d"]
 ) -> Float[Array, "b t v"]:
     """Return float32 logits; `leaves` are those that `head_leaves` selects."""
-    path = "embed/kernel" if network.spec.tied_head else "head/kernel"
+    path = "head/kernel" if network.has_own_head else "embed/kernel"
     gather = rules.gather(mesh, path)
-    materialise: Any = _Transposed(gather) if network.spec.tied_head else gather
+    materialise: Any = gather if network.has_own_head else _Transposed(gather)
     logits = linear.product(hidden, leaves[path], materialise, jnp.float32)
     adapter = dict(network.outer_adapters).get("head")
     if adapter is None:

@@ -1,13 +1,13 @@
-"""The static description of one network to build: a model, its adapters, its groups of layers.
+"""The static description of a network to build: a model, what is trained of it, its groups.
 
 Layers that are alike are stacked and run by one scan, so compile time does not grow with depth.
 A `Group` is `repeats` copies of a `period` of layers; what may differ inside a period (a window,
-an adapter) is static. Groups are cut wherever layers differ, adapters included, *before* weights
-are loaded: a leaf is then always wholly trained or wholly frozen.
+an adapter) is static. Groups are cut wherever layers differ, in what is trained too, *before*
+weights are loaded: a leaf is then always wholly trained or wholly frozen.
 """
 
 import dataclasses
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 
 from jaxft.models.spec import BlockSpec, ModelSpec
 
@@ -34,10 +34,17 @@ Adapters = tuple[tuple[str, Adapter], ...]  # (module path within its block, ada
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One layer of a period: its features and the adapters on its modules."""
+    """One layer of a period.
+
+    Attributes:
+        block: Its features.
+        adapters: The adapters on its modules.
+        trained: Its own leaves that are trained, such as "attn/q/bias", sorted.
+    """
 
     block: BlockSpec
     adapters: Adapters
+    trained: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +62,39 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A model with its adapters, cut into groups; hashable, so it can be a static argument."""
+    """A model and what is trained of it; hashable, so it can be a static argument.
+
+    Attributes:
+        spec: The model.
+        groups: Its layers.
+        outer_adapters: Adapters on modules outside the layers, such as "head".
+        outer_trained: Own leaves outside the layers that are trained, "final_norm/bias", sorted.
+    """
 
     spec: ModelSpec
     groups: tuple[Group, ...]
-    outer_adapters: Adapters  # on modules outside the layers: "head"
+    outer_adapters: Adapters
+    outer_trained: tuple[str, ...]
+
+    @property
+    def has_own_head(self) -> bool:
+        """Whether the head is a leaf of its own.
+
+        A tied head becomes one when it, or the embedding, is trained: PEFT then trains a copy,
+        and what it was tied to stays.
+        """
+        return not self.spec.tied_head or any(
+            leaf in self.outer_trained for leaf in ("head/kernel", "embed/kernel")
+        )
+
+    def trained_leaves(self) -> frozenset[str]:
+        """Return the paths of the model's own leaves that are trained, adapters left out."""
+        stacked = [
+            f"{prefix}/{leaf}"
+            for prefix, layer, _ in self.stacked_blocks()
+            for leaf in layer.trained
+        ]
+        return frozenset([*self.outer_trained, *stacked])
 
     def stacked_blocks(self) -> Iterator[tuple[str, Layer, list[int]]]:
         """Yield (path "groups/g/p", layer description, indices of the layers stacked there)."""
@@ -69,29 +104,45 @@ class Network:
                 yield f"groups/{g}/{p}", layer, layers
 
 
-def build_network(
-    spec: ModelSpec, layer_adapters: Sequence[Mapping[str, Adapter]], outer: Mapping[str, Adapter]
-) -> Network:
-    """Describe `spec` with adapters, its layers cut into groups.
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """What is trained in one layer, or outside of the layers.
+
+    Attributes:
+        adapters: Adapters by module path, such as "attn/q".
+        leaves: Paths of the model's own leaves.
+    """
+
+    adapters: Mapping[str, Adapter]
+    leaves: Collection[str]
+
+
+FROZEN = Tuning({}, ())
+
+
+def build_network(spec: ModelSpec, layers: Sequence[Tuning], outside: Tuning) -> Network:
+    """Describe `spec` and what is trained of it, its layers cut into groups.
 
     Args:
         spec: The model.
-        layer_adapters: For each layer, the adapters by module path, such as "attn/q".
-        outer: Adapters by module path outside the layers, such as "head".
+        layers: What is trained in each layer.
+        outside: What is trained outside of them.
     """
-    layers = [
-        Layer(block, tuple(sorted(adapters.items())))
-        for block, adapters in zip(spec.blocks, layer_adapters, strict=True)
+    described = [
+        Layer(block, tuple(sorted(tuning.adapters.items())), tuple(sorted(tuning.leaves)))
+        for block, tuning in zip(spec.blocks, layers, strict=True)
     ]
-    groups = []
-    for start, repeats, length in find_periods(layers):
-        groups.append(Group(start, repeats, tuple(layers[start : start + length])))
-    return Network(spec, tuple(groups), tuple(sorted(outer.items())))
+    groups = tuple(
+        Group(start, repeats, tuple(described[start : start + length]))
+        for start, repeats, length in find_periods(described)
+    )
+    adapters = tuple(sorted(outside.adapters.items()))
+    return Network(spec, groups, adapters, tuple(sorted(outside.leaves)))
 
 
 def base_network(spec: ModelSpec) -> Network:
-    """Describe `spec` without adapters."""
-    return build_network(spec, [{}] * len(spec.blocks), {})
+    """Describe `spec` with nothing trained."""
+    return build_network(spec, [FROZEN] * len(spec.blocks), FROZEN)
 
 
 def find_periods(items: Sequence[Hashable]) -> list[tuple[int, int, int]]:

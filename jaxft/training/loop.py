@@ -38,7 +38,7 @@ def run(config: RunConfig) -> None:
 
 def _show_plan(plan: Plan) -> None:
     leaves = abstract_tree(plan.network)
-    trained, frozen = trees.partition(leaves, mask.lora_mask(leaves))
+    trained, frozen = trees.partition(leaves, mask.trainable_mask(plan.network, leaves))
     batches = plan.train
     console.note(
         f"Training {trees.num_parameters(trained):,} parameters "

@@ -21,7 +21,7 @@ from jaxft.models.bind import abstract_tree
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network
 from jaxft.parallel import rules
-from jaxft.weights import names
+from jaxft.weights import layout, names
 from jaxft.weights.checkpoint import Checkpoint
 
 _SHOWN = 5  # names listed of each kind of mismatch
@@ -43,20 +43,21 @@ def load_base(
         checkpoint: Where the tensors are.
         family: Their names.
         network: The network; leaves of its adapters are not part of the result.
-        dtype: dtype of all leaves, whatever they are stored as.
+        dtype: dtype of frozen leaves, whatever they are stored as; trained ones are float32.
         mesh: Over which the leaves are divided, by the sharding table.
         progress: Called with the number of bytes after each tensor read.
 
     Returns:
-        The frozen tree: every leaf of the network but those of adapters.
+        Every leaf of the network but those of adapters.
 
     Raises:
         WeightsError: If tensors are missing, unexpected or misshapen, or a file is damaged.
     """
     table = names.slots(family, network)
     _check(checkpoint, family, network, table)
+    trained = network.trained_leaves()
     leaves = {
-        path: jax.ShapeDtypeStruct(leaf.shape, dtype)
+        path: jax.ShapeDtypeStruct(leaf.shape, jnp.float32 if path in trained else dtype)
         for path, leaf in trees.flatten(abstract_tree(network)).items()
         if not _ADAPTER_LEAF.fullmatch(path)
     }
@@ -68,7 +69,7 @@ def load_base(
             if slot.path not in filled:
                 leaf = leaves[slot.path]
                 filled[slot.path] = jnp.zeros(leaf.shape, leaf.dtype, device=placed[slot.path])
-            part = _part(tensor, slot)
+            part = layout.cut(tensor, slot)
             filled[slot.path] = _write(
                 filled[slot.path],
                 jax.device_put(part, _part_sharding(slot, placed[slot.path])),
@@ -78,13 +79,6 @@ def load_base(
             )
         progress(tensor.nbytes)
     return trees.unflatten(filled)
-
-
-def _part(tensor: np.ndarray, slot: names.Slot) -> np.ndarray:
-    """Return the part of a tensor that belongs in a slot, as the file has it."""
-    if slot.outputs is None:
-        return tensor
-    return tensor[slot.outputs] if slot.transposed else tensor[..., slot.outputs]
 
 
 def _part_sharding(slot: names.Slot, leaf: NamedSharding) -> NamedSharding:
@@ -146,7 +140,7 @@ def _tied_copies(checkpoint: Checkpoint, family: Family, network: Network) -> se
     Raises:
         WeightsError: If the head that the file stores is not the embedding it is tied to.
     """
-    head, embed = f"{family.head_name}.weight", _embedding_name(family)
+    head, embed = f"{family.head_name}.weight", names.embedding_name(family)
     infos = checkpoint.infos()
     if not network.spec.tied_head or head not in infos or embed not in infos:
         return set()
@@ -156,7 +150,3 @@ def _tied_copies(checkpoint: Checkpoint, family: Family, network: Network) -> se
             "Set tie_word_embeddings to false in config.json if the head is meant to differ.",
         )
     return {head}
-
-
-def _embedding_name(family: Family) -> str:
-    return next(line.theirs for line in family.tensors if line.ours == ("embed/kernel",))

@@ -8,6 +8,7 @@ the network's layers are cut into groups.
 import dataclasses
 import itertools
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from jaxft import tree as trees
 from jaxft.models.bind import abstract_tree
@@ -52,6 +53,16 @@ class Module:
 
 def slots(family: Family, network: Network) -> dict[str, tuple[Slot, ...]]:
     """Return the slots of every tensor that a checkpoint of `network`'s base must have."""
+    table = own_tensors(family, network)
+    head = f"{family.head_name}.weight"
+    if network.spec.tied_head and head in table:
+        # Its start is a copy of the embedding that it is tied to in the checkpoint.
+        table[embedding_name(family)] += table.pop(head)
+    return table
+
+
+def own_tensors(family: Family, network: Network) -> dict[str, tuple[Slot, ...]]:
+    """Return the slots of every tensor that the model has now, a head that was tied included."""
     shapes = leaf_shapes(network)
     table: dict[str, tuple[Slot, ...]] = {}
     for line in family.tensors:
@@ -65,6 +76,11 @@ def slots(family: Family, network: Network) -> dict[str, tuple[Slot, ...]]:
                     name = line.theirs.format(layer=layer)
                     table[name] = _slots_of(line, f"{prefix}/", index, shapes)
     return table
+
+
+def embedding_name(family: Family) -> str:
+    """Return Hugging Face's name of the table of token embeddings."""
+    return next(line.theirs for line in family.tensors if line.ours == ("embed/kernel",))
 
 
 def _slots_of(
@@ -87,8 +103,9 @@ def expected_shape(
     """Return the shape of the tensor that fills these slots of leaves of these shapes."""
     first = parts[0]
     shape = shapes[first.path] if first.index is None else shapes[first.path][1:]
-    whole = (*shape[:-1], sum(shapes[part.path][-1] for part in parts))
-    return tuple(reversed(whole)) if first.transposed else whole
+    if first.outputs is not None:
+        shape = (*shape[:-1], sum(shapes[part.path][-1] for part in parts))
+    return tuple(reversed(shape)) if first.transposed else tuple(shape)
 
 
 def linear_modules(family: Family, spec: ModelSpec) -> list[Module]:
@@ -112,6 +129,35 @@ def linear_modules(family: Family, spec: ModelSpec) -> list[Module]:
     modules.sort(key=lambda module: -1 if module.layer is None else module.layer)  # stable
     head = Module(family.head_name, "head", None, (spec.embed_dim, spec.vocab_size))
     return [*modules, head]
+
+
+class Owned(NamedTuple):
+    """The leaves of a Hugging Face module, of one kind (weight or bias).
+
+    Attributes:
+        module: Its full name.
+        layer: The layer's index; `None` outside the layers.
+        leaves: Paths, within the block for a layer.
+    """
+
+    module: str
+    layer: int | None
+    leaves: tuple[str, ...]
+
+
+def owned_leaves(family: Family, spec: ModelSpec) -> list[Owned]:
+    """Return the leaves of every module, linear or not; a tied head counts as having its own."""
+    network = base_network(spec)
+    shapes = leaf_shapes(network)
+    owned = []
+    for line in family.tensors:
+        module = line.theirs.rpartition(".")[0]
+        places = network.stacked_blocks() if line.is_per_layer else [("", None, [None])]
+        for prefix, _, layers in places:
+            is_there = f"{prefix}/{line.ours[0]}".lstrip("/") in shapes
+            if is_there or line.ours == ("head/kernel",):
+                owned += [Owned(module.format(layer=n), n, line.ours) for n in layers]
+    return owned
 
 
 def leaf_shapes(network: Network) -> Mapping[str, tuple[int, ...]]:
