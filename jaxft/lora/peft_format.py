@@ -10,7 +10,7 @@ Source: `peft/utils/save_and_load.py: get_peft_model_state_dict` (key names).
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +117,19 @@ def from_tensors(
 
 
 def save_adapter(
-    folder: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]
+    folder: Path,
+    tensors: Mapping[str, np.ndarray],
+    config: Mapping[str, Any],
+    verify: Callable[[Path], None] = lambda _: None,
 ) -> None:
-    """Write an adapter folder, replacing one that is there only once the new one is complete."""
+    """Write an adapter folder, replacing one that is there only once the new one is complete.
+
+    Args:
+        folder: The adapter's folder.
+        tensors: Under PEFT's names.
+        config: The content of adapter_config.json.
+        verify: Given the new folder before it takes its place; if it raises, all is as before.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         new = Path(temporary) / "new"
@@ -127,9 +137,17 @@ def save_adapter(
         text = json.dumps(config, indent=2, sort_keys=True)
         (new / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
         safetensors.numpy.save_file(dict(tensors), new / TENSOR_FILE, metadata={"format": "pt"})
-        if folder.exists():
-            os.replace(folder, Path(temporary) / "old")
-        os.replace(new, folder)
+        verify(new)
+        old = Path(temporary) / "old"
+        try:
+            if folder.exists():
+                os.replace(folder, old)
+            os.replace(new, folder)
+        except BaseException:
+            # An interrupt between the two: the temporary folder must not take the old one along.
+            if old.exists() and not folder.exists():
+                os.replace(old, folder)
+            raise
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
