@@ -18,7 +18,15 @@ from typing import NamedTuple
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -109,7 +117,7 @@ def stream(pieces: Iterable[str]) -> None:
 
 
 class TrainingBar:
-    """What a training run shows while it goes: `update` it at each logged step."""
+    """What a training run shows while it goes: `advance` each step, `update` logged ones."""
 
     def __init__(
         self, description: str, num_steps: int, bar: Progress | None, task: TaskID | None
@@ -121,10 +129,16 @@ class TrainingBar:
         self._task = task
         self._first: tuple[int, float] | None = None
 
+    def advance(self, step: int) -> None:
+        """Show that `step` steps are done, on a terminal; a pipe hears of logged steps only."""
+        # The time before the first step ends is compilation, and says nothing of the others.
+        self._first = self._first or (step, time.monotonic())
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=step)
+
     def update(self, step: int, loss: float, tokens_per_second: float) -> None:
         """Show that `step` steps are done, with their figures and the time left."""
         now = time.monotonic()
-        # The time before the first step ends is compilation, and says nothing of the others.
         first_step, since = self._first = self._first or (step, now)
         left = _time_left(step - first_step, self._num_steps - step, now - since)
         figures = "  ".join(filter(None, (f"loss {loss:.4f}", _speed(tokens_per_second), left)))
@@ -146,36 +160,54 @@ def training(description: str, num_steps: int, start_step: int) -> Iterator[Trai
     if not _notes.is_terminal:
         yield TrainingBar(description, num_steps, None, None)
         return
-    with _bar(TextColumn("{task.fields[figures]}")) as bar:
+    with _bar(MofNCompleteColumn(), TextColumn("{task.fields[figures]}")) as bar:
         task = bar.add_task(description, total=num_steps, completed=start_step, figures="")
         yield TrainingBar(description, num_steps, bar, task)
 
 
 @contextlib.contextmanager
-def loading(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show that something is being loaded; the block gets a function that counts what is done.
+def progress(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show on a terminal how far something is, and leave nothing behind.
+
+    The block gets a function that counts what is done.
+
+    Args:
+        description: What is done.
+        total: How much there is, in whatever is counted; None when nobody knows.
+    """
+    if not _notes.is_terminal:
+        yield lambda amount: None
+        return
+    with _bar(TaskProgressColumn()) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda amount: bar.update(task, advance=amount)
+
+
+@contextlib.contextmanager
+def loading(
+    description: str, total: int | None, silent_s: float = 0.0
+) -> Iterator[Callable[[int], None]]:
+    """Show `progress`, and say in the end how long it took.
 
     Args:
         description: What is loaded.
         total: How much there is, in whatever is counted; None when nobody knows.
+        silent_s: What takes fewer seconds is not worth a line.
     """
     started = time.monotonic()
-    if _notes.is_terminal:
-        with _bar() as bar:
-            task = bar.add_task(description, total=total)
-            yield lambda amount: bar.update(task, advance=amount)
-    else:
-        yield lambda amount: None
-    _say(_notes, f"{description}: {time.monotonic() - started:.1f} s")
+    with progress(description, total) as count:
+        yield count
+    seconds = time.monotonic() - started
+    if seconds >= silent_s:
+        _say(_notes, f"{description}: {seconds:.1f} s")
 
 
 @contextlib.contextmanager
-def _bar(*columns: TextColumn) -> Iterator[Progress]:
+def _bar(*columns: ProgressColumn) -> Iterator[Progress]:
     """Draw a live bar on standard error while the block runs; it leaves nothing behind."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=_BAR_WIDTH),
-        MofNCompleteColumn(),
         *columns,
         console=_notes,
         refresh_per_second=4,

@@ -21,7 +21,16 @@ from jaxtyping import Int32
 
 from jaxft.data import tokens
 from jaxft.data.report import Report
-from jaxft.data.rows import ChatCompletion, Conversation, Row, TextCompletion
+from jaxft.data.rows import (
+    ChatCompletion,
+    Conversation,
+    Place,
+    Question,
+    Row,
+    Text,
+    TextCompletion,
+    Tokenized,
+)
 from jaxft.data.templates import Tokenizer
 from jaxft.data.tokens import Example
 from jaxft.errors import DataError
@@ -30,13 +39,13 @@ from jaxft.errors import DataError
 Progress = Callable[[int, int], None]
 
 # Part of the cache's name: raise it whenever rows would encode to other tokens than before.
-_FORMAT = 1
+_FORMAT = 2
 
 _ROWS_BETWEEN_REPORTS = 200
 
 # The columns of one number a row. The length is 0 for a row that is dropped; `full_` is before
-# truncation.
-_COUNTS = ("line", "length", "full_length", "targets", "full_targets")
+# truncation. The highest token is -1 for a row without any.
+_COUNTS = ("number", "length", "full_length", "targets", "full_targets", "highest_id")
 
 
 class Examples:
@@ -45,19 +54,22 @@ class Examples:
     Attributes:
         lengths: Tokens in each example.
         targets: Targets in each example, at least 1.
-        lines: The line that each example was read from.
+        numbers: The line, or row, that each example was read from.
         report: What became of all rows.
     """
 
-    def __init__(self, dataset: Any, report: Report) -> None:
-        line, lengths, _, targets, _ = _counts(dataset)
+    def __init__(self, dataset: Any, report: Report, origin: Place) -> None:
+        """Read the table of a data set whose rows all have the source and unit of `origin`."""
+        numbers, lengths, _, targets, _, highest_ids = _counts(dataset)
         self._table_rows = np.flatnonzero(lengths)
         self._dataset = dataset.select_columns(["input_ids", "loss_mask"]).with_format(
             "numpy", dtype=np.int32
         )
         self.lengths: Int32[np.ndarray, " n"] = lengths[self._table_rows]
         self.targets: Int32[np.ndarray, " n"] = targets[self._table_rows]
-        self.lines: Int32[np.ndarray, " n"] = line[self._table_rows]
+        self.numbers: Int32[np.ndarray, " n"] = numbers[self._table_rows]
+        self._highest_ids = highest_ids[self._table_rows]
+        self._origin = origin
         self.report = report
 
     def __len__(self) -> int:
@@ -66,6 +78,23 @@ class Examples:
     def __getitem__(self, index: int) -> Example:
         row = self._dataset[int(self._table_rows[index])]
         return Example(row["input_ids"], row["loss_mask"].astype(np.uint8))
+
+    def check_ids(self, vocab_size: int) -> None:
+        """Raise unless a model with `vocab_size` embeddings has one for every token.
+
+        JAX reads the nearest embedding where there is none, and training would look like training.
+
+        Raises:
+            DataError: A row has a higher token.
+        """
+        wrong = np.flatnonzero(self._highest_ids >= vocab_size)
+        if len(wrong):
+            place = self._origin._replace(number=int(self.numbers[wrong[0]]))
+            raise DataError(
+                f"{place}: the row has the token {self._highest_ids[wrong[0]]}, and the model's"
+                f" vocabulary ends at {vocab_size - 1}.",
+                "Tokenize with the model's own tokenizer, without tokens added to it.",
+            )
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -81,7 +110,7 @@ class Examples:
 
 def encode_rows(
     rows: Sequence[Row],
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     max_length: int,
     progress: Progress | None = None,
 ) -> Examples:
@@ -91,8 +120,8 @@ def encode_rows(
     cache lies in the folder `jaxft` of datasets' own (environment variable `HF_DATASETS_CACHE`).
 
     Args:
-        rows: The rows, as `sources.read_rows` gives them.
-        tokenizer: A transformers fast tokenizer.
+        rows: The rows, as `sources.read_rows` or `sources.rows_of` gives them.
+        tokenizer: A transformers fast tokenizer, or None where all rows are tokens already.
         max_length: The most tokens of a row that are kept.
         progress: Told now and then how far encoding is; never called when the cache serves.
 
@@ -113,13 +142,14 @@ def encode_rows(
                 "Set HF_DATASETS_CACHE to a folder with room that this user may write to.",
             ) from error
     dataset = datasets.Dataset.from_file(str(path))
-    return Examples(dataset, _report(dataset, rows, max_length))
+    origin = Place(rows[0].source, rows[0].number, rows[0].unit)
+    return Examples(dataset, _report(dataset, rows, max_length), origin)
 
 
 def _write(
     path: Path,
     rows: Sequence[Row],
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     max_length: int,
     progress: Progress | None,
 ) -> None:
@@ -149,18 +179,19 @@ def _write(
         progress(len(rows), len(rows))
 
 
-def _record(row: Row, tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
+def _record(row: Row, tokenizer: Tokenizer | None, max_length: int) -> dict[str, Any]:
     """Return what the cache keeps of one row; one that is dropped has length 0."""
     full = tokens.encode_row(row, tokenizer)
     ids, mask = full.input_ids[:max_length], full.loss_mask[:max_length]
     if not mask.any():
         ids, mask = ids[:0], mask[:0]
     return {
-        "line": row.line,
+        "number": row.number,
         "length": len(ids),
         "full_length": len(full.input_ids),
         "targets": int(mask.sum()),
         "full_targets": int(full.loss_mask.sum()),
+        "highest_id": int(ids.max(initial=-1)),
         "input_ids": ids,
         "loss_mask": mask,
     }
@@ -172,11 +203,12 @@ def _report(dataset: Any, rows: Sequence[Row], max_length: int) -> Report:
     Raises:
         DataError: Nothing is left to learn.
     """
-    _, length, full_length, targets, full_targets = _counts(dataset)
+    _, length, full_length, targets, full_targets, _ = _counts(dataset)
     if not full_targets.any():
         raise DataError(
             f"{rows[0].source}: none of its {len(rows):,} rows has a token to learn.",
-            'Learned are turns of the role "assistant", or what follows a prompt: add some.',
+            'Learned are turns of the role "assistant", answers, texts, and tokens whose label is'
+            " not -100: add some.",
         )
     if not targets.any():
         raise DataError(
@@ -201,35 +233,43 @@ def _counts(dataset: Any) -> list[Int32[np.ndarray, " n"]]:
     return [np.asarray(dataset.data.column(name), np.int32) for name in _COUNTS]
 
 
-def _cache_key(rows: Sequence[Row], tokenizer: Tokenizer, max_length: int) -> str:
+def _cache_key(rows: Sequence[Row], tokenizer: Tokenizer | None, max_length: int) -> str:
     """Return a digest of everything that the encoded rows depend on."""
     import tokenizers
     import transformers
 
-    # A call without padding and truncation clears what an earlier call left in the backend's
-    # state, which would otherwise change the digest.
-    tokenizer("")
     settings = {
         "format": _FORMAT,
         "versions": [tokenizers.__version__, transformers.__version__],
         "max_length": max_length,
-        "chat_template": tokenizer.chat_template,
-        "special_tokens": {
-            name: str(token) for name, token in tokenizer.special_tokens_map.items()
-        },
+        "tokenizer": None if tokenizer is None else _tokenizer_settings(tokenizer),
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    digest.update(tokenizer.backend_tokenizer.to_str().encode())
     for row in rows:
         digest.update(json.dumps(_contents(row), sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def _tokenizer_settings(tokenizer: Tokenizer) -> list[Any]:
+    """Return everything about a tokenizer that tokens depend on."""
+    # A call without padding and truncation clears what an earlier call left in the backend's
+    # state, which would otherwise be a difference.
+    tokenizer("")
+    special_tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return [tokenizer.chat_template, special_tokens, tokenizer.backend_tokenizer.to_str()]
 
 
 def _contents(row: Row) -> list[Any]:
     """Return what a row says, without the name of its file, which may be moved."""
     match row:
         case Conversation():
-            return [row.line, "messages", row.messages]
+            return [row.number, "messages", row.messages]
         case ChatCompletion() | TextCompletion():
-            return [row.line, row.prompt, row.completion]
+            return [row.number, row.prompt, row.completion]
+        case Question():
+            return [row.number, "question", row.question, row.answer]
+        case Text():
+            return [row.number, "text", row.text]
+        case Tokenized():
+            return [row.number, "tokens", row.input_ids.tolist(), row.loss_mask.tolist()]
     raise TypeError(f"no such row: {type(row).__name__}")

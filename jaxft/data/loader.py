@@ -16,11 +16,8 @@ import numpy as np
 
 from jaxft.data import packing as packing_
 from jaxft.data.encode import Examples
+from jaxft.data.tokenized import IGNORED
 from jaxft.errors import ConfigError, DataError
-
-# Marks positions whose next token is not learned. Source: the ignore_index of torch's and
-# transformers' cross-entropy, so that labels read as people expect.
-IGNORED = -100
 
 Batch = dict[str, np.ndarray]
 """One global batch: `a` micro-batches of `b` sequences of `t` tokens, all int32.

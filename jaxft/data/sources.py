@@ -1,90 +1,85 @@
-"""Rows from a JSON Lines file.
+"""Rows from a file, or from whatever Python object holds them.
 
-Separate from rows, which knows their shapes and no files. The invariant: a line is read as JSON
-has it or refused by its number; nothing is repaired or left out except blank lines.
+Separate from files and shapes, which it puts together. The invariant: every value there is becomes
+one row, in order, or is refused by its place.
 """
 
 from __future__ import annotations
 
-import codecs
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from jaxft import errors
-from jaxft.data import rows as rows_
-from jaxft.data.rows import Row
+from jaxft.data import files, shapes
+from jaxft.data.rows import Place, Row
 from jaxft.errors import DataError
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read every row of a JSON Lines file.
-
-    Blank lines are skipped, and a byte order mark at the start is ignored.
+    """Read every row of a file, of the kind that its ending says.
 
     Args:
-        path: The file, UTF-8.
+        path: A file with one of `files.ENDINGS`.
 
     Raises:
-        DataError: The file is missing or empty, or a line is not a row of a known shape.
+        DataError: The file is missing, empty, of no known kind or not of the kind that it claims,
+            or something in it is not a row of a known shape.
     """
-    rows = [
-        rows_.parse_row(_parse_json(text, f"{path}:{line}"), source=str(path), line=line)
-        for line, text in _lines(path)
-    ]
-    if not rows:
+    try:
+        if path.is_dir():
+            raise DataError(f"{path} cannot be read: it is a folder.", "Name a file in it instead.")
+        if not path.exists():
+            raise DataError(f"{path} does not exist.", _missing_remedy(path))
+        rows = [shapes.parse_row(value, place) for place, value in files.values(path)]
+    except OSError as error:
         raise DataError(
-            f"{path} is empty: it has no rows.",
-            f"Write one JSON object a line: {rows_.SHAPES}.",
-        )
+            f"{path} cannot be read: {error.strerror}.", "Give a file that this user may read."
+        ) from error
+    if not rows:
+        raise DataError(f"{path} is empty: it has no rows.", f"Write some: {shapes.SHAPES}.")
     return rows
 
 
-def _parse_json(text: str, place: str) -> object:
-    """Return the value of one line."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        found = f"{error.msg} at column {error.colno}"
-    except (ValueError, RecursionError) as error:  # a number or a nesting beyond all bounds
-        found = str(error).splitlines()[0]
-    raise DataError(
-        f"{place}: not JSON ({found}): {_excerpt(text)}",
-        f"Each line is one JSON object: {rows_.SHAPES}.",
-    )
+def rows_of(dataset: Any, name: str) -> list[Row]:
+    """Return the rows of a data set in Python.
 
+    Args:
+        dataset: A list of mappings, a `datasets.Dataset`, any iterable that ends, or whatever has
+            a length and is indexed from 0, as torch's data sets. Items have the shapes of rows in
+            files, or are tokens already: `input_ids`, with or without `labels`.
+        name: What errors call the data set, such as `train_dataset`.
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines that are not blank, with their numbers.
-
-    Bytes are split at line feeds alone: `str.splitlines` would also cut at U+2028 and its like,
-    which JSON allows inside strings.
+    Raises:
+        DataError: It is no such thing, is empty, or one of its items is not a row of a known shape.
     """
-    try:
-        with path.open("rb") as file:
-            for line, data in enumerate(file, start=1):
-                if line == 1:
-                    data = data.removeprefix(codecs.BOM_UTF8)
-                if data.strip():
-                    yield line, _decode(data, f"{path}:{line}")
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist.", _missing_remedy(path)) from error
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read: {error.strerror}.",
-            "Give a JSON Lines file that this user may read.",
-        ) from error
+    rows = [
+        shapes.parse_row(value, Place(name, number, "row"))
+        for number, value in enumerate(_items(dataset, name))
+    ]
+    if not rows:
+        raise DataError(f"{name} is empty: it has no rows.", f"Give it some: {shapes.SHAPES}.")
+    return rows
 
 
-def _decode(data: bytes, place: str) -> str:
-    """Return one line as text."""
-    try:
-        return data.decode("utf-8").strip()
-    except UnicodeDecodeError as error:
+def _items(dataset: Any, name: str) -> Iterable[Any]:
+    """Return what to iterate over."""
+    if isinstance(dataset, Mapping):
+        keys = ", ".join(f'"{key}"' for key in dataset) or "none"
         raise DataError(
-            f"{place}: not UTF-8: byte 0x{data[error.start]:02x} at position {error.start}.",
-            "Save the file as UTF-8.",
-        ) from error
+            f"{name} is one {type(dataset).__name__}, with the keys {keys}, and not a set of rows.",
+            f'Give one of its splits, as {name}["train"], or datasets.Dataset.from_dict of it.',
+        )
+    if not isinstance(dataset, str | bytes | Path):
+        if hasattr(dataset, "__iter__"):
+            items: Iterable[Any] = dataset
+            return items
+        if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+            return (dataset[index] for index in range(len(dataset)))
+    raise DataError(
+        f"{name} is a {type(dataset).__name__}, and not a set of rows.",
+        "Give a list of mappings or a datasets.Dataset; datasets.load_dataset reads files.",
+    )
 
 
 def _missing_remedy(path: Path) -> str:
@@ -95,9 +90,3 @@ def _missing_remedy(path: Path) -> str:
     names = [entry.name for entry in folder.iterdir() if entry.is_file()]
     guess = errors.nearest(path.name, names)
     return f"Did you mean {folder / guess}?" if guess else f"No file in {folder} has such a name."
-
-
-def _excerpt(text: str) -> str:
-    """Return the start of a line, short enough for a message and without control codes."""
-    shown = text if len(text) <= 60 else text[:57] + "..."
-    return json.dumps(shown, ensure_ascii=False)

@@ -12,7 +12,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from jaxft.data.rows import ChatCompletion, Conversation, Message, Row, TextCompletion
+import numpy as np
+
+from jaxft.data.rows import (
+    ChatCompletion,
+    Conversation,
+    Message,
+    Question,
+    Row,
+    Text,
+    TextCompletion,
+    Tokenized,
+)
 from jaxft.errors import DataError
 
 # A transformers fast tokenizer; named, so that importing this file does not import transformers.
@@ -20,6 +31,12 @@ Tokenizer = Any
 
 # Stands in for a turn's content. No white space, so that a template which strips keeps it.
 _PROBE = "JaxftProbeOfTheTurn"
+
+# How a model without a chat template is asked, and where its answer begins. Our own wording.
+_HEADING, _ANSWER_HEADING = "### Instruction:\n", "\n\n### Response:\n"
+
+# Of a text, this much is shown as a prompt to go on from.
+_OPENING_CHARACTERS = 60
 
 
 class Rendered(NamedTuple):
@@ -48,7 +65,13 @@ def render_row(row: Row, tokenizer: Tokenizer) -> Rendered:
 
     In a conversation these are the assistant's turns, from where generation would begin to the
     end of the turn's closing token, white space after it left out. In a prompt with a completion
-    it is everything after the prompt.
+    it is everything after the prompt. A question is a conversation of two messages where the
+    tokenizer has a chat template, and a prompt with a completion where it has none. A text is
+    learned whole.
+
+    Args:
+        row: The row, of any shape but tokens.
+        tokenizer: A fast tokenizer.
 
     Raises:
         DataError: As `encode_row`.
@@ -59,8 +82,21 @@ def render_row(row: Row, tokenizer: Tokenizer) -> Rendered:
         case ChatCompletion():
             return _render_chat_completion(row, tokenizer)
         case TextCompletion():
-            return _render_text(row, tokenizer)
+            return _render_text(row.prompt, row.completion, row.place, tokenizer)
+        case Question():
+            return _render_question(row, tokenizer)
+        case Text():
+            rendered = _render_text("", row.text, row.place, tokenizer)
+            # Nothing but an end token would teach the model to say nothing.
+            return rendered if row.text.strip() else rendered._replace(spans=())
     raise TypeError(f"no such row: {type(row).__name__}")
+
+
+def ask(question: str, tokenizer: Tokenizer) -> str | tuple[Message, ...]:
+    """Return how a model is asked a question: as its user, or in plain text if it does not chat."""
+    if tokenizer.chat_template:
+        return ({"role": "user", "content": question},)
+    return f"{_HEADING}{question}{_ANSWER_HEADING}"
 
 
 def chat_text(
@@ -100,8 +136,11 @@ def chat_text(
     return text
 
 
-def first_exchange(row: Row) -> Exchange:
-    """Return the first question of a row and its answer, to show what a model makes of it."""
+def first_exchange(row: Row, tokenizer: Tokenizer = None) -> Exchange:
+    """Return the first question of a row and its answer, to show what a model makes of it.
+
+    A text, or tokens that are all learned, are asked by how they begin.
+    """
     match row:
         case Conversation():
             roles = [message["role"] for message in row.messages]
@@ -112,10 +151,32 @@ def first_exchange(row: Row) -> Exchange:
             return Exchange(row.prompt, row.completion[0]["content"])
         case TextCompletion():
             return Exchange(row.prompt, row.completion)
+        case Question():
+            return Exchange(ask(row.question, tokenizer), row.answer)
+        case Text():
+            return _opening(row.text)
+        case Tokenized():
+            return _tokenized_exchange(row, tokenizer)
     raise TypeError(f"no such row: {type(row).__name__}")
 
 
-def _render_text(row: TextCompletion, tokenizer: Tokenizer) -> Rendered:
+def _tokenized_exchange(row: Tokenized, tokenizer: Tokenizer) -> Exchange:
+    """Decode what stands before the first token that is learned, and what begins there."""
+    learned = np.flatnonzero(row.loss_mask[1:]) + 1
+    start = int(learned[0]) if len(learned) else len(row.input_ids)
+    prompt, answer = (tokenizer.decode(ids.tolist()) for ids in np.split(row.input_ids, [start]))
+    return Exchange(prompt, answer) if start > 1 else _opening(prompt + answer)
+
+
+def _opening(text: str) -> Exchange:
+    """Return how a text begins, up to a space where there is one, and how it goes on."""
+    stop = min(_OPENING_CHARACTERS, (len(text) + 1) // 2)
+    space = text.rfind(" ", 1, stop + 1)
+    stop = space if space > 0 else stop
+    return Exchange(text[:stop], text[stop:])
+
+
+def _render_text(prompt: str, completion: str, place: str, tokenizer: Tokenizer) -> Rendered:
     """Join prompt and completion and close them with the end token.
 
     Source: TRL 1.16, `SFTTrainer`: the end token is appended to rows that are not conversational,
@@ -123,13 +184,23 @@ def _render_text(row: TextCompletion, tokenizer: Tokenizer) -> Rendered:
     """
     if tokenizer.eos_token is None:
         raise DataError(
-            f"{row.place}: the tokenizer has no end token to close the completion with.",
+            f"{place}: the tokenizer has no end token to close the text with.",
             "Set eos_token in tokenizer_config.json; without it a model cannot learn to stop.",
         )
-    text = row.prompt + row.completion
-    if not row.completion.endswith(tokenizer.eos_token):
+    text = prompt + completion
+    if not completion.endswith(tokenizer.eos_token):
         text += tokenizer.eos_token
-    return Rendered(text, ((len(row.prompt), len(text)),), is_plain=True)
+    return Rendered(text, ((len(prompt), len(text)),), is_plain=True)
+
+
+def _render_question(row: Question, tokenizer: Tokenizer) -> Rendered:
+    """Put the question as the model is asked, and learn the answer."""
+    prompt = ask(row.question, tokenizer)
+    if isinstance(prompt, str):
+        return _render_text(prompt, row.answer, row.place, tokenizer)
+    messages = (*prompt, {"role": "assistant", "content": row.answer})
+    chat = Conversation(row.source, row.number, messages, unit=row.unit)
+    return _render_conversation(chat, tokenizer)
 
 
 def _render_chat_completion(row: ChatCompletion, tokenizer: Tokenizer) -> Rendered:

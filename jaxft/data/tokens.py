@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Int32, UInt8
 
 from jaxft.data import templates
-from jaxft.data.rows import Message, Row
+from jaxft.data.rows import Message, Row, Tokenized
 from jaxft.data.templates import Tokenizer
 from jaxft.errors import DataError
 
@@ -32,16 +32,25 @@ class Example(NamedTuple):
     loss_mask: UInt8[np.ndarray, " t"]
 
 
-def encode_row(row: Row, tokenizer: Tokenizer) -> Example:
+def encode_row(row: Row, tokenizer: Tokenizer | None) -> Example:
     """Return a row's tokens and targets, at full length.
 
     Args:
-        row: The row, of any of the three shapes.
-        tokenizer: A fast tokenizer; chats need one with a chat template.
+        row: The row, of any shape.
+        tokenizer: A fast tokenizer; chats need one with a chat template, tokens need none.
 
     Raises:
         DataError: The tokenizer lacks what the row needs, or its template cannot be split.
     """
+    if isinstance(row, Tokenized):
+        mask = row.loss_mask.copy()
+        mask[:1] = 0
+        return Example(row.input_ids, mask)
+    if tokenizer is None:
+        raise DataError(
+            f"{row.place}: the row is text and there is no tokenizer to read it with.",
+            "Give the model's tokenizer, or rows of input_ids.",
+        )
     rendered = templates.render_row(row, tokenizer)
     ids, ends = _tokenize(rendered.text, tokenizer, is_plain=rendered.is_plain)
     if ends.max(initial=0) < len(rendered.text.rstrip()) or np.any(np.diff(ends[ends > 0]) < 0):

@@ -83,12 +83,14 @@ def select(modules: Sequence[names.Module], targets: list[str] | str) -> list[na
     """Return the modules that `targets` matches.
 
     Raises:
-        AdapterError: If a target matches nothing; lists the names it could have been.
+        AdapterError: If a target matches nothing (lists the names it could have been), or is no
+            regular expression.
     """
     if targets == ALL_LINEAR:
         return [module for module in modules if module.path != HEAD]
     if isinstance(targets, str):
-        chosen = [module for module in modules if re.fullmatch(targets, module.name)]
+        pattern = _compiled(targets)
+        chosen = [module for module in modules if pattern.fullmatch(module.name)]
         if not chosen:
             raise _no_match(targets, modules)
         return chosen
@@ -102,6 +104,16 @@ def select(modules: Sequence[names.Module], targets: list[str] | str) -> list[na
 
 def _ends_with(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
+
+
+def _compiled(target: str) -> re.Pattern[str]:
+    try:
+        return re.compile(target)
+    except re.error as error:
+        raise AdapterError(
+            f"lora.target_modules is {target!r}, which is no regular expression: {error}.",
+            "Give a list of name endings, such as [q_proj, v_proj], or mend the expression.",
+        ) from None
 
 
 def _no_match(target: str, modules: Sequence[names.Module]) -> AdapterError:

@@ -51,4 +51,6 @@ def _visible_gpu() -> str:
         listed = subprocess.run(query, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return listed.stdout.strip().splitlines()[0] if listed.stdout.strip() else ""
+    names = listed.stdout.strip().splitlines()
+    # When it finds no driver it says so on stdout, which is not the name of a GPU.
+    return names[0] if names and listed.returncode == 0 else ""

@@ -35,8 +35,9 @@ def evaluate(
     trainable: Any,
     frozen: Any,
     progress: Callable[[int], None],
-) -> Evaluation:
-    """Run over all evaluation rows once.
+    is_stopped: Callable[[], bool],
+) -> Evaluation | None:
+    """Run over all evaluation rows once; `None` if it was told to stop on the way.
 
     Args:
         eval_step: From `step.make_eval_step`.
@@ -45,6 +46,7 @@ def evaluate(
         trainable: The trained leaves.
         frozen: The other leaves.
         progress: Called with 1 after each batch.
+        is_stopped: Asked after each batch.
     """
     sums = []
     shardings = steps.batch_shardings(mesh)
@@ -53,6 +55,8 @@ def evaluate(
         if len(sums) > 1:  # one batch behind, so that the device always has the next
             jax.block_until_ready(sums[-2])
         progress(1)
+        if is_stopped():
+            return None
     loss = math.fsum(float(total) for total, _ in sums)
     count = sum(int(count) for _, count in sums)
     return Evaluation(loss / max(count, 1), count)

@@ -4,6 +4,7 @@ Nothing is called saved before it has been read again from the disk and gives th
 logits.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ _TOLERANCE = 1e-5  # of the largest logit; the arrays are the same, so this is t
 
 
 def write_adapter(plan: Plan, trainable: trees.Tree, frozen: trees.Tree) -> Path:
-    """Write the adapter folder of a run, and make sure of it.
+    """Write the adapter folder of a run, once it is made sure of.
 
     Raises:
         AdapterError: If what is on disk does not give the live model's logits.
@@ -43,16 +44,28 @@ def write_adapter(plan: Plan, trainable: trees.Tree, frozen: trees.Tree) -> Path
         plan.config.lora, plan.family, spec, source.name, source.revision
     )
     tensors = peft_format.to_tensors(trainable, plan.family, plan.network)
-    peft_format.save_adapter(folder, tensors, content)
-    difference = _difference(plan, folder, trainable, frozen)
-    if not difference <= _TOLERANCE:
-        raise AdapterError(
-            f"{folder}: read back, its logits differ from the live model's by {difference:.1e} "
-            "of the largest.",
-            f"Do not use it. The run's state is in {plan.checkpoint_folder}.",
-        )
-    console.note(f"Adapter read back: its logits differ by {difference:.0e} of the largest.")
+
+    def verify(written: Path) -> None:
+        try:
+            difference = _difference(plan, written, trainable, frozen)
+        except AdapterError as error:
+            raise _not_as_written(folder, error.found) from error
+        if not difference <= _TOLERANCE:
+            found = f"its logits differ from the live model's by {difference:.1e} of the largest"
+            raise _not_as_written(folder, found)
+        console.note(f"Adapter read back: its logits differ by {difference:.0e} of the largest.")
+
+    peft_format.save_adapter(folder, tensors, content, verify)
     return folder
+
+
+def _not_as_written(folder: Path, found: str) -> AdapterError:
+    return AdapterError(
+        f"The adapter was written to the disk of {folder.parent}, but read back it is not the live "
+        f"model's: {found}",
+        "It is not kept. Look to the disk and run the same command again: what was trained is in "
+        "the checkpoints.",
+    )
 
 
 def _difference(plan: Plan, folder: Path, trainable: trees.Tree, frozen: trees.Tree) -> float:
@@ -88,7 +101,9 @@ def answers(plan: Plan, trainable: trees.Tree, frozen: trees.Tree) -> list[conso
 
     Both run the same programs: the base is the network with B = 0.
     """
-    prompts = [templates.first_exchange(row).prompt for row in plan.eval_rows[:_SHOWN_PROMPTS]]
+    asked = (templates.first_exchange(row).prompt for row in plan.eval_rows)
+    # A row of plain text may have an empty prompt: there is nothing to go on from.
+    prompts = list(itertools.islice(filter(None, asked), _SHOWN_PROMPTS))
     if not prompts:
         return []
     stop_ids = base.read_stop_ids(plan.source, plan.tokenizer)

@@ -21,12 +21,15 @@ def deferred() -> Iterator[Callable[[], int | None]]:
         acts as it would without this.
     """
     received: list[int] = []
+    words = "Stopping after this step; once more to stop without saving."
     previous: dict[int, Any] = {}
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
         signal.signal(number, previous[number])
-        console.note("Stopping after this step; once more to stop without saving.")
+        # In a thread: this may have interrupted the very write to standard error that a note
+        # begins, and Python refuses to enter it twice.
+        threading.Thread(target=console.note, args=[words]).start()
 
     # Python delivers signals to the main thread alone, and lets only it say what they do.
     handled = _SIGNALS if threading.current_thread() is threading.main_thread() else ()

@@ -8,7 +8,7 @@ from jaxft.config import RunConfig
 from jaxft.data import report
 from jaxft.lora import mask
 from jaxft.models.bind import abstract_tree
-from jaxft.training import finish, setup
+from jaxft.training import finish, folder, setup
 from jaxft.training.setup import Plan
 from jaxft.training.trainer import Outcome, Trainer
 
@@ -21,18 +21,20 @@ def run(config: RunConfig) -> None:
         Stopped: If a signal ended the run; its state is saved.
     """
     plan = setup.make_plan(config)
+    folder.check(plan)
     _show_plan(plan)
-    with setup.open_checkpoints(plan) as checkpoints:
-        frozen = setup.load_frozen(plan)
+    # All that can be refused has been before anything is written.
+    frozen = setup.load_frozen(plan)
+    with folder.open_checkpoints(plan) as checkpoints:
         outcome = Trainer(plan, frozen).run(checkpoints)
-    folder = finish.write_adapter(plan, outcome.trainable, frozen)
-    samples = finish.answers(plan, outcome.trainable, frozen)
+    adapter = finish.write_adapter(plan, outcome.trainable, frozen)
     _show_outcome(plan, outcome)
+    samples = finish.answers(plan, outcome.trainable, frozen)
     console.samples(samples)
-    console.result(f"Adapter: {folder}")
-    prompt = shlex.quote(samples[0].prompt if samples else "Hello.")
+    console.result(f"Adapter: {adapter}")
+    prompt = shlex.quote(min((sample.prompt for sample in samples), key=len, default="Hello."))
     console.result(
-        f"Try it:  jaxft generate --adapter {shlex.quote(str(folder))} --prompt {prompt}"
+        f"Try it:  jaxft generate --adapter {shlex.quote(str(adapter))} --prompt {prompt}"
     )
 
 

@@ -6,6 +6,7 @@ are those of a straight one.
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,10 @@ class Window:
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one object a line, each with its `step`."""
+    """`metrics.jsonl`: one object a line, each with its `step`.
+
+    Every line is on its way to the disk when `write` returns, so a killed process loses none.
+    """
 
     def __init__(self, path: Path, resumed_step: int | None) -> None:
         """Open for appending.
@@ -50,23 +54,32 @@ class MetricsFile:
         """
         self._path = path
         kept = [] if resumed_step is None else read(path, up_to_step=resumed_step)
-        path.write_text("".join(map(_line, kept)), encoding="utf-8")
+        # Beside it first, so that being killed here loses nothing.
+        new = path.with_name(f".{path.name}.new")
+        new.write_text("".join(map(_line, kept)), encoding="utf-8")
+        os.replace(new, path)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Append a line."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_line({"step": step, **values}))
 
+    def find(self, step: int, name: str) -> dict[str, Any] | None:
+        """Return the line of a step that has the value `name`, or `None`."""
+        lines = (line for line in read(self._path, step) if line["step"] == step and name in line)
+        return next(lines, None)
+
 
 def read(path: Path, up_to_step: int) -> list[dict[str, Any]]:
-    """Return the lines up to a step; a last line that was cut off by a crash is left out."""
+    """Return the lines up to a step; a line that was cut off by a crash is left out."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
             line = json.loads(text)
-        except ValueError:
+            is_kept = line["step"] <= up_to_step
+        except (ValueError, TypeError, KeyError):
             continue
-        if line["step"] <= up_to_step:
+        if is_kept:
             lines.append(line)
     return lines
 

@@ -1,12 +1,10 @@
 """From a recipe to everything a run needs, in the order that finds mistakes soonest.
 
 What can be checked without reading weights is checked before they are read: the output folder,
-the rows, the targets of the adapter, whose checkpoints are there.
+the rows, the targets of the adapter.
 """
 
 import dataclasses
-import hashlib
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,22 +13,25 @@ from jax.sharding import Mesh
 
 from jaxft import console
 from jaxft import tree as trees
-from jaxft.config import RunConfig, dump_config
+from jaxft.config import RunConfig
 from jaxft.data import encode, loader, report, sources
+from jaxft.data.encode import Examples
 from jaxft.data.loader import Batches
 from jaxft.data.rows import Row
-from jaxft.errors import CheckpointError, ConfigError
+from jaxft.errors import ConfigError
 from jaxft.lora import targets
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network
 from jaxft.parallel import devices
 from jaxft.parallel import mesh as meshes
-from jaxft.training import checkpoint
 from jaxft.weights import base, source
 from jaxft.weights.source import Source
 
+_WRITTEN = ("adapter", "checkpoints")  # folders that a run makes in its own
+_SILENT_S = 2.0  # of encoding; from the cache it takes none
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
     """A run, decided but not begun: no weights are read yet.
 
@@ -64,55 +65,6 @@ class Plan:
     def folder(self) -> Path:
         """The run's folder."""
         return self.config.train.output_dir
-
-    @property
-    def checkpoint_folder(self) -> Path:
-        """Where the checkpoints lie."""
-        return self.folder / "checkpoints"
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Everything that the run's numbers depend on, as JSON values by name.
-
-        The global batch is in it, not how it is divided over devices and micro-batches.
-        """
-        train = self.config.train.model_dump(mode="json", exclude=set(_NOT_NUMERIC))
-        infos = self.source.checkpoint().infos()
-        weights = [[name, *map(str, info)] for name, info in sorted(infos.items())]
-        return {
-            "model": [self.source.name, self.source.revision],
-            "weights": _digest(weights),
-            "dtype": self.dtype,
-            "lora": self.config.lora.model_dump(mode="json"),
-            "data": self.train.examples.fingerprint,
-            "packing": self.config.data.packing,
-            "shuffle": self.config.data.shuffle,
-            "sequence_length": self.train.sequence_length,
-            "global_batch": self.train.global_batch,
-            "num_steps": self.num_steps,
-            **{f"train.{key}": value for key, value in train.items()},
-        }
-
-
-# What may change when a run goes on: where and when it speaks and saves, and how a global batch
-# is divided (the batch itself is in the fingerprint).
-_NOT_NUMERIC = frozenset(
-    {
-        "output_dir",
-        "per_device_train_batch_size",
-        "per_device_eval_batch_size",
-        "gradient_accumulation_steps",
-        "gradient_checkpointing",
-        "num_train_epochs",
-        "max_steps",
-        "logging_steps",
-        "eval_strategy",
-        "eval_steps",
-        "save_strategy",
-        "save_steps",
-        "save_total_limit",
-        "resume_from_checkpoint",
-    }
-)
 
 
 def make_plan(config: RunConfig) -> Plan:
@@ -152,27 +104,6 @@ def make_plan(config: RunConfig) -> Plan:
     )
 
 
-def open_checkpoints(plan: Plan) -> checkpoint.Checkpoints:
-    """Open the run's folder for checkpoints, and write the resolved recipe there.
-
-    Raises:
-        CheckpointError: If what lies there is not what `resume_from_checkpoint` asks for.
-    """
-    resume, folder = plan.config.train.resume_from_checkpoint, plan.checkpoint_folder
-    fingerprint = plan.fingerprint()
-    if resume is False:
-        _refuse_existing(folder)
-    steps = checkpoint.check_folder(folder, fingerprint)
-    if resume is True and not steps:
-        raise CheckpointError(
-            f"{folder} holds no checkpoint, and train.resume_from_checkpoint is true.",
-            "Set it to auto to start where there is nothing to resume.",
-        )
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    (plan.folder / "config.yaml").write_text(dump_config(plan.config), encoding="utf-8")
-    return checkpoint.Checkpoints(folder, fingerprint, plan.config.train.save_total_limit)
-
-
 def load_frozen(plan: Plan) -> trees.Tree:
     """Read the base weights onto the mesh."""
     return base.load_base(plan.source, plan.family, plan.network, dtype=plan.dtype, mesh=plan.mesh)
@@ -185,7 +116,7 @@ def _batches(
     per_device = train.per_device_eval_batch_size if is_eval else train.per_device_train_batch_size
     accumulation = 1 if is_eval else train.gradient_accumulation_steps
     label = "Held-out rows" if is_eval else "Training rows"
-    examples = encode.encode_rows(rows, tokenizer, config.data.max_length)
+    examples = _encoded(label, rows, tokenizer, config.data.max_length)
     console.note(f"{label}: {report.describe(examples.report)}")
     return loader.make_batches(
         examples,
@@ -200,28 +131,31 @@ def _batches(
     )
 
 
+def _encoded(label: str, rows: list[Row], tokenizer: Any, max_length: int) -> Examples:
+    """Encode rows, with a sign of life if that takes a while."""
+    num_counted = 0
+
+    with console.loading(f"{label}: encoding", len(rows), silent_s=_SILENT_S) as count:
+
+        def progress(done: int, total: int) -> None:
+            nonlocal num_counted
+            count(done - num_counted)
+            num_counted = done
+
+        return encode.encode_rows(rows, tokenizer, max_length, progress)
+
+
 def _check_output(output: Path, found: Source) -> None:
-    """Refuse to write into the folder that the base model lies in.
+    """Refuse to write into the folder that the base model lies in, or over it.
 
     Raises:
-        ConfigError: If `output` is that folder or in it.
+        ConfigError: If `output` is that folder or in it, or has it where the run writes.
     """
     model, folder = found.folder.resolve(), output.resolve()
     # A GGUF's folder may well be one for all sorts of things.
-    if folder == model or (found.gguf is None and model in folder.parents):
+    is_inside = folder == model or (found.gguf is None and model in folder.parents)
+    if is_inside or any(model.is_relative_to(folder / name) for name in _WRITTEN):
         raise ConfigError(
-            f"train.output_dir={output} is the base model's folder, or lies in it.",
+            f"train.output_dir={output} is the base model's folder, lies in it, or has it inside.",
             "Choose another folder: the tuned model is kept apart from its base.",
         )
-
-
-def _refuse_existing(folder: Path) -> None:
-    if folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir()):
-        raise CheckpointError(
-            f"{folder} holds checkpoints, and train.resume_from_checkpoint is false.",
-            "Choose another train.output_dir, or remove the folder if it is not wanted.",
-        )
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

@@ -169,7 +169,7 @@ def _step(
     }
     metrics = {
         "loss": loss * scale,
-        "grad_norm": optax.global_norm(grads),
+        "grad_norm": optax.tree.norm(grads),
         "learning_rate": jnp.asarray(schedule(step), jnp.float32),
         "target_tokens": count,
     }

@@ -8,7 +8,7 @@ depend on is in the state, the plan, and the `Window` of sums, which travels wit
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -82,7 +82,7 @@ class Trainer:
 
         Raises:
             Stopped: If a signal came; the state is saved.
-            TrainingError: If the loss is no longer a number.
+            TrainingError: If the loss or its gradient is no longer a number.
         """
         plan = self.plan
         abstract = states.abstract_state(self.start, self.optimizer, plan.mesh)
@@ -92,64 +92,68 @@ class Trainer:
         else:
             state, self._window = restored[0], metrics.Window(**restored[1])
             first = int(state["step"])
-            console.note(f"Resuming after step {first} of {plan.num_steps}.")
-        path = plan.folder / "metrics.jsonl"
-        log = metrics.MetricsFile(path, None if restored is None else first)
-        before = self._before(state, path, log, first)
+            console.note(_resuming(first, plan.num_steps))
+        log = metrics.MetricsFile(plan.folder / "metrics.jsonl", first if restored else None)
+        if first == 0:
+            if plan.config.train.eval_strategy != "no":
+                self._evaluate(state, 0, log)
+        elif self._evaluates(first) and _evaluation(log, first) is None:
+            # Saved before it was evaluated, and stopped between the two.
+            self._evaluate(state, first, log)
         state = self._train(state, first, checkpoints, log)
-        after = self._evaluated(path, plan.num_steps)
-        if after is None:
-            after = self._evaluate(state, plan.num_steps, log)
-        return Outcome(state["trainable"], before, after)
+        if _evaluation(log, plan.num_steps) is None:
+            self._evaluate(state, plan.num_steps, log)
+        return Outcome(state["trainable"], _evaluation(log, 0), _evaluation(log, plan.num_steps))
 
     def _train(
         self, state: Any, first: int, checkpoints: Checkpoints, log: metrics.MetricsFile
     ) -> Any:
-        plan, train = self.plan, self.plan.config.train
-        shardings = steps.batch_shardings(plan.mesh)
+        plan, done = self.plan, first
+        seed, shardings = np.uint32(plan.config.train.seed), steps.batch_shardings(plan.mesh)
         pending: _Pending | None = None
         self._clock = time.monotonic()
         with (
-            interrupt.deferred() as stopped,
+            interrupt.deferred() as signal,
             console.training("Training", plan.num_steps, first) as bar,
         ):
             for index, batch in plan.train.iterate(first, plan.num_steps - first):
                 tokens = int(np.count_nonzero(batch["segment_ids"]))
                 placed = jax.device_put(batch, shardings)
-                state, values = self._step(state, self.frozen, placed, np.uint32(train.seed))
+                state, values = self._step(state, self.frozen, placed, seed)
                 self._read(pending, log, bar)
                 pending, done = _Pending(index + 1, values, tokens), index + 1
-                is_last = done == plan.num_steps
-                saves = is_last or self._is_due(train.save_strategy, train.save_steps, done)
-                evaluates = self._is_due(train.eval_strategy, train.evaluation_interval, done)
-                if saves or evaluates or stopped():
+                if self._saves(done) or self._evaluates(done):
                     self._read(pending, log, bar)
                     pending = None
-                if evaluates:
-                    self._evaluate(state, done, log)
-                if (saves and train.save_strategy != "no") or stopped():
+                if self._saves(done):
                     checkpoints.save(done, state, dataclasses.asdict(self._window))
-                if stopped() and not is_last:
-                    raise Stopped(stopped() or 0)
+                if self._evaluates(done):
+                    self._evaluate(state, done, log, lambda: signal() is not None)
+                if signal() is not None:
+                    break
+            self._read(pending, log, bar)
+        # Asked here, so that one that came after the last step counts too.
+        number = signal()
+        if number is not None:
+            checkpoints.save(done, state, dataclasses.asdict(self._window))
+            checkpoints.wait()
+            console.note(f"Stopped after step {done} of {plan.num_steps}, which is saved.")
+            raise Stopped(number)
         return state
 
-    def _read(self, pending: _Pending | None, log: metrics.MetricsFile, bar: Any) -> None:
+    def _read(
+        self, pending: _Pending | None, log: metrics.MetricsFile, bar: console.TrainingBar
+    ) -> None:
         """Wait for a step's metrics, count them, and write a line where one is due."""
         if pending is None:
             return
         train, step = self.plan.config.train, pending.step
         values = {name: float(value) for name, value in pending.metrics.items()}
-        if not math.isfinite(values["loss"]):
-            raise TrainingError(
-                f"The loss of step {step} is {values['loss']}.",
-                f"The state before it is lost to training; checkpoints are in "
-                f"{self.plan.checkpoint_folder}. Lower train.learning_rate, or set "
-                "train.max_grad_norm.",
-            )
+        self._check_finite(step, values)
         targets = int(pending.metrics["target_tokens"])
         self._window.add(values["loss"], targets, pending.tokens)
-        is_last = step == self.plan.num_steps
-        if step % train.logging_steps and not is_last:
+        bar.advance(step)
+        if step % train.logging_steps and step != self.plan.num_steps:
             return
         now = time.monotonic()
         window, speed = self._window, self._window.tokens / max(now - self._clock, 1e-9)
@@ -168,18 +172,52 @@ class Trainer:
         )
         self._window, self._clock = metrics.Window(), now
 
+    def _check_finite(self, step: int, values: Mapping[str, float]) -> None:
+        """Refuse to go on, and so to save, once anything is no number.
+
+        A step with a finite loss and a finite gradient leaves finite weights; one without spoils
+        them, though its own loss may be fine.
+        """
+        train = self.plan.config.train
+        for name, words in (("loss", "loss"), ("grad_norm", "norm of the gradient")):
+            if not math.isfinite(values[name]):
+                raise TrainingError(
+                    f"The {words} of step {step} is {values[name]}; nothing of this step is saved.",
+                    f"Lower train.learning_rate (it is {train.learning_rate:g}) or "
+                    f"train.max_grad_norm ({train.max_grad_norm:g}), and choose another "
+                    "train.output_dir: checkpoints are resumed with the numbers they were made "
+                    "with.",
+                )
+
+    def _saves(self, done: int) -> bool:
+        train = self.plan.config.train
+        if train.save_strategy == "no":
+            return False
+        is_last = done == self.plan.num_steps
+        return is_last or self._is_due(train.save_strategy, train.save_steps, done)
+
+    def _evaluates(self, done: int) -> bool:
+        train = self.plan.config.train
+        return self._is_due(train.eval_strategy, train.evaluation_interval, done)
+
     def _is_due(self, strategy: str, interval: int, done: int) -> bool:
         if strategy == "epoch":
             interval = self.plan.train.steps_per_epoch
         return strategy != "no" and done % interval == 0
 
-    def _evaluate(self, state: Any, step: int, log: metrics.MetricsFile) -> Evaluation | None:
-        """Measure the held-out loss and write it down; `None` without held-out rows."""
+    def _evaluate(
+        self,
+        state: Any,
+        step: int,
+        log: metrics.MetricsFile,
+        is_stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Measure the held-out loss and write it down, if there are held-out rows."""
         batches = self.plan.eval
         if batches is None or self._eval_step is None:
-            return None
+            return
         began = time.monotonic()
-        with console.loading("Evaluating", batches.steps_per_epoch) as progress:
+        with console.progress("Evaluating", batches.steps_per_epoch) as progress:
             found = evaluate.evaluate(
                 self._eval_step,
                 batches,
@@ -187,27 +225,26 @@ class Trainer:
                 state["trainable"],
                 self.frozen,
                 progress,
+                is_stopped,
             )
+        seconds = time.monotonic() - began
+        self._clock += seconds  # not the training's time
+        if found is None:
+            return
         console.note(
-            f"Step {step}: held-out loss {found.loss:.4f}, perplexity {found.perplexity:.2f}"
+            f"Step {step}: held-out loss {found.loss:.4f}, perplexity {found.perplexity:.2f} "
+            f"({seconds:.1f} s)"
         )
         log.write(step, {"eval_loss": found.loss, "eval_target_tokens": found.target_tokens})
-        self._clock += time.monotonic() - began  # not the training's time
-        return found
 
-    def _before(
-        self, state: Any, path: Any, log: metrics.MetricsFile, first: int
-    ) -> Evaluation | None:
-        """Evaluate the model as it was before training; of a resumed run, look it up."""
-        if self.plan.config.train.eval_strategy == "no":
-            return None
-        if first == 0:
-            return self._evaluate(state, 0, log)
-        return self._evaluated(path, 0)
 
-    def _evaluated(self, path: Any, step: int) -> Evaluation | None:
-        """Return the evaluation that the record has for a step."""
-        for line in metrics.read(path, up_to_step=self.plan.num_steps):
-            if line["step"] == step and "eval_loss" in line:
-                return Evaluation(line["eval_loss"], line["eval_target_tokens"])
-        return None
+def _evaluation(log: metrics.MetricsFile, step: int) -> Evaluation | None:
+    """Return the evaluation that the record has for a step."""
+    line = log.find(step, "eval_loss")
+    return None if line is None else Evaluation(line["eval_loss"], line["eval_target_tokens"])
+
+
+def _resuming(first: int, num_steps: int) -> str:
+    if first == num_steps:
+        return f"All {num_steps} steps of this run are done; the adapter is written again."
+    return f"Going on after step {first} of {num_steps}, from the checkpoint."

@@ -6,23 +6,47 @@ loading alike. The invariant: the first readable format present is the one that 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
 from jaxft.errors import WeightsError
-from jaxft.weights import safetensors
+from jaxft.weights import flax_msgpack, safetensors, torch_pickle
 from jaxft.weights.checkpoint import Checkpoint
 
 
 class _Format(NamedTuple):
-    """A format: the file of which one must be there, and how to open the folder."""
+    """A format: its files, and how to open a folder of them.
 
-    marks: tuple[str, ...]
+    Attributes:
+        marks: The file of which one must be there: all the weights, or an index.
+        shards: A pattern of the files that the index names.
+        open: Opens a folder, reading headers only.
+    """
+
+    marks: tuple[str, str]
+    shards: str
     open: Callable[[Path], Checkpoint]
 
 
-_FORMATS = (_Format((safetensors.SINGLE, safetensors.INDEX), safetensors.open_safetensors),)
+# In order of preference. Safetensors needs no conversion and no trust; a pickle comes last.
+_FORMATS = (
+    _Format(
+        (safetensors.SINGLE, safetensors.INDEX),
+        "model-*.safetensors",
+        safetensors.open_safetensors,
+    ),
+    _Format(
+        (flax_msgpack.SINGLE, flax_msgpack.INDEX),
+        "flax_model-*.msgpack",
+        flax_msgpack.open_flax,
+    ),
+    _Format(
+        (torch_pickle.SINGLE, torch_pickle.INDEX),
+        "pytorch_model-*.bin",
+        torch_pickle.open_torch,
+    ),
+)
 
 # Known, so that a folder of them is told what it has.
 _UNREADABLE = ("*.bin", "*.msgpack", "*.h5", "*.pt", "*.pth", "*.safetensors", "*.gguf")
@@ -51,6 +75,14 @@ def lack(folder: Path) -> str:
         others = sorted(path.name for kind in _UNREADABLE for path in folder.glob(kind))
         return f"no weights that can be read (only {', '.join(others)})" if others else "no weights"
     return ""
+
+
+def wanted_files(offered: Collection[str]) -> list[str]:
+    """Return patterns of the weights to fetch of a model that offers these files."""
+    for each in _FORMATS:
+        if any(mark in offered for mark in each.marks):
+            return [*each.marks, each.shards]
+    return []
 
 
 def _find(folder: Path) -> _Format | None:

@@ -21,13 +21,11 @@ from jaxft.weights import formats
 _REQUEST_TIMEOUT_S = 5.0
 _ANSWER_TIMEOUT_S = 10.0
 
-# Configuration, tokenizer, weights in the format that is read: nothing from subfolders.
+# Configuration and tokenizer, beside weights in the one format that is read: nothing from
+# subfolders.
 _FILES = [
     "config.json",
     "generation_config.json",
-    "model.safetensors",
-    "model-*.safetensors",
-    "model.safetensors.index.json",
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -80,15 +78,16 @@ def download(repo_id: str, revision: str | None, note: Callable[[str], None]) ->
         raise NotHereError("not asked, since HF_HUB_OFFLINE is set")
     # Which exceptions a lost connection raises depends on the HTTP library of the day.
     try:
-        _within(
+        answer = _within(
             _ANSWER_TIMEOUT_S,
             lambda: huggingface_hub.HfApi().model_info(
                 repo_id, revision=revision, timeout=_REQUEST_TIMEOUT_S
             ),
         )
+        weights = formats.wanted_files([file.rfilename for file in answer.siblings or ()])
         note(f"Fetching {repo_id} from the Hugging Face Hub")
         folder = huggingface_hub.snapshot_download(
-            repo_id, revision=revision, allow_patterns=_FILES
+            repo_id, revision=revision, allow_patterns=[*_FILES, *weights]
         )
     except Exception as error:
         raise NotHereError(_reason(error)) from error
@@ -115,13 +114,14 @@ def _reason(error: Exception) -> str:
     return f"no answer ({type(error).__name__}: {first_line})"
 
 
-def _within(limit_s: float, call: Callable[[], Any]) -> None:
-    """Make a call and raise what it raises, or TimeoutError when it takes too long."""
+def _within(limit_s: float, call: Callable[[], Any]) -> Any:
+    """Make a call, give or raise what it does, or TimeoutError when it takes too long."""
+    returned: list[Any] = []
     raised: list[BaseException] = []
 
     def run() -> None:
         try:
-            call()
+            returned.append(call())
         except BaseException as error:
             raised.append(error)
 
@@ -133,3 +133,4 @@ def _within(limit_s: float, call: Callable[[], Any]) -> None:
         raise TimeoutError(f"nothing came within {limit_s:g} s")
     if raised:
         raise raised[0]
+    return returned[0]

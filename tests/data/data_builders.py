@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from jaxft.data import encode
 from jaxft.data.report import Report
+from jaxft.data.rows import Place
 
 # As SmolLM2 and Qwen2 have it: a system prompt appears when none is given.
 CHATML = (
@@ -53,6 +54,22 @@ SPECIAL_TOKENS = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start|>", "<|e
 MERGES = [("h", "e"), ("Ġ", "t"), ("Ġt", "he"), ("Ċ", "Ċ"), (":", "Ġ"), ("Ġ", "Ġ"), ("l", "l")]
 
 
+# One value of every shape that a row may have.
+CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+VALUES = {
+    "messages": {"messages": CHAT},
+    "chat completion": {"prompt": CHAT[:1], "completion": CHAT[1:]},
+    "text completion": {"prompt": "hi", "completion": "ho"},
+    "sharegpt": {
+        "conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]
+    },
+    "alpaca": {"instruction": "hi", "input": "", "output": "ho"},
+    "question": {"question": "hi", "answer": "ho"},
+    "text": {"text": "hi ho"},
+    "tokens": {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]},
+}
+
+
 def make_tokenizer(
     chat_template: str | None = CHATML,
     *,
@@ -90,13 +107,14 @@ def make_examples(rows: list[tuple[list[int], list[int]]]) -> encode.Examples:
     lengths = [len(ids) for ids, _ in rows]
     targets = [sum(mask) for _, mask in rows]
     columns = {
-        "line": np.arange(1, len(rows) + 1, dtype=np.int32),
+        "number": np.arange(1, len(rows) + 1, dtype=np.int32),
         "length": np.array(lengths, np.int32),
         "full_length": np.array(lengths, np.int32),
         "targets": np.array(targets, np.int32),
         "full_targets": np.array(targets, np.int32),
+        "highest_id": np.array([max(ids) for ids, _ in rows], np.int32),
         "input_ids": [np.array(ids, np.int32) for ids, _ in rows],
         "loss_mask": [np.array(mask, np.uint8) for _, mask in rows],
     }
     report = Report(len(rows), sum(lengths), sum(targets), 0, 0, "", max(lengths))
-    return encode.Examples(datasets.Dataset.from_dict(columns), report)
+    return encode.Examples(datasets.Dataset.from_dict(columns), report, Place("made", 1))

@@ -8,11 +8,15 @@ import pytest
 from data_builders import LLAMA3, make_tokenizer
 
 from jaxft.data import encode, tokens
-from jaxft.data.rows import ChatCompletion, Conversation, TextCompletion
+from jaxft.data.rows import ChatCompletion, Conversation, Question, Text, TextCompletion, Tokenized
 from jaxft.errors import DataError
 
 # With the end token: 3, 6, 9, ... tokens, of which the last two are learned.
 ROWS = [TextCompletion("f.jsonl", 10 + n, "ab" * n + "c" * (n - 1), "d") for n in range(1, 6)]
+
+
+def tokens_row(ids: list[int], mask: list[int], number: int = 1) -> Tokenized:
+    return Tokenized("f", number, np.array(ids, np.int32), np.array(mask, np.uint8))
 
 
 def refuse_to_encode(*_):
@@ -31,7 +35,7 @@ def test_examples_are_what_encoding_each_row_gives():
         np.testing.assert_array_equal(examples[index].loss_mask, fresh.loss_mask)
     assert examples.lengths.tolist() == [len(examples[index].input_ids) for index in range(5)]
     assert examples.targets.tolist() == [2] * 5
-    assert examples.lines.tolist() == [11, 12, 13, 14, 15]
+    assert examples.numbers.tolist() == [11, 12, 13, 14, 15]
 
 
 def test_long_rows_keep_their_start_and_those_without_a_target_are_dropped():
@@ -39,7 +43,7 @@ def test_long_rows_keep_their_start_and_those_without_a_target_are_dropped():
     whole = encode.encode_rows(ROWS, tokenizer, 100)
     assert whole.lengths.tolist() == [4, 7, 10, 13, 16]
     cut = encode.encode_rows(ROWS, tokenizer, 9)
-    assert cut.lines.tolist() == [11, 12, 13]
+    assert cut.numbers.tolist() == [11, 12, 13]
     assert cut.targets.tolist() == [2, 2, 1]
     np.testing.assert_array_equal(cut[2].input_ids, whole[2].input_ids[:9])
     assert cut.report == dataclasses.replace(
@@ -67,6 +71,15 @@ def test_a_second_run_reads_the_cache_and_finds_the_same(monkeypatch):
 CHATS = [
     Conversation("f", 1, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
 ]
+MEANINGS = [
+    [TextCompletion("f", 1, "hi", "ho")],
+    [Question("f", 1, "hi", "ho")],
+    [Text("f", 1, "hi ho")],
+    [Text("f", 1, "hi  ho")],
+    [tokens_row([5, 6, 7], [0, 1, 1])],
+    [tokens_row([5, 6, 7], [0, 0, 1])],
+    [tokens_row([5, 6, 8], [0, 1, 1])],
+]
 AS_COMPLETION = [ChatCompletion("f", 1, CHATS[0].messages[:1], CHATS[0].messages[1:])]
 
 
@@ -91,9 +104,45 @@ def test_any_change_of_rows_tokenizer_template_or_length_encodes_anew(monkeypatc
 @pytest.mark.parametrize("rows", [ROWS, CHATS])
 def test_rows_that_moved_to_other_lines_are_found_on_those(rows):
     encode.encode_rows(rows, make_tokenizer(), 100)
-    moved = [dataclasses.replace(row, line=row.line + 1) for row in rows]
-    lines = encode.encode_rows(moved, make_tokenizer(), 100).lines
-    assert lines.tolist() == [row.line + 1 for row in rows]
+    moved = [dataclasses.replace(row, number=row.number + 1) for row in rows]
+    numbers = encode.encode_rows(moved, make_tokenizer(), 100).numbers
+    assert numbers.tolist() == [row.number + 1 for row in rows]
+
+
+def test_rows_of_other_meaning_are_never_taken_for_each_other():
+    found = [encode.encode_rows(rows, make_tokenizer(), 100) for rows in MEANINGS]
+    assert len({examples.fingerprint for examples in found}) == len(MEANINGS)
+
+
+def test_tokens_need_no_tokenizer_and_are_cut_and_dropped_like_text():
+    rows = [
+        tokens_row([9, 8, 7], [1, 1, 0], 0),
+        tokens_row([], [], 1),
+        tokens_row([5, 6, 7, 8], [0, 0, 0, 1], 2),
+        tokens_row([5], [1], 3),
+        tokens_row([4, 4, 4, 4], [1, 1, 1, 1], 4),
+    ]
+    examples = encode.encode_rows(rows, None, 3)
+    assert examples.numbers.tolist() == [0, 4]
+    assert [examples[index].input_ids.tolist() for index in range(2)] == [[9, 8, 7], [4, 4, 4]]
+    assert [examples[index].loss_mask.tolist() for index in range(2)] == [[0, 1, 0], [0, 1, 1]]
+    assert (examples.report.truncated, examples.report.dropped) == (1, 3)
+    assert rows[4].loss_mask.tolist() == [1, 1, 1, 1]
+    with pytest.raises(DataError, match="f:6: the row is text and there is no tokenizer"):
+        encode.encode_rows([*rows, Text("f", 6, "a")], None, 3)
+
+
+def test_a_token_that_the_model_has_no_embedding_for_is_found():
+    rows = [tokens_row([1, 2], [0, 1], 3), tokens_row([7, 1, 9], [0, 1, 0], 4)]
+    examples = encode.encode_rows(rows, None, 3)
+    examples.check_ids(10)
+    with pytest.raises(DataError, match=r"f:4: the row has the token 9, .* ends at 8"):
+        examples.check_ids(9)
+    # What is cut off is never looked up.
+    encode.encode_rows(rows, None, 2).check_ids(8)
+    as_rows = [dataclasses.replace(row, unit="row") for row in rows]
+    with pytest.raises(DataError, match=r"^f row 4: "):
+        encode.encode_rows(as_rows, None, 3).check_ids(9)
 
 
 def test_what_a_tokenizer_was_used_for_before_does_not_matter(monkeypatch):

@@ -2,115 +2,131 @@ from __future__ import annotations
 
 import json
 
+import datasets
 import hypothesis
+import numpy as np
 import pytest
+from data_builders import CHAT, VALUES
 from hypothesis import strategies as st
 
 from jaxft.data import sources
-from jaxft.data.rows import ChatCompletion, Conversation, TextCompletion
+from jaxft.data.rows import Conversation, TextCompletion, Tokenized
 from jaxft.errors import DataError
 
-CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
 
-
-def write(tmp_path, *lines: str | bytes):
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(b"\n".join(x if isinstance(x, bytes) else x.encode() for x in lines))
-    return path
-
-
-def complaint(path) -> str:
+def complaint(call, *arguments) -> str:
     with pytest.raises(DataError) as caught:
-        sources.read_rows(path)
+        call(*arguments)
     assert len(str(caught.value).split("\n")) == 2
     return str(caught.value)
 
 
-def test_the_three_shapes_are_told_apart_and_extra_fields_ignored(tmp_path):
-    path = write(
-        tmp_path,
-        json.dumps({"messages": CHAT, "ref": "Gen 1:1", "prompt": "hi"}),
-        json.dumps({"prompt": CHAT[:1], "completion": CHAT[1:]}),
-        json.dumps({"prompt": "hi", "completion": "ho"}),
-    )
-    name = str(path)
-    assert sources.read_rows(path) == [
-        Conversation(name, 1, tuple(CHAT)),
-        ChatCompletion(name, 2, tuple(CHAT[:1]), tuple(CHAT[1:])),
-        TextCompletion(name, 3, "hi", "ho"),
+def contents(rows) -> list:
+    """Return what rows say, without their places; tokens as lists."""
+    return [
+        (row.input_ids.tolist(), row.loss_mask.tolist())
+        if isinstance(row, Tokenized)
+        else [type(row), *(getattr(row, name) for name in type(row).__slots__)]
+        for row in rows
     ]
 
 
-def test_blank_lines_are_skipped_and_still_counted(tmp_path):
-    path = write(tmp_path, "", json.dumps({"messages": CHAT}), "  \r", '{"messages": 1}')
-    assert f"{path}:4: " in complaint(path)
-
-
-def test_a_byte_order_mark_is_ignored(tmp_path):
-    path = write(tmp_path, b"\xef\xbb\xbf" + json.dumps({"messages": CHAT}).encode())
-    assert sources.read_rows(path)[0].line == 1
-
-
-@hypothesis.given(texts=st.lists(st.text(st.characters(codec="utf-8")), min_size=1, max_size=4))
-def test_any_text_survives_and_stays_on_its_line(tmp_path_factory, texts):
-    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    objects = [{"prompt": text, "completion": text[::-1]} for text in texts]
-    lines = [json.dumps(each, ensure_ascii=False) + "\r\n" for each in objects]
-    path.write_bytes("".join(lines).encode())
-    rows = sources.read_rows(path)
-    assert [(r.prompt, r.completion) for r in rows] == [(t, t[::-1]) for t in texts]
-    assert [r.line for r in rows] == list(range(1, len(texts) + 1))
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ('{"messages": [}', "not JSON (Expecting value at column 15)"),
-        ("[" * 100_000, "not JSON ("),
-        ("[1]", "found a list where"),
-        ("null", "found null where"),
-        ('{"text": "a", "id": 3}', 'its fields: "text", "id"'),
-        ("{}", "its fields: none"),
-        ('{"prompt": "a"}', 'its fields: "prompt"'),
-        ('{"prompt": "a", "completion": 1}', '"prompt" is a string and "completion" is a number'),
-        ('{"prompt": "a", "completion": []}', '"completion" is an empty list'),
-        ('{"messages": "a"}', '"messages" is a string'),
-        ('{"messages": []}', '"messages" is an empty list'),
-        ('{"messages": ["a"]}', '"messages[0]" is a string'),
-        ('{"messages": [{"role": "user"}]}', '"messages[0]" lacks "content"; its fields: "role"'),
-        ('{"messages": [{"role": "user", "content": null}]}', '"messages[0].content" is null'),
-        ('{"messages": [{"role": 1, "content": "a"}]}', '"messages[0].role" is a number'),
-        ('{"prompt": "\\ud800", "completion": "a"}', "unpaired surrogate '\\ud800'"),
-        ('{"messages": [{"role": "u", "content": "a"}], "tools": [{}]}', '"tools"'),
-        (
-            '{"messages": [{"role": "u", "content": "a", "tool_calls": [1]}]}',
-            '"messages[0]" has "tool_calls"',
-        ),
-        (
-            '{"messages": [{"role": "u", "content": "a"}], "prompt": "a", "completion": "b"}',
-            'both "messages" and "prompt"',
-        ),
-        (b'{"prompt": "\xff"}', "not UTF-8: byte 0xff at position 12"),
-    ],
-)
-def test_a_bad_line_is_named_with_what_was_found(tmp_path, line, words):
-    path = write(tmp_path, json.dumps({"messages": CHAT}), line)
-    message = complaint(path)
-    assert message.startswith(f"{path}:2: ")
-    assert words in message
-
-
-@pytest.mark.parametrize("lines", [(), ("", " \t")])
-def test_a_file_without_rows_is_refused(tmp_path, lines):
-    assert "is empty" in complaint(write(tmp_path, *lines))
+@pytest.mark.parametrize("text", ["", "\n \t\n"])
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "txt"])
+def test_a_file_without_rows_is_refused(tmp_path, text, ending):
+    path = tmp_path / f"rows.{ending}"
+    path.write_text(text)
+    assert f"{path} is empty" in complaint(sources.read_rows, path)
 
 
 def test_a_missing_file_names_the_nearest_one(tmp_path):
-    path = write(tmp_path, "{}")
-    assert f"Did you mean {path}?" in complaint(tmp_path / "rosw.jsonl")
-    assert "No file in" in complaint(tmp_path / "something-else")
-    assert "does not exist either" in complaint(tmp_path / "no" / "rows.jsonl")
+    path = tmp_path / "rows.jsonl"
+    path.write_text("{}")
+    read = sources.read_rows
+    assert f"Did you mean {path}?" in complaint(read, tmp_path / "rosw.jsonl")
+    assert "No file in" in complaint(read, tmp_path / "something-else")
+    assert "does not exist either" in complaint(read, tmp_path / "no" / "rows.jsonl")
 
 
 def test_a_folder_is_no_file(tmp_path):
-    assert "cannot be read" in complaint(tmp_path)
+    assert "cannot be read: it is a folder" in complaint(sources.read_rows, tmp_path)
+
+
+def as_generator(values):
+    return (value for value in values)
+
+
+def as_map_style(values):
+    class MapStyle:
+        """As torch's data sets: no iterator, and no IndexError at the end."""
+
+        def __len__(self):
+            return len(values)
+
+        def __getitem__(self, index):
+            return values[index % len(values)]
+
+    return MapStyle()
+
+
+def as_streamed(values):
+    return datasets.Dataset.from_list(values).to_iterable_dataset()
+
+
+@pytest.mark.parametrize(
+    "convert", [list, tuple, as_generator, as_map_style, datasets.Dataset.from_list, as_streamed]
+)
+@pytest.mark.parametrize("name", VALUES)
+def test_python_data_sets_have_the_rows_that_a_file_has(tmp_path, convert, name):
+    values = [VALUES[name] | {"extra": number} for number in range(3)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, values)))
+    rows = sources.rows_of(convert(values), "train_dataset")
+    assert contents(rows) == contents(sources.read_rows(path))
+    assert [row.place for row in rows] == [f"train_dataset row {number}" for number in range(3)]
+
+
+@pytest.mark.parametrize("format", [None, "numpy", "arrow", "pandas"])
+def test_data_sets_in_a_format_have_the_same_rows(format):
+    for name in ("messages", "tokens"):
+        dataset = datasets.Dataset.from_list([VALUES[name]] * 2)
+        plain = sources.rows_of(dataset, "d")
+        if format in ("arrow", "pandas"):
+            # Items are tables there, which have no rows of their own.
+            assert "d row 0: " in complaint(sources.rows_of, dataset.with_format(format), "d")
+        else:
+            assert contents(sources.rows_of(dataset.with_format(format), "d")) == contents(plain)
+
+
+def test_columns_that_a_row_lacks_are_null_and_as_good_as_absent():
+    columns = {"messages": [CHAT, None], "prompt": [None, "hi"], "completion": [None, "ho"]}
+    assert sources.rows_of(datasets.Dataset.from_dict(columns), "d") == [
+        Conversation("d", 0, tuple(CHAT), unit="row"),
+        TextCompletion("d", 1, "hi", "ho", unit="row"),
+    ]
+
+
+@hypothesis.given(number=st.integers(0, 5))
+def test_a_bad_item_is_named_by_its_index(number):
+    values = [VALUES["text"]] * number + [{"text": 1}]
+    message = complaint(sources.rows_of, values, "eval_dataset")
+    assert message.startswith(f'eval_dataset row {number}: "text" is a number')
+
+
+def test_a_data_set_of_nothing_is_refused():
+    assert "d is empty" in complaint(sources.rows_of, [], "d")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "words"),
+    [
+        (datasets.DatasetDict(train=datasets.Dataset.from_list([VALUES["text"]])), 'keys "train"'),
+        ({"input_ids": [[1, 2]], "labels": [[1, 2]]}, 'one dict, with the keys "input_ids"'),
+        ("rows.jsonl", "is a str"),
+        (3, "is a int"),
+        (["a"], "d row 0: found a string"),
+        ([np.int64(3)], "d row 0: found a int64"),
+    ],
+)
+def test_what_is_no_set_of_rows_is_named(dataset, words):
+    assert words in complaint(sources.rows_of, dataset, "d")

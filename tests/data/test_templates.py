@@ -1,10 +1,20 @@
 from __future__ import annotations
 
+import hypothesis
+import numpy as np
 import pytest
 from data_builders import CHATML, LLAMA3, MISTRAL, QWEN3, make_tokenizer
+from hypothesis import strategies as st
 
 from jaxft.data import templates
-from jaxft.data.rows import ChatCompletion, Conversation, TextCompletion
+from jaxft.data.rows import (
+    ChatCompletion,
+    Conversation,
+    Question,
+    Text,
+    TextCompletion,
+    Tokenized,
+)
 from jaxft.errors import DataError
 
 SYSTEM = {"role": "system", "content": "Sys."}
@@ -84,6 +94,37 @@ def test_plain_text_is_joined_closed_and_never_templated():
     assert learned(TextCompletion("f", 1, "a ", "b</s>"), tokenizer) == ["b</s>"]
 
 
+@pytest.mark.parametrize("template", [CHATML, LLAMA3, MISTRAL, QWEN3])
+@hypothesis.given(question=st.text("a {}\n"), answer=st.text("b {}\n"))
+def test_a_question_is_a_chat_of_two_messages_where_the_model_chats(template, question, answer):
+    tokenizer = make_tokenizer(template)
+    chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    assert templates.render_row(
+        Question("f", 1, question, answer), tokenizer
+    ) == templates.render_row(Conversation("f", 1, chat), tokenizer)
+
+
+@hypothesis.given(question=st.text("a {}\n"), answer=st.text("b {}\n"))
+def test_a_question_is_plain_text_under_headings_where_the_model_does_not(question, answer):
+    tokenizer = make_tokenizer(None)
+    prompt = f"### Instruction:\n{question}\n\n### Response:\n"
+    assert templates.ask(question, tokenizer) == prompt
+    assert templates.render_row(
+        Question("f", 1, question, answer), tokenizer
+    ) == templates.render_row(TextCompletion("f", 1, prompt, answer), tokenizer)
+
+
+def test_a_text_is_learned_whole_with_one_end_token():
+    tokenizer = make_tokenizer()
+    assert learned(Text("f", 1, " a\nb "), tokenizer) == [" a\nb </s>"]
+    assert learned(Text("f", 1, "a</s>"), tokenizer) == ["a</s>"]
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_a_blank_text_teaches_nothing(text):
+    assert learned(Text("f", 1, text), make_tokenizer()) == []
+
+
 REVERSED = CHATML.replace("in messages", "in messages | reverse")
 OTHER_OPENING = CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>\n' }}{% endif")
 DOUBLED = CHATML.replace("message['content'] +", "message['content'] + message['content'] +")
@@ -129,7 +170,14 @@ def test_a_chat_that_the_assistant_opens_is_refused():
 
 def test_plain_text_needs_an_end_token():
     tokenizer = make_tokenizer(eos_token=None, pad_token=None)
-    assert "no end token" in refusal(TextCompletion("f", 1, "a", "b"), tokenizer)
+    for row in (TextCompletion("f", 1, "a", "b"), Text("f", 1, "a")):
+        assert "f:1: the tokenizer has no end token" in refusal(row, tokenizer)
+
+
+def tokens_row(text: str, learned: str) -> Tokenized:
+    """Return bytes as tokens, of which those under a 1 are learned."""
+    ids = np.array(make_tokenizer()(text)["input_ids"], np.int32)
+    return Tokenized("f", 1, ids, np.array(list(learned), np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -139,7 +187,22 @@ def test_plain_text_needs_an_end_token():
         (Conversation("f", 1, TURNS[:1]), TURNS[:1], ""),
         (ChatCompletion("f", 1, TURNS[:3], TURNS[3:]), TURNS[:3], "2.\n"),
         (TextCompletion("f", 1, "a", "b"), "a", "b"),
+        (Question("f", 1, "a", "b"), ({"role": "user", "content": "a"},), "b"),
+        (Text("f", 1, "a b c d e f"), "a b c", " d e f"),
+        (Text("f", 1, "abcdef"), "abc", "def"),
+        (Text("f", 1, "a"), "a", ""),
+        (Text("f", 1, ""), "", ""),
+        (Text("f", 1, "abcd " * 99), "abcd " * 11 + "abcd", " " + "abcd " * 87),
+        (tokens_row("abcd", "0011"), "ab", "cd"),
+        (tokens_row("abcd", "1111"), "ab", "cd"),
+        (tokens_row("abcd", "0000"), "abcd", ""),
+        (tokens_row("<s>abc", "0001"), "<s>ab", "c"),
     ],
 )
 def test_the_first_exchange_is_the_first_question_and_its_answer(row, prompt, answer):
-    assert templates.first_exchange(row) == (prompt, answer)
+    assert templates.first_exchange(row, make_tokenizer()) == (prompt, answer)
+
+
+def test_a_model_that_does_not_chat_is_asked_in_plain_text():
+    exchange = templates.first_exchange(Question("f", 1, "a", "b"), make_tokenizer(None))
+    assert exchange == ("### Instruction:\na\n\n### Response:\n", "b")

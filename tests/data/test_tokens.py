@@ -9,7 +9,14 @@ from data_builders import CHATML, LLAMA3, MISTRAL, QWEN3, make_tokenizer
 from hypothesis import strategies as st
 
 from jaxft.data import templates, tokens
-from jaxft.data.rows import ChatCompletion, Conversation, TextCompletion
+from jaxft.data.rows import (
+    ChatCompletion,
+    Conversation,
+    Question,
+    Text,
+    TextCompletion,
+    Tokenized,
+)
 from jaxft.errors import DataError
 
 TOKENIZERS = {
@@ -103,12 +110,45 @@ def test_a_prompt_for_generation_is_how_the_training_row_begins(name):
         chat("a", "b", "c", "d"),
         ChatCompletion("f", 1, chat("a").messages, chat("a", "b").messages[1:]),
         TextCompletion("f", 1, "a:", "b"),
+        Question("f", 1, "a", "b"),
     ):
-        ids = tokens.encode_prompt(templates.first_exchange(row).prompt, tokenizer)
+        ids = tokens.encode_prompt(templates.first_exchange(row, tokenizer).prompt, tokenizer)
         example = tokens.encode_row(row, tokenizer)
         assert example.input_ids[: len(ids)].tolist() == ids
         assert not example.loss_mask[: len(ids)].any()
         assert example.loss_mask[len(ids)] == 1
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@hypothesis.given(text=TEXTS)
+def test_a_text_is_its_tokens_and_an_end_all_learned_but_the_first(name, text):
+    tokenizer = TOKENIZERS[name]
+    example = tokens.encode_row(Text("f", 1, text), tokenizer)
+    ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+    assert example.input_ids.tolist() == ids
+    is_blank = not text.strip()
+    assert example.loss_mask.tolist() == [0] + [0 if is_blank else 1] * (len(ids) - 1)
+
+
+@pytest.mark.parametrize("adds_end", [False, True])
+def test_a_text_that_spells_its_start_and_end_has_them_once(adds_end):
+    tokenizer = make_tokenizer(adds_start=True, adds_end=adds_end)
+    for text in ("ab", "<s>ab", "ab</s>", "<s>ab</s>"):
+        example = tokens.encode_row(Text("f", 1, text), tokenizer)
+        assert tokenizer.convert_ids_to_tokens(example.input_ids) == ["<s>", "a", "b", "</s>"]
+        assert example.loss_mask.tolist() == [0, 1, 1, 1]
+
+
+def test_tokens_pass_through_and_their_mask_is_not_shared():
+    row = Tokenized("f", 1, np.array([7, 3], np.int32), np.array([1, 1], np.uint8))
+    example = tokens.encode_row(row, None)
+    assert (example.input_ids.tolist(), example.loss_mask.tolist()) == ([7, 3], [0, 1])
+    assert row.loss_mask.tolist() == [1, 1]
+
+
+def test_text_without_a_tokenizer_is_refused():
+    with pytest.raises(DataError, match="f:1: the row is text and there is no tokenizer"):
+        tokens.encode_row(Text("f", 1, "a"), None)
 
 
 def test_a_prompt_for_generation_is_left_open_by_a_tokenizer_that_closes_texts():

@@ -137,3 +137,9 @@ def test_cached_attends_to_what_is_visible():
     found = attention.cached(q, k, v, jnp.asarray(seen), SCALE)
     expected = naive.attention(*map(np.asarray, (q, k, v)), seen, SCALE)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_cached_is_finite_where_a_query_sees_nothing():
+    q, k, v, _ = draw(5)
+    seen = jnp.zeros((B, 5, 5), bool)
+    assert np.isfinite(attention.cached(q, k, v, seen, SCALE)).all()

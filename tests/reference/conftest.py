@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyModel]:
     """Return a function from a case's name, and a `std` of weights, to its model."""
     import reference_models
+    import torch
+
+    # On products this small a second thread does nothing but wait, for long on a busy machine.
+    torch.set_num_threads(1)
 
     @functools.cache
     def model(name: str, **std: float) -> TinyModel:

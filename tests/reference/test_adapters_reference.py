@@ -24,15 +24,7 @@ from jaxft import tree as trees
 from jaxft.lora import targets
 from jaxft.weights import names
 
-pytestmark = [
-    pytest.mark.reference,
-    # PEFT 0.21 asks transformers 5.23 for a property under its older name.
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-    # PEFT writes the base's head beside the adapter on it, and says so.
-    pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning"),
-    # A head that shares the embedding's table has an adapter: it is the head alone that it moves.
-    pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning"),
-]
+pytestmark = [pytest.mark.reference, *reference_adapters.IGNORED_WARNINGS]
 
 CLEARLY = 0.05  # by how much, of the largest logit, an adapter must move the logits
 
@@ -50,14 +42,14 @@ CHOICES: dict[str, tuple[str, Targets]] = {
 
 @pytest.fixture(params=CHOICES)
 def choice(
-    request: pytest.FixtureRequest, tiny_model: Callable[[str], TinyModel]
+    request: pytest.FixtureRequest, tiny_model: Callable[..., TinyModel]
 ) -> tuple[TinyModel, Targets]:
     name, chosen = CHOICES[request.param]
     return tiny_model(name), chosen
 
 
 @pytest.fixture(scope="module")
-def text(tiny_model: Callable[[str], TinyModel]) -> reference_texts.Text:
+def text(tiny_model: Callable[..., TinyModel]) -> reference_texts.Text:
     return reference_texts.draw((41, 29), "left", tiny_model("llama").spec.vocab_size, seed=5)
 
 
@@ -121,7 +113,7 @@ def test_the_adapted_modules_and_their_size_are_those_of_peft(
     assert trees.num_parameters(ours.tree) == total
 
 
-def test_the_null_targets_are_those_of_peft(tiny_model: Callable[[str], TinyModel]) -> None:
+def test_the_null_targets_are_those_of_peft(tiny_model: Callable[..., TinyModel]) -> None:
     table = peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     for name in ("llama", "mistral-window"):
         family = tiny_model(name).family

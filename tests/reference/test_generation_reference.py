@@ -27,7 +27,7 @@ LENGTHS, NEW_TOKENS = (19, 13), 24
 
 @pytest.mark.parametrize("name", ["llama-tied", "llama-rope-llama3", "mistral-window"])
 def test_greedy_continuation_equals_transformers(
-    name: str, tiny_model: Callable[[str], TinyModel], one_device: Mesh
+    name: str, tiny_model: Callable[..., TinyModel], one_device: Mesh
 ) -> None:
     assert min(LENGTHS) > WINDOW
     model = tiny_model(name)

@@ -29,12 +29,7 @@ from jaxft.lora import peft_format
 from jaxft.training import step
 from jaxft.training.losses import IGNORED
 
-pytestmark = [
-    pytest.mark.reference,
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning"),
-    pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning"),
-]
+pytestmark = [pytest.mark.reference, *reference_adapters.IGNORED_WARNINGS]
 
 TOLERANCE = 1e-4  # norm of the difference over the norm, for each tensor
 ACCUMULATION_TOLERANCE = 1e-5

@@ -40,7 +40,7 @@ def text(request: pytest.FixtureRequest) -> reference_texts.Text:
 def test_logits_equal_transformers(
     name: str,
     text: reference_texts.Text,
-    tiny_model: Callable[[str], TinyModel],
+    tiny_model: Callable[..., TinyModel],
     one_device: Mesh,
     record_property: Record,
 ) -> None:
@@ -56,7 +56,7 @@ def test_logits_equal_transformers(
 @pytest.mark.parametrize("name", ["llama-tied", "llama-attention-bias-gelu", "mistral-window"])
 def test_logits_equal_transformers_on_four_devices(
     name: str,
-    tiny_model: Callable[[str], TinyModel],
+    tiny_model: Callable[..., TinyModel],
     four_devices: Mesh,
     record_property: Record,
 ) -> None:
@@ -72,7 +72,7 @@ def test_logits_equal_transformers_on_four_devices(
 
 
 def test_a_sharded_checkpoint_loads_bit_equal_to_a_single_file(
-    tmp_path: Path, tiny_model: Callable[[str], TinyModel], one_device: Mesh
+    tmp_path: Path, tiny_model: Callable[..., TinyModel], one_device: Mesh
 ) -> None:
     single = tiny_model("llama")
     shards = reference_models.make("llama", tmp_path, shard_bytes=reference_models.SHARD_BYTES)

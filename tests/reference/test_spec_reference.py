@@ -67,7 +67,7 @@ FIELDS = [(part, field.name) for part in PARTS for field in dataclasses.fields(p
 
 
 @pytest.fixture(scope="module")
-def moved(tiny_model: Callable[[str], TinyModel], one_device: Mesh) -> Callable[[ModelSpec], float]:
+def moved(tiny_model: Callable[..., TinyModel], one_device: Mesh) -> Callable[[ModelSpec], float]:
     """Return a function from another spec for the same weights to how far its logits differ."""
     model = tiny_model(CASE)
     text = reference_texts.draw((53, 53), "right", model.spec.vocab_size, seed=11)
@@ -90,7 +90,7 @@ def changed(spec: ModelSpec, part: type, **fields: Any) -> ModelSpec:
     return dataclasses.replace(spec, **fields)
 
 
-def test_the_spec_is_made_of_the_parts_listed_here(tiny_model: Callable[[str], TinyModel]) -> None:
+def test_the_spec_is_made_of_the_parts_listed_here(tiny_model: Callable[..., TinyModel]) -> None:
     spec = tiny_model(CASE).spec
     values = [getattr(spec, field.name) for field in dataclasses.fields(spec)]
     flat = [item for value in values for item in (value if isinstance(value, tuple) else (value,))]
@@ -104,7 +104,7 @@ def test_every_field_moves_the_logits_or_breaks_the_fit(
     part: type,
     field: str,
     moved: Callable[[ModelSpec], float],
-    tiny_model: Callable[[str], TinyModel],
+    tiny_model: Callable[..., TinyModel],
     record_property: Record,
 ) -> None:
     spec = tiny_model(CASE).spec
@@ -120,7 +120,7 @@ def test_every_field_moves_the_logits_or_breaks_the_fit(
 
 
 def test_heads_cut_otherwise_from_the_same_matrices_move_the_logits(
-    moved: Callable[[ModelSpec], float], tiny_model: Callable[[str], TinyModel]
+    moved: Callable[[ModelSpec], float], tiny_model: Callable[..., TinyModel]
 ) -> None:
     spec = tiny_model(CASE).spec
     heads = {"num_heads": 8, "num_kv_heads": 4, "head_dim": 8}
@@ -129,7 +129,7 @@ def test_heads_cut_otherwise_from_the_same_matrices_move_the_logits(
 
 @pytest.mark.parametrize("field", ["qkv_bias", "out_bias", "mlp_bias", "tied_head"])
 def test_weights_that_the_spec_does_not_want_do_not_load(
-    field: str, tiny_model: Callable[[str], TinyModel], one_device: Mesh
+    field: str, tiny_model: Callable[..., TinyModel], one_device: Mesh
 ) -> None:
     names = {"mlp_bias": "llama-mlp-bias-gelu-tanh", "tied_head": "llama"}
     model = tiny_model(names.get(field, "llama-attention-bias-gelu"))

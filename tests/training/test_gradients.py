@@ -32,7 +32,9 @@ def gradient_function(network=NETWORK, remat=False, length=LENGTH):
 
 @functools.cache
 def compiled(remat=False, everything_trained=False):
-    arguments = (trees.combine(TRAINABLE, FROZEN), {}) if everything_trained else (TRAINABLE, FROZEN)
+    arguments = (
+        (trees.combine(TRAINABLE, FROZEN), {}) if everything_trained else (TRAINABLE, FROZEN)
+    )
     return gradient_function(remat=remat).lower(*arguments, BATCH, 0, 0).compile()
 
 
@@ -170,9 +172,7 @@ def with_zero_b(tree):
 
 def test_zero_b_gives_exactly_the_logits_of_the_base():
     micro = {key: value[0] for key, value in BATCH.items()}
-    adapted = tiny.forward_logits(
-        NETWORK, trees.combine(with_zero_b(TRAINABLE), FROZEN), micro
-    )
+    adapted = tiny.forward_logits(NETWORK, trees.combine(with_zero_b(TRAINABLE), FROZEN), micro)
     base = base_network(NETWORK.spec)
     np.testing.assert_array_equal(adapted, tiny.forward_logits(base, FROZEN, micro))
 

@@ -7,6 +7,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -86,7 +87,7 @@ def test_a_gguf_file_gives_config_and_weights(write_llama: Callable[..., Path]) 
         ([], "there is no config.json"),
         (["adapter_config.json"], "an adapter, not a model"),
         (["config.json"], "no weights"),
-        (["config.json", "pytorch_model.bin"], r"no weights that can be read \(only pytorch_model"),
+        (["config.json", "tf_model.h5"], r"no weights that can be read \(only tf_model"),
     ],
 )
 def test_a_folder_that_is_no_model_says_why(tmp_path: Path, files: list[str], found: str) -> None:
@@ -189,20 +190,29 @@ def test_what_the_hub_refuses_is_said_in_words(
         source.resolve(REPO, None, ignore)
 
 
-def test_the_hub_gives_the_files_that_are_read_and_no_others(
-    tmp_path: Path, online: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+SAFETENSORS = ["model-00001-of-00002.safetensors", "model.safetensors.index.json"]
+MSGPACK = ["flax_model.msgpack"]
+BIN = ["pytorch_model-00001-of-00001.bin", "pytorch_model.bin.index.json"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "wanted"),
+    [
+        (SAFETENSORS + MSGPACK + BIN, SAFETENSORS),
+        (BIN + MSGPACK, MSGPACK),
+        (BIN, BIN),
+        (["consolidated.safetensors", "original/model.safetensors", "tf_model.h5"], []),
+    ],
+)
+def test_the_hub_gives_one_format_and_nothing_that_is_not_read(
+    tmp_path: Path,
+    online: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    weights: list[str],
+    wanted: list[str],
 ) -> None:
-    offered = [
-        "config.json",
-        "model-00001-of-00002.safetensors",
-        "model.safetensors.index.json",
-        "tokenizer.json",
-        "chat_template.jinja",
-        "pytorch_model.bin",
-        "original/model.safetensors",
-        "onnx/config.json",
-        "consolidated.safetensors",
-    ]
+    others = ["config.json", "tokenizer.json", "chat_template.jinja", "onnx/config.json"]
+    offered = others + weights
     fetched: list[str] = []
     look_up = huggingface_hub.snapshot_download
 
@@ -213,14 +223,15 @@ def test_the_hub_gives_the_files_that_are_read_and_no_others(
         fetched.extend(utils.filter_repo_objects(offered, allow_patterns=patterns))
         return str(write_model(tmp_path / "fetched"))
 
-    online(lambda *_, **__: None)
+    siblings = [SimpleNamespace(rfilename=name) for name in offered]
+    online(lambda *_, **__: SimpleNamespace(siblings=siblings))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     notes: list[str] = []
     found = source.resolve(REPO, None, notes.append)
     assert found.folder == tmp_path / "fetched"
     assert found.origin.startswith("Hugging Face Hub")
     assert notes == [f"Fetching {REPO} from the Hugging Face Hub"]
-    assert fetched == offered[:5]
+    assert fetched == others[:3] + wanted
 
 
 class FakePip:

@@ -1,0 +1,144 @@
+"""The folder of a run: whether it may be used, what the run is known by, and its opening.
+
+Separate because a folder that holds something else is refused before anything is read into memory,
+and written to only when everything else is in order. The invariant: a run goes on only from
+checkpoints of which every number would have come out the same.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from jaxft.config import dump_config
+from jaxft.errors import CheckpointError, ConfigError
+from jaxft.training import checkpoint
+from jaxft.training.setup import Plan
+from jaxft.weights import names
+
+_RECIPE_FILE = "config.yaml"
+_RECIPE_HEAD = "# Written by jaxft train: the recipe of this run, every option in it.\n"
+
+# What may change when a run goes on: where and when it speaks and saves, and how a global batch
+# is divided (the batch itself is in the fingerprint).
+_NOT_NUMERIC = frozenset(
+    {
+        "output_dir",
+        "per_device_train_batch_size",
+        "per_device_eval_batch_size",
+        "gradient_accumulation_steps",
+        "gradient_checkpointing",
+        "num_train_epochs",
+        "max_steps",
+        "logging_steps",
+        "eval_strategy",
+        "eval_steps",
+        "save_strategy",
+        "save_steps",
+        "save_total_limit",
+        "resume_from_checkpoint",
+    }
+)
+
+
+def checkpoint_folder(plan: Plan) -> Path:
+    """Return where the checkpoints of a run lie."""
+    return plan.folder / "checkpoints"
+
+
+def fingerprint(plan: Plan) -> dict[str, Any]:
+    """Return everything that the run's numbers depend on, as JSON values by name.
+
+    The global batch is in it, not how it is divided over devices and micro-batches.
+    """
+    train = plan.config.train.model_dump(mode="json", exclude=set(_NOT_NUMERIC))
+    return {
+        "model": [plan.source.name, plan.source.revision],
+        "weights": _weights(plan),
+        "dtype": plan.dtype,
+        "lora": plan.config.lora.model_dump(mode="json"),
+        "data.train": plan.train.examples.fingerprint,
+        "data.eval": None if plan.eval is None else plan.eval.examples.fingerprint,
+        "data.packing": plan.config.data.packing,
+        "data.shuffle": plan.config.data.shuffle,
+        "sequence_length": plan.train.sequence_length,
+        "global_batch": plan.train.global_batch,
+        "num_steps": plan.num_steps,
+        **{f"train.{key}": value for key, value in train.items()},
+    }
+
+
+def check(plan: Plan) -> None:
+    """Refuse a folder that this run cannot start or go on in; nothing is written.
+
+    Raises:
+        ConfigError: If it is no folder, or holds a recipe that no run wrote.
+        CheckpointError: If the checkpoints there are another run's, or not what
+            `resume_from_checkpoint` asks for.
+    """
+    _check_place(plan.folder)
+    resume, checkpoints = plan.config.train.resume_from_checkpoint, checkpoint_folder(plan)
+    steps = checkpoint.saved_steps(checkpoints)
+    if resume is False and steps:
+        raise CheckpointError(
+            f"{checkpoints} holds checkpoints, and train.resume_from_checkpoint is false.",
+            "Choose another train.output_dir, or remove the folder if it is not wanted.",
+        )
+    if resume is True and not steps:
+        raise CheckpointError(
+            f"{checkpoints} holds no checkpoint, and train.resume_from_checkpoint is true.",
+            "Set it to auto to start where there is nothing to resume.",
+        )
+    if steps:
+        checkpoint.check_fingerprint(checkpoints, fingerprint(plan))
+
+
+def open_checkpoints(plan: Plan) -> checkpoint.Checkpoints:
+    """Write the resolved recipe into the run's folder, and open its checkpoints.
+
+    Raises:
+        ConfigError: If the folder cannot be written to.
+        CheckpointError: If the checkpoints there are another run's.
+    """
+    try:
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        text = _RECIPE_HEAD + dump_config(plan.config)
+        (plan.folder / _RECIPE_FILE).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise _unusable(plan.folder, f"cannot be written to: {error.strerror}") from error
+    limit = plan.config.train.save_total_limit
+    return checkpoint.Checkpoints(checkpoint_folder(plan), fingerprint(plan), limit)
+
+
+def _check_place(folder: Path) -> None:
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not existing.is_dir():
+        raise _unusable(folder, f"cannot be a folder: {existing} is a file")
+    if not os.access(existing, os.W_OK):
+        raise _unusable(folder, f"cannot be written to: {existing} is not yours to write")
+    recipe = folder / _RECIPE_FILE
+    if recipe.exists() and not recipe.read_bytes().startswith(_RECIPE_HEAD.encode()):
+        raise _unusable(folder, f"holds a {recipe.name} that no run wrote, and that one would lose")
+
+
+def _unusable(folder: Path, found: str) -> ConfigError:
+    return ConfigError(
+        f"train.output_dir={folder} {found}.",
+        "Choose another folder; it is made if it does not exist.",
+    )
+
+
+def _weights(plan: Plan) -> str:
+    """Return a digest of what the base model's files say, read in a moment.
+
+    Of the values only the vectors and the first layer of each group are in it: enough to know
+    another model, or another tuning of the same one.
+    """
+    source, slots = plan.source.checkpoint(), names.slots(plan.family, plan.network)
+    digest = hashlib.sha256()
+    for name, info in sorted(source.infos().items()):
+        digest.update(f"{name} {info.shape} {info.dtype}\n".encode())
+        is_first = name in slots and slots[name].index == 0
+        if is_first or len(info.shape) == 1:
+            digest.update(source.read(name).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,93 @@
+"""How adapters begin: PEFT's bounds, the same draw whatever the groups, B zero."""
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from jaxft import tree as trees
+from jaxft.lora import init
+from jaxft.models import bind
+from jaxft.parallel import mesh as meshes
+
+NETWORK = tiny.adapted(tiny.with_windows([None] * 4), head=True)
+
+
+def begun(network=NETWORK, seed=0, mesh=None):
+    return trees.flatten(init.init_adapters(network, seed=seed, mesh=mesh or tiny.one_device()))
+
+
+def test_leaves_are_the_adapters_and_no_other():
+    wanted = trees.flatten(bind.abstract_tree(NETWORK))
+    found = begun()
+    assert found.keys() == {path for path in wanted if "lora_" in path}
+    for path, leaf in found.items():
+        assert (leaf.shape, leaf.dtype) == (wanted[path].shape, np.float32)
+
+
+def test_a_fills_the_range_of_pefts_uniform_draw_and_b_is_zero():
+    for path, leaf in begun().items():
+        if path.endswith("lora_b"):
+            assert not leaf.any()
+            continue
+        bound = leaf.shape[-1] ** -0.5
+        assert 0.97 * bound < np.abs(leaf).max() <= bound
+        # The variance of U(-bound, bound) is bound^2 / 3; of its estimate, 4/45 bound^4 / size.
+        spread = 5 * bound**2 * (4 / 45 / leaf.size) ** 0.5
+        assert abs(np.mean(leaf**2) - bound**2 / 3) < spread
+        assert abs(leaf.mean()) < 5 * bound * (1 / 3 / leaf.size) ** 0.5
+
+
+def test_same_seed_gives_the_same_bytes_and_another_seed_others():
+    first, again, other = begun(), begun(), begun(seed=1)
+    for path, leaf in first.items():
+        assert np.array_equal(leaf, again[path])
+        assert np.array_equal(leaf, other[path]) == path.endswith("lora_b")
+
+
+def test_recorded_draw_stays():
+    # A change of these numbers changes every run.
+    found = begun(seed=42)["groups/0/0/attn/q/lora_a"][1, 0, :3]
+    recorded = np.array([0.08573185, -0.030638665, -0.069106415], np.float32)
+    np.testing.assert_array_equal(np.asarray(found), recorded)
+
+
+def test_modules_and_layers_have_draws_of_their_own():
+    drawn = [
+        tuple(np.asarray(leaf)[..., :6, :5].reshape(-1, 30)[layer].tolist())
+        for path, leaf in begun().items()
+        if path.endswith("lora_a")
+        for layer in range(leaf.shape[0] if leaf.ndim == 3 else 1)
+    ]
+    assert len(drawn) == 4 * 3 + 1
+    assert len(set(drawn)) == len(drawn)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [tiny.adapted(tiny.with_windows([8, None] * 2), head=True), tiny.ungrouped(NETWORK)],
+    ids=["periods", "single layers"],
+)
+def test_a_layers_draw_does_not_depend_on_the_groups(other):
+    assert other.groups != NETWORK.groups
+    ours = tiny.layers_of(NETWORK, trees.unflatten(begun()))
+    theirs = tiny.layers_of(other, trees.unflatten(begun(other)))
+    assert len(ours) == len(theirs) == 4
+    for mine, yours in zip(ours, theirs, strict=True):
+        assert mine.keys() == yours.keys()
+        for path in mine:
+            assert np.array_equal(mine[path], yours[path]), path
+
+
+def test_a_layers_draw_does_not_depend_on_which_others_are_adapted():
+    part = tiny.adapted(tiny.with_windows([None] * 4), layers=[2], modules=["attn/q"])
+    ours = tiny.layers_of(NETWORK, trees.unflatten(begun()))[2]
+    theirs = tiny.layers_of(part, trees.unflatten(begun(part)))[2]
+    assert np.array_equal(ours["attn/q/lora_a"], theirs["attn/q/lora_a"])
+
+
+def test_adapters_are_born_on_every_device_of_the_mesh():
+    mesh = meshes.make_mesh(1, 2, 2)
+    for leaf in begun(mesh=mesh).values():
+        assert leaf.sharding.is_fully_replicated
+        assert leaf.sharding.device_set == set(jax.devices())

@@ -1,0 +1,31 @@
+"""What LoRA trains: the adapters' leaves, and no other."""
+
+import tiny
+
+from jaxft import tree as trees
+from jaxft.lora import mask
+from jaxft.models import bind
+
+
+def test_mask_marks_every_adapter_leaf_and_nothing_else():
+    network = tiny.adapted(head=True)
+    marks = trees.flatten(mask.lora_mask(bind.abstract_tree(network)))
+    marked = {path for path, trained in marks.items() if trained}
+    assert marked == {
+        f"{module}/lora_{side}"
+        for module in [*(f"groups/0/0/{name}" for name in tiny.MODULES), "head"]
+        for side in "ab"
+    }
+
+
+def test_a_name_that_only_resembles_one_is_not_an_adapter():
+    assert mask.is_adapter_leaf("groups/0/0/attn/q/lora_a")
+    assert mask.is_adapter_leaf("lora_b")
+    for path in ["attn/q/lora_a/scale", "attn/q/my_lora_a", "attn/q/lora_c", "attn/lora_a0"]:
+        assert not mask.is_adapter_leaf(path)
+
+
+def test_adapter_of_rank_r_has_r_times_in_plus_out_parameters_a_layer():
+    trainable, _ = tiny.split(bind.abstract_tree(tiny.adapted()))
+    widths = (64 + 80) + (64 + 40) + (160 + 64)  # q, v, down
+    assert trees.num_parameters(trainable) == 3 * tiny.RANK * widths

@@ -1,0 +1,104 @@
+"""Which modules are adapted, by PEFT's rules of matching names."""
+
+import dataclasses
+
+import pytest
+import tiny
+
+from jaxft.config import LoraConfig
+from jaxft.errors import AdapterError
+from jaxft.lora import targets
+from jaxft.models.families import llama
+from jaxft.weights import names
+
+SPEC = tiny.with_windows([None] * 3)
+MODULES = names.linear_modules(llama.LLAMA, SPEC)
+ENDINGS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def selected(target):
+    return [module.name for module in targets.select(MODULES, target)]
+
+
+def test_a_list_matches_whole_endings_after_a_dot():
+    assert selected(["q_proj"]) == [f"model.layers.{n}.self_attn.q_proj" for n in range(3)]
+    assert selected(["self_attn.q_proj"]) == selected(["q_proj"])
+    assert selected(["model.layers.1.self_attn.q_proj"]) == ["model.layers.1.self_attn.q_proj"]
+    with pytest.raises(AdapterError):
+        selected(["proj"])  # the end of a name, but not after a dot
+    with pytest.raises(AdapterError):
+        selected(["self_attn"])  # a parent is not matched
+
+
+def test_a_list_keeps_the_order_of_the_model_and_takes_each_module_once():
+    once = selected(["v_proj", "q_proj", "self_attn.q_proj"])
+    assert once == [
+        f"model.layers.{n}.self_attn.{kind}_proj" for n in range(3) for kind in ("q", "v")
+    ]
+
+
+def test_a_string_is_a_regular_expression_for_the_whole_name():
+    assert selected(r".*\.layers\.[02]\.self_attn\.[qv]_proj") == [
+        f"model.layers.{n}.self_attn.{kind}_proj" for n in (0, 2) for kind in ("q", "v")
+    ]
+    with pytest.raises(AdapterError):
+        selected("q_proj")  # a part of a name is not the whole
+    with pytest.raises(AdapterError):
+        selected(r"model\.layers")
+
+
+def test_all_linear_is_every_linear_module_but_the_head():
+    found = selected("all-linear")
+    assert len(found) == 3 * 7
+    assert {name.rpartition(".")[2] for name in found} == set(ENDINGS)
+    assert "lm_head" not in found
+
+
+def test_the_head_is_adapted_where_it_is_named():
+    network = targets.adapted_network(LoraConfig(target_modules=["lm_head"]), llama.LLAMA, SPEC)
+    assert [name for name, _ in network.outer_adapters] == ["head"]
+    assert selected(["lm_head"]) == selected("lm_head") == ["lm_head"]
+
+
+def test_null_is_pefts_choice_for_the_family():
+    config = LoraConfig()
+    assert targets.target_modules(config, llama.LLAMA) == ["q_proj", "v_proj"]
+    network = targets.adapted_network(config, llama.LLAMA, SPEC)
+    (layer,) = network.groups[0].period
+    assert [name for name, _ in layer.adapters] == ["attn/q", "attn/v"]
+
+
+def test_no_match_lists_the_names_and_the_nearest():
+    with pytest.raises(AdapterError) as raised:
+        selected(["q_proj", "q_porj"])
+    assert "'q_porj', which matches no linear module" in raised.value.found
+    assert "Did you mean 'q_proj'?" in raised.value.remedy
+    for ending in [*ENDINGS, "lm_head"]:
+        assert ending in raised.value.remedy
+    assert "model.layers.0.self_attn.q_proj" in raised.value.remedy
+
+
+def test_a_broken_regular_expression_is_the_users_mistake():
+    with pytest.raises(AdapterError, match=r"regular expression"):
+        selected("(q_proj")
+
+
+def test_layers_chosen_by_a_pattern_cut_the_groups():
+    config = LoraConfig(target_modules=r".*\.layers\.[12]\..*q_proj", r=4, lora_alpha=8)
+    network = targets.adapted_network(config, llama.LLAMA, SPEC)
+    assert [(group.first_layer, group.repeats) for group in network.groups] == [(0, 1), (1, 2)]
+    ((name, adapter),) = network.groups[1].period[0].adapters
+    assert (name, adapter.rank, adapter.scaling, adapter.dropout) == ("attn/q", 4, 2.0, 0.0)
+
+
+def test_a_rank_above_the_modules_size_raises_naming_both():
+    config = LoraConfig(target_modules=["k_proj"], r=41)
+    with pytest.raises(AdapterError, match=r"r=41 is larger than .*k_proj, which is 40 x 64"):
+        targets.adapted_network(config, llama.LLAMA, SPEC)
+    assert targets.adapted_network(LoraConfig(target_modules=["k_proj"], r=40), llama.LLAMA, SPEC)
+
+
+def test_dropout_on_the_head_is_refused():
+    config = LoraConfig(target_modules=["lm_head"], lora_dropout=0.1)
+    with pytest.raises(AdapterError, match=r"lm_head together with lora_dropout=0\.1"):
+        targets.adapted_network(config, llama.LLAMA, dataclasses.replace(SPEC, tied_head=False))

@@ -1,0 +1,123 @@
+"""config.json becomes a spec key by key, and no key that matters is overlooked."""
+
+import pytest
+import tiny
+
+from jaxft.errors import UnsupportedModelError
+from jaxft.models import families
+from jaxft.models.families import llama
+from jaxft.models.spec import BlockSpec, Rope
+
+MISTRAL_CONFIG = {
+    "model_type": "mistral",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "sliding_window": 4096,
+    "vocab_size": 32000,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def spec_of(**changes):
+    return llama.llama_spec({**tiny.SMOLLM2_CONFIG, **changes})
+
+
+def test_smollm2_is_read_as_what_it_is():
+    spec = spec_of()
+    assert (spec.vocab_size, spec.model_dim, spec.mlp_dim) == (49152, 576, 1536)
+    assert (spec.num_heads, spec.num_kv_heads, spec.head_dim) == (9, 3, 64)
+    assert (spec.norm_eps, spec.activation, spec.tied_head) == (1e-5, "silu", True)
+    assert spec.rope == Rope(100000.0, "default", 1.0, 1.0, 1.0, 0)
+    assert spec.blocks == (BlockSpec(None),) * 30
+    assert (spec.qkv_bias, spec.out_bias, spec.mlp_bias) == (False, False, False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fields"),
+    [
+        ({"head_dim": 48}, {"head_dim": 48}),
+        ({"num_key_value_heads": None}, {"num_kv_heads": 9}),
+        ({"attention_bias": True}, {"qkv_bias": True, "out_bias": True, "mlp_bias": False}),
+        ({"mlp_bias": True}, {"mlp_bias": True, "qkv_bias": False}),
+        ({"hidden_act": "gelu_new"}, {"activation": "gelu_tanh"}),
+        ({"tie_word_embeddings": False}, {"tied_head": False}),
+        ({"rms_norm_eps": 1e-6}, {"norm_eps": 1e-6}),
+        ({"num_hidden_layers": 2}, {"blocks": (BlockSpec(None),) * 2}),
+    ],
+)
+def test_each_key_reaches_its_field(changes, fields):
+    spec = spec_of(**changes)
+    assert {name: getattr(spec, name) for name in fields} == fields
+
+
+@pytest.mark.parametrize(
+    ("changes", "rope"),
+    [
+        ({"rope_theta": 5e5}, Rope(5e5, "default", 1.0, 1.0, 1.0, 0)),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 4.0}},
+            Rope(1e5, "linear", 4.0, 1.0, 1.0, 0),
+        ),
+        ({"rope_scaling": LLAMA3_ROPE}, Rope(1e5, "llama3", 32.0, 1.0, 4.0, 8192)),
+        (
+            {"rope_parameters": {"rope_theta": 7.0, **LLAMA3_ROPE}, "rope_theta": None},
+            Rope(7.0, "llama3", 32.0, 1.0, 4.0, 8192),
+        ),
+    ],
+)
+def test_rope_is_read_in_the_old_and_the_new_spelling(changes, rope):
+    assert spec_of(**changes).rope == rope
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"new_feature": 3}, "new_feature"),
+        ({"attention_dropout": 0.1}, "attention_dropout=0.1"),
+        ({"hidden_act": "tanhshrink"}, "'tanhshrink'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 4.0, "beta": 1}}, "beta"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "without low_freq_factor"),
+        ({"sliding_window": 128}, "sliding_window"),
+    ],
+)
+def test_what_is_not_handled_raises_naming_it(changes, named):
+    with pytest.raises(UnsupportedModelError, match=named):
+        spec_of(**changes)
+
+
+def test_a_missing_key_without_a_default_is_named():
+    config = {key: v for key, v in tiny.SMOLLM2_CONFIG.items() if key != "hidden_size"}
+    with pytest.raises(UnsupportedModelError, match="no 'hidden_size'"):
+        llama.llama_spec(config)
+
+
+def test_mistral_has_its_window_on_every_layer():
+    assert llama.mistral_spec(MISTRAL_CONFIG).blocks == (BlockSpec(4096),) * 32
+    without = {**MISTRAL_CONFIG, "sliding_window": None}
+    assert llama.mistral_spec(without).blocks == (BlockSpec(None),) * 32
+
+
+def test_model_type_finds_the_family():
+    assert families.family_of(tiny.SMOLLM2_CONFIG) is llama.LLAMA
+    assert families.family_of(MISTRAL_CONFIG) is llama.MISTRAL
+
+
+def test_unknown_model_type_raises_with_the_nearest():
+    with pytest.raises(UnsupportedModelError, match="'llama4', which is not") as raised:
+        families.family_of({"model_type": "llama4"})
+    assert "llama, mistral" in raised.value.remedy
+    assert "the nearest is llama" in raised.value.remedy
+    with pytest.raises(UnsupportedModelError, match="None"):
+        families.family_of({})

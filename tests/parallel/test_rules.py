@@ -1,0 +1,116 @@
+"""The sharding table fits every network: one rule a leaf, a leaf for every rule."""
+
+import dataclasses
+import re
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from jax.sharding import PartitionSpec as P
+
+from jaxft import tree as trees
+from jaxft.errors import DeviceError
+from jaxft.models import bind
+from jaxft.models.families import FAMILIES
+from jaxft.parallel import mesh as meshes
+from jaxft.parallel import rules
+
+PROJECTIONS = ("attn/q", "attn/k", "attn/v", "attn/o", "mlp/gate", "mlp/up", "mlp/down")
+FULL = dataclasses.replace(tiny.SPEC, tied_head=False, qkv_bias=True, out_bias=True, mlp_bias=True)
+NETWORKS = {
+    "tied": tiny.adapted(),
+    "everything": tiny.adapted(FULL, modules=PROJECTIONS, head=True),
+    "windows": tiny.adapted(tiny.with_windows([4, 4, None] * 3 + [4])),
+    "many groups": tiny.adapted(tiny.with_windows(range(3, 15))),
+}
+
+
+def matching(path):
+    return [pattern for pattern, _ in rules.RULES if re.fullmatch(pattern, path)]
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+def test_every_leaf_has_exactly_one_rule_no_longer_than_its_shape(network):
+    for path, leaf in trees.flatten(bind.abstract_tree(network)).items():
+        assert len(matching(path)) == 1, path
+        assert len(rules.spec_of(path)) <= len(leaf.shape)
+
+
+def test_every_rule_has_a_leaf():
+    used = {
+        pattern
+        for network in NETWORKS.values()
+        for path in trees.flatten(bind.abstract_tree(network))
+        for pattern in matching(path)
+    }
+    assert used == {pattern for pattern, _ in rules.RULES}
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
+def test_every_leaf_that_a_family_names_has_a_rule(family):
+    for line in family.tensors:
+        path = f"groups/10/3/{line.ours}" if line.is_per_layer else line.ours
+        assert len(matching(path)) == 1, path
+
+
+@pytest.mark.parametrize(
+    "path", ["embed", "groups/0/0/attn/q/weight", "x/groups/0/0/attn/q/kernel"]
+)
+def test_a_leaf_without_a_rule_raises_naming_it(path):
+    with pytest.raises(KeyError, match=f"0 sharding rules match the leaf {path!r}"):
+        rules.spec_of(path)
+
+
+def test_two_rules_for_one_leaf_raise(monkeypatch):
+    monkeypatch.setattr(rules, "RULES", (*rules.RULES, (r"final_norm/.*", P())))
+    with pytest.raises(KeyError, match="2 sharding rules"):
+        rules.spec_of.__wrapped__("final_norm/scale")
+
+
+def test_no_rule_divides_the_layers_and_adapters_are_replicated():
+    for path in trees.flatten(bind.abstract_tree(NETWORKS["everything"])):
+        spec = rules.spec_of(path)
+        if path.startswith("groups/"):
+            assert not spec or spec[0] is None
+        if "lora_" in path:
+            assert spec == P()
+
+
+@pytest.mark.parametrize(("mesh", "axis"), [((1, 4, 1), "fsdp"), ((1, 1, 4), "tensor")])
+def test_a_dimension_that_does_not_divide_raises_naming_leaf_size_and_axis(mesh, axis):
+    spec = dataclasses.replace(tiny.SPEC, model_dim=66, head_dim=21, num_kv_heads=1, num_heads=1)
+    tree = bind.abstract_tree(tiny.adapted(spec))
+    with pytest.raises(DeviceError, match=rf"of (66|21), which mesh\.{axis}=4") as raised:
+        rules.shardings(tree, meshes.make_mesh(*mesh))
+    assert re.match(r"(embed|groups/\S+)/kernel has a dimension", raised.value.found)
+
+
+def test_every_matrix_is_divided_over_fsdp_and_over_tensor():
+    tree = bind.abstract_tree(NETWORKS["everything"])
+    for shape in [(1, 4, 1), (1, 1, 4)]:
+        placed = trees.flatten(rules.shardings(tree, meshes.make_mesh(*shape)))
+        for path, leaf in trees.flatten(tree).items():
+            if path.endswith("kernel"):
+                part = placed[path].shard_shape(leaf.shape)
+                assert np.prod(part) * 4 == np.prod(leaf.shape), path
+
+
+@pytest.mark.parametrize("path", ["embed/kernel", "groups/0/0/mlp/down/kernel", "head/kernel"])
+def test_gathering_undoes_fsdp_and_leaves_tensor_divided(path):
+    mesh = meshes.make_mesh(1, 2, 2)
+    stored = jax.sharding.NamedSharding(mesh, P(*list(rules.spec_of(path))[-2:]))
+    leaf = jax.device_put(np.arange(64.0, dtype=np.float32).reshape(8, 8), stored)
+    gather = rules.gather(mesh, path)
+    found = jax.jit(lambda leaf: gather(leaf, "bfloat16"))(leaf)
+    assert found.dtype == jax.numpy.bfloat16
+    assert found.sharding.shard_shape((8, 8)) in [(4, 8), (8, 4)]
+    assert leaf.sharding.shard_shape((8, 8)) == (4, 4)
+    np.testing.assert_array_equal(found.astype(np.float32), leaf)
+
+
+def test_gathers_of_one_place_are_equal_so_that_nothing_compiles_twice():
+    mesh = meshes.make_mesh(1, 2, 2)
+    again = rules.gather(meshes.make_mesh(1, 2, 2), "embed/kernel")
+    assert rules.gather(mesh, "embed/kernel") == again
+    assert hash(rules.gather(mesh, "embed/kernel")) == hash(again)

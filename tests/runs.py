@@ -1,0 +1,226 @@
+"""Everything that `jaxft train` needs, tiny: a model folder, rows, a recipe; and ways to run it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+import tokenizers
+from jax.experimental.compilation_cache import compilation_cache
+from tokenizers import decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from jaxft import cli, config
+from jaxft.config import RunConfig
+
+LAYERS, WIDTH, MLP, HEADS, KV_HEADS = 2, 32, 48, 4, 2
+SPECIAL_TOKENS = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]  # which make 260, an even number
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+_WORDS = ["the", "lord", "said", "unto", "them", "go", "ye", "forth", "and", "be", "not", "afraid"]
+
+# What a recipe of these tests says, by dotted key. Dropout, accumulation, packing and shuffling
+# are on, so that resuming has to carry them all. A step has 4 devices x 1 row x 2 micro-batches.
+RECIPE: dict[str, Any] = {
+    "lora.r": 4,
+    "lora.lora_alpha": 8,
+    "lora.lora_dropout": 0.2,
+    "data.max_length": 64,
+    "data.packing": True,
+    "train.per_device_train_batch_size": 1,
+    "train.per_device_eval_batch_size": 1,
+    "train.gradient_accumulation_steps": 2,
+    "train.learning_rate": 2e-2,
+    "train.max_steps": 6,
+    "train.logging_steps": 1,
+    "train.eval_strategy": "steps",
+    "train.eval_steps": 3,
+    "train.save_steps": 2,
+    "train.seed": 7,
+    "model.dtype": "float32",
+}
+
+
+def write_model(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """Write a random Llama with a ChatML tokenizer; `changes` are to its config.json."""
+    folder.mkdir(parents=True)
+    tokenizer = _tokenizer()
+    tokenizer.save_pretrained(folder)
+    content = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "attention_bias": False,
+        "hidden_act": "silu",
+        "hidden_size": WIDTH,
+        "intermediate_size": MLP,
+        "max_position_embeddings": 512,
+        "mlp_bias": False,
+        "num_attention_heads": HEADS,
+        "num_hidden_layers": LAYERS,
+        "num_key_value_heads": KV_HEADS,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": None,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
+        "vocab_size": len(tokenizer),
+        "eos_token_id": tokenizer.eos_token_id,
+        **changes,
+    }
+    (folder / "config.json").write_text(json.dumps(content))
+    tensors = _tensors(len(tokenizer), content["intermediate_size"], seed)
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {word: number for number, word in enumerate(alphabet)}
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(SPECIAL_TOKENS)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="<|im_end|>", pad_token="<|im_end|>"
+    )
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def _tensors(vocabulary: int, mlp: int, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    kv = WIDTH // HEADS * KV_HEADS
+    block = {
+        "self_attn.q_proj": (WIDTH, WIDTH),
+        "self_attn.k_proj": (kv, WIDTH),
+        "self_attn.v_proj": (kv, WIDTH),
+        "self_attn.o_proj": (WIDTH, WIDTH),
+        "mlp.gate_proj": (mlp, WIDTH),
+        "mlp.up_proj": (mlp, WIDTH),
+        "mlp.down_proj": (WIDTH, mlp),
+        "input_layernorm": (WIDTH,),
+        "post_attention_layernorm": (WIDTH,),
+    }
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (vocabulary, WIDTH),
+        "model.norm.weight": (WIDTH,),
+    }
+    for layer in range(LAYERS):
+        shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in block.items()}
+
+    def draw(shape: tuple[int, ...]) -> np.ndarray:
+        values = rng.standard_normal(shape).astype(np.float32)
+        return 1 + 0.1 * values if len(shape) == 1 else values * np.float32(shape[-1] ** -0.5)
+
+    return {name: draw(shape) for name, shape in shapes.items()}
+
+
+def make_rows(count: int, seed: int) -> list[dict[str, Any]]:
+    """Return chats whose answers are their questions in capitals: there is something to learn."""
+    rng = np.random.default_rng(seed)
+    said = [" ".join(rng.choice(_WORDS, rng.integers(1, 4))) for _ in range(count)]
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": text},
+                {"role": "assistant", "content": text.upper()},
+            ]
+        }
+        for text in said
+    ]
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write rows as JSON Lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def write_recipe(folder: Path, **changes: Any) -> Path:
+    """Write model, rows and recipe into `folder`; `changes` are by key, with `__` for the dot.
+
+    The run's folder is `folder`/run.
+    """
+    if not (folder / "model").exists():
+        write_model(folder / "model")
+    write_rows(folder / "train.jsonl", make_rows(60, seed=1))
+    write_rows(folder / "eval.jsonl", make_rows(9, seed=2))
+    values = {
+        "model.path": str(folder / "model"),
+        "data.train": "train.jsonl",
+        "data.eval": "eval.jsonl",
+        "train.output_dir": str(folder / "run"),
+        **RECIPE,
+        **{key.replace("__", "."): value for key, value in changes.items()},
+    }
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        sections.setdefault(section, {})[name] = value
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(sections, indent=1))  # JSON is YAML
+    return path
+
+
+def load(recipe: Path, *overrides: str) -> RunConfig:
+    """Read a recipe as the command line does."""
+    return config.load_config(recipe, overrides)
+
+
+def status(*words: str) -> int:
+    """Run the command line in this process and return its exit status."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    code = ended.value.code
+    assert code is None or isinstance(code, int)
+    return code or 0
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl without the one figure that differs from run to run."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {name: value for name, value in line.items() if name != "tokens_per_second"}
+        for line in lines
+    ]
+
+
+def adapter_bytes(run: Path) -> dict[str, bytes]:
+    """Return every file of the run's adapter."""
+    return {path.name: path.read_bytes() for path in sorted((run / "adapter").iterdir())}
+
+
+def saved_steps(run: Path) -> list[int]:
+    """Return the steps of which there are checkpoints."""
+    return sorted(int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def share_compilations(folder: Path) -> None:
+    """Let every run of this process, and of those it starts, find what was compiled before.
+
+    Many runs of the same tiny model would otherwise spend nearly all their time compiling it.
+    """
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    compilation_cache.reset_cache()
+
+
+def keep_compilations() -> None:
+    """Undo `share_compilations`."""
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        os.environ.pop(name, None)
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    compilation_cache.reset_cache()

@@ -1,0 +1,155 @@
+"""The verb's answer: which base model, with which adapter, in front of a model on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import byte_tokenizer
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+import tiny
+
+from jaxft import generate
+from jaxft import tree as trees
+from jaxft.config import LoraConfig
+from jaxft.errors import AdapterError, JaxftError
+from jaxft.generation import completion
+from jaxft.generation.completion import Generator
+from jaxft.generation.decoding import Decoder
+from jaxft.generation.sampling import GREEDY
+from jaxft.lora import peft_format, targets
+from jaxft.models.families import llama
+from jaxft.weights import base, names
+
+SPEC = dataclasses.replace(tiny.SPEC, vocab_size=byte_tokenizer.VOCAB_SIZE)
+CONFIG = tiny.SMOLLM2_CONFIG | {
+    "vocab_size": SPEC.vocab_size,
+    "hidden_size": SPEC.model_dim,
+    "num_attention_heads": SPEC.num_heads,
+    "num_key_value_heads": SPEC.num_kv_heads,
+    "head_dim": SPEC.head_dim,
+    "intermediate_size": SPEC.mlp_dim,
+    "num_hidden_layers": len(SPEC.blocks),
+}
+LORA = LoraConfig(r=4, target_modules=["q_proj", "down_proj"])
+NETWORK = targets.adapted_network(LORA, llama.LLAMA, SPEC)
+TRAINED, FROZEN = tiny.split(tiny.random_leaves(NETWORK, seed=2))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """The folder of a tiny model, with the frozen leaves as Hugging Face names them."""
+    folder = tmp_path_factory.mktemp("model")
+    tensors = {}
+    leaves = trees.flatten(FROZEN)
+    for name, slot in names.slots(llama.LLAMA, NETWORK).items():
+        part = leaves[slot.path] if slot.index is None else leaves[slot.path][slot.index]
+        tensors[name] = np.ascontiguousarray(part.T if slot.transposed else part)
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    byte_tokenizer.byte_level().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def write_adapter(tmp_path):
+    """Return a function that writes the adapter's folder, naming its base as told."""
+
+    def write(base_name: str | None) -> Path:
+        config = peft_format.adapter_config(LORA, llama.LLAMA, SPEC, base_name or "", None)
+        tensors = peft_format.to_tensors(TRAINED, llama.LLAMA, NETWORK)
+        peft_format.save_adapter(tmp_path / "adapter", tensors, config)
+        return tmp_path / "adapter"
+
+    return write
+
+
+@pytest.fixture(autouse=True)
+def _in_float32(monkeypatch):
+    monkeypatch.setattr(base, "resolve_dtype", lambda choice: "float32")
+
+
+def ask(**changed: Any) -> str:
+    options = {
+        "adapter": None,
+        "model": None,
+        "prompt": "Wer?",
+        "max_new_tokens": 12,
+        "temperature": 0.0,
+        "seed": 0,
+    }
+    return "".join(generate.answer(**(options | changed)))
+
+
+def expected(adapters: trees.Tree) -> str:
+    """Answer by the leaves that were written, without reading a file."""
+    decoder = Decoder(NETWORK, stop_ids=(0, 2), mesh=tiny.one_device(), dtype="float32")
+    chat = [{"role": "user", "content": "Wer?"}]
+    tree = trees.combine(FROZEN, adapters)
+    generator = Generator(decoder, byte_tokenizer.byte_level())
+    return completion.complete(generator, tree, [chat], max_new_tokens=12, how=GREEDY)[0]
+
+
+def test_the_answer_is_the_tuned_models_and_names_its_base(model, write_adapter, capsys):
+    answer = ask(adapter=write_adapter(str(model)))
+    assert answer == expected(TRAINED)
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert f"Base model: {model} (local folder {model})" in said.err.splitlines()
+
+
+def test_without_an_adapter_the_base_answers(model):
+    base_answer = ask(model=str(model))
+    assert base_answer == expected(jax.tree.map(np.zeros_like, TRAINED))
+    assert base_answer != expected(TRAINED)
+
+
+def test_a_model_that_is_given_replaces_the_one_that_the_adapter_names(model, write_adapter):
+    adapter = write_adapter("somebody/else")
+    assert ask(adapter=adapter, model=str(model)) == expected(TRAINED)
+
+
+def test_an_answer_ends_where_the_models_generation_config_says(model, tmp_path):
+    whole = ask(model=str(model))
+    last = next(letter for letter in whole[3:] if letter.isascii())
+    stopping = shutil.copytree(model, tmp_path / "stopping")
+    stop_ids = byte_tokenizer.byte_level()(last)["input_ids"]
+    (stopping / "generation_config.json").write_text(json.dumps({"eos_token_id": stop_ids}))
+    assert ask(model=str(stopping)) == whole[: whole.index(last)]
+
+
+def test_a_draw_is_repeated_by_its_seed(model):
+    first = ask(model=str(model), temperature=1.0, seed=1)
+    assert ask(model=str(model), temperature=1.0, seed=1) == first
+    assert ask(model=str(model), temperature=1.0, seed=2) != first
+
+
+def test_an_adapter_or_a_model_is_needed():
+    with pytest.raises(AdapterError, match=r"(?s)Neither an adapter.*--model"):
+        ask()
+
+
+def test_an_adapter_that_names_no_base_says_how_to(write_adapter):
+    with pytest.raises(AdapterError, match=r"(?s)adapter_config\.json names no base.*--model"):
+        ask(adapter=write_adapter(None))
+
+
+def test_an_adapter_of_another_model_is_refused(model, write_adapter):
+    adapter = write_adapter(str(model))
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["target_modules"] = ["v_proj"]
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(JaxftError, match=r"down_proj"):
+        ask(adapter=adapter)
+
+
+def test_the_adapters_revision_goes_with_its_name():
+    config = {"base_model_name_or_path": "a/b", "revision": "v1"}
+    assert generate.base_model(config, None, Path("x")) == ("a/b", "v1")
+    assert generate.base_model(config, "c/d", Path("x")) == ("c/d", None)

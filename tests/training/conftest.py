@@ -1,0 +1,87 @@
+"""A tiny run, trained straight through once, that others are compared with."""
+
+from __future__ import annotations
+
+import datasets
+import jax
+import pytest
+import runs
+
+from jaxft.training import folder, setup, trainer
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory):
+    """A folder with a recipe, and caches that belong to these tests alone."""
+    base = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", base / "datasets")
+        patch.setenv("HF_DATASETS_CACHE", str(base / "datasets"))
+        runs.share_compilations(base / "compiled")
+        runs.write_recipe(base)
+        yield base
+        runs.keep_compilations()
+
+
+@pytest.fixture(scope="session")
+def recipe(workshop):
+    return workshop / "recipe.yaml"
+
+
+@pytest.fixture(scope="session")
+def plan_of(recipe):
+    """Return a function that plans the recipe's run, with overrides."""
+    return lambda *overrides: setup.make_plan(runs.load(recipe, *overrides))
+
+
+@pytest.fixture(scope="session")
+def frozen(plan_of):
+    """The base weights on the mesh of all devices."""
+    return setup.load_frozen(plan_of())
+
+
+@pytest.fixture(scope="session")
+def make_trainer():
+    """Return a function that makes a trainer, and has equal ones share their compiled steps."""
+    programs = {}
+
+    def make(plan, leaves):
+        made = trainer.Trainer(plan, leaves)
+        numbers = {
+            name: value
+            for name, value in plan.config.train.model_dump().items()
+            if name not in folder._NOT_NUMERIC
+        }
+        key = (made.program, plan.num_steps, tuple(numbers.items()))
+        made._step = programs.setdefault(key, made._step)
+        if plan.eval is not None:
+            key = (made.program, plan.eval.target_capacity)
+            made._eval_step = programs.setdefault(key, made._eval_step)
+        return made
+
+    return make
+
+
+@pytest.fixture
+def train(plan_of, frozen, make_trainer, tmp_path):
+    """Return a function that trains in this test's folder and returns trainer and outcome."""
+
+    def run(*overrides, prepare=lambda trainer: None, leaves=frozen):
+        plan = plan_of(f"train.output_dir={tmp_path / 'run'}", *overrides)
+        folder.check(plan)
+        with folder.open_checkpoints(plan) as checkpoints:
+            started = make_trainer(plan, leaves)
+            prepare(started)
+            return started, started.run(checkpoints)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def straight(plan_of, frozen, make_trainer, tmp_path_factory):
+    """The folder of the recipe's run, trained without a stop, and its trained leaves."""
+    path = tmp_path_factory.mktemp("straight") / "run"
+    plan = plan_of(f"train.output_dir={path}")
+    with folder.open_checkpoints(plan) as checkpoints:
+        outcome = make_trainer(plan, frozen).run(checkpoints)
+    return path, jax.device_get(outcome.trainable)

@@ -1,0 +1,98 @@
+"""The end of a run: an adapter that was read back, and answers that can be compared."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import runs
+import safetensors.numpy
+
+from jaxft.errors import AdapterError
+from jaxft.lora import peft_format
+from jaxft.training import finish
+
+
+@pytest.fixture
+def plan(plan_of, tmp_path):
+    return plan_of(f"train.output_dir={tmp_path / 'run'}")
+
+
+def test_the_adapter_holds_what_was_trained_under_pefts_names(plan, straight, frozen):
+    _, trained = straight
+    folder = finish.write_adapter(plan, trained, frozen)
+    assert folder == plan.folder / "adapter"
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (4, 8, 0.2)
+    assert config["target_modules"] == ["q_proj", "v_proj"]
+    assert config["base_model_name_or_path"] == plan.source.name
+    tensors = safetensors.numpy.load_file(folder / "adapter_model.safetensors")
+    assert len(tensors) == 2 * 2 * 2
+    block = trained["groups"]["0"]["0"]["attn"]
+    name = "base_model.model.model.layers.1.self_attn.v_proj.lora_{}.weight"
+    np.testing.assert_array_equal(tensors[name.format("A")], block["v"]["lora_a"][1])
+    np.testing.assert_array_equal(tensors[name.format("B")], block["v"]["lora_b"][1].T)
+
+
+@pytest.fixture
+def older(plan):
+    """The bytes of an adapter that is there already."""
+    folder = plan.folder / "adapter"
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text("older")
+    return lambda: {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def test_a_write_that_changes_a_number_is_noticed(plan, straight, frozen, monkeypatch, older):
+    save = safetensors.numpy.save_file
+
+    def save_wrongly(tensors, path, **options):
+        name = next(name for name in sorted(tensors) if "lora_B" in name)
+        wrong = tensors[name].copy()
+        wrong[3] += 0.01
+        save({**tensors, name: wrong}, path, **options)
+
+    monkeypatch.setattr(peft_format.safetensors.numpy, "save_file", save_wrongly)
+    with pytest.raises(AdapterError, match="read back it is not the live model's: its logits"):
+        finish.write_adapter(plan, straight[1], frozen)
+    assert older() == {"adapter_config.json": "older"}
+    assert [path.name for path in plan.folder.iterdir()] == ["adapter"]
+
+
+def test_a_write_that_is_cut_short_is_noticed(plan, straight, frozen, monkeypatch, older):
+    save = safetensors.numpy.save_file
+
+    def save_half(tensors, path, **options):
+        save(tensors, path, **options)
+        path.write_bytes(path.read_bytes()[:-64])
+
+    monkeypatch.setattr(peft_format.safetensors.numpy, "save_file", save_half)
+    with pytest.raises(AdapterError, match="read back it is not the live model's: .* cannot be"):
+        finish.write_adapter(plan, straight[1], frozen)
+    assert older() == {"adapter_config.json": "older"}
+
+
+def test_answers_are_the_bases_beside_the_tuned_models(plan_of, straight, frozen, tmp_path):
+    chats = runs.make_rows(3, seed=3)
+    rows = [
+        {"prompt": "", "completion": "nothing to go on from"},
+        {"prompt": "go ye", "completion": " forth"},
+        *chats,
+    ]
+    mixed = runs.write_rows(tmp_path / "eval.jsonl", rows)
+    plan = plan_of(f"data.eval={mixed}")
+    shown = finish.answers(plan, straight[1], frozen)
+    questions = [row["messages"][0]["content"] for row in chats[:2]]
+    assert [sample.prompt for sample in shown] == ["go ye", *questions]
+    assert any(sample.base != sample.tuned for sample in shown)
+    untrained = jax.tree.map(np.zeros_like, straight[1])
+    assert [sample.base for sample in finish.answers(plan, untrained, frozen)] == [
+        sample.base for sample in shown
+    ]
+
+
+def test_without_held_out_rows_there_are_no_answers(plan_of, straight, frozen):
+    plan = plan_of("data.eval=null", "train.eval_strategy=no")
+    assert finish.answers(plan, straight[1], frozen) == []

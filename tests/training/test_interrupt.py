@@ -1,0 +1,69 @@
+"""The first signal is noted, the second acts; afterwards all is as it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from jaxft.training import interrupt
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_noted_and_said(number, capsys):
+    with interrupt.deferred() as received:
+        assert received() is None
+        os.kill(os.getpid(), number)
+        assert received() == number
+        deadline = time.monotonic() + 5
+        while not (said := capsys.readouterr().err) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert said == "Stopping after this step; once more to stop without saving.\n"
+
+
+def test_a_second_signal_of_the_same_kind_acts():
+    with interrupt.deferred() as received:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert received() == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_first_of_two_kinds_counts():
+    with interrupt.deferred() as received:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert received() == signal.SIGTERM
+
+
+def test_it_can_be_asked_after_the_block():
+    with interrupt.deferred() as received:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert received() == signal.SIGTERM
+
+
+@pytest.mark.parametrize("is_signalled", [False, True])
+def test_afterwards_signals_do_what_they_did(is_signalled):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with interrupt.deferred():
+        if is_signalled:
+            os.kill(os.getpid(), signal.SIGINT)
+    after = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert after == before
+
+
+def test_outside_the_main_thread_signals_are_left_alone():
+    found = []
+
+    def work():
+        with interrupt.deferred() as received:
+            found.append((received(), signal.getsignal(signal.SIGINT)))
+
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [(None, before)]

@@ -1,0 +1,74 @@
+"""From a recipe to a plan: its numbers, and what is refused before anything is done."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import pytest
+import runs
+
+from jaxft.errors import ConfigError
+from jaxft.training import setup
+
+
+def test_a_global_batch_is_rows_times_devices_times_accumulation(plan_of):
+    plan = plan_of("train.per_device_train_batch_size=3", "train.gradient_accumulation_steps=5")
+    assert (plan.train.global_batch, plan.train.accumulation) == (3 * 4 * 5, 5)
+    assert plan.mesh.shape == {"data": 4, "fsdp": 1, "tensor": 1}
+
+
+def test_evaluation_takes_the_rows_in_order_without_accumulation(plan_of):
+    plan = plan_of("train.per_device_eval_batch_size=2", "train.dataloader_drop_last=true")
+    assert (plan.eval.global_batch, plan.eval.accumulation) == (8, 1)
+    assert not plan.eval.shuffle
+    assert sum(plan.eval.batch(0)["segment_ids"].max(-1)[0]) == len(plan.eval_rows)
+
+
+@pytest.mark.parametrize(
+    ("words", "num_steps"),
+    [
+        (["train.max_steps=4"], 4),
+        (["train.max_steps=-1", "train.num_train_epochs=2.0"], 12),
+        (["train.max_steps=-1", "train.num_train_epochs=0.4"], 3),  # 2.4 steps, the last begun
+    ],
+)
+def test_the_number_of_steps_is_said_or_follows_from_the_epochs(plan_of, words, num_steps):
+    assert plan_of(*words).num_steps == num_steps
+
+
+def test_without_held_out_rows_there_is_nothing_to_evaluate(plan_of):
+    plan = plan_of("data.eval=null", "train.eval_strategy=no")
+    assert (plan.eval, plan.eval_rows) == (None, [])
+
+
+def test_the_base_is_loaded_with_every_leaf_and_no_adapter(plan_of, frozen):
+    leaves = jax.tree_util.tree_leaves_with_path(frozen)
+    assert not any("lora" in jax.tree_util.keystr(path) for path, _ in leaves)
+    tensors = plan_of().source.checkpoint().infos()
+    assert sum(leaf.size for _, leaf in leaves) == sum(
+        math.prod(info.shape) for info in tensors.values()
+    )
+
+
+@pytest.mark.parametrize("where", ["", "/run", "/deep/run"])
+def test_the_base_models_folder_is_not_written_to(plan_of, recipe, where):
+    model = recipe.parent / "model"
+    with pytest.raises(ConfigError, match="is the base model's folder, lies in it"):
+        plan_of(f"train.output_dir={model}{where}")
+
+
+@pytest.mark.parametrize("name", ["adapter", "checkpoints"])
+def test_a_base_model_that_the_run_would_write_over_is_refused(plan_of, tmp_path, name):
+    model = runs.write_model(tmp_path / "run" / name)
+    with pytest.raises(ConfigError, match="or has it inside"):
+        plan_of(f"model.path={model}", f"train.output_dir={tmp_path / 'run'}")
+
+
+def test_encoding_that_takes_a_while_says_so(plan_of, tmp_path, monkeypatch, capsys):
+    rows = runs.write_rows(tmp_path / "rows.jsonl", runs.make_rows(5, seed=9))
+    plan_of(f"data.train={rows}")
+    assert "encoding" not in capsys.readouterr().err
+    monkeypatch.setattr(setup, "_SILENT_S", 0.0)
+    plan_of(f"data.train={rows}")
+    assert "Training rows: encoding: 0." in capsys.readouterr().err

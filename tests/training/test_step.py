@@ -1,0 +1,127 @@
+"""The compiled step as a whole: what it changes, what it reports, that it compiles once."""
+
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import naive
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from jaxft import tree as trees
+from jaxft.config import TrainConfig
+from jaxft.training import optimizer as optimizers
+from jaxft.training import state as states
+from jaxft.training import step as steps
+
+ROWS, LENGTH, SEED = 4, 16, 7
+NETWORK = tiny.adapted(tiny.with_windows([None] * 2), dropout=0.1)
+CONFIG = TrainConfig(
+    output_dir="run", learning_rate=1e-2, lr_scheduler_type="linear", max_grad_norm=0.5
+)
+NUM_STEPS = 10
+
+
+def batches(step):
+    return tiny.make_batch(ROWS, LENGTH, seed=step)
+
+
+def fingerprint(tree):
+    return {path: np.asarray(leaf).tobytes() for path, leaf in trees.flatten(tree).items()}
+
+
+@pytest.fixture(scope="module")
+def run():
+    """Three steps on a bfloat16 base; what was seen on the way."""
+    mesh = tiny.one_device()
+    trainable, base = tiny.split(tiny.random_leaves(NETWORK))
+    frozen = tiny.placed(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), base), mesh)
+    schedule = optimizers.make_schedule(CONFIG, NUM_STEPS)
+    optimizer = optimizers.make_optimizer(CONFIG, schedule)
+    program = steps.Program(NETWORK, mesh, "bfloat16", ROWS * LENGTH, False)
+    step = steps.make_train_step(program, optimizer, schedule, trainable)
+    state = states.init_state(tiny.placed(trainable, mesh), optimizer, mesh)
+    seen = types.SimpleNamespace(step=step, frozen=frozen, before=fingerprint(frozen))
+    seen.trainable, seen.optimizer, seen.program = trainable, optimizer, program
+    seen.states, seen.metrics, seen.donated = [], [], []
+    for number in range(3):
+        given = state
+        state, metrics = step(state, frozen, batches(number), SEED)
+        seen.donated += [leaf.is_deleted() for leaf in jax.tree.leaves(given)]
+        seen.states.append(jax.tree.map(np.array, state))
+        seen.metrics.append(metrics)
+    seen.state = state
+    return seen
+
+
+def test_step_compiles_once(run):
+    assert run.step._cache_size() == 1
+
+
+def test_base_keeps_its_bytes(run):
+    assert fingerprint(run.frozen) == run.before
+
+
+def test_every_adapter_leaf_moves_and_the_step_is_counted(run):
+    assert [int(state["step"]) for state in run.states] == [1, 2, 3]
+    before = trees.flatten(run.trainable)
+    for path, leaf in trees.flatten(run.states[0]["trainable"]).items():
+        assert (leaf != before[path]).mean() > 0.9, path
+
+
+def test_state_is_donated(run):
+    assert all(run.donated)
+
+
+def test_adapters_and_moments_are_float32_on_a_bfloat16_base(run):
+    assert {leaf.dtype for leaf in jax.tree.leaves(run.frozen)} == {np.dtype(jnp.bfloat16)}
+    floats = {leaf.dtype for leaf in jax.tree.leaves(run.state) if leaf.ndim}
+    assert floats == {np.dtype("float32")}
+
+
+def test_no_output_has_the_shape_of_a_base_leaf(run):
+    outputs = jax.eval_shape(run.step, run.state, run.frozen, batches(0), SEED)
+    shapes = {leaf.shape for leaf in jax.tree.leaves(outputs)}
+    assert not shapes & {leaf.shape for leaf in jax.tree.leaves(run.frozen)}
+    # Adapters, two moments of each, and a handful of scalars: nothing else comes out.
+    size = sum(leaf.size for leaf in jax.tree.leaves(outputs))
+    assert size - 3 * trees.num_parameters(run.trainable) <= 8
+
+
+def test_metrics_are_those_of_the_step(run):
+    program, seed = run.program, jnp.uint32(SEED)
+    gradients = jax.jit(functools.partial(steps.gradients, program))
+    trainable = jax.tree.map(jnp.asarray, run.trainable)
+    loss, count, grads = gradients(trainable, run.frozen, batches(0), seed, 0)
+    metrics = run.metrics[0]
+    assert set(metrics) == {"loss", "grad_norm", "learning_rate", "target_tokens"}
+    assert metrics["target_tokens"] == count == (batches(0)["labels"] != -100).sum()
+    np.testing.assert_allclose(metrics["loss"], loss / count, rtol=1e-5)
+    norm = optax.tree.norm(grads) / count
+    assert norm > CONFIG.max_grad_norm  # so that the metric is seen to be that before clipping
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-3)
+    rates = [float(metrics["learning_rate"]) for metrics in run.metrics]
+    np.testing.assert_allclose(rates, [1e-2, 9e-3, 8e-3], rtol=1e-6)
+
+
+def test_a_batch_of_nothing_but_padding_changes_no_adapter_and_gives_no_nan(run):
+    empty = {**batches(0), "labels": np.full_like(batches(0)["labels"], -100)}
+    mesh = tiny.one_device()
+    state = states.init_state(tiny.placed(run.trainable, mesh), run.optimizer, mesh)
+    state, metrics = run.step(state, run.frozen, empty, SEED)
+    assert (metrics["loss"], metrics["target_tokens"], metrics["grad_norm"]) == (0, 0, 0)
+    assert fingerprint(state["trainable"]) == fingerprint(run.trainable)
+
+
+def test_evaluation_is_the_plain_loss_without_dropout():
+    network = tiny.adapted(tiny.with_windows([None] * 2), dropout=0.9)
+    tree, batch = tiny.random_leaves(network), batches(5)
+    program = steps.Program(network, tiny.one_device(), "float32", ROWS * LENGTH, False)
+    trainable, frozen = tiny.split(tree)
+    loss, count = steps.make_eval_step(program)(trainable, frozen, batch)
+    micro = {key: value[0] for key, value in batch.items()}
+    np.testing.assert_allclose(loss, naive.loss_sum(network, tree, micro), rtol=1e-5)
+    assert count == (batch["labels"] != -100).sum()
