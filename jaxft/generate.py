@@ -19,9 +19,9 @@ from jaxft.generation import completion
 from jaxft.generation.completion import Generator
 from jaxft.generation.decoding import Decoder
 from jaxft.generation.sampling import Sampling
-from jaxft.lora import peft_format, targets
+from jaxft.lora import mask, peft_format, targets
 from jaxft.models.network import base_network
-from jaxft.parallel import devices
+from jaxft.parallel import devices, rules
 from jaxft.parallel import mesh as meshes
 from jaxft.weights import base, source
 from jaxft.weights.source import Source
@@ -115,8 +115,9 @@ def load_generator(
     network = base_network(spec) if lora is None else targets.adapted_network(lora, family, spec)
     adapters = {} if lora is None else peft_format.from_tensors(tensors, family, network, origin)
     tokenizer, dtype = found.tokenizer(), base.resolve_dtype("auto")
-    frozen = base.load_base(found, family, network, dtype=dtype, mesh=mesh)
-    adapters = jax.device_put(adapters, meshes.replicated(mesh))
+    own = base.load_base(found, family, network, dtype=dtype, mesh=mesh)
+    _, frozen = trees.partition(own, mask.trainable_mask(network, own))
+    adapters = jax.device_put(adapters, rules.shardings(adapters, mesh))
     stop_ids = base.read_stop_ids(found, tokenizer)
     decoder = Decoder(network, stop_ids=stop_ids, mesh=mesh, dtype=dtype)
     return Generator(decoder, tokenizer), trees.combine(frozen, adapters)

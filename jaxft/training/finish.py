@@ -23,7 +23,9 @@ from jaxft.generation.sampling import Sampling
 from jaxft.lora import peft_format
 from jaxft.models import forward
 from jaxft.parallel import mesh as meshes
+from jaxft.parallel import rules
 from jaxft.training.setup import Plan
+from jaxft.training.trainer import Outcome
 from jaxft.weights import base
 
 _SHOWN_PROMPTS = 3
@@ -32,7 +34,7 @@ _COMPARED_TOKENS = 64
 _TOLERANCE = 1e-5  # of the largest logit; the arrays are the same, so this is the program's noise
 
 
-def write_adapter(plan: Plan, trainable: trees.Tree, frozen: trees.Tree) -> Path:
+def write_adapter(plan: Plan, outcome: Outcome) -> Path:
     """Write the adapter folder of a run, once it is made sure of.
 
     Raises:
@@ -43,11 +45,11 @@ def write_adapter(plan: Plan, trainable: trees.Tree, frozen: trees.Tree) -> Path
     content = peft_format.adapter_config(
         plan.config.lora, plan.family, spec, source.name, source.revision
     )
-    tensors = peft_format.to_tensors(trainable, plan.family, plan.network)
+    tensors = peft_format.to_tensors(outcome.trainable, plan.family, plan.network)
 
     def verify(written: Path) -> None:
         try:
-            difference = _difference(plan, written, trainable, frozen)
+            difference = _difference(plan, written, outcome)
         except AdapterError as error:
             raise _not_as_written(folder, error.found) from error
         if not difference <= _TOLERANCE:
@@ -68,11 +70,11 @@ def _not_as_written(folder: Path, found: str) -> AdapterError:
     )
 
 
-def _difference(plan: Plan, folder: Path, trainable: trees.Tree, frozen: trees.Tree) -> float:
+def _difference(plan: Plan, folder: Path, outcome: Outcome) -> float:
     """Return the largest difference of logits on a row, over the largest logit."""
     _, tensors = peft_format.read_adapter(folder)
     adapters = peft_format.from_tensors(tensors, plan.family, plan.network, folder)
-    adapters = jax.device_put(adapters, meshes.replicated(plan.mesh))
+    adapters = jax.device_put(adapters, rules.shardings(adapters, plan.mesh))
     row = (plan.eval or plan.train).examples[0].input_ids[:_COMPARED_TOKENS]
     # As many copies of the row as the mesh divides rows into.
     ids = jnp.tile(jnp.asarray(row, jnp.int32)[None], (meshes.row_shards(plan.mesh), 1))
@@ -92,14 +94,14 @@ def _difference(plan: Plan, folder: Path, trainable: trees.Tree, frozen: trees.T
         leaves = forward.head_leaves(plan.network, tree)
         return forward.head_logits(plan.network, plan.mesh, leaves, hidden)
 
-    live, reread = logits(trainable, frozen), logits(adapters, frozen)
+    live, reread = (logits(each, outcome.frozen) for each in (outcome.trainable, adapters))
     return float(jnp.max(jnp.abs(live - reread)) / jnp.max(jnp.abs(live)))
 
 
-def answers(plan: Plan, trainable: trees.Tree, frozen: trees.Tree) -> list[console.Sample]:
+def answers(plan: Plan, outcome: Outcome) -> list[console.Sample]:
     """Return held-out prompts, each answered by the base and by the tuned model.
 
-    Both run the same programs: the base is the network with B = 0.
+    Both run the same programs: the base is the network with its trained leaves as they began.
     """
     asked = (templates.first_exchange(row).prompt for row in plan.eval_rows)
     # A row of plain text may have an empty prompt: there is nothing to go on from.
@@ -109,19 +111,20 @@ def answers(plan: Plan, trainable: trees.Tree, frozen: trees.Tree) -> list[conso
     stop_ids = base.read_stop_ids(plan.source, plan.tokenizer)
     decoder = Decoder(plan.network, stop_ids=stop_ids, mesh=plan.mesh, dtype=plan.dtype)
     generator = Generator(decoder, plan.tokenizer)
-    untrained = jax.tree.map(jnp.zeros_like, trainable)
 
-    def texts(adapters: trees.Tree) -> list[str]:
+    def texts(trainable: trees.Tree) -> list[str]:
         return completion.complete(
             generator,
-            trees.combine(frozen, adapters),
+            trees.combine(outcome.frozen, trainable),
             prompts,
             max_new_tokens=_ANSWER_TOKENS,
             how=Sampling(temperature=0.0, top_k=0, top_p=1.0, seed=0),
         )
 
     with console.loading("Answering held-out prompts", None):
-        by_model = zip(map(_shown, prompts), texts(untrained), texts(trainable), strict=True)
+        by_model = zip(
+            map(_shown, prompts), texts(outcome.start), texts(outcome.trainable), strict=True
+        )
         return [console.Sample(*sample) for sample in by_model]
 
 

@@ -24,12 +24,12 @@ def run(config: RunConfig) -> None:
     folder.check(plan)
     _show_plan(plan)
     # All that can be refused has been before anything is written.
-    frozen = setup.load_frozen(plan)
+    base = setup.load_base(plan)
     with folder.open_checkpoints(plan) as checkpoints:
-        outcome = Trainer(plan, frozen).run(checkpoints)
-    adapter = finish.write_adapter(plan, outcome.trainable, frozen)
+        outcome = Trainer(plan, base).run(checkpoints)
+    adapter = finish.write_adapter(plan, outcome)
     _show_outcome(plan, outcome)
-    samples = finish.answers(plan, outcome.trainable, frozen)
+    samples = finish.answers(plan, outcome)
     console.samples(samples)
     console.result(f"Adapter: {adapter}")
     prompt = shlex.quote(min((sample.prompt for sample in samples), key=len, default="Hello."))

@@ -104,7 +104,7 @@ def make_plan(config: RunConfig) -> Plan:
     )
 
 
-def load_frozen(plan: Plan) -> trees.Tree:
+def load_base(plan: Plan) -> trees.Tree:
     """Read the base weights onto the mesh."""
     return base.load_base(plan.source, plan.family, plan.network, dtype=plan.dtype, mesh=plan.mesh)
 

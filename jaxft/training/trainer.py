@@ -18,7 +18,7 @@ import optax
 from jaxft import console
 from jaxft import tree as trees
 from jaxft.errors import Stopped, TrainingError
-from jaxft.lora import init
+from jaxft.lora import init, mask
 from jaxft.training import evaluate, interrupt, metrics, optimizer
 from jaxft.training import state as states
 from jaxft.training import step as steps
@@ -31,12 +31,16 @@ class Outcome(NamedTuple):
     """What a finished run leaves.
 
     Attributes:
+        start: The trained leaves as they were: with these the model is its base.
         trainable: The trained leaves.
+        frozen: The other leaves.
         before: The held-out evaluation at step 0, or `None`.
         after: The held-out evaluation at the end, or `None`.
     """
 
+    start: trees.Tree
     trainable: trees.Tree
+    frozen: trees.Tree
     before: Evaluation | None
     after: Evaluation | None
 
@@ -53,15 +57,22 @@ class _Pending:
 class Trainer:
     """One run: its compiled programs, and the record of where it stands."""
 
-    def __init__(self, plan: Plan, frozen: trees.Tree) -> None:
-        """Compile nothing yet; the first step and the first evaluation do."""
+    def __init__(self, plan: Plan, base: trees.Tree) -> None:
+        """Compile nothing yet; the first step and the first evaluation do.
+
+        Args:
+            plan: What to do.
+            base: The model's own leaves, of which the plan's network may have some trained.
+        """
         train = plan.config.train
-        self.plan, self.frozen = plan, frozen
+        self.plan = plan
         self.schedule = optimizer.make_schedule(train, plan.num_steps)
         self.optimizer: optax.GradientTransformation = optimizer.make_optimizer(
             train, self.schedule
         )
-        self.start = init.init_adapters(plan.network, seed=train.seed, mesh=plan.mesh)
+        adapters = init.init_adapters(plan.network, seed=train.seed, mesh=plan.mesh)
+        tree = trees.combine(base, adapters)
+        self.start, self.frozen = trees.partition(tree, mask.trainable_mask(plan.network, tree))
         self.program = steps.Program(
             network=plan.network,
             mesh=plan.mesh,
@@ -103,7 +114,13 @@ class Trainer:
         state = self._train(state, first, checkpoints, log)
         if _evaluation(log, plan.num_steps) is None:
             self._evaluate(state, plan.num_steps, log)
-        return Outcome(state["trainable"], _evaluation(log, 0), _evaluation(log, plan.num_steps))
+        return Outcome(
+            start=self.start,
+            trainable=state["trainable"],
+            frozen=self.frozen,
+            before=_evaluation(log, 0),
+            after=_evaluation(log, plan.num_steps),
+        )
 
     def _train(
         self, state: Any, first: int, checkpoints: Checkpoints, log: metrics.MetricsFile
