@@ -8,7 +8,7 @@ answered at once.
 
 from __future__ import annotations
 
-from jaxft.config.recipe import dump_config, load_config
+from jaxft.config.recipe import dump_config, load_config, section_error
 from jaxft.config.sections import (
     DataConfig,
     LoraConfig,
@@ -27,4 +27,5 @@ __all__ = [
     "TrainConfig",
     "dump_config",
     "load_config",
+    "section_error",
 ]

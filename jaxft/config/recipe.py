@@ -263,16 +263,35 @@ def _checked(draft: Draft) -> RunConfig:
     try:
         return RunConfig.model_validate(draft.values)
     except ValidationError as invalid:
-        # A misspelt key is often missing too, under its right name: the spelling is the cause.
-        errors = invalid.errors(include_url=False)
-        error = min(errors, key=lambda each: each["type"] != "extra_forbidden")
-        path = _existing(draft.values, error["loc"])
-        if error["type"] == "conflict":
-            path = (*path, *error["ctx"]["key"].split("."))
-        value = draft.values
-        for key in _existing(draft.values, path):
-            value = value[key]  # type: ignore[index]  # the path exists, so this is a container
+        error, path, value = _cause(invalid, draft.values)
         raise problems.problem(error, path, draft.place(path).label, value) from None
+
+
+def section_error(invalid: ValidationError, name: str, values: dict[str, Any]) -> ConfigError:
+    """Word what is wrong with the values that one section was built from in Python.
+
+    Args:
+        invalid: What pydantic found.
+        name: The section, as a recipe calls it.
+        values: The values.
+    """
+    error, path, value = _cause(invalid, {name: values}, name)
+    return problems.problem(error, path, name, value)
+
+
+def _cause(
+    invalid: ValidationError, values: Any, *above: str
+) -> tuple[ErrorDetails, KeyPath, Any]:
+    """Return the error to show, the keys that lead to it, and what stands there."""
+    # A misspelt key is often missing too, under its right name: the spelling is the cause.
+    errors = invalid.errors(include_url=False)
+    error = min(errors, key=lambda each: each["type"] != "extra_forbidden")
+    path = _existing(values, (*above, *error["loc"]))
+    if error["type"] == "conflict":
+        path = (*path, *error["ctx"]["key"].split("."))
+    for key in _existing(values, path):
+        values = values[key]
+    return error, path, values
 
 
 def _existing(values: Any, location: Sequence[str | int]) -> KeyPath:

@@ -87,6 +87,9 @@ def from_tensors(
         AdapterError: If tensors are missing, unexpected or misshapen; `origin` is named.
     """
     places = _places(family, network)
+    # Beside an adapter on the head, PEFT stores the frozen head that it belongs to.
+    head = f"{_PREFIX}{family.head_name}.base_layer.weight"
+    tensors = {name: tensor for name, tensor in tensors.items() if name != head}
     wrong = sorted(places.keys() ^ tensors.keys())
     if wrong:
         kind = "lacks" if wrong[0] in places else "has an unexpected"

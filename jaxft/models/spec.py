@@ -109,3 +109,10 @@ class ModelSpec:
     mlp_bias: bool
     tied_head: bool
     blocks: tuple[BlockSpec, ...]
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The most tokens in a row; `None` where positions have no table to run out of."""
+        if isinstance(self.positions, Learned):
+            return self.positions.rows - self.positions.offset
+        return None

@@ -11,6 +11,7 @@ from jaxft.models.bind import abstract_tree
 from jaxft.training import finish, folder, setup
 from jaxft.training.setup import Plan
 from jaxft.training.trainer import Outcome, Trainer
+from jaxft.training.watcher import Watcher
 
 
 def run(config: RunConfig) -> None:
@@ -24,9 +25,9 @@ def run(config: RunConfig) -> None:
     folder.check(plan)
     _show_plan(plan)
     # All that can be refused has been before anything is written.
-    base = setup.load_base(plan)
+    tree = setup.load_tree(plan)
     with folder.open_checkpoints(plan) as checkpoints:
-        outcome = Trainer(plan, base).run(checkpoints)
+        outcome = Trainer(plan, tree, Watcher()).run(checkpoints)
     adapter = finish.write_adapter(plan, outcome)
     _show_outcome(plan, outcome)
     samples = finish.answers(plan, outcome)

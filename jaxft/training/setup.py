@@ -19,8 +19,8 @@ from jaxft.data.encode import Examples
 from jaxft.data.loader import Batches
 from jaxft.data.rows import Row
 from jaxft.errors import ConfigError
-from jaxft.lora import targets
-from jaxft.models.families.family import Family
+from jaxft.lora import init, targets
+from jaxft.models.families.family import Family, unapplied_dropout
 from jaxft.models.network import Network
 from jaxft.parallel import devices
 from jaxft.parallel import mesh as meshes
@@ -83,7 +83,34 @@ def make_plan(config: RunConfig) -> Plan:
     _check_output(config.train.output_dir, found)
     family, spec = base.read_spec(found)
     network = targets.adapted_network(config.lora, family, spec)
-    tokenizer = found.tokenizer()
+    return plan_rows(
+        config, found, family, network, found.tokenizer(), mesh, train_rows, eval_rows
+    )
+
+
+def plan_rows(
+    config: RunConfig,
+    found: Source,
+    family: Family,
+    network: Network,
+    tokenizer: Any,
+    mesh: Mesh,
+    train_rows: list[Row],
+    eval_rows: list[Row],
+) -> Plan:
+    """Encode rows and decide on the run of a model that was found.
+
+    Raises:
+        JaxftError: If the rows cannot be used, or are too long for the model.
+    """
+    max_tokens, dropouts = network.spec.max_tokens, unapplied_dropout(found.config())
+    if max_tokens is not None and config.data.max_length > max_tokens:
+        raise ConfigError(
+            f"data.max_length={config.data.max_length}, and the model has {max_tokens} positions.",
+            f"Set data.max_length to {max_tokens} or less.",
+        )
+    if dropouts:
+        console.note(f"Of the base model, {', '.join(dropouts)} is not applied in training.")
     train = _batches(config, train_rows, tokenizer, mesh, is_eval=False)
     held_out = _batches(config, eval_rows, tokenizer, mesh, is_eval=True) if eval_rows else None
     num_steps = config.train.max_steps
@@ -104,9 +131,11 @@ def make_plan(config: RunConfig) -> Plan:
     )
 
 
-def load_base(plan: Plan) -> trees.Tree:
-    """Read the base weights onto the mesh."""
-    return base.load_base(plan.source, plan.family, plan.network, dtype=plan.dtype, mesh=plan.mesh)
+def load_tree(plan: Plan) -> trees.Tree:
+    """Read the base weights onto the mesh, and draw the adapters."""
+    own = base.load_base(plan.source, plan.family, plan.network, dtype=plan.dtype, mesh=plan.mesh)
+    seed = plan.config.train.seed
+    return trees.combine(own, init.init_adapters(plan.network, seed=seed, mesh=plan.mesh))
 
 
 def _batches(

@@ -34,6 +34,7 @@ class Program:
         dtype: dtype of activations and matrix products ("float32" or "bfloat16").
         capacity: At least the number of targets in one data shard of a micro-batch.
         remat: Whether each period of layers is computed again in the backward pass.
+        loss: The loss; `causal_lm` unless the user brings one.
     """
 
     network: Network
@@ -41,6 +42,21 @@ class Program:
     dtype: str
     capacity: int
     remat: bool
+    loss: "LossFunction"
+
+
+# (program, tree, hidden states [b t d], micro-batch) to (loss sum, number of targets)
+LossFunction = Callable[[Program, trees.Tree, Any, Batch], tuple[jax.Array, jax.Array]]
+
+
+def causal_lm(
+    program: Program, tree: trees.Tree, hidden: Any, micro: Batch
+) -> tuple[jax.Array, jax.Array]:
+    """Return the summed negative log-likelihood of the labels, and their number."""
+    head = forward.head_leaves(program.network, tree)
+    return losses.causal_lm_loss(
+        program.network, program.mesh, head, hidden, micro["labels"], program.capacity
+    )
 
 
 def make_train_step(
@@ -112,14 +128,7 @@ def _loss_sum(
         dropout_seeds=seeds,
         remat=program.remat,
     )
-    return losses.causal_lm_loss(
-        program.network,
-        program.mesh,
-        forward.head_leaves(program.network, tree),
-        hidden,
-        micro["labels"],
-        program.capacity,
-    )
+    return program.loss(program, tree, hidden, micro)
 
 
 def gradients(

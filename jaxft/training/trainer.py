@@ -18,13 +18,14 @@ import optax
 from jaxft import console
 from jaxft import tree as trees
 from jaxft.errors import Stopped, TrainingError
-from jaxft.lora import init, mask
+from jaxft.lora import mask
 from jaxft.training import evaluate, interrupt, metrics, optimizer
 from jaxft.training import state as states
 from jaxft.training import step as steps
 from jaxft.training.checkpoint import Checkpoints
 from jaxft.training.evaluate import Evaluation
 from jaxft.training.setup import Plan
+from jaxft.training.watcher import Watcher
 
 
 class Outcome(NamedTuple):
@@ -57,21 +58,27 @@ class _Pending:
 class Trainer:
     """One run: its compiled programs, and the record of where it stands."""
 
-    def __init__(self, plan: Plan, base: trees.Tree) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        tree: trees.Tree,
+        watcher: Watcher,
+        loss: steps.LossFunction = steps.causal_lm,
+    ) -> None:
         """Compile nothing yet; the first step and the first evaluation do.
 
         Args:
             plan: What to do.
-            base: The model's own leaves, of which the plan's network may have some trained.
+            tree: All leaves, as they are before the first step.
+            watcher: Told of what happens.
+            loss: The loss.
         """
         train = plan.config.train
-        self.plan = plan
+        self.plan, self.watcher = plan, watcher
         self.schedule = optimizer.make_schedule(train, plan.num_steps)
         self.optimizer: optax.GradientTransformation = optimizer.make_optimizer(
             train, self.schedule
         )
-        adapters = init.init_adapters(plan.network, seed=train.seed, mesh=plan.mesh)
-        tree = trees.combine(base, adapters)
         self.start, self.frozen = trees.partition(tree, mask.trainable_mask(plan.network, tree))
         self.program = steps.Program(
             network=plan.network,
@@ -79,6 +86,7 @@ class Trainer:
             dtype=plan.dtype,
             capacity=plan.train.target_capacity,
             remat=train.gradient_checkpointing,
+            loss=loss,
         )
         self._step = steps.make_train_step(self.program, self.optimizer, self.schedule, self.start)
         self._eval_step: Callable[..., Any] | None = None
@@ -144,9 +152,10 @@ class Trainer:
                     pending = None
                 if self._saves(done):
                     checkpoints.save(done, state, dataclasses.asdict(self._window))
+                    self.watcher.saved(done)
                 if self._evaluates(done):
                     self._evaluate(state, done, log, lambda: signal() is not None)
-                if signal() is not None:
+                if self.watcher.stepped(done) or signal() is not None:
                     break
             self._read(pending, log, bar)
         # Asked here, so that one that came after the last step counts too.
@@ -175,18 +184,17 @@ class Trainer:
         now = time.monotonic()
         window, speed = self._window, self._window.tokens / max(now - self._clock, 1e-9)
         bar.update(step, window.loss, speed)
-        log.write(
-            step,
-            {
-                "epoch": round(step / self.plan.train.steps_per_epoch, 4),
-                "loss": window.loss,
-                "grad_norm": values["grad_norm"],
-                "learning_rate": values["learning_rate"],
-                "tokens": window.tokens,
-                "target_tokens": window.target_tokens,
-                "tokens_per_second": round(speed, 1),
-            },
-        )
+        line = {
+            "epoch": round(step / self.plan.train.steps_per_epoch, 4),
+            "loss": window.loss,
+            "grad_norm": values["grad_norm"],
+            "learning_rate": values["learning_rate"],
+            "tokens": window.tokens,
+            "target_tokens": window.target_tokens,
+            "tokens_per_second": round(speed, 1),
+        }
+        log.write(step, line)
+        self.watcher.logged(step, line)
         self._window, self._clock = metrics.Window(), now
 
     def _check_finite(self, step: int, values: Mapping[str, float]) -> None:
@@ -252,7 +260,10 @@ class Trainer:
             f"Step {step}: held-out loss {found.loss:.4f}, perplexity {found.perplexity:.2f} "
             f"({seconds:.1f} s)"
         )
-        log.write(step, {"eval_loss": found.loss, "eval_target_tokens": found.target_tokens})
+        line = {"eval_loss": found.loss, "eval_target_tokens": found.target_tokens}
+        line |= self.watcher.measure(state["trainable"], self.frozen)
+        log.write(step, line)
+        self.watcher.evaluated(step, line)
 
 
 def _evaluation(log: metrics.MetricsFile, step: int) -> Evaluation | None:
