@@ -52,8 +52,8 @@ RECIPE: dict[str, Any] = {
 }
 
 
-def write_model(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
-    """Write a random Llama with a ChatML tokenizer; `changes` are to its config.json."""
+def write_model(folder: Path, *, seed: int = 0, width: int = WIDTH) -> Path:
+    """Write a random Llama with a ChatML tokenizer."""
     folder.mkdir(parents=True)
     tokenizer = _tokenizer()
     tokenizer.save_pretrained(folder)
@@ -62,7 +62,7 @@ def write_model(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
         "model_type": "llama",
         "attention_bias": False,
         "hidden_act": "silu",
-        "hidden_size": WIDTH,
+        "hidden_size": width,
         "intermediate_size": MLP,
         "max_position_embeddings": 512,
         "mlp_bias": False,
@@ -75,10 +75,9 @@ def write_model(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
         "tie_word_embeddings": True,
         "vocab_size": len(tokenizer),
         "eos_token_id": tokenizer.eos_token_id,
-        **changes,
     }
     (folder / "config.json").write_text(json.dumps(content))
-    tensors = _tensors(len(tokenizer), content["intermediate_size"], seed)
+    tensors = _tensors(len(tokenizer), width, seed)
     safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
@@ -97,23 +96,23 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _tensors(vocabulary: int, mlp: int, seed: int) -> dict[str, np.ndarray]:
+def _tensors(vocabulary: int, width: int, seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    kv = WIDTH // HEADS * KV_HEADS
+    kv = width // HEADS * KV_HEADS
     block = {
-        "self_attn.q_proj": (WIDTH, WIDTH),
-        "self_attn.k_proj": (kv, WIDTH),
-        "self_attn.v_proj": (kv, WIDTH),
-        "self_attn.o_proj": (WIDTH, WIDTH),
-        "mlp.gate_proj": (mlp, WIDTH),
-        "mlp.up_proj": (mlp, WIDTH),
-        "mlp.down_proj": (WIDTH, mlp),
-        "input_layernorm": (WIDTH,),
-        "post_attention_layernorm": (WIDTH,),
+        "self_attn.q_proj": (width, width),
+        "self_attn.k_proj": (kv, width),
+        "self_attn.v_proj": (kv, width),
+        "self_attn.o_proj": (width, width),
+        "mlp.gate_proj": (MLP, width),
+        "mlp.up_proj": (MLP, width),
+        "mlp.down_proj": (width, MLP),
+        "input_layernorm": (width,),
+        "post_attention_layernorm": (width,),
     }
     shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (vocabulary, WIDTH),
-        "model.norm.weight": (WIDTH,),
+        "model.embed_tokens.weight": (vocabulary, width),
+        "model.norm.weight": (width,),
     }
     for layer in range(LAYERS):
         shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in block.items()}

@@ -89,7 +89,7 @@ def _parquet(path: Path) -> Values:
     try:
         with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            known = [name for name in names if name in shapes.FIELDS] or names
+            known = [name for name in names if name in shapes.FIELDS]
             for batch in file.iter_batches(columns=known):
                 for value in batch.to_pylist():
                     yield Place(str(path), number, "row"), dict.fromkeys(names) | value

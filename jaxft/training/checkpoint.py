@@ -50,7 +50,10 @@ class Checkpoints:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 (self._folder / _FINGERPRINT_FILE).write_text(text + "\n", encoding="utf-8")
         policy = None if keep is None else ocp.checkpoint_managers.LatestN(keep)
-        options = ocp.CheckpointManagerOptions(preservation_policy=policy)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy,
+            cleanup_tmp_directories=True,  # what a killed save left
+        )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def __enter__(self) -> "Checkpoints":

@@ -55,7 +55,8 @@ def write_adapter(plan: Plan, outcome: Outcome) -> Path:
         if not difference <= _TOLERANCE:
             found = f"its logits differ from the live model's by {difference:.1e} of the largest"
             raise _not_as_written(folder, found)
-        console.note(f"Adapter read back: its logits differ by {difference:.0e} of the largest.")
+        same = f"to {difference:.0e} of the largest" if difference else "exactly"
+        console.note(f"The adapter, read back, gives the live model's logits {same}.")
 
     peft_format.save_adapter(folder, tensors, content, verify)
     return folder

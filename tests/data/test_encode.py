@@ -133,7 +133,8 @@ def test_tokens_need_no_tokenizer_and_are_cut_and_dropped_like_text():
 
 
 def test_a_token_that_the_model_has_no_embedding_for_is_found():
-    rows = [tokens_row([1, 2], [0, 1], 3), tokens_row([7, 1, 9], [0, 1, 0], 4)]
+    dropped = tokens_row([99], [1], 2)
+    rows = [dropped, tokens_row([1, 2], [0, 1], 3), tokens_row([7, 1, 9], [0, 1, 0], 4)]
     examples = encode.encode_rows(rows, None, 3)
     examples.check_ids(10)
     with pytest.raises(DataError, match=r"f:4: the row has the token 9, .* ends at 8"):

@@ -43,7 +43,7 @@ def as_json_lines(values: list[dict]) -> bytes:
 
 
 def as_json_list(values: list[dict]) -> bytes:
-    return b"\xef\xbb\xbf \n" + json.dumps(values, indent=1).encode()
+    return b"\xef\xbb\xbf \n " + json.dumps(values, indent=1).encode()
 
 
 def as_csv(values: list[dict]) -> bytes:

@@ -69,7 +69,7 @@ def test_a_write_that_is_cut_short_is_noticed(plan, straight, frozen, monkeypatc
         path.write_bytes(path.read_bytes()[:-64])
 
     monkeypatch.setattr(peft_format.safetensors.numpy, "save_file", save_half)
-    with pytest.raises(AdapterError, match="read back it is not the live model's: .* cannot be"):
+    with pytest.raises(AdapterError, match="cannot be read"):
         finish.write_adapter(plan, straight[1], frozen)
     assert older() == {"adapter_config.json": "older"}
 
