@@ -17,6 +17,14 @@ _HOMES = {
     "RunConfig": "jaxft.config",
     "load_config": "jaxft.config",
     "dump_config": "jaxft.config",
+    "AutoModelForCausalLM": "jaxft.api",
+    "EvalPrediction": "jaxft.api",
+    "LoraConfig": "jaxft.api",
+    "PeftModel": "jaxft.api",
+    "Trainer": "jaxft.api",
+    "TrainerCallback": "jaxft.api",
+    "TrainingArguments": "jaxft.api",
+    "get_peft_model": "jaxft.api",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -300,4 +300,3 @@ def get_peft_model(model: CausalLM, peft_config: configs.LoraConfig) -> PeftMode
         AdapterError: If a target matches nothing, or the model has an adapter already.
     """
     return PeftModel(model, peft_config, None, is_trainable=True)
-

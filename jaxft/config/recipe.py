@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
@@ -279,9 +280,7 @@ def section_error(invalid: ValidationError, name: str, values: dict[str, Any]) -
     return problems.problem(error, path, name, value)
 
 
-def _cause(
-    invalid: ValidationError, values: Any, *above: str
-) -> tuple[ErrorDetails, KeyPath, Any]:
+def _cause(invalid: ValidationError, values: Any, *above: str) -> tuple[ErrorDetails, KeyPath, Any]:
     """Return the error to show, the keys that lead to it, and what stands there."""
     # A misspelt key is often missing too, under its right name: the spelling is the cause.
     errors = invalid.errors(include_url=False)

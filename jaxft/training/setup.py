@@ -84,7 +84,15 @@ def make_plan(config: RunConfig) -> Plan:
     family, spec = base.read_spec(found)
     network = targets.adapted_network(config.lora, family, spec)
     return plan_rows(
-        config, found, family, network, found.tokenizer(), mesh, train_rows, eval_rows
+        config,
+        found,
+        family,
+        network,
+        found.tokenizer(),
+        mesh,
+        base.resolve_dtype(config.model.dtype),
+        train_rows,
+        eval_rows,
     )
 
 
@@ -95,6 +103,7 @@ def plan_rows(
     network: Network,
     tokenizer: Any,
     mesh: Mesh,
+    dtype: str,
     train_rows: list[Row],
     eval_rows: list[Row],
 ) -> Plan:
@@ -123,7 +132,7 @@ def plan_rows(
         network=network,
         tokenizer=tokenizer,
         mesh=mesh,
-        dtype=base.resolve_dtype(config.model.dtype),
+        dtype=dtype,
         train=train,
         eval=held_out,
         eval_rows=eval_rows,
