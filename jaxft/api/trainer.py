@@ -5,6 +5,7 @@ It plans like a recipe (`training.setup.plan_rows`) and runs the same loop
 metrics of the user's own, a loss of the user's own.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -256,27 +257,24 @@ class Trainer:
         )
 
     def _loss(self) -> steps.LossFunction:
-        return (
-            steps.causal_lm
-            if self._compute_loss_func is None
-            else _UserLoss(self._compute_loss_func)
-        )
+        function = self._compute_loss_func
+        return steps.causal_lm if function is None else functools.partial(_user_loss, function)
 
 
-class _UserLoss(NamedTuple):
-    """A user's mean loss as (sum, count), so that micro-batches weigh by their targets."""
-
-    function: ComputeLoss
-
-    def __call__(
-        self, program: steps.Program, tree: trees.Tree, hidden: Any, micro: steps.Batch
-    ) -> tuple[jax.Array, jax.Array]:
-        head = forward.head_leaves(program.network, tree)
-        logits = forward.head_logits(program.network, program.mesh, head, hidden)
-        count = jnp.sum(micro["labels"] != losses.IGNORED, dtype=jnp.int32)
-        labels = jnp.roll(micro["labels"], 1, axis=1).at[:, 0].set(losses.IGNORED)
-        mean = self.function(ModelOutput(logits), labels, count)
-        return jnp.asarray(mean, jnp.float32) * count, count
+def _user_loss(
+    function: ComputeLoss,
+    program: steps.Program,
+    tree: trees.Tree,
+    hidden: Any,
+    micro: steps.Batch,
+) -> tuple[jax.Array, jax.Array]:
+    """Return a user's mean loss as (sum, count), so that micro-batches weigh by their targets."""
+    head = forward.head_leaves(program.network, tree)
+    logits = forward.head_logits(program.network, program.mesh, head, hidden)
+    count = jnp.sum(micro["labels"] != losses.IGNORED, dtype=jnp.int32)
+    labels = jnp.roll(micro["labels"], 1, axis=1).at[:, 0].set(losses.IGNORED)
+    mean = function(ModelOutput(logits), labels, count)
+    return jnp.asarray(mean, jnp.float32) * count, count
 
 
 class _Listener(Watcher):

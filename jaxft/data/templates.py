@@ -136,7 +136,7 @@ def chat_text(
     return text
 
 
-def first_exchange(row: Row, tokenizer: Tokenizer = None) -> Exchange:
+def first_exchange(row: Row, tokenizer: Tokenizer) -> Exchange:
     """Return the first question of a row and its answer, to show what a model makes of it.
 
     A text, or tokens that are all learned, are asked by how they begin.

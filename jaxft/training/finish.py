@@ -5,7 +5,6 @@ logits.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from jaxft import tree as trees
 from jaxft.data import templates
 from jaxft.errors import AdapterError
 from jaxft.generation import completion
-from jaxft.generation.completion import Generator
+from jaxft.generation.completion import Generator, Prompt
 from jaxft.generation.decoding import Decoder
 from jaxft.generation.sampling import Sampling
 from jaxft.lora import peft_format
@@ -104,9 +103,7 @@ def answers(plan: Plan, outcome: Outcome) -> list[console.Sample]:
 
     Both run the same programs: the base is the network with its trained leaves as they began.
     """
-    asked = (templates.first_exchange(row).prompt for row in plan.eval_rows)
-    # A row of plain text may have an empty prompt: there is nothing to go on from.
-    prompts = list(itertools.islice(filter(None, asked), _SHOWN_PROMPTS))
+    prompts = _held_out_prompts(plan)
     if not prompts:
         return []
     stop_ids = base.read_stop_ids(plan.source, plan.tokenizer)
@@ -129,6 +126,15 @@ def answers(plan: Plan, outcome: Outcome) -> list[console.Sample]:
         return [console.Sample(*sample) for sample in by_model]
 
 
-def _shown(prompt: str | Sequence[Mapping[str, Any]]) -> str:
+def _held_out_prompts(plan: Plan) -> list[Prompt]:
+    """Return the first held-out prompts; none where rows came as tokens, without a tokenizer."""
+    if plan.tokenizer is None:
+        return []
+    asked = (templates.first_exchange(row, plan.tokenizer).prompt for row in plan.eval_rows)
+    # A row of plain text may have an empty prompt: there is nothing to go on from.
+    return list(itertools.islice(filter(None, asked), _SHOWN_PROMPTS))
+
+
+def _shown(prompt: Prompt) -> str:
     """Return the last thing said, which is the question."""
     return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])

@@ -52,8 +52,9 @@ def _show_plan(plan: Plan) -> None:
         f"{batches.sequence_length} tokens; {batches.steps_per_epoch} steps are an epoch, "
         f"{batches.fill:.0%} of its tokens are no padding."
     )
-    marked = report.mark_targets(batches.examples[0], plan.tokenizer, before="[[", after="]]")
-    console.note(f"The first row, what is learned in [[ ]]:\n{marked}")
+    if plan.tokenizer is not None:
+        marked = report.mark_targets(batches.examples[0], plan.tokenizer, before="[[", after="]]")
+        console.note(f"The first row, what is learned in [[ ]]:\n{marked}")
 
 
 def _show_outcome(plan: Plan, outcome: Outcome) -> None:

@@ -122,6 +122,8 @@ def plan_rows(
         console.note(f"Of the base model, {', '.join(dropouts)} is not applied in training.")
     train = _batches(config, train_rows, tokenizer, mesh, is_eval=False)
     held_out = _batches(config, eval_rows, tokenizer, mesh, is_eval=True) if eval_rows else None
+    for batches in filter(None, (train, held_out)):
+        batches.examples.check_ids(network.spec.vocab_size)
     num_steps = config.train.max_steps
     if num_steps <= 0:
         num_steps = math.ceil(config.train.num_train_epochs * train.steps_per_epoch)

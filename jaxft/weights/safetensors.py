@@ -16,6 +16,7 @@ import numpy as np
 import safetensors
 
 from jaxft.errors import WeightsError
+from jaxft.weights import shards
 from jaxft.weights.checkpoint import TensorInfo
 
 SINGLE = "model.safetensors"
@@ -95,22 +96,12 @@ def open_safetensors(folder: Path) -> SafetensorsCheckpoint:
         return SafetensorsCheckpoint(
             folder / SINGLE, dict.fromkeys(tensors, folder / SINGLE), tensors
         )
-    placed = _read_index(folder / INDEX)
-    files: dict[str, Path] = {}
-    merged: dict[str, TensorInfo] = {}
-    for shard in dict.fromkeys(placed.values()):
-        tensors = read_header(folder / shard)
-        for name in tensors:
-            _check_place(name, folder / shard, placed, files)
-        files |= dict.fromkeys(tensors, folder / shard)
-        merged |= tensors
-    for name, shard in placed.items():
-        if name not in files:
-            raise WeightsError(
-                f"{folder / shard}: tensor {name} is missing, though {INDEX} places it here.",
-                "Expected shards and index of the same model; download or copy them again.",
-            )
-    return SafetensorsCheckpoint(folder, files, merged)
+    joined = shards.join(folder / INDEX, read_header)
+    return SafetensorsCheckpoint(
+        folder,
+        {name: file for name, (file, _) in joined.items()},
+        {name: info for name, (_, info) in joined.items()},
+    )
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
@@ -166,30 +157,3 @@ def _diagnose(file: Path) -> str:
         f"the file is truncated: {len(late)} tensors end beyond it, the first is {first} "
         f"(at byte {ends[first]} of {data_bytes})"
     )
-
-
-def _read_index(index: Path) -> dict[str, str]:
-    """Read which shard holds each tensor."""
-    remedy = "Expected an index with a weight_map of tensor to shard; download or copy it again."
-    try:
-        placed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = set(placed.values())
-    except FileNotFoundError as error:
-        raise WeightsError(f"{index.parent}: neither {SINGLE} nor {INDEX}.", remedy) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{index}: not a readable index ({error!r}).", remedy) from error
-    for shard in shards:
-        if not isinstance(shard, str) or Path(shard).name != shard:
-            raise WeightsError(f"{index}: {shard!r} is not the name of a file beside it.", remedy)
-    return placed
-
-
-def _check_place(name: str, file: Path, placed: dict[str, str], files: dict[str, Path]) -> None:
-    """Refuse a tensor of a shard that is elsewhere too, or that the index does not name."""
-    remedy = "Expected each tensor once, where the index says; download or copy the shards again."
-    if name in files:
-        raise WeightsError(f"{file}: tensor {name} is also in {files[name].name}.", remedy)
-    if name not in placed:
-        raise WeightsError(f"{file}: tensor {name} is not named in {INDEX}.", remedy)
-    if placed[name] != file.name:
-        raise WeightsError(f"{file}: tensor {name} belongs in {placed[name]} by {INDEX}.", remedy)

@@ -210,7 +210,7 @@ def run_jaxft(
     schedule = optimizers.make_schedule(train_config(), len(rows))
     optimizer = optimizers.make_optimizer(train_config(), schedule)
     capacity = max(int((row["labels"] != -100).sum()) for row in rows)
-    program = steps.Program(network, mesh, args.dtype, capacity, args.remat)
+    program = steps.Program(network, mesh, args.dtype, capacity, args.remat, steps.causal_lm)
     step = steps.make_train_step(program, optimizer, schedule, leaves)
     state = states.init_state(leaves, optimizer, mesh)
     losses, seconds = [], []

@@ -153,7 +153,7 @@ def test_an_index_cannot_point_outside_its_folder(tmp_path: Path, shard: Any) ->
 
 
 def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"neither model\.safetensors nor"):
+    with pytest.raises(WeightsError, match=r"model\.safetensors\.index\.json: there is no such"):
         safetensors.open_safetensors(tmp_path)
 
 
