@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -40,6 +40,12 @@ Examples:
   jaxft generate --adapter runs/quickstart/adapter --prompt "Hello." \\
     --temperature 0.7 --seed 1 --max-new-tokens 64
   jaxft generate --model HuggingFaceTB/SmolLM2-135M-Instruct --prompt "Hello."
+"""
+
+_EXPORT_EXAMPLES = """\b
+Examples:
+  jaxft export --adapter runs/quickstart/adapter --output runs/quickstart/merged
+  jaxft export --adapter runs/quickstart/adapter --output flax --format flax
 """
 
 app = typer.Typer(
@@ -173,3 +179,34 @@ def generate(
             seed=seed,
         )
     )
+
+
+@app.command(no_args_is_help=True, epilog=_EXPORT_EXAMPLES)
+def export(
+    output: Annotated[Path, typer.Option(help="The folder to write.", show_default=False)],
+    adapter: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the adapter. Without it: the base model.", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="The base model. Without it: the one that the adapter names.", show_default=False
+        ),
+    ] = None,
+    format: Annotated[
+        Literal["merged", "flax"],
+        typer.Option(help="merged: safetensors; flax: the msgpack of Flax classes."),
+    ] = "merged",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        typer.Option(help="Of the weights written. auto: as the base model's file has them."),
+    ] = "auto",
+) -> None:
+    """Merge an adapter into its base model and write the whole.
+
+    What is written is read back and compared before it takes its place.
+    """
+    from jaxft import export as exporting
+
+    exporting.export(adapter=adapter, model=model, output=output, kind=format, dtype=dtype)

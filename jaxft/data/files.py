@@ -82,7 +82,7 @@ def _parquet(path: Path) -> Values:
 
     Other columns may be pictures, or dates that Python has no type for.
     """
-    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow
     from pyarrow import parquet
 
     number = 0

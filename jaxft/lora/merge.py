@@ -1,0 +1,74 @@
+"""Adapters merged into the weights they stand beside: ``W + scaling * A^T B``.
+
+The sum is taken in float32 and rounded once, to the dtype of the merged model. What was trained
+as a whole simply takes its place.
+
+Source: `peft/tuners/lora/layer.py: Linear.get_delta_weight`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxft import tree as trees
+from jaxft.models.families.family import Family
+from jaxft.models.network import Adapter, Network
+from jaxft.weights import layout, names
+from jaxft.weights.names import Slot
+
+
+class Merged:
+    """The tensors of a tuned model under Hugging Face's names, merged one at a time."""
+
+    def __init__(self, tree: Mapping[str, Any], family: Family, network: Network) -> None:
+        """Take all leaves of `network`; nothing is computed yet."""
+        self._leaves = trees.flatten(tree)
+        self._slots = names.own_tensors(family, network)
+        if not network.has_own_head:
+            self._slots.pop(f"{family.head_name}.weight", None)
+        self._modules = {
+            module.name: module for module in names.linear_modules(family, network.spec)
+        }
+        self._places = {
+            layer: (f"{prefix}/", index, dict(described.adapters))
+            for prefix, described, layers in network.stacked_blocks()
+            for index, layer in enumerate(layers)
+        }
+        self._outer = ("", None, dict(network.outer_adapters))
+
+    def names(self) -> list[str]:
+        """Return the names of all tensors."""
+        return list(self._slots)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor."""
+        shapes = {slot.path: self._leaves[slot.path].shape for slot in self._slots[name]}
+        return names.expected_shape(self._slots[name], shapes)
+
+    def read(self, name: str) -> np.ndarray:
+        """Return a tensor, float32 if something was added to it, else as it is stored."""
+        slots = self._slots[name]
+        tensor = layout.join(self._leaves, slots)
+        module = self._modules.get(name.removesuffix(".weight"))
+        if module is None or not name.endswith(".weight"):
+            return tensor
+        prefix, index, adapters = (
+            self._outer if module.layer is None else self._places[module.layer]
+        )
+        if module.path not in adapters:
+            return tensor
+        delta = self._delta(f"{prefix}{module.path}", index, adapters[module.path])
+        return tensor.astype(np.float32) + layout.oriented(delta, _whole(slots[0]))
+
+    def _delta(self, path: str, index: int | None, adapter: Adapter) -> np.ndarray:
+        """Return what an adapter adds to its module's kernel, [in, out]."""
+        a, b = (self._leaves[f"{path}/{leaf}"] for leaf in ("lora_a", "lora_b"))
+        if index is not None:
+            a, b = a[index], b[index]
+        product = np.asarray(a, np.float32).T @ np.asarray(b, np.float32)
+        return np.float32(adapter.scaling) * product
+
+
+def _whole(slot: Slot) -> Slot:
+    return Slot(slot.path, slot.index, slot.transposed, None)

@@ -1,0 +1,92 @@
+"""A base model with an adapter in place: what generation and export begin from."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from jaxft import tree as trees
+from jaxft.config import LoraConfig
+from jaxft.errors import AdapterError
+from jaxft.lora import mask, peft_format, targets
+from jaxft.models.families.family import Family
+from jaxft.models.network import Network, base_network
+from jaxft.parallel import rules
+from jaxft.weights import base
+from jaxft.weights.source import Source
+
+
+class Tuned(NamedTuple):
+    """A model, loaded.
+
+    Attributes:
+        family: Its family.
+        network: It, with what the adapter trains.
+        tree: All its leaves.
+    """
+
+    family: Family
+    network: Network
+    tree: trees.Tree
+
+
+def base_name(
+    content: Mapping[str, Any], model: str | None, adapter: Path | None
+) -> tuple[str, str | None]:
+    """Return the name and the revision of the base model to use.
+
+    Args:
+        content: Of adapter_config.json.
+        model: What the user named.
+        adapter: The adapter's folder, or `None` without one.
+
+    Raises:
+        AdapterError: If neither the user nor the adapter names one.
+    """
+    if model is not None:
+        return model, None
+    if adapter is None:
+        raise AdapterError(
+            "Neither an adapter nor a base model was given.",
+            "Give --adapter, whose base model is then used, or --model to use a base model alone.",
+        )
+    name = content.get("base_model_name_or_path")
+    if not name:
+        raise AdapterError(
+            f"{adapter / peft_format.CONFIG_FILE} names no base model.",
+            "Name the one that the adapter was made for with --model.",
+        )
+    return name, content.get("revision")
+
+
+def load(
+    found: Source,
+    lora: LoraConfig | None,
+    tensors: Mapping[str, Any],
+    *,
+    origin: Path,
+    mesh: Mesh,
+    dtype: str,
+) -> Tuned:
+    """Read a base model and put an adapter on it.
+
+    Args:
+        found: The base model.
+        lora: What the adapter is; `None` for none.
+        tensors: The adapter's, under PEFT's names.
+        origin: The adapter's folder, for messages.
+        mesh: Over which the leaves are divided.
+        dtype: Of the base's leaves.
+
+    Raises:
+        JaxftError: If the model cannot be read, or the adapter does not fit it.
+    """
+    family, spec = base.read_spec(found)
+    network = base_network(spec) if lora is None else targets.adapted_network(lora, family, spec)
+    trained = {} if lora is None else peft_format.from_tensors(tensors, family, network, origin)
+    own = base.load_base(found, family, network, dtype=dtype, mesh=mesh)
+    _, frozen = trees.partition(own, mask.trainable_mask(network, own))
+    placed = jax.device_put(trained, rules.shardings(trained, mesh))
+    return Tuned(family, network, trees.combine(frozen, placed))

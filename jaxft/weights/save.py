@@ -1,0 +1,104 @@
+"""Write whole models: config.json beside safetensors, or beside HF Flax's msgpack.
+
+Tensors are asked for one at a time, under Hugging Face's names. A model is written into a folder
+beside its place and takes it when it is complete.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from jaxft.errors import WeightsError
+from jaxft.weights import flax_msgpack, safetensors
+from jaxft.weights.checkpoint import TensorInfo
+
+_SHARD_BYTES = 5_000_000_000  # as transformers' `save_pretrained`
+
+Format = Literal["merged", "flax"]
+
+
+def save_model(
+    folder: Path,
+    config: Mapping[str, Any],
+    infos: Mapping[str, TensorInfo],
+    read: Callable[[str], np.ndarray],
+    kind: Format,
+    finish: Callable[[Path], None],
+) -> None:
+    """Write a model folder.
+
+    Args:
+        folder: Its place; it must not exist, or be empty.
+        config: The content of config.json.
+        infos: Shape and dtype of every tensor by Hugging Face's name.
+        read: Returns a tensor by name, in torch's layout.
+        kind: "merged" is safetensors, "flax" is `flax_model.msgpack`.
+        finish: Given the new folder before it takes its place, to add files and to check it.
+
+    Raises:
+        WeightsError: If the folder holds something.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise WeightsError(
+            f"{folder} exists and is not empty.", "Choose a new folder: nothing is overwritten."
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        new = Path(temporary) / "new"
+        new.mkdir()
+        text = json.dumps(dict(config), indent=2, sort_keys=True)
+        (new / "config.json").write_text(text + "\n", encoding="utf-8")
+        if kind == "flax":
+            path = new / flax_msgpack.SINGLE
+            flax_msgpack.save_msgpack(path, dict(infos), read, str(config["model_type"]))
+        else:
+            _save_safetensors(new, infos, read)
+        finish(new)
+        if folder.exists():
+            folder.rmdir()
+        os.replace(new, folder)
+
+
+def _save_safetensors(
+    folder: Path, infos: Mapping[str, TensorInfo], read: Callable[[str], np.ndarray]
+) -> None:
+    shards = _shards(infos)
+    if len(shards) == 1:
+        _write(folder / safetensors.SINGLE, shards[0], read)
+        return
+    weight_map = {}
+    for number, names in enumerate(shards, start=1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        _write(folder / file, names, read)
+        weight_map |= dict.fromkeys(names, file)
+    total = sum(_num_bytes(info) for info in infos.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / safetensors.INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _write(path: Path, names: list[str], read: Callable[[str], np.ndarray]) -> None:
+    tensors = {name: np.ascontiguousarray(read(name)) for name in names}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _shards(infos: Mapping[str, TensorInfo]) -> list[list[str]]:
+    """Cut the names into files of at most `_SHARD_BYTES`, in order."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, info in infos.items():
+        if shards[-1] and size + _num_bytes(info) > _SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += _num_bytes(info)
+    return shards
+
+
+def _num_bytes(info: TensorInfo) -> int:
+    return int(np.prod(info.shape)) * info.dtype.itemsize
