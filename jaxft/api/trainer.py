@@ -61,7 +61,11 @@ class TrainOutput(NamedTuple):
 
 
 class Trainer:
-    """Trains a model with an adapter on rows, in the names of transformers' `Trainer`."""
+    """Trains a model with an adapter on rows, in the names of transformers' `Trainer`.
+
+    A subclass may define ``compute_loss(self, model, inputs)``; it is traced by JAX, calls
+    ``model(**inputs)`` once, and returns the mean loss.
+    """
 
     def __init__(
         self,
@@ -257,12 +261,42 @@ class Trainer:
         )
 
     def _loss(self) -> steps.LossFunction:
-        function = self._compute_loss_func
-        return steps.causal_lm if function is None else functools.partial(_user_loss, function)
+        own = getattr(self, "compute_loss", None)  # of a subclass, as transformers has it
+        if own is not None:
+            return functools.partial(_user_loss, functools.partial(_by_method, own))
+        if self._compute_loss_func is not None:
+            return functools.partial(_user_loss, functools.partial(_by_function, self._compute_loss_func))
+        return steps.causal_lm
+
+
+class _CalledModel:
+    """The model as a user's `compute_loss` sees it: called on its batch, it gives the outputs."""
+
+    def __init__(self, outputs: ModelOutput, input_ids: Any) -> None:
+        self._outputs, self._input_ids = outputs, input_ids
+
+    def __call__(self, input_ids: Any, **_: Any) -> ModelOutput:
+        if input_ids is not self._input_ids:
+            raise ConfigError(
+                "compute_loss called the model on other tokens than those of its inputs.",
+                "Call model(**inputs), and compute the loss from its logits and inputs['labels'].",
+            )
+        return self._outputs
+
+
+def _by_method(own: Callable[..., Any], outputs: ModelOutput, inputs: dict[str, Any]) -> Any:
+    """Return the loss of a `compute_loss(model, inputs)`, which may come with the outputs."""
+    loss = own(_CalledModel(outputs, inputs["input_ids"]), inputs)
+    return loss[0] if isinstance(loss, tuple) else loss
+
+
+def _by_function(function: ComputeLoss, outputs: ModelOutput, inputs: dict[str, Any]) -> Any:
+    """Return the loss of a `compute_loss_func(outputs, labels, number of targets)`."""
+    return function(outputs, inputs["labels"], inputs["num_items_in_batch"])
 
 
 def _user_loss(
-    function: ComputeLoss,
+    compute: Callable[[ModelOutput, dict[str, Any]], Any],
     program: steps.Program,
     tree: trees.Tree,
     hidden: Any,
@@ -272,8 +306,14 @@ def _user_loss(
     head = forward.head_leaves(program.network, tree)
     logits = forward.head_logits(program.network, program.mesh, head, hidden)
     count = jnp.sum(micro["labels"] != losses.IGNORED, dtype=jnp.int32)
-    labels = jnp.roll(micro["labels"], 1, axis=1).at[:, 0].set(losses.IGNORED)
-    mean = function(ModelOutput(logits), labels, count)
+    inputs = {
+        "input_ids": micro["input_ids"],
+        "attention_mask": (micro["segment_ids"] > 0).astype(jnp.int32),
+        "position_ids": micro["positions"],
+        "labels": jnp.roll(micro["labels"], 1, axis=1).at[:, 0].set(losses.IGNORED),
+        "num_items_in_batch": count,
+    }
+    mean = compute(ModelOutput(logits), inputs)
     return jnp.asarray(mean, jnp.float32) * count, count
 
 
@@ -290,6 +330,8 @@ class _Listener(Watcher):
         return self._owner.control.should_training_stop
 
     def logged(self, step: int, line: Any) -> None:
+        # The next step may be under way already: metrics are read one behind.
+        self._owner.state.global_step = step
         self._owner.state.log_history.append({"step": step, **line})
         self._owner.tell("on_log", logs=dict(line))
 

@@ -72,7 +72,7 @@ def _save_safetensors(
     if len(shards) == 1:
         _write(folder / safetensors.SINGLE, shards[0], read)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         _write(folder / file, names, read)
