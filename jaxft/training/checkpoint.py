@@ -241,4 +241,4 @@ def _checksum(state: State) -> int:
 def _first_line(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     line = text.splitlines()[0]
-    return line if len(line) <= 200 else f"{line[:197]}..."
+    return line if len(line) <= 120 else f"{line[:117]}..."

@@ -60,7 +60,7 @@ def check(length, window, segments, seed=0):
 # One position; one chunk; a last chunk of one; a multiple of the chunk; more than four chunks.
 @pytest.mark.parametrize(
     ("length", "window"),
-    [(1, None), (13, 1), (33, None), (33, 7), (64, 20), (259, 100)],
+    [(1, None), (13, 1), (33, 7), (64, None), (259, 100)],
 )
 def test_value_and_gradients_are_those_of_the_whole_score_matrix(length, window):
     check(length, window, two_segments(length))
@@ -107,11 +107,11 @@ def test_rows_of_nothing_but_padding_are_finite_and_harm_no_one():
 
 
 def test_bfloat16_is_within_a_hundredth_of_float32():
-    arrays = [array.astype(jnp.bfloat16) for array in draw(64)]
+    arrays = [array.astype(jnp.bfloat16) for array in draw(33)]
     exact = [array.astype(jnp.float32) for array in arrays]
-    segments = two_segments(64)
-    found = value_and_gradients(*arrays[:3], segments, arrays[3], 20, False)
-    expected = value_and_gradients(*exact[:3], segments, exact[3], 20, True)
+    segments = two_segments(33)
+    found = value_and_gradients(*arrays[:3], segments, arrays[3], 7, False)
+    expected = value_and_gradients(*exact[:3], segments, exact[3], 7, True)
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.dtype == jnp.bfloat16
         error = np.linalg.norm(ours.astype(jnp.float32) - theirs) / np.linalg.norm(theirs)

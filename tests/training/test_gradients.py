@@ -1,6 +1,6 @@
 """Gradients of the whole loss: against autodiff of the plain decoder, and what computes them.
 
-The sizes are distinct (2 x 37 tokens, width 64, heads 80 and 40 wide, MLP 160, vocabulary 112),
+The sizes are distinct (2 x 13 tokens, width 64, heads 80 and 40 wide, MLP 160, vocabulary 112),
 so a product that has a kernel's shape is a kernel's gradient.
 """
 
@@ -18,8 +18,8 @@ from jaxft import tree as trees
 from jaxft.models.network import base_network
 from jaxft.training import step as steps
 
-ROWS, LENGTH = 2, 37
-NETWORK = tiny.adapted(tiny.with_windows([None, 8] * 2))
+ROWS, LENGTH = 2, 13
+NETWORK = tiny.adapted(tiny.with_windows([4] * 3))
 TRAINABLE, FROZEN = tiny.split(tiny.random_leaves(NETWORK))
 BATCH = tiny.make_batch(ROWS, LENGTH)
 KERNELS = {(64, 80), (64, 40), (80, 64), (64, 160), (160, 64), (112, 64)}
