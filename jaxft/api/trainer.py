@@ -265,7 +265,9 @@ class Trainer:
         if own is not None:
             return functools.partial(_user_loss, functools.partial(_by_method, own))
         if self._compute_loss_func is not None:
-            return functools.partial(_user_loss, functools.partial(_by_function, self._compute_loss_func))
+            return functools.partial(
+                _user_loss, functools.partial(_by_function, self._compute_loss_func)
+            )
         return steps.causal_lm
 
 
