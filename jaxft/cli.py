@@ -44,7 +44,7 @@ Examples:
 
 _EXPORT_EXAMPLES = """\b
 Examples:
-  jaxft export --adapter runs/quickstart/adapter --output runs/quickstart/merged
+  jaxft export --adapter runs/quickstart/adapter --output merged
   jaxft export --adapter runs/quickstart/adapter --output flax --format flax
 """
 

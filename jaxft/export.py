@@ -96,7 +96,10 @@ def _finish(folder: Path, found: Source, loaded: Tuned, mesh: Mesh, dtype: str) 
     Raises:
         WeightsError: If its logits differ by more than rounding.
     """
-    found.tokenizer().save_pretrained(folder)
+    try:
+        found.tokenizer().save_pretrained(folder)
+    except WeightsError as error:
+        console.note(f"No tokenizer is written: {error.found}")
     generation = found.folder / "generation_config.json"
     if found.gguf is None and generation.is_file():
         shutil.copy(generation, folder / generation.name)
@@ -112,7 +115,7 @@ def _finish(folder: Path, found: Source, loaded: Tuned, mesh: Mesh, dtype: str) 
     difference = float(jnp.max(jnp.abs(live - written)) / jnp.max(jnp.abs(live)))
     if not difference <= _TOLERANCES[dtype]:
         raise WeightsError(
-            f"{folder.name}: read back, its logits differ from the live model's by "
+            f"Read back, the logits of what was written differ from the live model's by "
             f"{difference:.1e} of the largest.",
             f"It was not kept; rounding to {dtype} explains {_TOLERANCES[dtype]:.0e}. "
             "Export in float32, or look to the disk.",
@@ -129,9 +132,7 @@ def _logits(model: Tuned, mesh: Mesh) -> jax.Array:
 
     @jax.jit
     def logits(tree: Mapping[str, Any]) -> jax.Array:
-        hidden = forward.hidden_states(
-            network, tree, ids, jnp.ones_like(ids), positions, mesh=mesh, dtype="float32"
-        )
-        return forward.head_logits(network, mesh, forward.head_leaves(network, tree), hidden)
+        segments = jnp.ones_like(ids)
+        return forward.logits(network, tree, ids, segments, positions, mesh=mesh, dtype="float32")
 
     return logits(model.tree)

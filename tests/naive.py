@@ -15,7 +15,7 @@ import numpy as np
 import tiny
 
 from jaxft.models.network import Network
-from jaxft.models.spec import ModelSpec
+from jaxft.models.spec import Learned, ModelSpec
 
 
 def logits(network: Network, tree: Any, micro: Mapping[str, Any], xp: Any = np) -> Any:
@@ -24,15 +24,25 @@ def logits(network: Network, tree: Any, micro: Mapping[str, Any], xp: Any = np) 
     if xp is np:
         tree = jax.tree.map(np.asarray, tree)
     x = tree["embed"]["kernel"][micro["input_ids"]]
+    if spec.embed_dim != spec.model_dim:
+        x = _linear(_leaves(tree, "embed_in"), "embed_in", x)
+    if isinstance(spec.positions, Learned):
+        x = x + tree["positions"]["kernel"][micro["positions"] + spec.positions.offset]
     for block, leaves in zip(spec.blocks, tiny.layers_of(network, tree), strict=True):
-        mixed = _norm(x, leaves["attn_norm/scale"], spec.norm_eps, xp)
-        x = x + _attention(spec, block.window, leaves, mixed, micro, xp)
-        mixed = _norm(x, leaves["mlp_norm/scale"], spec.norm_eps, xp)
-        gate, up = _linear(leaves, "mlp/gate", mixed), _linear(leaves, "mlp/up", mixed)
-        x = x + _linear(leaves, "mlp/down", gate / (1 + xp.exp(-gate)) * up)
-    x = _norm(x, tree["final_norm"]["scale"], spec.norm_eps, xp)
-    head = {f"head/{name}": leaf for name, leaf in tree.get("head", {}).items()}
-    if spec.tied_head:
+        if spec.norm_placement == "pre":
+            mixed = _norm(spec, leaves, "attn_norm", x, xp)
+            x = x + _attention(spec, block.window, leaves, mixed, micro, xp)
+            x = x + _mlp(spec, leaves, _norm(spec, leaves, "mlp_norm", x, xp), xp)
+        else:
+            x = x + _attention(spec, block.window, leaves, x, micro, xp)
+            x = _norm(spec, leaves, "attn_norm", x, xp)
+            x = _norm(spec, leaves, "mlp_norm", x + _mlp(spec, leaves, x, xp), xp)
+    if spec.final_norm:
+        x = _norm(spec, _leaves(tree, "final_norm"), "final_norm", x, xp)
+    if spec.embed_dim != spec.model_dim:
+        x = _linear(_leaves(tree, "embed_out"), "embed_out", x)
+    head = _leaves(tree, "head")
+    if not network.has_own_head:
         head["head/kernel"] = tree["embed"]["kernel"].T
     return _linear(head, "head", x)
 
@@ -77,11 +87,17 @@ def _attention(
     spec: ModelSpec, window: int | None, leaves: Any, x: Any, micro: Any, xp: Any
 ) -> Any:
     b, t, g, width = *x.shape[:2], spec.num_kv_heads, spec.head_dim
-    q = _linear(leaves, "attn/q", x).reshape(b, t, -1, width)
-    k = _linear(leaves, "attn/k", x).reshape(b, t, g, width)
-    v = _linear(leaves, "attn/v", x).reshape(b, t, g, width)
-    q = rotate(q, micro["positions"], spec.rope.theta, xp).reshape(b, t, g, -1, width)
-    k = rotate(k, micro["positions"], spec.rope.theta, xp)
+    q, k, v = (_linear(leaves, f"attn/{name}", x) for name in "qkv")
+    if "attn/qkv/lora_a" in leaves:
+        delta, q_width = _lora(leaves, "attn/qkv", x), spec.num_heads * width
+        q = q + delta[..., :q_width]
+        k = k + delta[..., q_width : q_width + g * width]
+        v = v + delta[..., q_width + g * width :]
+    q, k, v = q.reshape(b, t, -1, width), k.reshape(b, t, g, width), v.reshape(b, t, g, width)
+    if not isinstance(spec.positions, Learned):
+        q = rotate(q, micro["positions"], spec.positions.theta, xp)
+        k = rotate(k, micro["positions"], spec.positions.theta, xp)
+    q = q.reshape(b, t, g, -1, width)
     mixed = attention(q, k, v, visible(micro["segment_ids"], window), width**-0.5, xp)
     return _linear(leaves, "attn/o", mixed.reshape(b, t, -1))
 
@@ -90,11 +106,30 @@ def _linear(leaves: Mapping[str, Any], module: str, x: Any) -> Any:
     y = x @ leaves[f"{module}/kernel"]
     if f"{module}/bias" in leaves:
         y = y + leaves[f"{module}/bias"][None, None, :]
-    if f"{module}/lora_a" in leaves:
-        inner = x @ leaves[f"{module}/lora_a"].T
-        y = y + tiny.SCALING * (inner @ leaves[f"{module}/lora_b"])
-    return y
+    return y + _lora(leaves, module, x) if f"{module}/lora_a" in leaves else y
 
 
-def _norm(x: Any, scale: Any, eps: float, xp: Any) -> Any:
-    return x / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + eps) * scale[None, None, :]
+def _lora(leaves: Mapping[str, Any], module: str, x: Any) -> Any:
+    return tiny.SCALING * (x @ leaves[f"{module}/lora_a"].T @ leaves[f"{module}/lora_b"])
+
+
+def _mlp(spec: ModelSpec, leaves: Mapping[str, Any], x: Any, xp: Any) -> Any:
+    """Apply SwiGLU, or two linear maps with a ReLU between them; no other activation."""
+    up = _linear(leaves, "mlp/up", x)
+    if spec.mlp == "plain":
+        return _linear(leaves, "mlp/down", xp.maximum(up, 0))
+    gate = _linear(leaves, "mlp/gate", x)
+    return _linear(leaves, "mlp/down", gate / (1 + xp.exp(-gate)) * up)
+
+
+def _norm(spec: ModelSpec, leaves: Mapping[str, Any], name: str, x: Any, xp: Any) -> Any:
+    if spec.norm == "layer":
+        x = x - xp.mean(x, axis=-1, keepdims=True)
+    x = x / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + spec.norm_eps)
+    x = x * leaves[f"{name}/scale"][None, None, :]
+    return x + leaves[f"{name}/bias"][None, None, :] if spec.norm == "layer" else x
+
+
+def _leaves(tree: Mapping[str, Any], module: str) -> dict[str, Any]:
+    """Return the leaves of a module outside the layers, by path."""
+    return {f"{module}/{name}": leaf for name, leaf in tree.get(module, {}).items()}

@@ -52,15 +52,15 @@ RECIPE: dict[str, Any] = {
 }
 
 
-def write_model(folder: Path, *, seed: int = 0, width: int = WIDTH) -> Path:
-    """Write a random Llama with a ChatML tokenizer."""
+def write_model(folder: Path, *, seed: int = 0, width: int = WIDTH, biases: bool = False) -> Path:
+    """Write a random Llama with a ChatML tokenizer; `biases` are those of attention."""
     folder.mkdir(parents=True)
     tokenizer = _tokenizer()
     tokenizer.save_pretrained(folder)
     content = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "attention_bias": False,
+        "attention_bias": biases,
         "hidden_act": "silu",
         "hidden_size": width,
         "intermediate_size": MLP,
@@ -77,7 +77,7 @@ def write_model(folder: Path, *, seed: int = 0, width: int = WIDTH) -> Path:
         "eos_token_id": tokenizer.eos_token_id,
     }
     (folder / "config.json").write_text(json.dumps(content))
-    tensors = _tensors(len(tokenizer), width, seed)
+    tensors = _tensors(len(tokenizer), width, seed, biases)
     safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
@@ -96,7 +96,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _tensors(vocabulary: int, width: int, seed: int) -> dict[str, np.ndarray]:
+def _tensors(vocabulary: int, width: int, seed: int, biases: bool) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     kv = width // HEADS * KV_HEADS
     block = {
@@ -116,6 +116,9 @@ def _tensors(vocabulary: int, width: int, seed: int) -> dict[str, np.ndarray]:
     }
     for layer in range(LAYERS):
         shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in block.items()}
+        for name in ("q", "k", "v", "o") if biases else ():
+            module = f"self_attn.{name}_proj"
+            shapes[f"model.layers.{layer}.{module}.bias"] = block[module][:1]
 
     def draw(shape: tuple[int, ...]) -> np.ndarray:
         values = rng.standard_normal(shape).astype(np.float32)

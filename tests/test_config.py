@@ -6,6 +6,7 @@ import inspect
 import string
 from pathlib import Path
 
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -95,6 +96,10 @@ def test_scientific_notation_is_a_number_and_no_is_a_word(recipe):
         ("lora.target_modules=.*\\.q_proj", "lora", ".*\\.q_proj"),
         ("lora.target_modules=null", "lora", None),
         ("lora.target_modules=", "lora", None),
+        ("lora.bias=all", "lora", "all"),
+        ("lora.bias=lora_only", "lora", "lora_only"),
+        ("lora.modules_to_save=[lm_head]", "lora", ["lm_head"]),
+        ("lora.modules_to_save=null", "lora", None),
         ("model.dtype=bfloat16", "model", "bfloat16"),
         ("model.path=other/model", "model", "other/model"),
         ("mesh.data=2", "mesh", 2),
@@ -435,7 +440,6 @@ def test_a_known_name_that_is_not_supported_says_so(recipe, override, remedy):
         "train.optim=adafactor",
         "train.lr_scheduler_type=polynomial",
         "train.save_strategy=best",
-        "lora.bias=all",
         "model.dtype=float16",
     ],
 )
@@ -443,6 +447,20 @@ def test_a_known_value_that_is_not_supported_says_so(recipe, override):
     error = mistake(recipe, override)
     assert error.found.endswith("is known, and not supported yet")
     assert error.remedy.startswith("Expected ")
+
+
+@pytest.mark.parametrize("override", ["lora.bias=some", "lora.modules_to_save=[]"])
+def test_what_else_is_trained_is_checked(recipe, override):
+    error = mistake(recipe, override)
+    assert error.found.startswith(f"override `{override}`: `{override.split('=')[0]}` is ")
+
+
+def test_a_section_built_in_python_names_itself_and_the_nearest_option():
+    with pytest.raises(pydantic.ValidationError) as raised:
+        config.LoraConfig(lora_alhpa=4)
+    error = config.section_error(raised.value, "lora", {"lora_alhpa": 4})
+    assert error.found == "lora: unknown key `lora.lora_alhpa`"
+    assert error.remedy == "Did you mean `lora.lora_alpha`?"
 
 
 def test_a_known_name_with_a_home_here_says_where(recipe):

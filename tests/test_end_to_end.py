@@ -168,7 +168,7 @@ def test_an_adapter_on_another_model_is_refused(finished, tmp_path, capsys):
     words = ("--adapter", str(finished / "adapter"), "--model", str(other), "--prompt", "go")
     assert runs.status("generate", *words) == 2
     found, remedy = two_lines(capsys)
-    assert "which this base model's module does not fit" in found
+    assert "has shape (4, 32), and this base model's module needs (4, 64)" in found
     assert "the base model it was made for" in remedy
 
 
@@ -241,8 +241,8 @@ MISTAKES = {
     ),
     "no such model": (None, ["model.path={0}/modle"], "{0}/modle", "Expected a model folder"),
     "no JSON": (break_rows(ROW, "{oops"), [], "{0}/train.jsonl:2", "one JSON object"),
-    "no fields": (break_rows(ROW, ROW, '{"text": 1}'), [], "{0}/train.jsonl:3", "prompt"),
-    "no rows": (break_rows(), [], "{0}/train.jsonl is empty", "one JSON object a line"),
+    "no fields": (break_rows(ROW, ROW, '{"txt": 1}'), [], "{0}/train.jsonl:3", "prompt"),
+    "no rows": (break_rows(), [], "{0}/train.jsonl is empty", '{{"prompt", "completion"}}'),
     "nothing to learn": (
         break_rows('{"messages": [{"role": "user", "content": "a"}]}'),
         [],

@@ -23,9 +23,9 @@ from jaxft.generation import completion
 from jaxft.generation.completion import Generator
 from jaxft.generation.decoding import Decoder
 from jaxft.generation.sampling import GREEDY
-from jaxft.lora import peft_format, targets
+from jaxft.lora import peft_format, targets, tuned
 from jaxft.models.families import llama
-from jaxft.weights import base, names
+from jaxft.weights import base, layout, names
 
 SPEC = dataclasses.replace(tiny.SPEC, vocab_size=byte_tokenizer.VOCAB_SIZE)
 CONFIG = tiny.SMOLLM2_CONFIG | {
@@ -48,9 +48,8 @@ def model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     tensors = {}
     leaves = trees.flatten(FROZEN)
-    for name, slot in names.slots(llama.LLAMA, NETWORK).items():
-        part = leaves[slot.path] if slot.index is None else leaves[slot.path][slot.index]
-        tensors[name] = np.ascontiguousarray(part.T if slot.transposed else part)
+    for name, slots in names.slots(llama.LLAMA, NETWORK).items():
+        tensors[name] = layout.join(leaves, slots)
     safetensors.numpy.save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(CONFIG))
     byte_tokenizer.byte_level().save_pretrained(folder)
@@ -151,5 +150,5 @@ def test_an_adapter_of_another_model_is_refused(model, write_adapter):
 
 def test_the_adapters_revision_goes_with_its_name():
     config = {"base_model_name_or_path": "a/b", "revision": "v1"}
-    assert generate.base_model(config, None, Path("x")) == ("a/b", "v1")
-    assert generate.base_model(config, "c/d", Path("x")) == ("c/d", None)
+    assert tuned.base_name(config, None, Path("x")) == ("a/b", "v1")
+    assert tuned.base_name(config, "c/d", Path("x")) == ("c/d", None)

@@ -28,7 +28,8 @@ ROWS = (
     ("generation",),
     ("training",),
     ("generate", "export", "plan", "sweep"),
-    ("api", "cli"),
+    ("api",),
+    ("cli",),
 )
 HEIGHT = {room: height for height, row in enumerate(ROWS) for room in row}
 

@@ -19,8 +19,17 @@ from jaxft import tree as trees
 from jaxft.lora import mask
 from jaxft.models import bind, forward
 from jaxft.models.families import llama
-from jaxft.models.network import Adapter, Group, Layer, Network, build_network
-from jaxft.models.spec import BlockSpec, ModelSpec
+from jaxft.models.network import (
+    FROZEN,
+    Adapter,
+    Group,
+    Layer,
+    Network,
+    Tuning,
+    base_network,
+    build_network,
+)
+from jaxft.models.spec import BlockSpec, Learned, ModelSpec, Rope
 from jaxft.parallel import mesh as meshes
 from jaxft.parallel import rules
 
@@ -58,12 +67,33 @@ SMOLLM2_CONFIG = {
 SPEC: ModelSpec = dataclasses.replace(
     llama.llama_spec(SMOLLM2_CONFIG),
     vocab_size=112,
+    embed_dim=64,
     model_dim=64,
     num_heads=4,
     num_kv_heads=2,
     head_dim=20,
     mlp_dim=160,
     blocks=(BlockSpec(None),) * 3,
+)
+assert isinstance(SPEC.positions, Rope)
+ROPE: Rope = SPEC.positions
+BASE = base_network(SPEC)
+# What OPT and GPT-2 have and a Llama has not, but for what `POST` adds.
+LEARNED: ModelSpec = dataclasses.replace(
+    SPEC,
+    num_kv_heads=4,
+    mlp="plain",
+    activation="relu",
+    norm="layer",
+    norm_eps=0.1,
+    positions=Learned(rows=46, offset=2),
+    qkv_bias=True,
+    out_bias=True,
+    mlp_bias=True,
+)
+# As the 350m OPT: norms after each sublayer and none at the end, a narrower embedding.
+POST: ModelSpec = dataclasses.replace(
+    LEARNED, embed_dim=48, norm_placement="post", final_norm=False
 )
 RANK, SCALING = 6, 2.0
 MODULES = ("attn/q", "attn/v", "mlp/down")
@@ -82,16 +112,31 @@ def adapted(
     layers: Sequence[int] | None = None,
     dropout: float = 0.0,
     head: bool = False,
+    outside: Sequence[str] = (),
+    trained: Sequence[str] = (),
+    outer_trained: Sequence[str] = (),
 ) -> Network:
-    """Return the network of `spec` with adapters on `modules` of `layers` (of all, if None)."""
+    """Return the network of `spec` with adapters on `modules` of `layers` (of all, if None).
+
+    Args:
+        spec: The model.
+        modules: With adapters, in a layer.
+        layers: Which have something that is trained.
+        dropout: Of the adapters in layers.
+        head: Whether the head has an adapter.
+        outside: Other modules outside the layers with adapters.
+        trained: A layer's own leaves that are trained.
+        outer_trained: The same outside the layers.
+    """
     adapter = Adapter(RANK, SCALING, dropout)
     chosen = range(len(spec.blocks)) if layers is None else layers
     per_layer = [
-        dict.fromkeys(modules, adapter) if layer in chosen else {}
+        Tuning(dict.fromkeys(modules, adapter), trained) if layer in chosen else FROZEN
         for layer in range(len(spec.blocks))
     ]
-    outer = {"head": dataclasses.replace(adapter, dropout=0.0)} if head else {}
-    return build_network(spec, per_layer, outer)
+    named = [*outside, *(["head"] if head else [])]
+    outer = dict.fromkeys(named, dataclasses.replace(adapter, dropout=0.0))
+    return build_network(spec, per_layer, Tuning(outer, outer_trained))
 
 
 def ungrouped(network: Network) -> Network:
@@ -116,7 +161,8 @@ def random_leaves(network: Network, seed: int = 0) -> trees.Tree:
             return (1 + 0.3 * values).astype(np.float32)
         if name in ("bias", "lora_b"):
             return (0.3 * values).astype(np.float32)
-        fan_in = leaf.shape[-1] if name == "lora_a" or path == "embed/kernel" else leaf.shape[-2]
+        is_table = path in ("embed/kernel", "positions/kernel")
+        fan_in = leaf.shape[-1] if name == "lora_a" or is_table else leaf.shape[-2]
         return values * np.float32(fan_in**-0.5)
 
     return trees.map_with_path(draw, bind.abstract_tree(network))
@@ -144,9 +190,9 @@ def restacked(tree: Mapping[str, Any], source: Network, target: Network) -> tree
     return trees.unflatten(flat)
 
 
-def split(tree: trees.Tree) -> tuple[trees.Tree, trees.Tree]:
-    """Return what LoRA trains, and what it freezes."""
-    return trees.partition(tree, mask.lora_mask(tree))
+def split(tree: trees.Tree, network: Network = BASE) -> tuple[trees.Tree, trees.Tree]:
+    """Return what is trained, and what is frozen: adapters, unless `network` trains leaves too."""
+    return trees.partition(tree, mask.trainable_mask(network, tree))
 
 
 def placed(tree: trees.Tree, mesh: jax.sharding.Mesh) -> trees.Tree:

@@ -6,6 +6,8 @@ Source: transformers `trainer_callback.py`.
 import dataclasses
 from typing import Any
 
+from jaxft.errors import ConfigError
+
 
 @dataclasses.dataclass
 class TrainerState:
@@ -34,9 +36,27 @@ class TrainerControl:
 
     should_training_stop: bool = False
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set what there is.
+
+        Raises:
+            ConfigError: If it is something else that transformers' `TrainerControl` has.
+        """
+        if name not in self.__dataclass_fields__:
+            raise ConfigError(
+                f"A callback set control.{name}, which is not supported.",
+                f"There is {', '.join(self.__dataclass_fields__)}; when to log, evaluate and save "
+                "is in the TrainingArguments.",
+            )
+        super().__setattr__(name, value)
+
 
 class TrainerCallback:
     """Told of what happens; subclass it and override what you need.
+
+    A step's `on_save` and `on_evaluate` come before its `on_step_end`. Metrics are read one step
+    behind, so that the device never waits: `on_log` of a step comes before that `on_save` or
+    `on_evaluate`, and without them just before the `on_step_end` of the next step.
 
     `args` are the `TrainingArguments`, `state` is a `TrainerState`, `control` a `TrainerControl`;
     a method may set what is in `control`. The model comes as `kwargs["model"]`.
@@ -58,4 +78,22 @@ class TrainerCallback:
         """A checkpoint was begun."""
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Training has ended."""
+        """Training has ended, and the adapter is written."""
+
+
+def check(callback: Any) -> None:
+    """Refuse a callback that waits for something that it would never be told.
+
+    Raises:
+        ConfigError: If it has a method for another event.
+    """
+    told = {name for name in vars(TrainerCallback) if name.startswith("on_")}
+    for home in type(callback).__mro__:
+        # The base class, here and in transformers, does nothing at any event.
+        others = set() if home.__name__ == "TrainerCallback" else set(vars(home)) - told
+        for name in sorted(others):
+            if name.startswith("on_"):
+                raise ConfigError(
+                    f"The callback {type(callback).__name__} has {name}, which is never called.",
+                    f"Choose among {', '.join(sorted(told))}.",
+                )

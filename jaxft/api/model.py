@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxft import config as configs
 from jaxft import console
 from jaxft import tree as trees
-from jaxft.errors import AdapterError, ConfigError
+from jaxft.errors import AdapterError, ConfigError, DataError
 from jaxft.generation.decoding import Decoder
 from jaxft.generation.sampling import Sampling
 from jaxft.lora import init, mask, peft_format, targets
@@ -97,13 +97,37 @@ class CausalLM:
             input_ids: int [b t].
             attention_mask: 1 for tokens and 0 for padding, on either side; `None` for no padding.
             position_ids: int [b t]; `None` counts the tokens of each row.
+
+        Raises:
+            DataError: If a token or a position is none of the model's.
         """
-        ids = np.asarray(input_ids, np.int32)
-        seen = np.ones_like(ids) if attention_mask is None else np.asarray(attention_mask, np.int32)
+        ids, seen = self._checked(input_ids, attention_mask)
         if position_ids is None:
             position_ids = np.maximum(np.cumsum(seen, axis=1) - 1, 0)
         positions = np.asarray(position_ids, np.int32)
-        return ModelOutput(self._logits(self.tree(), ids, seen, positions))
+        _check_below(positions, self.network.spec.max_tokens, "position")
+        tree = self.tree()
+        assert self._mesh is not None
+        # As many rows as the mesh divides them into, or a multiple: the last one repeated.
+        missing = -len(ids) % meshes.row_shards(self._mesh)
+        padded = (np.pad(a, ((0, missing), (0, 0)), mode="edge") for a in (ids, seen, positions))
+        return ModelOutput(self._logits(tree, *padded)[: len(ids)])
+
+    def _checked(self, input_ids: Any, attention_mask: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return tokens and mask, int32 [b t].
+
+        Raises:
+            DataError: If they are no rows of tokens of this model.
+        """
+        ids = np.asarray(input_ids, np.int32)
+        seen = np.ones_like(ids) if attention_mask is None else np.asarray(attention_mask, np.int32)
+        if ids.ndim != 2 or seen.shape != ids.shape:
+            raise DataError(
+                f"input_ids has the shape {ids.shape}, attention_mask {seen.shape}.",
+                "Expected rows of tokens, [b t], and a mask of the same shape or none.",
+            )
+        _check_below(ids, self.network.spec.vocab_size, "token")
+        return ids, seen
 
     @functools.cached_property
     def _logits(self) -> Any:
@@ -112,10 +136,7 @@ class CausalLM:
         def logits(tree: Any, ids: Any, segments: Any, positions: Any) -> jax.Array:
             assert self._mesh is not None
             mesh = self._mesh
-            hidden = forward.hidden_states(
-                network, tree, ids, segments, positions, mesh=mesh, dtype=dtype
-            )
-            return forward.head_logits(network, mesh, forward.head_leaves(network, tree), hidden)
+            return forward.logits(network, tree, ids, segments, positions, mesh=mesh, dtype=dtype)
 
         return jax.jit(logits)
 
@@ -144,9 +165,11 @@ class CausalLM:
             top_k: The draw is among this many; 0 for all.
             top_p: The draw is among the likeliest tokens of this share together.
             seed: Of the draw.
+
+        Raises:
+            DataError: If a token is none of the model's, or a row has none or too many.
         """
-        ids = np.asarray(input_ids, np.int32)
-        seen = np.ones_like(ids) if attention_mask is None else np.asarray(attention_mask)
+        ids, seen = self._checked(input_ids, attention_mask)
         prompts = [row[kept == 1].tolist() for row, kept in zip(ids, seen, strict=True)]
         tree = self.tree()
         assert self._mesh is not None
@@ -159,6 +182,17 @@ class CausalLM:
         how = Sampling(temperature if do_sample else 0.0, top_k, top_p, seed)
         steps = decoder.steps(tree, prompts, max_new_tokens=max_new_tokens, how=how)
         return np.concatenate([ids, np.stack(list(steps), axis=1)], axis=1)
+
+
+def _check_below(numbers: np.ndarray, limit: int | None, what: str) -> None:
+    """Raise unless the model has a row for every number; JAX would read the nearest one.
+
+    Raises:
+        DataError: If it has none.
+    """
+    if limit is not None and numbers.size and not 0 <= numbers.min() <= numbers.max() < limit:
+        wrong = numbers.min() if numbers.min() < 0 else numbers.max()
+        raise DataError(f"There is a {what} {wrong}.", f"The model's go from 0 to {limit - 1}.")
 
 
 class PeftModel(CausalLM):
@@ -187,7 +221,7 @@ class PeftModel(CausalLM):
         network = targets.adapted_network(lora, family, spec)
         super().__init__(model.source, network, model.dtype)
         self.base, self.lora, self.is_trainable = model, lora, is_trainable
-        self._start = trained
+        self._start, self._seed = trained, 0
 
     @classmethod
     def from_pretrained(
@@ -208,7 +242,7 @@ class PeftModel(CausalLM):
     def _first_tree(self, mesh: Mesh) -> trees.Tree:
         own = super()._first_tree(mesh)
         if self._start is None:
-            return trees.combine(own, init.init_adapters(self.network, seed=0, mesh=mesh))
+            return trees.combine(own, self._drawn(mesh))
         return self._with(own, self._start, mesh)
 
     def _with(self, tree: trees.Tree, trained: Mapping[str, Any], mesh: Mesh) -> trees.Tree:
@@ -216,20 +250,15 @@ class PeftModel(CausalLM):
         return trees.combine(frozen, jax.device_put(trained, rules.shardings(trained, mesh)))
 
     def start_from(self, seed: int) -> None:
-        """Draw the adapter anew from a seed, unless it was read from a folder or trained."""
+        """Draw the adapter from a seed, unless it was read from a folder or trained."""
+        self._seed = seed
         if self._start is None and self._tree is not None and self._mesh is not None:
-            fresh = init.init_adapters(self.network, seed=seed, mesh=self._mesh)
-            self._tree = trees.combine(self._without_adapters(), fresh)
-        elif self._start is None:
-            mesh = self._mesh or meshes.single_device_mesh()
-            own = CausalLM._first_tree(self, mesh)
-            fresh = init.init_adapters(self.network, seed=seed, mesh=mesh)
-            self._tree, self._mesh = trees.combine(own, fresh), mesh
+            adapters = trees.map_with_path(lambda path, _: mask.is_adapter_leaf(path), self._tree)
+            own = trees.partition(self._tree, adapters)[1]
+            self._tree = trees.combine(own, self._drawn(self._mesh))
 
-    def _without_adapters(self) -> trees.Tree:
-        assert self._tree is not None
-        is_adapter = trees.map_with_path(lambda path, _: mask.is_adapter_leaf(path), self._tree)
-        return trees.partition(self._tree, is_adapter)[1]
+    def _drawn(self, mesh: Mesh) -> trees.Tree:
+        return init.init_adapters(self.network, seed=self._seed, mesh=mesh)
 
     def trained_leaves(self) -> trees.Tree:
         """Return the leaves that are trained, adapters and others."""
@@ -298,5 +327,11 @@ def get_peft_model(model: CausalLM, peft_config: configs.LoraConfig) -> PeftMode
 
     Raises:
         AdapterError: If a target matches nothing, or the model has an adapter already.
+        ConfigError: If the configuration is another library's.
     """
+    if not isinstance(peft_config, configs.LoraConfig):
+        raise ConfigError(
+            f"peft_config is a {type(peft_config).__module__}.{type(peft_config).__qualname__}.",
+            "Expected a jaxft.LoraConfig, which takes the same names.",
+        )
     return PeftModel(model, peft_config, None, is_trainable=True)

@@ -5,22 +5,25 @@ It plans like a recipe (`training.setup.plan_rows`) and runs the same loop
 metrics of the user's own, a loss of the user's own.
 """
 
-import functools
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxft import config as configs
 from jaxft import tree as trees
+from jaxft.api import callbacks as told
+from jaxft.api import loss
 from jaxft.api.callbacks import TrainerCallback, TrainerControl, TrainerState
-from jaxft.api.model import CausalLM, ModelOutput, PeftModel
+from jaxft.api.loss import ComputeLoss
+from jaxft.api.model import CausalLM, PeftModel
 from jaxft.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from jaxft.data import sources
-from jaxft.errors import ConfigError
+from jaxft.data.rows import Tokenized
+from jaxft.errors import ConfigError, nearest
 from jaxft.models import forward
 from jaxft.parallel import devices
 from jaxft.parallel import mesh as meshes
@@ -30,8 +33,15 @@ from jaxft.training.evaluate import Evaluation, evaluate
 from jaxft.training.setup import Plan
 from jaxft.training.watcher import Watcher
 
-# (outputs with `.logits`, labels [b t] not shifted, number of targets) to the mean loss
-ComputeLoss = Callable[[ModelOutput, Any, Any], Any]
+# Arguments of transformers' Trainer, and what does here what they do there.
+_KNOWN = {
+    "data_collator": "Rows are batched by jaxft: give rows of text, or of input_ids and labels.",
+    "optimizers": "The optimizer and its schedule are in the TrainingArguments.",
+    "optimizer_cls_and_kwargs": "The optimizer is in the TrainingArguments: optim, adam_beta1, ...",
+    "model_init": "Pass the model itself; a run starts from its seed every time.",
+    "peft_config": "Put the adapter on with get_peft_model(model, LoraConfig(...)).",
+    "formatting_func": "Give rows of a known shape, such as prompt and completion.",
+}
 
 
 class EvalPrediction(NamedTuple):
@@ -71,17 +81,19 @@ class Trainer:
         self,
         model: CausalLM,
         args: TrainConfig,
+        *,
         train_dataset: Any = None,
         eval_dataset: Any = None,
-        *,
         processing_class: Any = None,
         compute_loss_func: ComputeLoss | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         preprocess_logits_for_metrics: Callable[[Any, Any], Any] | None = None,
-        callbacks: Sequence[TrainerCallback] = (),
+        callbacks: Sequence[TrainerCallback] | None = None,
         max_length: int | None = None,
         packing: bool = False,
         mesh: configs.MeshConfig | None = None,
+        tokenizer: Any = None,
+        **others: Any,
     ) -> None:
         """Keep everything; nothing is read until `train` or `evaluate`.
 
@@ -91,7 +103,8 @@ class Trainer:
             train_dataset: Rows of any shape that files may have, or token ids (`input_ids`,
                 `labels`): a list of dicts, a `datasets.Dataset`, or anything iterable.
             eval_dataset: Held-out rows.
-            processing_class: A tokenizer; `None` takes the one in the model's folder.
+            processing_class: A tokenizer; `None` takes the one in the model's folder, unless all
+                rows are tokens already.
             compute_loss_func: A loss of your own: a function of (outputs, labels, number of
                 targets) in JAX, to the mean loss. It is given all logits [b t v].
             compute_metrics: Further figures at each evaluation.
@@ -102,10 +115,14 @@ class Trainer:
                 model has fewer positions.
             packing: Put several rows into one sequence.
             mesh: How devices are laid out; `None` divides the rows over all of them.
+            tokenizer: The former name of `processing_class`.
+            **others: Arguments of transformers' Trainer that are not supported, if not `None`.
 
         Raises:
-            ConfigError: If the model has no adapter that may be trained.
+            ConfigError: If the model has no adapter that may be trained, or an argument is not
+                supported.
         """
+        _refuse(others, args)
         if not isinstance(model, PeftModel):
             raise ConfigError(
                 "The model has no adapter, and training the whole model is not supported yet.",
@@ -118,10 +135,11 @@ class Trainer:
             )
         self.model, self.args = model, args
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
-        self.tokenizer = processing_class or model.tokenizer
-        self.callbacks = list(callbacks)
-        self.state = TrainerState(global_step=0, max_steps=0, epoch=0.0, log_history=[])
-        self.control = TrainerControl()
+        self.processing_class = tokenizer if processing_class is None else processing_class
+        self.callbacks: list[TrainerCallback] = []
+        for callback in callbacks or ():
+            self.add_callback(callback)
+        self.state, self.control = _new_state(), TrainerControl()
         self._compute_loss_func = compute_loss_func
         self._compute_metrics = compute_metrics
         self._preprocess = preprocess_logits_for_metrics or (lambda logits, labels: logits)
@@ -130,12 +148,22 @@ class Trainer:
         self._max_length = max_length or min(1024, limit or 1024)
         self._packing = packing
 
-    def add_callback(self, callback: TrainerCallback) -> None:
-        """Have one more callback told of what happens."""
+    def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
+        """Have one more callback told of what happens.
+
+        Raises:
+            ConfigError: If it waits for something that it would never be told.
+        """
+        callback = callback() if isinstance(callback, type) else callback
+        told.check(callback)
         self.callbacks.append(callback)
 
     def train(self) -> TrainOutput:
         """Train to the end, from the latest checkpoint in `output_dir` where there is one.
+
+        A callback that sets `control.should_training_stop` ends the run after that step, as if it
+        were the last: the step is logged, evaluated and, unless `save_strategy` is "no", saved. The
+        same call again goes on from there.
 
         The model then has the trained leaves, and `output_dir/adapter` holds them in PEFT's
         format, read back and compared.
@@ -146,6 +174,7 @@ class Trainer:
         plan = self._plan(self.train_dataset, "train_dataset")
         folder.check(plan)
         self.model.start_from(self.args.seed)
+        self.state, self.control = _new_state(), TrainerControl()
         self.state.max_steps = plan.num_steps
         tree = self.model.tree(plan.mesh)
         self.tell("on_train_begin")
@@ -154,12 +183,16 @@ class Trainer:
             outcome = run.run(checkpoints)
         self.model.set_trained_leaves(outcome.trainable)
         finish.write_adapter(plan, outcome)
-        self.tell("on_train_end")
+        # With the lines of a run that this one went on from.
         lines = metrics.read(plan.folder / "metrics.jsonl", plan.num_steps)
+        self.state.log_history[:] = lines
+        # No step was left to do where the checkpoint is the last one's.
+        self._reached(plan, self.state.global_step or plan.num_steps)
+        self.tell("on_train_end")
         logged = [line["loss"] for line in lines if "loss" in line]
         evaluations = {"eval_loss_before": outcome.before, "eval_loss": outcome.after}
         return TrainOutput(
-            self.state.global_step or plan.num_steps,
+            self.state.global_step,
             logged[-1] if logged else float("nan"),
             {name: found.loss for name, found in evaluations.items() if found is not None},
         )
@@ -190,7 +223,9 @@ class Trainer:
             lambda: False,
         )
         assert isinstance(found, Evaluation)
-        return {"eval_loss": found.loss, **self.measure(plan, {}, tree)}
+        figures = {**self.measure(plan, {}, tree), "eval_loss": found.loss}
+        self.tell("on_evaluate", metrics=dict(figures))
+        return figures
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
         """Write the adapter in PEFT's format, into `output_dir/adapter` unless told otherwise."""
@@ -202,6 +237,9 @@ class Trainer:
             getattr(callback, event)(
                 self.args, self.state, self.control, model=self.model, **details
             )
+
+    def _reached(self, plan: Plan, step: int) -> None:
+        self.state.global_step, self.state.epoch = step, step / plan.train.steps_per_epoch
 
     def measure(self, plan: Plan, trainable: trees.Tree, frozen: trees.Tree) -> dict[str, float]:
         """Return what `compute_metrics` makes of all held-out logits, names led by "eval_"."""
@@ -235,6 +273,9 @@ class Trainer:
         held_out = (
             [] if self.eval_dataset is None else sources.rows_of(self.eval_dataset, "eval_dataset")
         )
+        tokenizer = self.processing_class
+        if tokenizer is None and not all(isinstance(row, Tokenized) for row in (*rows, *held_out)):
+            tokenizer = model.tokenizer
         recipe = RunConfig(
             model=ModelConfig(path=model.source.name, revision=model.source.revision),
             lora=model.lora,
@@ -253,7 +294,7 @@ class Trainer:
             model.source,
             model.family,
             model.network,
-            self.tokenizer,
+            tokenizer,
             mesh,
             model.dtype,
             rows,
@@ -263,60 +304,39 @@ class Trainer:
     def _loss(self) -> steps.LossFunction:
         own = getattr(self, "compute_loss", None)  # of a subclass, as transformers has it
         if own is not None:
-            return functools.partial(_user_loss, functools.partial(_by_method, own))
+            return loss.of_method(own)
         if self._compute_loss_func is not None:
-            return functools.partial(
-                _user_loss, functools.partial(_by_function, self._compute_loss_func)
-            )
+            return loss.of_function(self._compute_loss_func)
         return steps.causal_lm
 
 
-class _CalledModel:
-    """The model as a user's `compute_loss` sees it: called on its batch, it gives the outputs."""
+def _new_state() -> TrainerState:
+    return TrainerState(global_step=0, max_steps=0, epoch=0.0, log_history=[])
 
-    def __init__(self, outputs: ModelOutput, input_ids: Any) -> None:
-        self._outputs, self._input_ids = outputs, input_ids
 
-    def __call__(self, input_ids: Any, **_: Any) -> ModelOutput:
-        if input_ids is not self._input_ids:
+def _refuse(others: dict[str, Any], args: Any) -> None:
+    """Refuse what a Trainer is not given.
+
+    Raises:
+        ConfigError: If a name is unknown or not supported, or `args` is another library's.
+    """
+    if not isinstance(args, TrainConfig):
+        raise ConfigError(
+            f"args is a {type(args).__module__}.{type(args).__qualname__}.",
+            "Expected a jaxft.TrainingArguments, which takes the same names.",
+        )
+    for name, value in others.items():
+        if name in _KNOWN and value not in (None, (None, None)):
             raise ConfigError(
-                "compute_loss called the model on other tokens than those of its inputs.",
-                "Call model(**inputs), and compute the loss from its logits and inputs['labels'].",
+                f"The Trainer's argument {name} is known, and not supported.", _KNOWN[name]
             )
-        return self._outputs
-
-
-def _by_method(own: Callable[..., Any], outputs: ModelOutput, inputs: dict[str, Any]) -> Any:
-    """Return the loss of a `compute_loss(model, inputs)`, which may come with the outputs."""
-    loss = own(_CalledModel(outputs, inputs["input_ids"]), inputs)
-    return loss[0] if isinstance(loss, tuple) else loss
-
-
-def _by_function(function: ComputeLoss, outputs: ModelOutput, inputs: dict[str, Any]) -> Any:
-    """Return the loss of a `compute_loss_func(outputs, labels, number of targets)`."""
-    return function(outputs, inputs["labels"], inputs["num_items_in_batch"])
-
-
-def _user_loss(
-    compute: Callable[[ModelOutput, dict[str, Any]], Any],
-    program: steps.Program,
-    tree: trees.Tree,
-    hidden: Any,
-    micro: steps.Batch,
-) -> tuple[jax.Array, jax.Array]:
-    """Return a user's mean loss as (sum, count), so that micro-batches weigh by their targets."""
-    head = forward.head_leaves(program.network, tree)
-    logits = forward.head_logits(program.network, program.mesh, head, hidden)
-    count = jnp.sum(micro["labels"] != losses.IGNORED, dtype=jnp.int32)
-    inputs = {
-        "input_ids": micro["input_ids"],
-        "attention_mask": (micro["segment_ids"] > 0).astype(jnp.int32),
-        "position_ids": micro["positions"],
-        "labels": jnp.roll(micro["labels"], 1, axis=1).at[:, 0].set(losses.IGNORED),
-        "num_items_in_batch": count,
-    }
-    mean = compute(ModelOutput(logits), inputs)
-    return jnp.asarray(mean, jnp.float32) * count, count
+        if name not in _KNOWN:
+            names = list(inspect.signature(Trainer).parameters)
+            near = nearest(name, [each for each in names if each not in ("others", "tokenizer")])
+            raise ConfigError(
+                f"The Trainer has no argument {name}.",
+                f"Did you mean {near}?" if near else f"It takes {', '.join(names[:-2])}.",
+            )
 
 
 class _Listener(Watcher):
@@ -326,24 +346,25 @@ class _Listener(Watcher):
         self._owner, self._plan = owner, plan
 
     def stepped(self, step: int) -> bool:
-        state = self._owner.state
-        state.global_step, state.epoch = step, step / self._plan.train.steps_per_epoch
+        self._owner._reached(self._plan, step)
         self._owner.tell("on_step_end")
         return self._owner.control.should_training_stop
 
     def logged(self, step: int, line: Any) -> None:
         # The next step may be under way already: metrics are read one behind.
-        self._owner.state.global_step = step
+        self._owner._reached(self._plan, step)
         self._owner.state.log_history.append({"step": step, **line})
         self._owner.tell("on_log", logs=dict(line))
 
     def saved(self, step: int) -> None:
+        self._owner._reached(self._plan, step)
         self._owner.tell("on_save")
 
     def measure(self, trainable: trees.Tree, frozen: trees.Tree) -> dict[str, float]:
         return self._owner.measure(self._plan, trainable, frozen)
 
     def evaluated(self, step: int, line: Any) -> None:
+        self._owner._reached(self._plan, step)
         self._owner.state.log_history.append({"step": step, **line})
         self._owner.tell("on_evaluate", metrics=dict(line))
 
@@ -351,17 +372,9 @@ class _Listener(Watcher):
 def _make_logits(plan: Plan) -> Callable[..., jax.Array]:
     def logits(trainable: Any, frozen: Any, batch: Any) -> jax.Array:
         tree = trees.combine(trainable, frozen)
-        hidden = forward.hidden_states(
-            plan.network,
-            tree,
-            batch["input_ids"][0],
-            batch["segment_ids"][0],
-            batch["positions"][0],
-            mesh=plan.mesh,
-            dtype=plan.dtype,
-        )
-        leaves = forward.head_leaves(plan.network, tree)
-        return forward.head_logits(plan.network, plan.mesh, leaves, hidden)
+        names = ("input_ids", "segment_ids", "positions")
+        rows = (batch[name][0] for name in names)
+        return forward.logits(plan.network, tree, *rows, mesh=plan.mesh, dtype=plan.dtype)
 
     return jax.jit(logits, out_shardings=meshes.replicated(plan.mesh))
 

@@ -53,6 +53,7 @@ class Decoder:
             dtype: The dtype of activations, matrix products and the cache.
         """
         self.stop_ids = tuple(stop_ids)
+        self._max_tokens = network.spec.max_tokens
         where = meshes.replicated(mesh)
         # Pinned, so that the state that a program returns is the state that it takes.
         compiled = functools.partial(jax.jit, out_shardings=where)
@@ -78,13 +79,14 @@ class Decoder:
         Args:
             tree: All leaves of the network.
             prompts: The tokens of each row.
-            max_new_tokens: The most that a row gets.
+            max_new_tokens: The most that a row gets; fewer where the model has no more positions.
             how: How tokens are picked.
 
         Raises:
-            DataError: If a prompt has no token.
+            DataError: If a prompt has no token, or more than the model has positions.
             WeightsError: If the tree does not fit the network.
         """
+        max_new_tokens = min(max_new_tokens, self._room(prompts, max_new_tokens))
         draw = how.draw()
         state, tokens = self._read_prompts(tree, prompts, max_new_tokens, draw)
         for _ in range(max_new_tokens - 1):
@@ -115,6 +117,22 @@ class Decoder:
             if int(token) in self.stop_ids:
                 return
             yield int(token)
+
+    def _room(self, prompts: Sequence[Sequence[int]], wanted: int) -> int:
+        """Return how many tokens may follow the longest prompt; the last needs no position.
+
+        Raises:
+            DataError: If there is no position for its own.
+        """
+        longest = max(map(len, prompts), default=0)
+        if self._max_tokens is None:
+            return wanted
+        if longest > self._max_tokens:
+            raise DataError(
+                f"A prompt has {longest} tokens, and the model {self._max_tokens} positions.",
+                "Shorten the prompt.",
+            )
+        return self._max_tokens - longest + 1
 
     def _read_prompts(
         self,

@@ -83,6 +83,21 @@ def head_logits(
     return logits + linear.lora(hidden, a, b, adapter.scaling, 0.0, None)
 
 
+def logits(
+    network: Network,
+    tree: Mapping[str, Any],
+    input_ids: Int32[Array, "b t"],
+    segment_ids: Int32[Array, "b t"],
+    positions: Int32[Array, "b t"],
+    *,
+    mesh: Mesh,
+    dtype: Any,
+) -> Float[Array, "b t v"]:
+    """Return float32 logits of whole rows; arguments as of `hidden_states`."""
+    hidden = hidden_states(network, tree, input_ids, segment_ids, positions, mesh=mesh, dtype=dtype)
+    return head_logits(network, mesh, head_leaves(network, tree), hidden)
+
+
 class _Transposed(NamedTuple):
     """The embedding table used as a head: gathered, then transposed."""
 

@@ -5,6 +5,7 @@ logits.
 """
 
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxft import console
 from jaxft import tree as trees
-from jaxft.data import templates
+from jaxft.data import templates, tokens
 from jaxft.errors import AdapterError
 from jaxft.generation import completion
 from jaxft.generation.completion import Generator, Prompt
@@ -80,19 +81,11 @@ def _difference(plan: Plan, folder: Path, outcome: Outcome) -> float:
     ids = jnp.tile(jnp.asarray(row, jnp.int32)[None], (meshes.row_shards(plan.mesh), 1))
 
     @jax.jit
-    def logits(adapters: Any, frozen: Any) -> jax.Array:
-        tree = trees.combine(adapters, frozen)
-        hidden = forward.hidden_states(
-            plan.network,
-            tree,
-            ids,
-            jnp.ones_like(ids),
-            jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape),
-            mesh=plan.mesh,
-            dtype=plan.dtype,
-        )
-        leaves = forward.head_leaves(plan.network, tree)
-        return forward.head_logits(plan.network, plan.mesh, leaves, hidden)
+    def logits(trainable: Any, frozen: Any) -> jax.Array:
+        tree = trees.combine(trainable, frozen)
+        positions = jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
+        where: Any = {"mesh": plan.mesh, "dtype": plan.dtype}
+        return forward.logits(plan.network, tree, ids, jnp.ones_like(ids), positions, **where)
 
     live, reread = (logits(each, outcome.frozen) for each in (outcome.trainable, adapters))
     return float(jnp.max(jnp.abs(live - reread)) / jnp.max(jnp.abs(live)))
@@ -127,12 +120,20 @@ def answers(plan: Plan, outcome: Outcome) -> list[console.Sample]:
 
 
 def _held_out_prompts(plan: Plan) -> list[Prompt]:
-    """Return the first held-out prompts; none where rows came as tokens, without a tokenizer."""
+    """Return the first held-out prompts that can be answered.
+
+    There is none where rows came as tokens, without a tokenizer.
+    """
     if plan.tokenizer is None:
         return []
+    limit = plan.network.spec.max_tokens or math.inf
+
+    def is_answerable(prompt: Prompt) -> bool:
+        # A row of plain text may have an empty prompt: there is nothing to go on from.
+        return bool(prompt) and len(tokens.encode_prompt(prompt, plan.tokenizer)) < limit
+
     asked = (templates.first_exchange(row, plan.tokenizer).prompt for row in plan.eval_rows)
-    # A row of plain text may have an empty prompt: there is nothing to go on from.
-    return list(itertools.islice(filter(None, asked), _SHOWN_PROMPTS))
+    return list(itertools.islice(filter(is_answerable, asked), _SHOWN_PROMPTS))
 
 
 def _shown(prompt: Prompt) -> str:

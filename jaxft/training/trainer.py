@@ -94,6 +94,7 @@ class Trainer:
             held_out = dataclasses.replace(self.program, capacity=plan.eval.target_capacity)
             self._eval_step = steps.make_eval_step(held_out)
         self._window = metrics.Window()
+        self._latest: tuple[int, dict[str, float]] = (0, {})  # the step read last, its metrics
         self._clock = time.monotonic()
 
     def run(self, checkpoints: Checkpoints) -> Outcome:
@@ -119,21 +120,22 @@ class Trainer:
         elif self._evaluates(first) and _evaluation(log, first) is None:
             # Saved before it was evaluated, and stopped between the two.
             self._evaluate(state, first, log)
-        state = self._train(state, first, checkpoints, log)
-        if _evaluation(log, plan.num_steps) is None:
-            self._evaluate(state, plan.num_steps, log)
+        state, last = self._train(state, first, checkpoints, log)
+        if _evaluation(log, last) is None:
+            self._evaluate(state, last, log)
         return Outcome(
             start=self.start,
             trainable=state["trainable"],
             frozen=self.frozen,
             before=_evaluation(log, 0),
-            after=_evaluation(log, plan.num_steps),
+            after=_evaluation(log, last),
         )
 
     def _train(
         self, state: Any, first: int, checkpoints: Checkpoints, log: metrics.MetricsFile
-    ) -> Any:
-        plan, done = self.plan, first
+    ) -> tuple[Any, int]:
+        """Run the steps after `first`, and return the state and the number of the last one."""
+        plan, done, is_ended = self.plan, first, False
         seed, shardings = np.uint32(plan.config.train.seed), steps.batch_shardings(plan.mesh)
         pending: _Pending | None = None
         self._clock = time.monotonic()
@@ -155,9 +157,12 @@ class Trainer:
                     self.watcher.saved(done)
                 if self._evaluates(done):
                     self._evaluate(state, done, log, lambda: signal() is not None)
-                if self.watcher.stepped(done) or signal() is not None:
+                is_ended = self.watcher.stepped(done)
+                if is_ended or signal() is not None:
                     break
             self._read(pending, log, bar)
+            if is_ended and self._window.target_tokens:
+                self._write_line(log, bar)
         # Asked here, so that one that came after the last step counts too.
         number = signal()
         if number is not None:
@@ -165,7 +170,10 @@ class Trainer:
             checkpoints.wait()
             console.note(f"Stopped after step {done} of {plan.num_steps}, which is saved.")
             raise Stopped(number)
-        return state
+        if is_ended and plan.config.train.save_strategy != "no" and done not in checkpoints.steps:
+            checkpoints.save(done, state, dataclasses.asdict(self._window))
+            self.watcher.saved(done)
+        return state, done
 
     def _read(
         self, pending: _Pending | None, log: metrics.MetricsFile, bar: console.TrainingBar
@@ -178,10 +186,14 @@ class Trainer:
         self._check_finite(step, values)
         targets = int(pending.metrics["target_tokens"])
         self._window.add(values["loss"], targets, pending.tokens)
+        self._latest = (step, values)
         bar.advance(step)
-        if step % train.logging_steps and step != self.plan.num_steps:
-            return
-        now = time.monotonic()
+        if step % train.logging_steps == 0 or step == self.plan.num_steps:
+            self._write_line(log, bar)
+
+    def _write_line(self, log: metrics.MetricsFile, bar: console.TrainingBar) -> None:
+        """Write down the steps since the last line, and begin anew."""
+        now, (step, values) = time.monotonic(), self._latest
         window, speed = self._window, self._window.tokens / max(now - self._clock, 1e-9)
         bar.update(step, window.loss, speed)
         line = {
@@ -260,8 +272,12 @@ class Trainer:
             f"Step {step}: held-out loss {found.loss:.4f}, perplexity {found.perplexity:.2f} "
             f"({seconds:.1f} s)"
         )
-        line = {"eval_loss": found.loss, "eval_target_tokens": found.target_tokens}
-        line |= self.watcher.measure(state["trainable"], self.frozen)
+        further = self.watcher.measure(state["trainable"], self.frozen)
+        line = {
+            **further,
+            "eval_loss": found.loss,
+            "eval_target_tokens": found.target_tokens,
+        }
         log.write(step, line)
         self.watcher.evaluated(step, line)
 

@@ -9,12 +9,25 @@ from jaxft.models import bind
 
 def test_mask_marks_every_adapter_leaf_and_nothing_else():
     network = tiny.adapted(head=True)
-    marks = trees.flatten(mask.lora_mask(bind.abstract_tree(network)))
+    marks = trees.flatten(mask.trainable_mask(network, bind.abstract_tree(network)))
     marked = {path for path, trained in marks.items() if trained}
     assert marked == {
         f"{module}/lora_{side}"
         for module in [*(f"groups/0/0/{name}" for name in tiny.MODULES), "head"]
         for side in "ab"
+    }
+
+
+def test_mask_marks_the_leaves_that_the_network_names():
+    network = tiny.adapted(
+        modules=["attn/q"], layers=[0], trained=["mlp_norm/scale"], outer_trained=["embed/kernel"]
+    )
+    marks = trees.flatten(mask.trainable_mask(network, bind.abstract_tree(network)))
+    assert {path for path, trained in marks.items() if trained} == {
+        "embed/kernel",
+        "groups/0/0/mlp_norm/scale",
+        "groups/0/0/attn/q/lora_a",
+        "groups/0/0/attn/q/lora_b",
     }
 
 

@@ -13,8 +13,8 @@ import tiny
 from jaxft import tree as trees
 from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError
-from jaxft.lora import peft_format
-from jaxft.models.families import llama
+from jaxft.lora import peft_format, targets
+from jaxft.models.families import gpt2, llama, opt
 
 NETWORKS = {
     "one group": tiny.adapted(head=True),
@@ -65,6 +65,41 @@ def test_tensors_have_pefts_names_and_torchs_layout():
     np.testing.assert_array_equal(a, adapters["groups/0/0/attn/v/lora_a"][1])
     np.testing.assert_array_equal(b, adapters["groups/0/0/attn/v/lora_b"][1].T)
     assert {tensor.dtype for tensor in tensors.values()} == {np.dtype(np.float32)}
+
+
+def test_biases_and_whole_modules_come_back_as_the_very_leaves():
+    for family, ending in ((opt.OPT, "layers.1.fc1"), (gpt2.GPT2, "h.1.mlp.c_fc")):
+        config = LoraConfig(bias="all", modules_to_save=["lm_head", ending])
+        network = targets.adapted_network(config, family, tiny.LEARNED)
+        trained = tiny.split(tiny.random_leaves(network), network)[0]
+        tensors = peft_format.to_tensors(trained, family, network)
+        back = peft_format.from_tensors(tensors, family, network, FOLDER)
+        before, after = trees.flatten(trained), trees.flatten(back)
+        assert before.keys() == after.keys() > network.trained_leaves()
+        for path, leaf in before.items():
+            assert np.asarray(leaf).tobytes() == after[path].tobytes(), path
+
+
+def test_a_fused_module_is_one_adapter_and_one_bias_beside_its_base_layer():
+    config = LoraConfig(bias="lora_only", modules_to_save=["lm_head"])
+    network = targets.adapted_network(config, gpt2.GPT2, tiny.LEARNED)
+    trained = tiny.split(tiny.random_leaves(network), network)[0]
+    tensors = peft_format.to_tensors(trained, gpt2.GPT2, network)
+    module = "base_model.model.transformer.h.{}.attn.c_attn"
+    assert {name: tensor.shape for name, tensor in tensors.items()} == {
+        "base_model.model.lm_head.weight": (112, 64),
+        **{f"{module}.lora_A.weight".format(n): (8, 64) for n in range(3)},
+        **{f"{module}.lora_B.weight".format(n): (240, 8) for n in range(3)},
+        **{f"{module}.base_layer.bias".format(n): (240,) for n in range(3)},
+    }
+    flat = trees.flatten(trained)
+    biases = [flat[f"groups/0/0/attn/{name}/bias"][2] for name in "qkv"]
+    found = tensors[f"{module}.base_layer.bias".format(2)]
+    np.testing.assert_array_equal(found, np.concatenate(biases))
+    written = peft_format.adapter_config(config, gpt2.GPT2, tiny.LEARNED, "someone/model", None)
+    assert (written["bias"], written["modules_to_save"]) == ("lora_only", ["lm_head"])
+    assert (written["fan_in_fan_out"], written["target_modules"]) == (True, ["c_attn"])
+    assert peft_format.read_lora_config(written, FOLDER).bias == "lora_only"
 
 
 def test_a_tenth_layer_is_not_a_first_one():

@@ -8,7 +8,7 @@ import tiny
 from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError
 from jaxft.lora import targets
-from jaxft.models.families import llama
+from jaxft.models.families import gpt2, llama, opt
 from jaxft.weights import names
 
 SPEC = tiny.with_windows([None] * 3)
@@ -89,6 +89,84 @@ def test_layers_chosen_by_a_pattern_cut_the_groups():
     assert [(group.first_layer, group.repeats) for group in network.groups] == [(0, 1), (1, 2)]
     ((name, adapter),) = network.groups[1].period[0].adapters
     assert (name, adapter.rank, adapter.scaling, adapter.dropout) == ("attn/q", 4, 2.0, 0.0)
+
+
+ATTENTION = ("attn/q", "attn/k", "attn/v", "attn/o")
+
+
+def tuned(spec=None, family=llama.LLAMA, **options):
+    return targets.adapted_network(LoraConfig(**options), family, spec or SPEC)
+
+
+def trained_of(network):
+    """Return what is trained of each layer's own leaves, and outside."""
+    return [set(layer.trained) for _, layer, _ in network.stacked_blocks()], set(
+        network.outer_trained
+    )
+
+
+BIASED = dataclasses.replace(tiny.POST, embed_dim=64)
+NORMS = {"attn_norm/bias", "mlp_norm/bias"}
+LINEAR = {f"{name}/bias" for name in [*ATTENTION, "mlp/up", "mlp/down"]}
+
+
+@pytest.mark.parametrize(
+    ("bias", "expected"),
+    [
+        ("none", set()),
+        ("lora_only", {"attn/q/bias", "attn/v/bias"}),
+        ("all", LINEAR | NORMS),
+    ],
+)
+def test_biases_are_trained_as_asked(bias, expected):
+    assert trained_of(tuned(BIASED, opt.OPT, bias=bias)) == ([expected], set())
+    outside = {"final_norm/bias"} if bias == "all" else set()
+    assert trained_of(tuned(tiny.LEARNED, opt.OPT, bias=bias)) == ([expected], outside)
+
+
+@pytest.mark.parametrize("bias", ["lora_only", "all"])
+def test_a_model_without_biases_has_none_to_train(bias):
+    assert trained_of(tuned(bias=bias)) == ([set()], set())
+
+
+def test_the_biases_of_a_fused_module_are_all_three():
+    network = tuned(tiny.LEARNED, gpt2.GPT2, bias="lora_only")
+    assert trained_of(network) == ([{"attn/q/bias", "attn/k/bias", "attn/v/bias"}], set())
+    assert [name for name, _ in network.groups[0].period[0].adapters] == ["attn/qkv"]
+
+
+def test_modules_to_save_are_trained_with_weight_and_bias():
+    network = tuned(tiny.LEARNED, opt.OPT, modules_to_save=["fc1", "embed_tokens"])
+    assert trained_of(network) == ([{"mlp/up/kernel", "mlp/up/bias"}], {"embed/kernel"})
+    assert network.has_own_head
+
+
+def test_a_module_to_save_of_one_layer_cuts_the_groups():
+    network = tuned(tiny.LEARNED, opt.OPT, modules_to_save=["layers.1.fc1"])
+    assert [(group.first_layer, group.repeats) for group in network.groups] == [
+        (0, 1),
+        (1, 1),
+        (2, 1),
+    ]
+    saved = {"mlp/up/kernel", "mlp/up/bias"}
+    assert trained_of(network) == ([set(), saved, set()], set())
+
+
+def test_a_module_to_save_gets_no_adapter():
+    network = tuned(target_modules=["q_proj", "v_proj", "lm_head"], modules_to_save=["q_proj"])
+    assert [name for name, _ in network.groups[0].period[0].adapters] == ["attn/v"]
+    assert trained_of(network) == ([{"attn/q/kernel"}], set())
+    network = tuned(target_modules=["v_proj", "lm_head"], modules_to_save=["lm_head"])
+    assert (network.outer_adapters, network.outer_trained) == ((), ("head/kernel",))
+
+
+def test_a_module_to_save_that_is_not_there_is_named_with_those_that_are():
+    with pytest.raises(AdapterError, match=r"modules_to_save has 'embed_tokenz'") as raised:
+        tuned(modules_to_save=["lm_head", "embed_tokenz"])
+    for name in [*ENDINGS, "embed_tokens", "input_layernorm", "norm", "lm_head"]:
+        assert name in raised.value.remedy.rstrip(".").removeprefix("It has ").split(", ")
+    with pytest.raises(AdapterError, match=r"'proj'"):
+        tuned(modules_to_save=["proj"])  # the end of a name, but not after a dot
 
 
 def test_a_rank_above_the_modules_size_raises_naming_both():

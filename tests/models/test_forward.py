@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import tiny
 
+from jaxft import tree as trees
 from jaxft.models import forward
 from jaxft.models.network import base_network
+from jaxft.training import step as steps
 
 MICRO = tiny.micro_batch(3, 37)
 REAL = MICRO["segment_ids"] > 0
@@ -23,7 +25,7 @@ FULL = tiny.adapted(
         out_bias=True,
         mlp_bias=True,
         norm_eps=0.1,
-        rope=dataclasses.replace(tiny.SPEC.rope, theta=300.0),
+        positions=dataclasses.replace(tiny.ROPE, theta=300.0),
     ),
     modules=("attn/q", "attn/k", "attn/v", "attn/o", "mlp/gate", "mlp/up", "mlp/down"),
     head=True,
@@ -59,6 +61,90 @@ def test_groups_cut_by_adapters_give_the_logits_of_the_plain_decoder():
     assert relative(logits, naive.logits(network, tree, MICRO)) < 5e-6
 
 
+OTHERS = {
+    "learned": tiny.adapted(tiny.LEARNED, modules=(*tiny.MODULES, "mlp/up")),
+    "post": tiny.adapted(tiny.POST, outside=["embed_in", "embed_out"], head=True),
+    "fused": tiny.adapted(
+        dataclasses.replace(tiny.LEARNED, num_kv_heads=2), modules=["attn/qkv", "attn/o"]
+    ),
+    "own head": tiny.adapted(outer_trained=["head/kernel"]),
+}
+
+
+@pytest.mark.parametrize("network", OTHERS.values(), ids=OTHERS)
+def test_other_features_give_the_logits_of_the_plain_decoder(network):
+    tree = tiny.random_leaves(network)
+    logits = tiny.forward_logits(network, tree, MICRO)
+    assert relative(logits, naive.logits(network, tree, MICRO)) < 5e-6
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"positions": dataclasses.replace(tiny.LEARNED.positions, offset=1)},
+        {"norm_placement": "pre"},
+        {"norm_eps": 0.2},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_each_of_these_features_moves_the_logits(change):
+    tree = tiny.random_leaves(base_network(tiny.POST))
+    logits = tiny.forward_logits(base_network(tiny.POST), tree, MICRO)
+    network = base_network(dataclasses.replace(tiny.POST, **change))
+    assert relative(tiny.forward_logits(network, tree, MICRO), logits) > 1e-2
+
+
+def test_the_row_of_a_position_is_that_many_after_the_offset():
+    network = base_network(tiny.LEARNED)
+    tree, table = tiny.random_leaves(network), "positions"
+    kernel = tree[table]["kernel"].copy()
+    kernel[:2] = kernel[2 + MICRO["positions"].max() + 1 :] = np.nan  # rows of no position here
+    poisoned = {**tree, table: {"kernel": kernel}}
+    logits = tiny.forward_logits(network, poisoned, MICRO)
+    np.testing.assert_array_equal(logits, tiny.forward_logits(network, tree, MICRO))
+
+
+def test_a_table_of_positions_bounds_the_tokens_of_a_row_and_rotations_do_not():
+    assert (tiny.LEARNED.max_tokens, tiny.SPEC.max_tokens) == (44, None)
+
+
+# A fused adapter is three whose A is one and the same, whose B are its own cut in three.
+FUSED = OTHERS["fused"]
+THREE = tiny.adapted(FUSED.spec, modules=["attn/q", "attn/k", "attn/v", "attn/o"])
+WIDTHS = {"q": slice(0, 80), "k": slice(80, 120), "v": slice(120, 160)}
+
+
+def as_three(tree):
+    """Return the leaves of `FUSED` as those of `THREE`; linear, so gradients pull back."""
+    flat = trees.flatten(tree)
+    a, b = (flat.pop(f"groups/0/0/attn/qkv/lora_{side}") for side in "ab")
+    for name, part in WIDTHS.items():
+        flat[f"groups/0/0/attn/{name}/lora_a"] = a
+        flat[f"groups/0/0/attn/{name}/lora_b"] = b[..., part]
+    return trees.unflatten(flat)
+
+
+def test_a_fused_adapter_is_three_that_share_their_a_and_so_are_its_gradients():
+    trainable, frozen = tiny.split(tiny.random_leaves(FUSED))
+    batch = tiny.make_batch(2, 16)
+    programs = {
+        network: steps.Program(network, tiny.one_device(), "float32", 32, False, steps.causal_lm)
+        for network in (FUSED, THREE)
+    }
+    loss, _, grads = jax.jit(functools.partial(steps.gradients, programs[FUSED]))(
+        trainable, frozen, batch, 0, 0
+    )
+    three, pull_back = jax.vjp(as_three, jax.tree.map(jax.numpy.asarray, trainable))
+    expected_loss, _, d_three = jax.jit(functools.partial(steps.gradients, programs[THREE]))(
+        three, frozen, batch, 0, 0
+    )
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+    (expected,) = pull_back(d_three)
+    for path, leaf in trees.flatten(grads).items():
+        wanted = trees.flatten(expected)[path]
+        assert np.linalg.norm(leaf - wanted) < 1e-5 * np.linalg.norm(wanted), path
+
+
 def test_bfloat16_stays_near_float32():
     network, micro = tiny.adapted(), tiny.micro_batch(2, 16)
     tree = tiny.random_leaves(network)
@@ -73,13 +159,12 @@ def test_padding_gives_finite_logits():
     assert np.isfinite(tiny.forward_logits(FULL, tiny.random_leaves(FULL), empty)).all()
 
 
-ROPE = tiny.SPEC.rope
 CHANGES = {
     "activation": {"activation": "gelu"},
-    "linear rope": {"rope": dataclasses.replace(ROPE, scaling="linear", factor=2.0)},
+    "linear rope": {"positions": dataclasses.replace(tiny.ROPE, scaling="linear", factor=2.0)},
     "llama3 rope": {
-        "rope": dataclasses.replace(
-            ROPE,
+        "positions": dataclasses.replace(
+            tiny.ROPE,
             scaling="llama3",
             factor=8.0,
             low_freq_factor=1.0,
@@ -115,8 +200,11 @@ def extend_in_pieces(network, tree, ids, valid, pieces):
     return np.concatenate(hidden, axis=1)
 
 
-def test_tokens_given_piece_by_piece_get_the_logits_of_whole_rows():
-    network = tiny.adapted(tiny.with_windows([None, 5]))
+@pytest.mark.parametrize(
+    "spec", [tiny.with_windows([None, 5]), tiny.LEARNED, tiny.POST], ids=["windows", "pre", "post"]
+)
+def test_tokens_given_piece_by_piece_get_the_logits_of_whole_rows(spec):
+    network = tiny.adapted(spec)
     tree, length, padding = tiny.random_leaves(network), 14, np.array([0, 4])
     ids = np.random.default_rng(1).integers(0, 112, (2, length)).astype(np.int32)
     valid = np.arange(length)[None, :] >= padding[:, None]

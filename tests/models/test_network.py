@@ -1,9 +1,12 @@
 """How layers are cut into groups of repeated periods."""
 
+import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxft import tree as trees
+from jaxft.models import bind
 from jaxft.models import network as networks
 from jaxft.models.network import find_periods
 
@@ -61,6 +64,33 @@ def test_adapters_on_every_other_layer_make_a_longer_period():
     (group,) = network.groups
     assert (group.repeats, len(group.period)) == (4, 2)
     assert [bool(layer.adapters) for layer in group.period] == [False, True]
+
+
+def test_trained_leaves_cut_the_group_as_adapters_do():
+    network = tiny.adapted(
+        tiny.with_windows([None] * 4), modules=(), layers=[1], trained=["mlp/up/kernel"]
+    )
+    cut = [(group.first_layer, group.repeats) for group in network.groups]
+    assert cut == [(0, 1), (1, 1), (2, 2)]
+    assert network.trained_leaves() == {"groups/1/0/mlp/up/kernel"}
+
+
+def test_leaves_trained_outside_the_layers_cut_nothing():
+    network = tiny.adapted(modules=(), outer_trained=["final_norm/scale"])
+    assert len(network.groups) == 1
+    assert network.trained_leaves() == {"final_norm/scale"}
+    assert not network.has_own_head
+
+
+@pytest.mark.parametrize("leaf", ["head/kernel", "embed/kernel"])
+def test_a_tied_head_is_a_leaf_of_its_own_once_it_or_the_embedding_is_trained(leaf):
+    network = tiny.adapted(outer_trained=[leaf])
+    assert network.has_own_head
+    leaves = bind.abstract_tree(network)
+    assert leaves["head"]["kernel"].shape == (64, 112)
+    assert "head" not in bind.abstract_tree(tiny.adapted())
+    assert trees.flatten(tiny.split(leaves, network)[0]).keys() > {leaf}
+    assert leaf not in trees.flatten(tiny.split(leaves)[0])
 
 
 @given(st.lists(st.sampled_from([None, 4, 8]), min_size=1, max_size=20))

@@ -11,7 +11,7 @@ import tiny
 
 from jaxft.models import rope
 
-PLAIN = tiny.SPEC.rope
+PLAIN = tiny.ROPE
 LINEAR = dataclasses.replace(PLAIN, scaling="linear", factor=4.0)
 LLAMA3 = dataclasses.replace(
     PLAIN,

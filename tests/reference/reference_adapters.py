@@ -36,11 +36,12 @@ IGNORED_WARNINGS = [
     )
 ]
 
-Targets = list[str] | str | None
+# Fields of `LoraConfig`, which has PEFT's names: what of a model is trained.
+Choice = Mapping[str, Any]
 
 
 class Adapted(NamedTuple):
-    """A network with adapters: their leaves, and the base's."""
+    """A network with what is trained of it, A and B and leaves of its own, and what is frozen."""
 
     network: Network
     adapters: trees.Tree
@@ -51,17 +52,24 @@ class Adapted(NamedTuple):
         return trees.combine(self.adapters, self.frozen)
 
 
-def peft_on(model: TinyModel, chosen: Targets, seed: int | None) -> peft.PeftModel:
-    """Return PEFT's fresh adapter on a model; with a seed, both A and B are drawn at random."""
+def peft_on(model: TinyModel, choice: Choice, seed: int | None) -> peft.PeftModel:
+    """Return PEFT's fresh adapter on a model; with a seed, all that is trained is moved."""
     config = peft.LoraConfig(
-        r=RANK, lora_alpha=ALPHA, target_modules=chosen, task_type="CAUSAL_LM", lora_dropout=0.0
+        r=RANK,
+        lora_alpha=ALPHA,
+        task_type="CAUSAL_LM",
+        lora_dropout=0.0,
+        fan_in_fan_out=model.family.is_conv1d,
+        **choice,
     )
     adapted = peft.get_peft_model(reference_models.open_torch(model.folder), config).eval()
     if seed is not None:
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in adapted.named_parameters():
-            if ".lora_" in name:
-                parameter.data = torch.randn(parameter.shape, generator=generator) * STD
+            if parameter.requires_grad:
+                start = 0 if ".lora_" in name else parameter.detach()
+                drawn = torch.randn(parameter.shape, generator=generator)
+                parameter.data = start + drawn * STD
     return adapted
 
 
@@ -75,41 +83,57 @@ def read(model: TinyModel, folder: Path, mesh: Mesh) -> Adapted:
     config, tensors = peft_format.read_adapter(folder)
     lora = peft_format.read_lora_config(config, folder)
     network = targets.adapted_network(lora, model.family, model.spec)
-    adapters = peft_format.from_tensors(tensors, model.family, network, folder)
-    return Adapted(network, adapters, model.load(network, mesh))
+    trained = peft_format.from_tensors(tensors, model.family, network, folder)
+    return Adapted(network, trained, own_leaves(model, network, mesh)[1])
 
 
-def ours_on(model: TinyModel, chosen: Targets, mesh: Mesh, seed: int) -> Adapted:
-    """Return our adapter on a model, A and B drawn at random."""
-    network = targets.adapted_network(lora_config(chosen), model.family, model.spec)
+def own_leaves(model: TinyModel, network: Network, mesh: Mesh) -> tuple[trees.Tree, trees.Tree]:
+    """Return the leaves of the base model: those that `network` trains, and the frozen ones."""
+    base = model.load(network, mesh)
+    return trees.partition(base, mask.trainable_mask(network, base))
+
+
+def ours_on(model: TinyModel, choice: Choice, mesh: Mesh, seed: int) -> Adapted:
+    """Return our adapter on a model, all that is trained moved."""
+    network = targets.adapted_network(lora_config(choice), model.family, model.spec)
     rng = np.random.default_rng(seed)
+    start, frozen = own_leaves(model, network, mesh)
     leaves = {
-        path: (rng.standard_normal(leaf.shape) * STD).astype(np.float32)
+        path: np.zeros(leaf.shape, np.float32)
         for path, leaf in trees.flatten(bind.abstract_tree(network)).items()
         if mask.is_adapter_leaf(path)
+    } | trees.flatten(start)
+    moved = {
+        path: (np.asarray(leaf) + rng.standard_normal(leaf.shape) * STD).astype(np.float32)
+        for path, leaf in leaves.items()
     }
-    return Adapted(network, trees.unflatten(leaves), model.load(network, mesh))
+    return Adapted(network, trees.unflatten(moved), frozen)
 
 
 def export(
-    model: TinyModel, chosen: Targets, network: Network, adapters: Mapping[str, Any], folder: Path
+    model: TinyModel, choice: Choice, network: Network, adapters: Mapping[str, Any], folder: Path
 ) -> None:
     """Write an adapter folder with jaxft."""
     config = peft_format.adapter_config(
-        lora_config(chosen), model.family, model.spec, str(model.folder), None
+        lora_config(choice), model.family, model.spec, str(model.folder), None
     )
     tensors = peft_format.to_tensors(jax.device_get(adapters), model.family, network)
     peft_format.save_adapter(folder, tensors, config)
 
 
-def lora_config(chosen: Targets) -> LoraConfig:
-    return LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=chosen)
+def lora_config(choice: Choice) -> LoraConfig:
+    return LoraConfig(r=RANK, lora_alpha=ALPHA, **choice)
+
+
+def saved_name(name: str) -> str:
+    """Return the name under which PEFT saves a parameter of its model."""
+    return name.replace(".modules_to_save.default.", ".").replace(".default.", ".")
 
 
 def gradients_by_name(adapted: peft.PeftModel) -> dict[str, np.ndarray]:
-    """Return the gradients that PEFT's adapters have, under the names they are saved by."""
+    """Return the gradients of what PEFT trains, under the names it is saved by."""
     return {
-        name.replace(".default.", "."): parameter.grad.numpy()
+        saved_name(name): parameter.grad.numpy()
         for name, parameter in adapted.named_parameters()
         if parameter.grad is not None
     }

@@ -2,7 +2,7 @@
 
 A case is one line of `CASES`: a config class and what sets it apart from the common shape, so a
 further family, or a further feature of one, is a further line. Weights are drawn at a standard
-deviation of 0.5, norm scales around 1, biases too: at transformers' own 0.02 a tiny model
+deviation of 0.5, biases too, norm scales around 1: at transformers' own 0.02 a tiny model
 hides a wrong feature, because attention is then nearly uniform.
 """
 
@@ -32,9 +32,15 @@ CALM_STD = 0.2
 SHARD_BYTES = 40_000  # a few tensors a file, in the sharded variant
 WINDOW = 11  # tokens; a third of the shortest row
 
+VOCAB_SIZE = 112
+TOKENS = {
+    "vocab_size": VOCAB_SIZE,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
 # All sizes differ, so that no dimension can stand in for another: heads x head_dim is the width.
-COMMON = {
-    "vocab_size": 112,
+GROUPED = {
     "hidden_size": 64,
     "intermediate_size": 88,
     "num_hidden_layers": 3,
@@ -43,9 +49,6 @@ COMMON = {
     "max_position_embeddings": 256,
     "rms_norm_eps": 1e-2,  # large enough that a norm without it is another norm
     "tie_word_embeddings": False,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 500.0, "factor": 3.0}
 # Head width 16 gives wavelengths 6, 20, 63, 199, ...: with these factors the first is left alone,
@@ -60,6 +63,29 @@ LLAMA3 = {
 }
 
 LLAMA, MISTRAL = transformers.LlamaConfig, transformers.MistralConfig
+OPT, GPT2 = transformers.OPTConfig, transformers.GPT2Config
+COMMON: dict[type[transformers.PreTrainedConfig], dict[str, Any]] = {
+    LLAMA: GROUPED,
+    MISTRAL: GROUPED,
+    OPT: {
+        "hidden_size": 64,
+        "word_embed_proj_dim": 64,
+        "ffn_dim": 88,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 96,
+    },
+    GPT2: {
+        "n_embd": 64,
+        "n_head": 4,
+        "n_layer": 3,
+        "n_positions": 96,
+        "layer_norm_epsilon": 1e-2,
+    },
+}
+# The embedding of the 350m model is narrower than its layers.
+OPT_350M = {"do_layer_norm_before": False, "word_embed_proj_dim": 40}
+
 CASES: dict[str, tuple[type[transformers.PreTrainedConfig], dict[str, Any]]] = {
     "llama": (LLAMA, {}),
     "llama-tied": (LLAMA, {"tie_word_embeddings": True}),
@@ -71,6 +97,20 @@ CASES: dict[str, tuple[type[transformers.PreTrainedConfig], dict[str, Any]]] = {
     "llama-rope-llama3": (LLAMA, {"rope_parameters": LLAMA3}),
     "mistral-window": (MISTRAL, {"sliding_window": WINDOW, "head_dim": 16}),
     "mistral-no-window": (MISTRAL, {"sliding_window": None, "head_dim": 16}),
+    "opt": (OPT, {}),
+    "opt-350m": (OPT, OPT_350M),
+    "opt-350m-smooth": (OPT, OPT_350M | {"activation_function": "gelu"}),
+    "opt-smooth": (OPT, {"activation_function": "gelu"}),
+    "opt-no-bias-untied-gelu": (
+        OPT,
+        {"enable_bias": False, "tie_word_embeddings": False, "activation_function": "gelu"},
+    ),
+    "opt-no-final-norm": (OPT, {"_remove_final_layer_norm": True}),
+    "gpt2": (GPT2, {}),
+    "gpt2-untied-inner-relu": (
+        GPT2,
+        {"tie_word_embeddings": False, "n_inner": 88, "activation_function": "relu"},
+    ),
 }
 
 
@@ -114,7 +154,7 @@ def make(
 ) -> TinyModel:
     """Draw the weights of a case at `dtype`, save them in `folder`, and open them there."""
     config_class, features = CASES[name]
-    config = config_class(**(COMMON | features))
+    config = config_class(**(TOKENS | COMMON[config_class] | features))
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
     randomise(model, std, seed=sum(name.encode()))
     sharding = {} if shard_bytes is None else {"max_shard_size": shard_bytes}
@@ -139,4 +179,5 @@ def randomise(model: torch.nn.Module, std: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         drawn = torch.randn(parameter.shape, generator=generator) * std
-        parameter.copy_(1 + drawn if "norm" in name else drawn)
+        is_norm_scale = parameter.ndim == 1 and name.endswith(".weight")
+        parameter.copy_(1 + drawn if is_norm_scale else drawn)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 from jax.sharding import Mesh
@@ -62,6 +63,30 @@ def our_logits(
 def _logits(network: Network, mesh: Mesh, dtype: str, tree: trees.Tree, *inputs: Any) -> Any:
     hidden = forward.hidden_states(network, tree, *inputs, mesh=mesh, dtype=dtype)
     return forward.head_logits(network, mesh, forward.head_leaves(network, tree), hidden)
+
+
+def greedy(
+    network: Network, tree: Mapping[str, Any], prompts: Text, mesh: Mesh, num_tokens: int
+) -> np.ndarray:
+    """Continue padded prompts by the most likely token, int32 [b num_tokens]."""
+
+    @jax.jit
+    def advance(cache: forward.Cache, tokens: Any, valid: Any) -> Any:
+        hidden, cache = forward.extend(
+            network, tree, cache, tokens, valid, mesh=mesh, dtype="float32"
+        )
+        leaves = forward.head_leaves(network, tree)
+        logits = forward.head_logits(network, mesh, leaves, hidden[:, -1:])
+        return cache, jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    batch, width = prompts.input_ids.shape
+    cache = forward.empty_cache(network, batch, width + num_tokens, "float32")
+    cache, token = advance(cache, prompts.input_ids, prompts.is_token)
+    tokens, every = [token], jnp.ones((batch, 1), bool)
+    while len(tokens) < num_tokens:
+        cache, token = advance(cache, token, every)
+        tokens.append(token)
+    return np.concatenate(tokens, axis=1)
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray, text: Text) -> float:

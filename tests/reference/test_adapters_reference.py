@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
@@ -12,49 +13,78 @@ pytest.importorskip("peft")
 
 import peft
 import reference_adapters
+import reference_models
 import reference_runs
 import reference_texts
 from jax.sharding import Mesh
 from peft.tuners.lora import LoraLayer
-from reference_adapters import Targets
+from peft.utils.other import ModulesToSaveWrapper
+from reference_adapters import Choice
 from reference_models import TinyModel
 from reference_runs import TOLERANCE, Record
 
 from jaxft import tree as trees
-from jaxft.lora import targets
+from jaxft.lora import peft_format, targets
 from jaxft.weights import names
 
 pytestmark = [pytest.mark.reference, *reference_adapters.IGNORED_WARNINGS]
 
 CLEARLY = 0.05  # by how much, of the largest logit, an adapter must move the logits
 
-CHOICES: dict[str, tuple[str, Targets]] = {
-    "null": ("llama", None),
-    "null-mistral": ("mistral-window", None),
-    "list": ("llama-attention-bias-gelu", ["q_proj", "v_proj"]),
-    "full-name": ("llama", ["model.layers.1.self_attn.o_proj", "k_proj"]),
-    "regex": ("llama-tied", r".*layers\.[02]\.mlp\.(up|down)_proj"),
-    "all-linear": ("mistral-window", "all-linear"),
-    "head": ("llama", ["q_proj", "lm_head"]),
-    "tied-head": ("llama-tied", ["lm_head", "v_proj"]),
+# A module outside the layers, norms, and a linear module beside an adapter that is not on it.
+VARIOUS = {
+    "target_modules": ["q_proj", "fc1"],
+    "modules_to_save": ["lm_head", "embed_tokens", "final_layer_norm", "fc1"],
+}
+# Of what is stacked in one leaf, one layer is trained as a whole and the others are adapted.
+ONE_LAYER = {"target_modules": ["q_proj", "fc1"], "modules_to_save": ["layers.1.fc1"]}
+FUSED = {"target_modules": ["c_attn", "c_proj"]}
+
+CHOICES: dict[str, tuple[str, Choice]] = {
+    "null": ("llama", {}),
+    "null-mistral": ("mistral-window", {}),
+    "null-opt": ("opt", {}),
+    "null-gpt2": ("gpt2", {}),
+    "list": ("llama-attention-bias-gelu", {"target_modules": ["q_proj", "v_proj"]}),
+    "list-opt": ("opt-350m", {"target_modules": ["q_proj", "v_proj"]}),
+    "fused": ("gpt2", FUSED),
+    "fused-untied": ("gpt2-untied-inner-relu", FUSED),
+    "full-name": ("llama", {"target_modules": ["model.layers.1.self_attn.o_proj", "k_proj"]}),
+    "regex": ("llama-tied", {"target_modules": r".*layers\.[02]\.mlp\.(up|down)_proj"}),
+    "all-linear": ("mistral-window", {"target_modules": "all-linear"}),
+    "all-linear-opt": ("opt-350m", {"target_modules": "all-linear"}),
+    "all-linear-gpt2": ("gpt2", {"target_modules": "all-linear"}),
+    "head": ("llama", {"target_modules": ["q_proj", "lm_head"]}),
+    "tied-head": ("llama-tied", {"target_modules": ["lm_head", "v_proj"]}),
+    "bias-all": ("opt", {"bias": "all"}),
+    "bias-all-gpt2": ("gpt2", {"bias": "all"}),
+    "bias-lora": ("opt-350m", {"bias": "lora_only"}),
+    "bias-lora-gpt2": ("gpt2", {"bias": "lora_only"}),
+    "saved-head": ("llama", {"modules_to_save": ["lm_head"]}),
+    "saved-tied-head": ("opt", {"modules_to_save": ["lm_head"]}),
+    "saved-tied-head-gpt2": ("gpt2", {"modules_to_save": ["lm_head"]}),
+    "saved-tied-embedding": ("opt", {"modules_to_save": ["embed_tokens"]}),
+    "saved-tied-embedding-gpt2": ("gpt2", {"modules_to_save": ["wte"]}),
+    "saved-various": ("opt", VARIOUS),
+    "saved-in-one-layer": ("opt", ONE_LAYER),
 }
 
 
 @pytest.fixture(params=CHOICES)
 def choice(
     request: pytest.FixtureRequest, tiny_model: Callable[..., TinyModel]
-) -> tuple[TinyModel, Targets]:
+) -> tuple[TinyModel, Choice]:
     name, chosen = CHOICES[request.param]
     return tiny_model(name), chosen
 
 
 @pytest.fixture(scope="module")
-def text(tiny_model: Callable[..., TinyModel]) -> reference_texts.Text:
-    return reference_texts.draw((41, 29), "left", tiny_model("llama").spec.vocab_size, seed=5)
+def text() -> reference_texts.Text:
+    return reference_texts.draw((41, 29), "left", reference_models.VOCAB_SIZE, seed=5)
 
 
 def test_an_adapter_of_peft_gives_its_logits(
-    choice: tuple[TinyModel, Targets],
+    choice: tuple[TinyModel, Choice],
     text: reference_texts.Text,
     tmp_path: Path,
     one_device: Mesh,
@@ -74,7 +104,7 @@ def test_an_adapter_of_peft_gives_its_logits(
 
 
 def test_our_adapter_gives_its_logits_in_peft(
-    choice: tuple[TinyModel, Targets],
+    choice: tuple[TinyModel, Choice],
     text: reference_texts.Text,
     tmp_path: Path,
     one_device: Mesh,
@@ -95,7 +125,7 @@ def test_our_adapter_gives_its_logits_in_peft(
 
 
 def test_the_adapted_modules_and_their_size_are_those_of_peft(
-    choice: tuple[TinyModel, Targets], one_device: Mesh
+    choice: tuple[TinyModel, Choice], one_device: Mesh
 ) -> None:
     model, chosen = choice
     theirs = reference_adapters.peft_on(model, chosen, seed=None)
@@ -104,17 +134,59 @@ def test_the_adapted_modules_and_their_size_are_those_of_peft(
         for name, module in theirs.named_modules()
         if isinstance(module, LoraLayer)
     }
+    saved = {
+        name.removeprefix("base_model.model.")
+        for name, module in theirs.named_modules()
+        if isinstance(module, ModulesToSaveWrapper)
+    }
     modules = names.linear_modules(model.family, model.spec)
     resolved = targets.target_modules(reference_adapters.lora_config(chosen), model.family)
-    assert {module.name for module in targets.select(modules, resolved)} == adapted
+    assert {module.name for module in targets.select(modules, resolved)} - saved == adapted
     ours = reference_adapters.ours_on(model, chosen, one_device, seed=3)
     trainable, total = theirs.get_nb_trainable_parameters()
     assert trees.num_parameters(ours.adapters) == trainable
-    assert trees.num_parameters(ours.tree) == total
+    assert trees.num_parameters(ours.tree) == total - num_replaced(theirs)
+
+
+def num_replaced(adapted: peft.PeftModel) -> int:
+    """Count the parameters that PEFT keeps though a trained copy has taken their place."""
+    in_use, replaced = set(), {}
+    for name, parameter in adapted.named_parameters(remove_duplicate=False):
+        if ".original_module." in name:
+            replaced[parameter] = parameter.numel()
+        else:
+            in_use.add(parameter)
+    return sum(count for parameter, count in replaced.items() if parameter not in in_use)
+
+
+def test_an_adapter_of_peft_is_written_again_as_it_was(
+    choice: tuple[TinyModel, Choice], tmp_path: Path, one_device: Mesh
+) -> None:
+    model, chosen = choice
+    reference_adapters.peft_on(model, chosen, seed=1).save_pretrained(tmp_path / "theirs")
+    ours = reference_adapters.read(model, tmp_path / "theirs", one_device)
+    reference_adapters.export(model, chosen, ours.network, ours.adapters, tmp_path / "ours")
+    (written, tensors), (expected, their_tensors) = (
+        peft_format.read_adapter(tmp_path / side) for side in ("ours", "theirs")
+    )
+    # Beside an adapter on the head, PEFT also stores the frozen head.
+    their_tensors.pop(f"base_model.model.{model.family.head_name}.base_layer.weight", None)
+    assert {name: bits(tensor) for name, tensor in tensors.items()} == {
+        name: bits(tensor) for name, tensor in their_tensors.items()
+    }
+    # Full names or their endings: what counts is which modules they mean.
+    modules = names.linear_modules(model.family, model.spec)
+    for config in (written, expected):
+        config["target_modules"] = set(targets.select(modules, config["target_modules"]))
+    assert written == {key: expected[key] for key in written}
+
+
+def bits(tensor: np.ndarray) -> tuple[str, tuple[int, ...], bytes]:
+    return tensor.dtype.name, tensor.shape, tensor.tobytes()
 
 
 def test_the_null_targets_are_those_of_peft(tiny_model: Callable[..., TinyModel]) -> None:
     table = peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-    for name in ("llama", "mistral-window"):
+    for name in ("llama", "mistral-window", "opt", "gpt2"):
         family = tiny_model(name).family
         assert list(family.default_targets) == table[family.model_type]

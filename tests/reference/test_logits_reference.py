@@ -24,7 +24,6 @@ pytestmark = pytest.mark.reference
 
 # Two chunks of queries and more, several windows, and lengths of no common factor.
 PADDED, WHOLE = (53, 47, 31, 34), (53, 53, 53, 53)
-VOCAB_SIZE = reference_models.COMMON["vocab_size"]
 
 
 @pytest.fixture(
@@ -33,7 +32,7 @@ VOCAB_SIZE = reference_models.COMMON["vocab_size"]
 )
 def text(request: pytest.FixtureRequest) -> reference_texts.Text:
     side, lengths = request.param
-    return reference_texts.draw(lengths, side, VOCAB_SIZE, seed=7)
+    return reference_texts.draw(lengths, side, reference_models.VOCAB_SIZE, seed=7)
 
 
 @pytest.mark.parametrize("name", reference_models.CASES)
@@ -53,7 +52,9 @@ def test_logits_equal_transformers(
     assert distance < TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["llama-tied", "llama-attention-bias-gelu", "mistral-window"])
+@pytest.mark.parametrize(
+    "name", ["llama-tied", "llama-attention-bias-gelu", "mistral-window", "opt-350m", "gpt2"]
+)
 def test_logits_equal_transformers_on_four_devices(
     name: str,
     tiny_model: Callable[..., TinyModel],
@@ -61,7 +62,7 @@ def test_logits_equal_transformers_on_four_devices(
     record_property: Record,
 ) -> None:
     model = tiny_model(name)
-    text = reference_texts.draw(PADDED, "left", VOCAB_SIZE, seed=8)
+    text = reference_texts.draw(PADDED, "left", reference_models.VOCAB_SIZE, seed=8)
     tree = model.load(model.network, four_devices)
     assert not tree["groups"]["0"]["0"]["attn"]["q"]["kernel"].sharding.is_fully_replicated
     ours = reference_runs.our_logits(model.network, tree, text, four_devices)
@@ -81,11 +82,11 @@ def test_a_sharded_checkpoint_loads_bit_equal_to_a_single_file(
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-@pytest.fixture(scope="module")
-def narrow(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+@pytest.fixture(scope="module", params=["llama", "opt", "gpt2"])
+def narrow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """A model stored in bfloat16; torch's is the same rounded weights computed in float32."""
     folder = tmp_path_factory.mktemp("narrow")
-    return reference_models.make("llama", folder, dtype=torch.bfloat16)
+    return reference_models.make(request.param, folder, dtype=torch.bfloat16)
 
 
 def test_bfloat16_weights_computed_in_float32_equal_transformers(
@@ -110,7 +111,7 @@ def test_bfloat16_computation_errs_no_more_than_transformers_own(
     rotation in float32 throughout), so the errors are alike in size and not in value: half as
     much again is allowed, on the root mean square over all logits.
     """
-    text = reference_texts.draw(PADDED, "left", VOCAB_SIZE, seed=9)
+    text = reference_texts.draw(PADDED, "left", reference_models.VOCAB_SIZE, seed=9)
     exact = reference_runs.torch_logits(narrow.torch_model, text)
     rounded = reference_models.open_torch(narrow.folder, torch.bfloat16)
     theirs = reference_runs.torch_logits(rounded, text)

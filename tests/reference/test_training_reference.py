@@ -14,12 +14,13 @@ pytest.importorskip("peft")
 
 import peft
 import reference_adapters
+import reference_models
 import reference_runs
 import reference_texts
 import torch
 import transformers
 from jax.sharding import Mesh
-from reference_adapters import Targets
+from reference_adapters import Choice
 from reference_models import CALM_STD, TinyModel
 from reference_runs import Record
 
@@ -51,19 +52,25 @@ class Setting:
     """A run: the base, the targets, and what may not matter: micro-batches and remat."""
 
     case: str
-    chosen: Targets
+    chosen: Choice
     accumulation: int
     remat: bool
 
 
 SETTINGS = {
-    "plain": Setting("llama-tied", None, accumulation=1, remat=False),
-    "split": Setting("mistral-window", "all-linear", accumulation=2, remat=True),
+    "plain": Setting("llama-tied", {}, accumulation=1, remat=False),
+    "split": Setting(
+        "mistral-window", {"target_modules": "all-linear"}, accumulation=2, remat=True
+    ),
+    "opt": Setting(
+        "opt", {"bias": "all", "modules_to_save": ["lm_head"]}, accumulation=1, remat=False
+    ),
+    "gpt2": Setting("gpt2", {"target_modules": ["c_attn", "c_proj"]}, accumulation=2, remat=True),
 }
 
 
 def rows_of(seed: int) -> Rows:
-    text = reference_texts.draw(LENGTHS, "right", vocab_size=112, seed=seed)
+    text = reference_texts.draw(LENGTHS, "right", vocab_size=reference_models.VOCAB_SIZE, seed=seed)
     shares = np.random.default_rng(seed).random(len(LENGTHS))
     return text, reference_texts.ragged_labels(text, shares, seed)
 
@@ -94,7 +101,12 @@ class Run:
             for rows in TRAINING + HELD_OUT
         )
         return step.Program(
-            self.start.network, self.mesh, "float32", capacity=most, remat=self.setting.remat
+            self.start.network,
+            self.mesh,
+            "float32",
+            capacity=most,
+            remat=self.setting.remat,
+            loss=step.causal_lm,
         )
 
     def _train(self) -> tuple[list[float], list[float], trees.Tree]:

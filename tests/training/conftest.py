@@ -7,7 +7,10 @@ import jax
 import pytest
 import runs
 
+from jaxft import tree as trees
+from jaxft.lora import mask
 from jaxft.training import folder, setup, trainer
+from jaxft.training.watcher import Watcher
 
 
 @pytest.fixture(scope="session")
@@ -35,9 +38,15 @@ def plan_of(recipe):
 
 
 @pytest.fixture(scope="session")
-def frozen(plan_of):
-    """The base weights on the mesh of all devices."""
-    return setup.load_frozen(plan_of())
+def leaves(plan_of):
+    """All leaves as the run begins, on the mesh of all devices."""
+    return setup.load_tree(plan_of())
+
+
+@pytest.fixture(scope="session")
+def frozen(plan_of, leaves):
+    """Those of them that are not trained."""
+    return trees.partition(leaves, mask.trainable_mask(plan_of().network, leaves))[1]
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +55,7 @@ def make_trainer():
     programs = {}
 
     def make(plan, leaves):
-        made = trainer.Trainer(plan, leaves)
+        made = trainer.Trainer(plan, leaves, Watcher())
         numbers = {
             name: value
             for name, value in plan.config.train.model_dump().items()
@@ -63,10 +72,10 @@ def make_trainer():
 
 
 @pytest.fixture
-def train(plan_of, frozen, make_trainer, tmp_path):
+def train(plan_of, leaves, make_trainer, tmp_path):
     """Return a function that trains in this test's folder and returns trainer and outcome."""
 
-    def run(*overrides, prepare=lambda trainer: None, leaves=frozen):
+    def run(*overrides, prepare=lambda trainer: None, leaves=leaves):
         plan = plan_of(f"train.output_dir={tmp_path / 'run'}", *overrides)
         folder.check(plan)
         with folder.open_checkpoints(plan) as checkpoints:
@@ -78,10 +87,10 @@ def train(plan_of, frozen, make_trainer, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def straight(plan_of, frozen, make_trainer, tmp_path_factory):
+def straight(plan_of, leaves, make_trainer, tmp_path_factory):
     """The folder of the recipe's run, trained without a stop, and its trained leaves."""
     path = tmp_path_factory.mktemp("straight") / "run"
     plan = plan_of(f"train.output_dir={path}")
     with folder.open_checkpoints(plan) as checkpoints:
-        outcome = make_trainer(plan, frozen).run(checkpoints)
+        outcome = make_trainer(plan, leaves).run(checkpoints)
     return path, jax.device_get(outcome.trainable)

@@ -28,7 +28,7 @@ def measure(plan, frozen, adapters, is_stopped=lambda: False):
     """Evaluate, and return also how often progress was told."""
     told = []
     program = step.Program(
-        plan.network, plan.mesh, plan.dtype, capacity=plan.eval.target_capacity, remat=False
+        plan.network, plan.mesh, plan.dtype, plan.eval.target_capacity, False, step.causal_lm
     )
     found = evaluate.evaluate(
         step.make_eval_step(program),

@@ -10,9 +10,18 @@ import pytest
 import runs
 import safetensors.numpy
 
+from jaxft import tree as trees
 from jaxft.errors import AdapterError
-from jaxft.lora import peft_format
+from jaxft.lora import mask, peft_format
 from jaxft.training import finish
+from jaxft.training.trainer import Outcome
+
+
+@pytest.fixture
+def outcome(plan_of, straight, leaves):
+    """What the recipe's run left."""
+    start, frozen = trees.partition(leaves, mask.trainable_mask(plan_of().network, leaves))
+    return Outcome(start, straight[1], frozen, before=None, after=None)
 
 
 @pytest.fixture
@@ -20,9 +29,8 @@ def plan(plan_of, tmp_path):
     return plan_of(f"train.output_dir={tmp_path / 'run'}")
 
 
-def test_the_adapter_holds_what_was_trained_under_pefts_names(plan, straight, frozen):
-    _, trained = straight
-    folder = finish.write_adapter(plan, trained, frozen)
+def test_the_adapter_holds_what_was_trained_under_pefts_names(plan, outcome):
+    folder = finish.write_adapter(plan, outcome)
     assert folder == plan.folder / "adapter"
     config = json.loads((folder / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (4, 8, 0.2)
@@ -30,7 +38,7 @@ def test_the_adapter_holds_what_was_trained_under_pefts_names(plan, straight, fr
     assert config["base_model_name_or_path"] == plan.source.name
     tensors = safetensors.numpy.load_file(folder / "adapter_model.safetensors")
     assert len(tensors) == 2 * 2 * 2
-    block = trained["groups"]["0"]["0"]["attn"]
+    block = outcome.trainable["groups"]["0"]["0"]["attn"]
     name = "base_model.model.model.layers.1.self_attn.v_proj.lora_{}.weight"
     np.testing.assert_array_equal(tensors[name.format("A")], block["v"]["lora_a"][1])
     np.testing.assert_array_equal(tensors[name.format("B")], block["v"]["lora_b"][1].T)
@@ -45,7 +53,7 @@ def older(plan):
     return lambda: {path.name: path.read_text() for path in folder.iterdir()}
 
 
-def test_a_write_that_changes_a_number_is_noticed(plan, straight, frozen, monkeypatch, older):
+def test_a_write_that_changes_a_number_is_noticed(plan, outcome, monkeypatch, older):
     save = safetensors.numpy.save_file
 
     def save_wrongly(tensors, path, **options):
@@ -56,12 +64,12 @@ def test_a_write_that_changes_a_number_is_noticed(plan, straight, frozen, monkey
 
     monkeypatch.setattr(peft_format.safetensors.numpy, "save_file", save_wrongly)
     with pytest.raises(AdapterError, match="read back it is not the live model's: its logits"):
-        finish.write_adapter(plan, straight[1], frozen)
+        finish.write_adapter(plan, outcome)
     assert older() == {"adapter_config.json": "older"}
     assert [path.name for path in plan.folder.iterdir()] == ["adapter"]
 
 
-def test_a_write_that_is_cut_short_is_noticed(plan, straight, frozen, monkeypatch, older):
+def test_a_write_that_is_cut_short_is_noticed(plan, outcome, monkeypatch, older):
     save = safetensors.numpy.save_file
 
     def save_half(tensors, path, **options):
@@ -70,11 +78,11 @@ def test_a_write_that_is_cut_short_is_noticed(plan, straight, frozen, monkeypatc
 
     monkeypatch.setattr(peft_format.safetensors.numpy, "save_file", save_half)
     with pytest.raises(AdapterError, match="cannot be read"):
-        finish.write_adapter(plan, straight[1], frozen)
+        finish.write_adapter(plan, outcome)
     assert older() == {"adapter_config.json": "older"}
 
 
-def test_answers_are_the_bases_beside_the_tuned_models(plan_of, straight, frozen, tmp_path):
+def test_answers_are_the_bases_beside_the_tuned_models(plan_of, outcome, tmp_path):
     chats = runs.make_rows(3, seed=3)
     rows = [
         {"prompt": "", "completion": "nothing to go on from"},
@@ -83,16 +91,16 @@ def test_answers_are_the_bases_beside_the_tuned_models(plan_of, straight, frozen
     ]
     mixed = runs.write_rows(tmp_path / "eval.jsonl", rows)
     plan = plan_of(f"data.eval={mixed}")
-    shown = finish.answers(plan, straight[1], frozen)
+    shown = finish.answers(plan, outcome)
     questions = [row["messages"][0]["content"] for row in chats[:2]]
     assert [sample.prompt for sample in shown] == ["go ye", *questions]
     assert any(sample.base != sample.tuned for sample in shown)
-    untrained = jax.tree.map(np.zeros_like, straight[1])
-    assert [sample.base for sample in finish.answers(plan, untrained, frozen)] == [
+    untrained = outcome._replace(trainable=jax.tree.map(np.zeros_like, outcome.trainable))
+    assert [sample.tuned for sample in finish.answers(plan, untrained)] == [
         sample.base for sample in shown
     ]
 
 
-def test_without_held_out_rows_there_are_no_answers(plan_of, straight, frozen):
+def test_without_held_out_rows_there_are_no_answers(plan_of, outcome):
     plan = plan_of("data.eval=null", "train.eval_strategy=no")
-    assert finish.answers(plan, straight[1], frozen) == []
+    assert finish.answers(plan, outcome) == []

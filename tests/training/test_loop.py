@@ -20,14 +20,14 @@ def config(recipe, tmp_path):
 
 @pytest.fixture
 def seen(monkeypatch):
-    """The base weights that the run loads."""
-    leaves, load = [], setup.load_frozen
+    """The leaves that the run loads, and begins with."""
+    leaves, load = [], setup.load_tree
 
     def load_and_keep(plan):
         leaves.append(load(plan))
         return leaves[0]
 
-    monkeypatch.setattr(setup, "load_frozen", load_and_keep)
+    monkeypatch.setattr(setup, "load_tree", load_and_keep)
     return leaves
 
 
@@ -40,11 +40,11 @@ def digest(tree):
 
 
 def test_a_run_leaves_the_base_as_it_was_and_says_results_last(
-    config, seen, frozen, straight, monkeypatch, capsys
+    config, seen, leaves, straight, monkeypatch, capsys
 ):
     monkeypatch.setattr(finish, "_ANSWER_TOKENS", 4)
     loop.run(config)
-    assert digest(seen[0]) == digest(frozen)
+    assert digest(seen[0]) == digest(leaves)
     assert runs.records(config.train.output_dir) == runs.records(straight[0])
     captured = capsys.readouterr()
     notes = [line.split(":")[0] for line in captured.err.splitlines()]
@@ -65,7 +65,7 @@ def test_weights_that_cannot_be_loaded_leave_no_folder(config, monkeypatch):
     def fail(plan):
         raise WeightsError("found", "remedy")
 
-    monkeypatch.setattr(setup, "load_frozen", fail)
+    monkeypatch.setattr(setup, "load_tree", fail)
     with pytest.raises(WeightsError):
         loop.run(config)
     assert not config.train.output_dir.exists()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
-import jax
+import numpy as np
 import pytest
 import runs
 
+from jaxft import tree as trees
 from jaxft.errors import ConfigError
+from jaxft.lora import init
+from jaxft.models.network import base_network
+from jaxft.models.spec import Learned
 from jaxft.training import setup
 
 
@@ -42,13 +47,40 @@ def test_without_held_out_rows_there_is_nothing_to_evaluate(plan_of):
     assert (plan.eval, plan.eval_rows) == (None, [])
 
 
-def test_the_base_is_loaded_with_every_leaf_and_no_adapter(plan_of, frozen):
-    leaves = jax.tree_util.tree_leaves_with_path(frozen)
-    assert not any("lora" in jax.tree_util.keystr(path) for path, _ in leaves)
-    tensors = plan_of().source.checkpoint().infos()
-    assert sum(leaf.size for _, leaf in leaves) == sum(
-        math.prod(info.shape) for info in tensors.values()
-    )
+def test_the_tree_is_every_leaf_of_the_base_and_fresh_adapters(plan_of, leaves, frozen):
+    plan = plan_of()
+    tensors = plan.source.checkpoint().infos()
+    assert trees.num_parameters(frozen) == sum(math.prod(info.shape) for info in tensors.values())
+    adapters = trees.flatten(init.init_adapters(plan.network, seed=7, mesh=plan.mesh))
+    flat = trees.flatten(leaves)
+    assert flat.keys() == trees.flatten(frozen).keys() | adapters.keys()
+    for path, leaf in adapters.items():
+        assert np.array_equal(flat[path], leaf), path
+
+
+def test_rows_longer_than_the_table_of_positions_are_refused(plan_of):
+    plan = plan_of()
+    assert plan.config.data.max_length == 64
+
+    def planned(max_tokens):
+        positions = Learned(rows=max_tokens + 2, offset=2)
+        network = base_network(dataclasses.replace(plan.network.spec, positions=positions))
+        return setup.plan_rows(
+            plan.config,
+            plan.source,
+            plan.family,
+            network,
+            plan.tokenizer,
+            plan.mesh,
+            plan.dtype,
+            plan.eval_rows,
+            [],
+        )
+
+    with pytest.raises(ConfigError, match=r"max_length=64, and the model has 63 pos") as raised:
+        planned(63)
+    assert raised.value.remedy == "Set data.max_length to 63 or less."
+    assert planned(64).train.sequence_length == 64
 
 
 @pytest.mark.parametrize("where", ["", "/run", "/deep/run"])

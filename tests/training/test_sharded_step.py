@@ -28,7 +28,7 @@ def run(shape=(1, 1, 1), accumulation=1):
     """Return the first step's gradients, every step's loss, and how often the step compiled."""
     mesh = meshes.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
     capacity = ROWS * LENGTH // accumulation // meshes.row_shards(mesh)
-    program = steps.Program(NETWORK, mesh, "float32", capacity, False)
+    program = steps.Program(NETWORK, mesh, "float32", capacity, False, steps.causal_lm)
     step = steps.make_train_step(program, OPTIMIZER, lambda _: LEARNING_RATE, TRAINABLE)
     state = states.init_state(tiny.placed(TRAINABLE, mesh), OPTIMIZER, mesh)
     frozen, losses, gradients = tiny.placed(FROZEN, mesh), [], None
@@ -74,7 +74,9 @@ def gathering():
     compiled = []
     for shape in [(1, 4, 1), (1, 1, 1)]:
         mesh = meshes.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
-        program = steps.Program(network, mesh, "float32", FSDP_ROWS * FSDP_LENGTH, False)
+        program = steps.Program(
+            network, mesh, "float32", FSDP_ROWS * FSDP_LENGTH, False, steps.causal_lm
+        )
         batch = {
             key: jax.device_put(value, steps.batch_shardings(mesh)[key])
             for key, value in tiny.make_batch(FSDP_ROWS, FSDP_LENGTH).items()

@@ -41,7 +41,7 @@ def run():
     frozen = tiny.placed(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), base), mesh)
     schedule = optimizers.make_schedule(CONFIG, NUM_STEPS)
     optimizer = optimizers.make_optimizer(CONFIG, schedule)
-    program = steps.Program(NETWORK, mesh, "bfloat16", ROWS * LENGTH, False)
+    program = steps.Program(NETWORK, mesh, "bfloat16", ROWS * LENGTH, False, steps.causal_lm)
     step = steps.make_train_step(program, optimizer, schedule, trainable)
     state = states.init_state(tiny.placed(trainable, mesh), optimizer, mesh)
     seen = types.SimpleNamespace(step=step, frozen=frozen, before=fingerprint(frozen))
@@ -119,7 +119,9 @@ def test_a_batch_of_nothing_but_padding_changes_no_adapter_and_gives_no_nan(run)
 def test_evaluation_is_the_plain_loss_without_dropout():
     network = tiny.adapted(tiny.with_windows([None] * 2), dropout=0.9)
     tree, batch = tiny.random_leaves(network), batches(5)
-    program = steps.Program(network, tiny.one_device(), "float32", ROWS * LENGTH, False)
+    program = steps.Program(
+        network, tiny.one_device(), "float32", ROWS * LENGTH, False, steps.causal_lm
+    )
     trainable, frozen = tiny.split(tree)
     loss, count = steps.make_eval_step(program)(trainable, frozen, batch)
     micro = {key: value[0] for key, value in batch.items()}

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import runs
 
+from jaxft import tree as trees
 from jaxft.errors import Stopped, TrainingError
+from jaxft.lora import peft_format
 from jaxft.parallel import mesh as meshes
-from jaxft.training import setup
+from jaxft.training import finish, setup
 from jaxft.training import trainer as trainers
+from jaxft.training.watcher import Watcher
 
 STEPS = 6  # of the recipe, an epoch: the last batch is not full
 
@@ -183,7 +186,7 @@ def test_one_device_and_four_train_the_same(straight, plan_of, train, tmp_path, 
     mesh = meshes.single_device_mesh()
     monkeypatch.setattr(setup.meshes, "make_mesh", lambda *sizes: mesh)
     words = ("train.per_device_train_batch_size=4", "train.save_strategy=no")
-    train(*words, leaves=setup.load_frozen(plan_of(*words)))
+    train(*words, leaves=setup.load_tree(plan_of(*words)))
     ours, theirs = runs.records(tmp_path / "run"), runs.records(straight[0])
     for name in ("loss", "eval_loss", "grad_norm"):
         np.testing.assert_allclose(
@@ -218,9 +221,9 @@ def test_a_step_without_numbers_stops_the_run_before_it_is_saved(train, tmp_path
     ],
 )
 def test_steps_are_saved_and_evaluated_as_asked_and_the_last_is_always_saved(
-    plan_of, frozen, words, saved, evaluated
+    plan_of, leaves, words, saved, evaluated
 ):
-    trainer = trainers.Trainer(plan_of("train.max_steps=13", *words), frozen)
+    trainer = trainers.Trainer(plan_of("train.max_steps=13", *words), leaves, Watcher())
     steps = range(1, 14)
     assert [step for step in steps if trainer._saves(step)] == saved
     assert [step for step in steps if trainer._evaluates(step)] == evaluated
@@ -254,7 +257,49 @@ def test_a_run_that_was_killed_between_saving_and_evaluating_makes_up_for_it(
     assert runs.records(tmp_path / "run") == runs.records(straight[0])
 
 
-def test_what_is_trained_differs_from_what_it_began_with(straight, plan_of, frozen):
-    start = jax.device_get(trainers.Trainer(plan_of(), frozen).start)
+def test_a_run_that_trains_biases_and_whole_modules_goes_on_as_if_it_had_not_been_stopped(
+    train, plan_of, tmp_path
+):
+    model = runs.write_model(tmp_path / "model", biases=True)
+    words = [
+        f"model.path={model}",
+        "model.dtype=bfloat16",
+        "lora.bias=all",
+        "lora.modules_to_save=[embed_tokens, norm]",
+        "train.max_steps=3",
+        "train.eval_strategy=no",
+    ]
+    again = f"train.output_dir={tmp_path / 'again'}"
+    plan = plan_of(*words, again)
+    tree = setup.load_tree(plan)
+    with pytest.raises(Stopped):
+        train(*words, again, prepare=after_step(1, send(signal.SIGTERM)), leaves=tree)
+    _, outcome = train(*words, again, leaves=tree)
+    _, whole = train(*words, leaves=tree)
+    own = {f"groups/0/0/attn/{name}/bias" for name in "qkvo"} | {"embed/kernel", "final_norm/scale"}
+    trained = trees.flatten(outcome.trainable)
+    assert {path for path in trained if "lora_" not in path} == own == plan.network.trained_leaves()
+    assert same_leaves(outcome.trainable, whole.trainable)
+    assert runs.records(tmp_path / "again") == runs.records(tmp_path / "run")
+    for path, leaf in trees.flatten(outcome.start).items():
+        assert (leaf.dtype, trained[path].dtype) == (np.float32, np.float32)
+        assert not np.array_equal(leaf, trained[path]), path
+    # The head that was tied to the embedding has stayed what it was.
+    head, embedding = tree["head"]["kernel"], tree["embed"]["kernel"]
+    np.testing.assert_array_equal(head, embedding.T.astype(head.dtype))
+    written = peft_format.read_adapter(finish.write_adapter(plan, outcome))[1]
+    assert {name for name in written if "lora_" not in name} == {
+        "base_model.model.model.embed_tokens.weight",
+        "base_model.model.model.norm.weight",
+        *(
+            f"base_model.model.model.layers.{layer}.self_attn.{name}_proj.{rest}bias"
+            for layer in range(2)
+            for name, rest in [("q", "base_layer."), ("k", ""), ("v", "base_layer."), ("o", "")]
+        ),
+    }
+
+
+def test_what_is_trained_differs_from_what_it_began_with(straight, plan_of, leaves):
+    start = jax.device_get(trainers.Trainer(plan_of(), leaves, Watcher()).start)
     differs = jax.tree.map(lambda a, b: not np.array_equal(a, b), start, straight[1])
     assert all(jax.tree.leaves(differs))

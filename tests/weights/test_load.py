@@ -9,15 +9,17 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tiny
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jaxft import tree as trees
 from jaxft.errors import WeightsError
 from jaxft.models import bind
-from jaxft.models.families import llama
+from jaxft.models.families import gpt2, llama, opt
 from jaxft.models.network import base_network
 from jaxft.parallel import mesh as meshes
 from jaxft.parallel import rules
-from jaxft.weights import load, names
+from jaxft.weights import layout, load, names
 from jaxft.weights.checkpoint import Checkpoint, TensorInfo
 
 FULL = dataclasses.replace(
@@ -40,21 +42,28 @@ class Memory:
         return self.tensors[name].copy()
 
 
-def checkpoint(network, dtype="float32", **changes):
+def checkpoint(network, dtype="float32", family=llama.LLAMA, **changes):
     rng = np.random.default_rng(0)
     shapes = names.leaf_shapes(network)
     tensors = {
-        name: rng.standard_normal(names.expected_shape(slot, shapes[slot.path])).astype(dtype)
-        for name, slot in names.slots(llama.LLAMA, network).items()
+        name: rng.standard_normal(names.expected_shape(parts, shapes)).astype(dtype)
+        for name, parts in names.slots(family, network).items()
     }
     tensors.update(changes)
     return Memory({name: tensor for name, tensor in tensors.items() if tensor is not None})
 
 
-def loaded(source, network, dtype="float32", mesh=None, progress=lambda size: None):
+def loaded(
+    source,
+    network,
+    dtype="float32",
+    mesh=None,
+    progress=lambda size: None,
+    family=llama.LLAMA,
+):
     return load.load_base(
         source,
-        llama.LLAMA,
+        family,
         network,
         dtype=dtype,
         mesh=mesh or tiny.one_device(),
@@ -62,13 +71,15 @@ def loaded(source, network, dtype="float32", mesh=None, progress=lambda size: No
     )
 
 
-def assert_holds(tree, source, network, dtype="float32"):
-    """Every leaf's slices are the (transposed) tensors, bit for bit."""
+def assert_holds(tree, source, network, dtype="float32", family=llama.LLAMA):
+    """Every leaf's slices are the (transposed) parts of the tensors, bit for bit."""
     leaves = {path: np.asarray(leaf) for path, leaf in trees.flatten(tree).items()}
-    for name, slot in names.slots(llama.LLAMA, network).items():
-        part = leaves[slot.path] if slot.index is None else leaves[slot.path][slot.index]
-        tensor = source.tensors[name].astype(dtype)
-        assert part.tobytes() == (tensor.T if slot.transposed else tensor).tobytes(), name
+    for name, parts in names.slots(family, network).items():
+        for slot in parts:
+            found = leaves[slot.path] if slot.index is None else leaves[slot.path][slot.index]
+            tensor = source.tensors[name].T if slot.transposed else source.tensors[name]
+            part = tensor if slot.outputs is None else tensor[..., slot.outputs]
+            assert found.tobytes() == part.astype(dtype).tobytes(), (name, slot)
 
 
 def test_the_fake_is_a_checkpoint():
@@ -102,6 +113,98 @@ def test_leaves_have_the_dtype_asked_for(stored, wanted):
     tree = loaded(source, TIED, wanted)
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(tree)} == {wanted}
     assert_holds(tree, source, TIED, jnp.dtype(wanted))
+
+
+GPT2 = base_network(dataclasses.replace(tiny.LEARNED, num_kv_heads=2))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 2, 2)])
+@pytest.mark.parametrize(
+    ("family", "network"),
+    [(opt.OPT, base_network(tiny.POST)), (opt.OPT, base_network(tiny.LEARNED)), (gpt2.GPT2, GPT2)],
+    ids=["post", "opt", "fused"],
+)
+def test_other_families_leaves_hold_their_tensors(family, network, shape):
+    mesh = meshes.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
+    source = checkpoint(network, family=family)
+    tree = loaded(source, network, mesh=mesh, family=family)
+    assert trees.flatten(tree).keys() == trees.flatten(bind.abstract_tree(network)).keys()
+    assert_holds(tree, source, network, family=family)
+    assert sorted(source.reads) == sorted(source.tensors)
+    placed = trees.flatten(rules.shardings(tree, mesh))
+    for path, leaf in trees.flatten(tree).items():
+        assert leaf.sharding.is_equivalent_to(placed[path], leaf.ndim), path
+
+
+SLOTS = st.sampled_from(
+    [
+        parts
+        for family, network in [
+            (llama.LLAMA, UNTIED),
+            (opt.OPT, base_network(tiny.POST)),
+            (gpt2.GPT2, GPT2),
+        ]
+        for parts in names.slots(family, network).values()
+    ]
+    # None is this yet: fused, and [out, in].
+    + [
+        tuple(
+            names.Slot(f"{name}/kernel", 1, transposed=True, outputs=cut)
+            for name, cut in (("a", slice(0, 3)), ("b", slice(3, 8)))
+        )
+    ]
+)
+
+
+@given(SLOTS, st.integers(0, 2**16))
+def test_joining_what_was_cut_gives_the_tensor_back(parts, seed):
+    shapes = {
+        **names.leaf_shapes(UNTIED),
+        **names.leaf_shapes(base_network(tiny.POST)),
+        **names.leaf_shapes(GPT2),
+        "a/kernel": (2, 7, 3),
+        "b/kernel": (2, 7, 5),
+    }
+    if all(part.outputs is None for part in parts):
+        shape = (5,) if parts[0].path.endswith(("scale", "bias")) else (5, 6)
+    else:
+        shape = names.expected_shape(parts, shapes)
+    tensor = np.random.default_rng(seed).standard_normal(shape)
+    leaves = {}
+    for slot in parts:
+        part = layout.oriented(layout.cut(tensor, slot), slot)
+        leaves[slot.path] = part if slot.index is None else {slot.index: part}
+    np.testing.assert_array_equal(layout.join(leaves, parts), tensor)
+
+
+def test_trained_leaves_are_float32_over_a_bfloat16_base():
+    network = tiny.adapted(
+        layers=[1], trained=["attn_norm/scale"], outer_trained=["final_norm/scale", "head/kernel"]
+    )
+    source = checkpoint(TIED, ml_dtypes.bfloat16)
+    flat = trees.flatten(loaded(source, network, "bfloat16"))
+    wide = {path for path, leaf in flat.items() if leaf.dtype == np.float32}
+    assert wide == {"groups/1/0/attn_norm/scale", "final_norm/scale", "head/kernel"}
+    assert wide == network.trained_leaves()
+    assert {leaf.dtype for path, leaf in flat.items() if path not in wide} == {
+        np.dtype(ml_dtypes.bfloat16)
+    }
+
+
+def test_a_trained_leaf_is_not_rounded_to_the_bases_dtype():
+    network = tiny.adapted(outer_trained=["final_norm/scale"])
+    source = checkpoint(TIED)
+    tree = loaded(source, network, "bfloat16")
+    np.testing.assert_array_equal(tree["final_norm"]["scale"], source.tensors["model.norm.weight"])
+
+
+@pytest.mark.parametrize("leaf", ["head/kernel", "embed/kernel"])
+def test_a_head_that_was_tied_begins_as_the_embedding(leaf):
+    source = checkpoint(TIED)
+    tree = loaded(source, tiny.adapted(outer_trained=[leaf]))
+    embedding = source.tensors["model.embed_tokens.weight"]
+    np.testing.assert_array_equal(tree["head"]["kernel"], embedding.T)
+    np.testing.assert_array_equal(tree["embed"]["kernel"], embedding)
 
 
 def test_adapters_are_no_part_of_the_base():

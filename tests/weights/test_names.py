@@ -7,8 +7,9 @@ import tiny
 
 from jaxft import tree as trees
 from jaxft.models import bind
-from jaxft.models.families import FAMILIES, llama
+from jaxft.models.families import FAMILIES, gpt2, llama, opt
 from jaxft.models.network import base_network
+from jaxft.models.spec import Learned
 from jaxft.weights import names
 
 FULL = dataclasses.replace(tiny.SPEC, tied_head=False, qkv_bias=True, out_bias=True, mlp_bias=True)
@@ -18,29 +19,91 @@ NETWORKS = {
     "twelve groups": base_network(tiny.with_windows(range(3, 15))),
     "periods": base_network(tiny.with_windows([4, 4, None] * 3 + [4])),
 }
+GPT2 = dataclasses.replace(tiny.LEARNED, positions=Learned(rows=40, offset=0))
+CASES = [
+    *(
+        (family, network)
+        for family in (llama.LLAMA, llama.MISTRAL)
+        for network in NETWORKS.values()
+    ),
+    (opt.OPT, base_network(tiny.LEARNED)),
+    (opt.OPT, base_network(tiny.POST)),
+    (opt.OPT, base_network(dataclasses.replace(tiny.POST, tied_head=False))),
+    (gpt2.GPT2, base_network(GPT2)),
+    (gpt2.GPT2, tiny.adapted(GPT2, modules=["attn/qkv"], layers=[1])),
+    (llama.LLAMA, tiny.adapted(outer_trained=["head/kernel"])),
+]
 
 
-@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
+def test_every_family_is_tried():
+    assert {family for family, _ in CASES} == set(FAMILIES)
+
+
+def parts_of(family, network):
+    return [part for parts in names.slots(family, network).values() for part in parts]
+
+
+@pytest.mark.parametrize(("family", "network"), CASES)
 def test_every_slice_of_every_leaf_is_filled_by_exactly_one_tensor(family, network):
-    slots = [(slot.path, slot.index) for slot in names.slots(family, network).values()]
+    slots = [(part.path, part.index) for part in parts_of(family, network)]
     assert len(slots) == len(set(slots))
     expected = {
         (path, index)
         for path, leaf in trees.flatten(bind.abstract_tree(network)).items()
         for index in (range(leaf.shape[0]) if path.startswith("groups/") else [None])
+        if "lora_" not in path
     }
     assert set(slots) == expected
 
 
 def test_a_layers_tensor_goes_to_the_slice_that_the_groups_give_it():
     table = names.slots(llama.LLAMA, NETWORKS["periods"])
-    slot = table["model.layers.7.mlp.down_proj.weight"]
-    assert slot == names.Slot("groups/0/1/mlp/down/kernel", 2, transposed=True)
-    slot = table["model.layers.9.input_layernorm.weight"]
-    assert slot == names.Slot("groups/1/0/attn_norm/scale", 0, transposed=False)
+    (slot,) = table["model.layers.7.mlp.down_proj.weight"]
+    assert slot == names.Slot("groups/0/1/mlp/down/kernel", 2, transposed=True, outputs=None)
+    (slot,) = table["model.layers.9.input_layernorm.weight"]
+    assert slot == names.Slot("groups/1/0/attn_norm/scale", 0, transposed=False, outputs=None)
     tenth = names.slots(llama.LLAMA, NETWORKS["twelve groups"])
-    assert tenth["model.layers.10.self_attn.q_proj.weight"].path == "groups/10/0/attn/q/kernel"
+    (slot,) = tenth["model.layers.10.self_attn.q_proj.weight"]
+    assert slot.path == "groups/10/0/attn/q/kernel"
+
+
+def test_a_fused_tensor_is_cut_by_its_outputs():
+    table = names.slots(gpt2.GPT2, base_network(dataclasses.replace(GPT2, num_kv_heads=2)))
+    for leaf, name in (("kernel", "weight"), ("bias", "bias")):
+        assert table[f"transformer.h.2.attn.c_attn.{name}"] == tuple(
+            names.Slot(f"groups/0/0/attn/{part}/{leaf}", 2, transposed=False, outputs=cut)
+            for part, cut in zip(
+                "qkv", (slice(0, 80), slice(80, 120), slice(120, 160)), strict=True
+            )
+        )
+
+
+@pytest.mark.parametrize("leaf", ["head/kernel", "embed/kernel"])
+def test_a_head_that_was_tied_begins_as_a_copy_of_the_embedding_and_then_is_its_own(leaf):
+    network = tiny.adapted(outer_trained=[leaf])
+    embedding = names.Slot("embed/kernel", None, transposed=False, outputs=None)
+    head = names.Slot("head/kernel", None, transposed=True, outputs=None)
+    table = names.slots(llama.LLAMA, network)
+    assert table["model.embed_tokens.weight"] == (embedding, head)
+    assert "lm_head.weight" not in table
+    own = names.own_tensors(llama.LLAMA, network)
+    assert own["model.embed_tokens.weight"] == (embedding,)
+    assert own["lm_head.weight"] == (head,)
+
+
+@pytest.mark.parametrize(("family", "network"), CASES)
+def test_owned_leaves_are_all_leaves_and_the_head(family, network):
+    owned = names.owned_leaves(family, network.spec)
+    plain = base_network(network.spec)
+    prefixes = {layer: prefix for prefix, _, layers in plain.stacked_blocks() for layer in layers}
+    found = [
+        (path if one.layer is None else f"{prefixes[one.layer]}/{path}", one.layer)
+        for one in owned
+        for path in one.leaves
+    ]
+    assert len(found) == len(set(found))
+    leaves = trees.flatten(bind.abstract_tree(plain))
+    assert {path for path, _ in found} == leaves.keys() | {"head/kernel"}
 
 
 def test_expected_shapes_are_torchs():
@@ -48,7 +111,7 @@ def test_expected_shapes_are_torchs():
     table, shapes = names.slots(llama.LLAMA, network), names.leaf_shapes(network)
 
     def shape(name):
-        return names.expected_shape(table[name], shapes[table[name].path])
+        return names.expected_shape(table[name], shapes)
 
     assert shape("model.embed_tokens.weight") == (112, 64)
     assert shape("lm_head.weight") == (112, 64)
@@ -80,3 +143,17 @@ def test_modules_are_listed_layer_by_layer_with_their_sizes_and_the_head_last():
     }
     assert modules[8].name == "model.layers.1.self_attn.k_proj"
     assert (modules[-1].name, modules[-1].layer) == ("lm_head", None)
+
+
+def test_a_fused_module_is_one_of_all_its_outputs():
+    modules = {
+        module.name: module
+        for module in names.linear_modules(gpt2.GPT2, dataclasses.replace(GPT2, num_kv_heads=2))
+    }
+    fused = modules["transformer.h.1.attn.c_attn"]
+    assert (fused.path, fused.layer, fused.dims) == ("attn/qkv", 1, (64, 160))
+    assert len(modules) == 3 * 4 + 1
+    narrow = {module.name: module for module in names.linear_modules(opt.OPT, tiny.POST)}
+    assert narrow["model.decoder.project_in"].dims == (48, 64)
+    assert narrow["model.decoder.project_out"].dims == (64, 48)
+    assert narrow["lm_head"].dims == (48, 112)

@@ -6,6 +6,7 @@ import tiny
 from jaxft.errors import UnsupportedModelError
 from jaxft.models import families
 from jaxft.models.families import llama
+from jaxft.models.families.family import unapplied_dropout
 from jaxft.models.spec import BlockSpec, Rope
 
 MISTRAL_CONFIG = {
@@ -38,7 +39,7 @@ def test_smollm2_is_read_as_what_it_is():
     assert (spec.vocab_size, spec.model_dim, spec.mlp_dim) == (49152, 576, 1536)
     assert (spec.num_heads, spec.num_kv_heads, spec.head_dim) == (9, 3, 64)
     assert (spec.norm_eps, spec.activation, spec.tied_head) == (1e-5, "silu", True)
-    assert spec.rope == Rope(100000.0, "default", 1.0, 1.0, 1.0, 0)
+    assert spec.positions == Rope(100000.0, "default", 1.0, 1.0, 1.0, 0)
     assert spec.blocks == (BlockSpec(None),) * 30
     assert (spec.qkv_bias, spec.out_bias, spec.mlp_bias) == (False, False, False)
 
@@ -77,14 +78,13 @@ def test_each_key_reaches_its_field(changes, fields):
     ],
 )
 def test_rope_is_read_in_the_old_and_the_new_spelling(changes, rope):
-    assert spec_of(**changes).rope == rope
+    assert spec_of(**changes).positions == rope
 
 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
         ({"new_feature": 3}, "new_feature"),
-        ({"attention_dropout": 0.1}, "attention_dropout=0.1"),
         ({"hidden_act": "tanhshrink"}, "'tanhshrink'"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 4.0, "beta": 1}}, "beta"),
@@ -95,6 +95,13 @@ def test_rope_is_read_in_the_old_and_the_new_spelling(changes, rope):
 def test_what_is_not_handled_raises_naming_it(changes, named):
     with pytest.raises(UnsupportedModelError, match=named):
         spec_of(**changes)
+
+
+def test_dropout_of_the_base_changes_no_spec_and_is_told_by_name():
+    assert spec_of(attention_dropout=0.1) == spec_of()
+    config = {"resid_pdrop": 0.0, "embd_pdrop": 0.2, "attention_dropout": 0.1, "hidden_size": 3}
+    assert unapplied_dropout(config) == ["attention_dropout=0.1", "embd_pdrop=0.2"]
+    assert unapplied_dropout(tiny.SMOLLM2_CONFIG) == []
 
 
 def test_a_missing_key_without_a_default_is_named():

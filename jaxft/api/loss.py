@@ -1,0 +1,80 @@
+"""A loss of the user's own, as the training step wants it.
+
+Separate from the trainer because it is traced by JAX and everything there is not. The invariant:
+micro-batches weigh by their targets, whatever mean the user returns for each.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxft import tree as trees
+from jaxft.api.model import ModelOutput
+from jaxft.errors import ConfigError
+from jaxft.models import forward
+from jaxft.training import losses
+from jaxft.training import step as steps
+
+# (outputs with `.logits`, labels [b t] not shifted, number of targets) to the mean loss
+ComputeLoss = Callable[[ModelOutput, Any, Any], Any]
+
+
+def of_method(own: Callable[..., Any]) -> steps.LossFunction:
+    """Return the loss of a `compute_loss(model, inputs)`."""
+    return functools.partial(_weighted, functools.partial(_by_method, own))
+
+
+def of_function(function: ComputeLoss) -> steps.LossFunction:
+    """Return the loss of a `compute_loss_func(outputs, labels, number of targets)`."""
+    return functools.partial(_weighted, functools.partial(_by_function, function))
+
+
+class _CalledModel:
+    """The model as a user's `compute_loss` sees it: called on its batch, it gives the outputs."""
+
+    def __init__(self, outputs: ModelOutput, input_ids: Any) -> None:
+        self._outputs, self._input_ids = outputs, input_ids
+
+    def __call__(self, input_ids: Any, **_: Any) -> ModelOutput:
+        if input_ids is not self._input_ids:
+            raise ConfigError(
+                "compute_loss called the model on other tokens than those of its inputs.",
+                "Call model(**inputs), and compute the loss from its logits and inputs['labels'].",
+            )
+        return self._outputs
+
+
+def _by_method(own: Callable[..., Any], outputs: ModelOutput, inputs: dict[str, Any]) -> Any:
+    """Return the loss of a `compute_loss(model, inputs)`, which may come with the outputs."""
+    loss = own(_CalledModel(outputs, inputs["input_ids"]), inputs)
+    return loss[0] if isinstance(loss, tuple) else loss
+
+
+def _by_function(function: ComputeLoss, outputs: ModelOutput, inputs: dict[str, Any]) -> Any:
+    """Return the loss of a `compute_loss_func(outputs, labels, number of targets)`."""
+    return function(outputs, inputs["labels"], inputs["num_items_in_batch"])
+
+
+def _weighted(
+    compute: Callable[[ModelOutput, dict[str, Any]], Any],
+    program: steps.Program,
+    tree: trees.Tree,
+    hidden: Any,
+    micro: steps.Batch,
+) -> tuple[jax.Array, jax.Array]:
+    """Return a user's mean loss as (sum, count), so that micro-batches weigh by their targets."""
+    head = forward.head_leaves(program.network, tree)
+    logits = forward.head_logits(program.network, program.mesh, head, hidden)
+    count = jnp.sum(micro["labels"] != losses.IGNORED, dtype=jnp.int32)
+    inputs = {
+        "input_ids": micro["input_ids"],
+        "attention_mask": (micro["segment_ids"] > 0).astype(jnp.int32),
+        "position_ids": micro["positions"],
+        "labels": jnp.roll(micro["labels"], 1, axis=1).at[:, 0].set(losses.IGNORED),
+        "num_items_in_batch": count,
+    }
+    mean = compute(ModelOutput(logits), inputs)
+    return jnp.asarray(mean, jnp.float32) * count, count
