@@ -104,7 +104,7 @@ def answers(plan: Plan, trainable: trees.Tree, frozen: trees.Tree) -> list[conso
     """
     asked = (templates.first_exchange(row).prompt for row in plan.eval_rows)
     # A row of plain text may have an empty prompt: there is nothing to go on from.
-    prompts = list(itertools.islice(filter(None, asked), _SHOWN_PROMPTS))
+    prompts = list(itertools.islice((prompt for prompt in asked if prompt), _SHOWN_PROMPTS))
     if not prompts:
         return []
     stop_ids = base.read_stop_ids(plan.source, plan.tokenizer)
