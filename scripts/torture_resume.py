@@ -3,9 +3,10 @@
     python scripts/torture_resume.py RECIPE [--rounds 10] [--kills 4] [--seed 0] [KEY=VALUE ...]
 
 Each round trains the recipe anew. It is stopped --kills times, by SIGKILL or one time in four by
-SIGTERM, each time after a random part of the time that an undisturbed run takes; then the same
-command runs to its end. The adapter must be equal to the last byte, and metrics.jsonl in all but
-tokens_per_second. Exit status 1 if any round differs. Use a short run with save_steps: 1.
+SIGTERM, each time a moment after the record has come to a random step; then the same command runs
+to its end. The adapter must be equal to the last byte, and metrics.jsonl in all but
+tokens_per_second. Exit status 1 if any round differs. Use a short run with save_steps: 1 and
+logging_steps: 1.
 """
 
 from __future__ import annotations
@@ -37,21 +38,19 @@ def main() -> None:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{temporary}/compiled")
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         straight = Path(temporary) / "straight"
-        for _ in range(2):  # the first compiles, the second says how long a run takes
-            subprocess.run(["rm", "-rf", straight], check=True)
-            began = time.monotonic()
-            _train(words, straight).wait()
-            seconds = time.monotonic() - began
+        _train(words, straight).wait()
         expected = _result(straight)
+        num_steps = expected[1][-1]["step"]
         for number in range(1, arguments.rounds + 1):
             folder = Path(temporary) / f"round{number}"
-            ends = [_stop(words, folder, seconds, draw) for _ in range(arguments.kills)]
+            targets = sorted(draw.randrange(num_steps) for _ in range(arguments.kills))
+            ends = [_stop(words, folder, target, draw) for target in targets]
             status = _train(words, folder).wait()
             is_equal = status == 0 and _result(folder) == expected
             rows.append([number, ", ".join(ends), status, "equal" if is_equal else "DIFFERS"])
             console.note(f"Round {number}: {rows[-1]}")
-    title = f"{arguments.rounds} runs of {seconds:.1f} s, each stopped {arguments.kills} times"
-    console.table(title, ["round", "stopped (saved steps)", "status", "result"], rows)
+    title = f"{arguments.rounds} runs of {num_steps} steps, each stopped {arguments.kills} times"
+    console.table(title, ["round", "stopped after (saved)", "status", "result"], rows)
     sys.exit(any(row[-1] != "equal" for row in rows))
 
 
@@ -73,20 +72,27 @@ def _train(words: list[str], folder: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def _stop(words: list[str], folder: Path, seconds: float, draw: random.Random) -> str:
-    """Start a run, stop it somewhere, and say how and with which steps saved."""
+def _stop(words: list[str], folder: Path, target: int, draw: random.Random) -> str:
+    """Start a run, stop it soon after a step, and say how, after which, and what was saved."""
     number = draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
+    before = _last_step(folder)
     process = _train(words, folder)
-    # Its first third is reading and loading.
-    try:
-        process.wait(draw.uniform(seconds / 3, seconds))
-        how = "done"
-    except subprocess.TimeoutExpired:
-        process.send_signal(number)
-        how = number.name
+    # The record of a resumed run begins where the last one ended: wait for more of it.
+    while process.poll() is None and _last_step(folder) <= max(target, before):
+        time.sleep(0.001)
+    time.sleep(draw.uniform(0, 0.05))
+    process.send_signal(number)
     process.wait()
     saved = [path.name for path in (folder / "checkpoints").glob("*") if path.name.isdecimal()]
-    return f"{how} ({max(map(int, saved), default=0)})"
+    return f"{number.name} {_last_step(folder)} ({max(map(int, saved), default=0)})"
+
+
+def _last_step(folder: Path) -> int:
+    """Return the last step in the record; -1 for none."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    whole = [line for line in lines if line.endswith("}")]
+    return json.loads(whole[-1])["step"] if whole else -1
 
 
 def _result(folder: Path) -> tuple[dict[str, bytes], list[dict[str, Any]]]:

@@ -58,7 +58,7 @@ def base(tmp_path_factory):
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", path / "datasets")
         patch.setenv("HF_DATASETS_CACHE", str(path / "datasets"))
         patch.setattr(finish, "_ANSWER_TOKENS", 4)
-        runs.share_compilations(path / "compiled")
+        runs.share_compilations(tmp_path_factory.getbasetemp() / "compiled")
         runs.write_recipe(path)
         yield path
         runs.keep_compilations()
@@ -241,8 +241,8 @@ MISTAKES = {
     ),
     "no such model": (None, ["model.path={0}/modle"], "{0}/modle", "Expected a model folder"),
     "no JSON": (break_rows(ROW, "{oops"), [], "{0}/train.jsonl:2", "one JSON object"),
-    "no fields": (break_rows(ROW, ROW, '{"txt": 1}'), [], "{0}/train.jsonl:3", "prompt"),
-    "no rows": (break_rows(), [], "{0}/train.jsonl is empty", '{{"prompt", "completion"}}'),
+    "no fields": (break_rows(ROW, ROW, '{"words": 1}'), [], "{0}/train.jsonl:3", '"prompt"'),
+    "no rows": (break_rows(), [], "{0}/train.jsonl is empty", '"prompt"'),
     "nothing to learn": (
         break_rows('{"messages": [{"role": "user", "content": "a"}]}'),
         [],

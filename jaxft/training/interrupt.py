@@ -21,6 +21,7 @@ def deferred() -> Iterator[Callable[[], int | None]]:
         acts as it would without this.
     """
     received: list[int] = []
+    said: list[threading.Thread] = []
     words = "Stopping after this step; once more to stop without saving."
     previous: dict[int, Any] = {}
 
@@ -29,7 +30,8 @@ def deferred() -> Iterator[Callable[[], int | None]]:
         signal.signal(number, previous[number])
         # In a thread: this may have interrupted the very write to standard error that a note
         # begins, and Python refuses to enter it twice.
-        threading.Thread(target=console.note, args=[words]).start()
+        said.append(threading.Thread(target=console.note, args=[words]))
+        said[-1].start()
 
     # Python delivers signals to the main thread alone, and lets only it say what they do.
     handled = _SIGNALS if threading.current_thread() is threading.main_thread() else ()
@@ -40,3 +42,5 @@ def deferred() -> Iterator[Callable[[], int | None]]:
     finally:
         for handled_number, handler in previous.items():
             signal.signal(handled_number, handler)
+        for thread in said:
+            thread.join()

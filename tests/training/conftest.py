@@ -20,7 +20,7 @@ def workshop(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", base / "datasets")
         patch.setenv("HF_DATASETS_CACHE", str(base / "datasets"))
-        runs.share_compilations(base / "compiled")
+        runs.share_compilations(tmp_path_factory.getbasetemp() / "compiled")
         runs.write_recipe(base)
         yield base
         runs.keep_compilations()
