@@ -137,6 +137,23 @@ def test_loading_on_a_pipe_is_one_line_at_the_end(capsys):
     assert line.endswith(" s\n")
 
 
+def test_a_short_wait_may_go_without_saying(capsys):
+    with console.loading("rows", total=3, silent_s=60.0) as count:
+        count(3)
+    with console.progress("rows", total=3) as count:
+        count(3)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_pipe_does_not_hear_of_steps_between_two_logged_ones(capsys, monkeypatch):
+    clock = iter([100.0, 110.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    with console.training("train", num_steps=60, start_step=0) as bar:
+        bar.advance(10)  # where the pace is counted from
+        bar.update(20, loss=1.5, tokens_per_second=10.0)
+    assert capsys.readouterr().err == "train 20/60  loss 1.5000  10 tokens/s  0:40 left\n"
+
+
 def test_a_failed_load_does_not_say_it_is_done(capsys):
     with pytest.raises(ValueError, match="torn"), console.loading("weights", total=3):
         raise ValueError("torn")
