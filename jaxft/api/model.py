@@ -322,8 +322,12 @@ class AutoModelForCausalLM:
         return CausalLM(found, None, base.resolve_dtype(dtype))
 
 
-def get_peft_model(model: CausalLM, peft_config: configs.LoraConfig) -> PeftModel:
+def get_peft_model(model: CausalLM, peft_config: object) -> PeftModel:
     """Put a fresh adapter on a model.
+
+    Args:
+        model: From `AutoModelForCausalLM.from_pretrained`.
+        peft_config: A `LoraConfig`.
 
     Raises:
         AdapterError: If a target matches nothing, or the model has an adapter already.

@@ -80,7 +80,7 @@ class Trainer:
     def __init__(
         self,
         model: CausalLM,
-        args: TrainConfig,
+        args: object,
         *,
         train_dataset: Any = None,
         eval_dataset: Any = None,
@@ -88,7 +88,7 @@ class Trainer:
         compute_loss_func: ComputeLoss | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         preprocess_logits_for_metrics: Callable[[Any, Any], Any] | None = None,
-        callbacks: Sequence[TrainerCallback] | None = None,
+        callbacks: Sequence[Any] | None = None,
         max_length: int | None = None,
         packing: bool = False,
         mesh: configs.MeshConfig | None = None,
@@ -99,7 +99,7 @@ class Trainer:
 
         Args:
             model: From `get_peft_model`, or `PeftModel.from_pretrained(..., is_trainable=True)`.
-            args: The run.
+            args: The run, as `TrainingArguments`.
             train_dataset: Rows of any shape that files may have, or token ids (`input_ids`,
                 `labels`): a list of dicts, a `datasets.Dataset`, or anything iterable.
             eval_dataset: Held-out rows.
@@ -110,7 +110,7 @@ class Trainer:
             compute_metrics: Further figures at each evaluation.
             preprocess_logits_for_metrics: Applied to (logits, labels) of each batch before they
                 are kept for `compute_metrics`: keep little, logits of all rows are large.
-            callbacks: Told of what happens.
+            callbacks: Each a `TrainerCallback`, told of what happens.
             max_length: The most tokens of a row that are kept; `None` is 1,024, or fewer where the
                 model has fewer positions.
             packing: Put several rows into one sequence.
@@ -122,7 +122,12 @@ class Trainer:
             ConfigError: If the model has no adapter that may be trained, or an argument is not
                 supported.
         """
-        _refuse(others, args)
+        _refuse(others)
+        if not isinstance(args, TrainConfig):
+            raise ConfigError(
+                f"args is a {type(args).__module__}.{type(args).__qualname__}.",
+                "Expected a jaxft.TrainingArguments, which takes the same names.",
+            )
         if not isinstance(model, PeftModel):
             raise ConfigError(
                 "The model has no adapter, and training the whole model is not supported yet.",
@@ -148,7 +153,7 @@ class Trainer:
         self._max_length = max_length or min(1024, limit or 1024)
         self._packing = packing
 
-    def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
+    def add_callback(self, callback: Any) -> None:
         """Have one more callback told of what happens.
 
         Raises:
@@ -314,17 +319,12 @@ def _new_state() -> TrainerState:
     return TrainerState(global_step=0, max_steps=0, epoch=0.0, log_history=[])
 
 
-def _refuse(others: dict[str, Any], args: Any) -> None:
-    """Refuse what a Trainer is not given.
+def _refuse(others: dict[str, Any]) -> None:
+    """Refuse the arguments that a Trainer does not take.
 
     Raises:
-        ConfigError: If a name is unknown or not supported, or `args` is another library's.
+        ConfigError: If a name is unknown, or known and set to something.
     """
-    if not isinstance(args, TrainConfig):
-        raise ConfigError(
-            f"args is a {type(args).__module__}.{type(args).__qualname__}.",
-            "Expected a jaxft.TrainingArguments, which takes the same names.",
-        )
     for name, value in others.items():
         if name in _KNOWN and value not in (None, (None, None)):
             raise ConfigError(

@@ -26,13 +26,15 @@ RANK, ALPHA = 4, 12  # a scaling of 3, which nobody gets by chance
 STD = 0.15
 
 # Of PEFT 0.21 beside transformers 5.23; the first asks for a property under its older name, the
-# others speak of an adapter on the head, which is saved with its frozen head and moves it alone.
+# others speak of an adapter on the head, which is saved with its frozen head and moves it alone,
+# and of a trained head, which is a copy.
 IGNORED_WARNINGS = [
     pytest.mark.filterwarnings(f"ignore:{message}")
     for message in (
         "`is_gradient_checkpointing` is deprecated:FutureWarning",
         "Setting `save_embedding_layers` to `True`:UserWarning",
         "Model has `tie_word_embeddings=True`:UserWarning",
+        "Input and output embeddings are no longer tied:UserWarning",
     )
 ]
 

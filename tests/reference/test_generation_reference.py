@@ -18,16 +18,23 @@ from reference_models import WINDOW, TinyModel
 pytestmark = pytest.mark.reference
 
 LENGTHS, NEW_TOKENS = (19, 13), 24
-# Random models whose head is their embedding repeat the last token for ever.
-UNTIED = ["opt-no-bias-untied-gelu", "gpt2-untied-inner-relu"]
+# Random models mostly end in repeating a token; with weights this small these do not.
+CASES = {
+    "llama-tied": {},
+    "llama-rope-llama3": {},
+    "mistral-window": {},
+    "opt-350m": {"std": 0.08},
+    "opt-no-bias-untied-gelu": {"std": 0.2},
+    "gpt2-untied-inner-relu": {},
+}
 
 
-@pytest.mark.parametrize("name", ["llama-tied", "llama-rope-llama3", "mistral-window", *UNTIED])
+@pytest.mark.parametrize("name", CASES)
 def test_greedy_continuation_equals_transformers(
     name: str, tiny_model: Callable[..., TinyModel], one_device: Mesh
 ) -> None:
     assert min(LENGTHS) > WINDOW
-    model = tiny_model(name)
+    model = tiny_model(name, **CASES[name])
     prompts = reference_texts.draw(LENGTHS, "left", model.spec.vocab_size, seed=3)
     tree = model.load(model.network, one_device)
     ours = reference_runs.greedy(model.network, tree, prompts, one_device, NEW_TOKENS)

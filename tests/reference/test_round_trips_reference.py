@@ -1,0 +1,146 @@
+"""A model comes out of jaxft as it went in, and merged with its adapter as PEFT merges it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("peft")
+
+import byte_tokenizer
+import reference_adapters
+import reference_formats
+import reference_models
+import reference_runs
+import reference_texts
+import torch
+from jax.sharding import Mesh
+from reference_adapters import Choice
+from reference_models import TinyModel
+from reference_runs import Record
+
+from jaxft import export
+from jaxft import tree as trees
+from jaxft.lora.merge import Merged
+from jaxft.weights import formats, load, save
+from jaxft.weights.checkpoint import Checkpoint, TensorInfo
+
+pytestmark = [pytest.mark.reference, *reference_adapters.IGNORED_WARNINGS]
+
+CASES = (
+    *("llama", "llama-tied", "mistral-window"),
+    *("opt", "opt-350m", "opt-no-bias-untied-gelu", "gpt2", "gpt2-untied-inner-relu"),
+)
+# Formats that hold an embedding and a head where config.json ties them hold the same bits twice.
+HEAD = "lm_head.weight"
+MERGED_TOLERANCE = 1e-5  # of the largest logit
+
+ADAPTERS: dict[str, tuple[str, Choice]] = {
+    "llama": ("llama", {"target_modules": "all-linear"}),
+    "opt": ("opt-350m", {"target_modules": "all-linear", "bias": "all"}),
+    "gpt2": ("gpt2", {"target_modules": ["c_attn", "c_proj"]}),
+    "saved-tied-head": ("gpt2", {"modules_to_save": ["lm_head"]}),
+    "saved-tied-embedding": ("opt", {"modules_to_save": ["embed_tokens"]}),
+    "adapted-tied-head": ("llama-tied", {"target_modules": ["lm_head", "v_proj"]}),
+}
+
+
+def tree_of(model: TinyModel, checkpoint: Checkpoint, mesh: Mesh, dtype: str) -> trees.Tree:
+    return load.load_base(
+        checkpoint, model.family, model.network, dtype=dtype, mesh=mesh, progress=lambda _: None
+    )
+
+
+def bits(checkpoint: Checkpoint, *, but: str = "") -> dict[str, tuple[str, bytes]]:
+    return {
+        name: (str(info), np.ascontiguousarray(checkpoint.read(name)).tobytes())
+        for name, info in checkpoint.infos().items()
+        if name != but
+    }
+
+
+@pytest.mark.parametrize("kind", reference_formats.FORMATS)
+@pytest.mark.parametrize("name", ["llama", "mistral-window", "opt", "opt-350m", "gpt2"])
+def test_every_format_gives_the_same_leaves_and_transformers_logits(
+    name: str,
+    kind: str,
+    tiny_model: Callable[..., TinyModel],
+    one_device: Mesh,
+    tmp_path: Path,
+    record_property: Record,
+) -> None:
+    model = tiny_model(name)
+    reference_formats.write(model, kind, tmp_path / "model")
+    tree = tree_of(model, formats.open_folder(tmp_path / "model"), one_device, "float32")
+    jax.tree.map(np.testing.assert_array_equal, tree, model.load(model.network, one_device))
+    text = reference_texts.draw((53, 41), "left", reference_models.VOCAB_SIZE, seed=12)
+    ours = reference_runs.our_logits(model.network, tree, text, one_device)
+    theirs = reference_runs.torch_logits(model.torch_model, text)
+    distance = reference_runs.difference(ours, theirs, text)
+    record_property("family", model.family.model_type)
+    record_property("format", kind)
+    record_property("difference", distance)
+    assert distance < reference_runs.TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_imported_is_exported_bit_for_bit_whatever_the_formats(
+    name: str, dtype: torch.dtype, one_device: Mesh, tmp_path: Path
+) -> None:
+    model = reference_models.make(name, tmp_path / "original", dtype=dtype)
+    stored = str(dtype).removeprefix("torch.")
+    expected = bits(model.checkpoint())
+    is_tied = model.spec.tied_head
+    for source in reference_formats.FORMATS:
+        reference_formats.write(model, source, tmp_path / source)
+        tree = tree_of(model, formats.open_folder(tmp_path / source), one_device, stored)
+        merged = Merged(jax.device_get(tree), model.family, model.network)
+        infos = {each: TensorInfo(merged.shape(each), np.dtype(stored)) for each in merged.names()}
+        for target in ("merged", "flax"):
+            folder = tmp_path / f"{source} to {target}"
+            config = {"model_type": model.family.model_type}
+            save.save_model(folder, config, infos, merged.read, target, lambda _: None)
+            written = formats.open_folder(folder)
+            assert bits(written, but=HEAD if is_tied else "") == expected
+            if HEAD in written.infos() and is_tied:
+                embedding = written.read("model.embed_tokens.weight")
+                np.testing.assert_array_equal(written.read(HEAD), embedding)
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_a_merged_model_has_the_logits_of_peft_in_transformers(
+    name: str,
+    tiny_model: Callable[..., TinyModel],
+    tmp_path: Path,
+    record_property: Record,
+) -> None:
+    case, choice = ADAPTERS[name]
+    model = tiny_model(case)
+    byte_tokenizer.byte_level().save_pretrained(model.folder)
+    theirs = reference_adapters.peft_on(model, choice, seed=8)
+    theirs.save_pretrained(tmp_path / "adapter")
+    export.export(
+        adapter=tmp_path / "adapter",
+        model=None,
+        output=tmp_path / "merged",
+        kind="merged",
+        dtype="auto",
+    )
+    ours = reference_models.open_torch(tmp_path / "merged")
+    text = reference_texts.draw((41, 29), "left", reference_models.VOCAB_SIZE, seed=13)
+    expected = reference_runs.torch_logits(theirs, text)
+    logits = reference_runs.torch_logits(ours, text)
+    distance = reference_runs.difference(logits, expected, text)
+    record_property("difference", distance)
+    assert distance < MERGED_TOLERANCE
+    if name != "adapted-tied-head":  # where PEFT's own merge moves the embedding as well
+        merged = reference_runs.torch_logits(theirs.merge_and_unload(), text)
+        assert reference_runs.difference(logits, merged, text) < MERGED_TOLERANCE
+    base = reference_runs.torch_logits(model.torch_model, text)
+    assert reference_runs.difference(expected, base, text) > 0.05
