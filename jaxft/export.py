@@ -48,6 +48,7 @@ def export(
         JaxftError: If something cannot be read, or what was written is not the same model.
     """
     devices.check()
+    save.check_folder(output)
     content, tensors = ({}, {}) if adapter is None else peft_format.read_adapter(adapter)
     name, revision = tuned.base_name(content, model, adapter)
     found = source.resolve(name, revision, console.note)
@@ -68,7 +69,7 @@ def export(
 
         save.save_model(
             output,
-            _config(found, loaded, dtype),
+            _config(found, merged, dtype),
             infos,
             read,
             kind,
@@ -84,10 +85,9 @@ def _stored_dtype(found: Source) -> str:
     return "bfloat16" if largest.dtype == jnp.bfloat16 else "float32"
 
 
-def _config(found: Source, loaded: Tuned, dtype: str) -> dict[str, Any]:
+def _config(found: Source, merged: Merged, dtype: str) -> dict[str, Any]:
     config = {key: value for key, value in found.config().items() if key != "torch_dtype"}
-    is_tied = loaded.network.spec.tied_head and not loaded.network.has_own_head
-    return {**config, "dtype": dtype, "tie_word_embeddings": is_tied}
+    return {**config, "dtype": dtype, "tie_word_embeddings": merged.has_tied_head}
 
 
 def _finish(folder: Path, found: Source, loaded: Tuned, mesh: Mesh, dtype: str) -> None:
@@ -115,7 +115,7 @@ def _finish(folder: Path, found: Source, loaded: Tuned, mesh: Mesh, dtype: str) 
     difference = float(jnp.max(jnp.abs(live - written)) / jnp.max(jnp.abs(live)))
     if not difference <= _TOLERANCES[dtype]:
         raise WeightsError(
-            f"Read back, the logits of what was written differ from the live model's by "
+            "Read back, the logits of what was written differ from the live model's by "
             f"{difference:.1e} of the largest.",
             f"It was not kept; rounding to {dtype} explains {_TOLERANCES[dtype]:.0e}. "
             "Export in float32, or look to the disk.",

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from jaxft import tree as trees
+from jaxft.lora import targets
 from jaxft.models.families.family import Family
 from jaxft.models.network import Adapter, Network
 from jaxft.weights import layout, names
-from jaxft.weights.names import Slot
 
 
 class Merged:
@@ -25,8 +25,12 @@ class Merged:
         """Take all leaves of `network`; nothing is computed yet."""
         self._leaves = trees.flatten(tree)
         self._slots = names.own_tensors(family, network)
+        self._outer = ("", None, dict(network.outer_adapters))
+        self._head = f"{family.head_name}.weight"
         if not network.has_own_head:
-            self._slots.pop(f"{family.head_name}.weight", None)
+            self._slots.pop(self._head, None)
+            if targets.HEAD in self._outer[2]:  # with an adapter in it, it is no more the embedding
+                self._slots[self._head] = self._slots[names.embedding_name(family)]
         self._modules = {
             module.name: module for module in names.linear_modules(family, network.spec)
         }
@@ -35,7 +39,11 @@ class Merged:
             for prefix, described, layers in network.stacked_blocks()
             for index, layer in enumerate(layers)
         }
-        self._outer = ("", None, dict(network.outer_adapters))
+
+    @property
+    def has_tied_head(self) -> bool:
+        """Whether the head is the embedding, and no tensor of its own."""
+        return self._head not in self._slots
 
     def names(self) -> list[str]:
         """Return the names of all tensors."""
@@ -59,7 +67,9 @@ class Merged:
         if module.path not in adapters:
             return tensor
         delta = self._delta(f"{prefix}{module.path}", index, adapters[module.path])
-        return tensor.astype(np.float32) + layout.oriented(delta, _whole(slots[0]))
+        # A head that was tied is read from the embedding, which lies the other way about.
+        is_transposed = slots[0].transposed or name == self._head
+        return tensor.astype(np.float32) + (delta.T if is_transposed else delta)
 
     def _delta(self, path: str, index: int | None, adapter: Adapter) -> np.ndarray:
         """Return what an adapter adds to its module's kernel, [in, out]."""
@@ -68,7 +78,3 @@ class Merged:
             a, b = a[index], b[index]
         product = np.asarray(a, np.float32).T @ np.asarray(b, np.float32)
         return np.float32(adapter.scaling) * product
-
-
-def _whole(slot: Slot) -> Slot:
-    return Slot(slot.path, slot.index, slot.transposed, None)

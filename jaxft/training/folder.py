@@ -134,7 +134,8 @@ def _weights(plan: Plan) -> str:
     Of the values only the vectors and the first layer of each group are in it: enough to know
     another model, or another tuning of the same one.
     """
-    source, slots = plan.source.checkpoint(), names.slots(plan.family, plan.network)
+    source = names.with_prefix(plan.source.checkpoint(), plan.family)
+    slots = names.slots(plan.family, plan.network)
     digest = hashlib.sha256()
     for name, info in sorted(source.infos().items()):
         digest.update(f"{name} {info.shape} {info.dtype}\n".encode())

@@ -8,13 +8,17 @@ the network's layers are cut into groups.
 import dataclasses
 import itertools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from jaxft import tree as trees
 from jaxft.models.bind import abstract_tree
 from jaxft.models.families.family import Family, Tensor
 from jaxft.models.network import Network, base_network
 from jaxft.models.spec import ModelSpec
+from jaxft.weights.checkpoint import Checkpoint, TensorInfo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +80,53 @@ def own_tensors(family: Family, network: Network) -> dict[str, tuple[Slot, ...]]
                     name = line.theirs.format(layer=layer)
                     table[name] = _slots_of(line, f"{prefix}/", index, shapes)
     return table
+
+
+@dataclasses.dataclass(frozen=True)
+class Renamed:
+    """A checkpoint under other names.
+
+    Attributes:
+        original: The checkpoint.
+        theirs: Its own name of each tensor.
+    """
+
+    original: Checkpoint
+    theirs: Mapping[str, str]
+
+    @property
+    def path(self) -> Path:
+        """Return the path of the original."""
+        return self.original.path
+
+    def infos(self) -> dict[str, TensorInfo]:
+        """List the tensors under the other names."""
+        infos = self.original.infos()
+        return {name: infos[theirs] for name, theirs in self.theirs.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """Read one tensor.
+
+        Raises:
+            WeightsError: The file cannot give it; file and tensor are named.
+        """
+        return self.original.read(self.theirs.get(name, name))
+
+
+def with_prefix(checkpoint: Checkpoint, family: Family) -> Checkpoint:
+    """Return a checkpoint under full names, also if it was saved from the model without its head.
+
+    Source: transformers `modeling_utils.py`, `base_model_prefix`; such are the files of
+    openai-community/gpt2 ("h.0.attn.c_attn.weight") and old ones of OPT ("decoder.layers...").
+    """
+    names = list(checkpoint.infos())
+    if any(name.startswith(family.base_prefix) for name in names):
+        return checkpoint
+    head = f"{family.head_name}."
+    return Renamed(
+        checkpoint,
+        {name if name.startswith(head) else family.base_prefix + name: name for name in names},
+    )
 
 
 def embedding_name(family: Family) -> str:

@@ -23,6 +23,18 @@ _SHARD_BYTES = 5_000_000_000  # as transformers' `save_pretrained`
 Format = Literal["merged", "flax"]
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse a place that holds something.
+
+    Raises:
+        WeightsError: If it does.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise WeightsError(
+            f"{folder} exists and is not empty.", "Choose a new folder: nothing is overwritten."
+        )
+
+
 def save_model(
     folder: Path,
     config: Mapping[str, Any],
@@ -44,10 +56,7 @@ def save_model(
     Raises:
         WeightsError: If the folder holds something.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise WeightsError(
-            f"{folder} exists and is not empty.", "Choose a new folder: nothing is overwritten."
-        )
+    check_folder(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         new = Path(temporary) / "new"

@@ -39,6 +39,9 @@ _ROLES = {
 # `gguf.TokenType`: tokens that text must match whole, and of these the special ones.
 _CONTROL, _USER_DEFINED = 3, 4
 
+# Files that a tokenizer's tokens are in. Source: the `VOCAB_FILES_NAMES` of transformers.
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model", "vocab.txt", "spiece.model")
+
 _ADVICE = "PyTorch was not found"
 
 
@@ -50,6 +53,12 @@ def load_folder(folder: Path) -> PreTrainedTokenizerFast:
         UnsupportedModelError: Its tokenizer has no fast form, or needs code of its own.
     """
     transformers = _import_transformers()
+    if not any((folder / name).exists() for name in _VOCABULARIES):
+        # Of a family whose tokenizer it knows, transformers would return one without a token.
+        raise WeightsError(
+            f"{folder}: no tokenizer can be loaded from it (it has none of their files).",
+            "Expected tokenizer.json and tokenizer_config.json beside the weights.",
+        )
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False

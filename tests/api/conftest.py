@@ -7,11 +7,12 @@ from typing import Any
 
 import datasets
 import pytest
-from api_runs import ARGS, HELD_OUT, LORA, MAX_LENGTH, ROWS
 import runs
 import small_models
+from api_runs import ARGS, HELD_OUT, LORA, MAX_LENGTH, ROWS
 
 import jaxft
+
 
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory):

@@ -30,9 +30,14 @@ your_train_dataset = [
 def test_only_the_imports_and_the_data_differ_from_the_chapter():
     section = CHAPTER.read_text(encoding="utf-8").split("## 4.6 ")[1]
     printed = section.split("```python\n")[1].split("```")[0]
-    ours = SCRIPT.read_text(encoding="utf-8").split("\nimport json\nfrom pathlib import Path\n\n")[1]
+    ours = SCRIPT.read_text(encoding="utf-8").split("\nimport json\nfrom pathlib import Path\n\n")[
+        1
+    ]
     assert ours.count(DATA + "\n") == 1
-    imports = {"from peft import": "from jaxft import", "from transformers import": "from jaxft import"}
+    imports = {
+        "from peft import": "from jaxft import",
+        "from transformers import": "from jaxft import",
+    }
     for old, new in imports.items():
         assert printed.count(old) == 1
         printed = printed.replace(old, new)

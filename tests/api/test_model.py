@@ -117,7 +117,9 @@ def test_generation_leaves_out_padding_on_the_left(tuned):
 
 
 def test_generation_ends_where_positions_do(tmp_path):
-    model = auto(small_models.write(tmp_path / "model", {**small_models.GPT2, "eos_token_id": None}))
+    model = auto(
+        small_models.write(tmp_path / "model", {**small_models.GPT2, "eos_token_id": None})
+    )
     row = np.arange(10, 56)[None]
     assert model.generate(row, max_new_tokens=50).shape == (1, 49)  # the last needs no position
     assert model.generate(row[:, :2], max_new_tokens=3).shape == (1, 5)
@@ -169,7 +171,9 @@ def test_a_second_adapter_is_refused(make_model):
 
 
 def test_another_librarys_configuration_is_refused(model):
-    with pytest.raises(ConfigError, match=r"(?s)peft_config is a builtins\.dict.*jaxft\.LoraConfig"):
+    with pytest.raises(
+        ConfigError, match=r"(?s)peft_config is a builtins\.dict.*jaxft\.LoraConfig"
+    ):
         jaxft.get_peft_model(model, {"r": 8})
 
 

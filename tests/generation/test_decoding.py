@@ -173,3 +173,15 @@ def test_caches_have_few_sizes_and_room():
     sizes = [decoding.num_slots(needed) for needed in range(1, 5000)]
     assert all(size >= needed for needed, size in enumerate(sizes, start=1))
     assert sorted(set(sizes)) == [256, 512, 1024, 2048, 4096, 8192]
+
+
+@pytest.mark.parametrize("spec", [tiny.LEARNED, tiny.POST], ids=["pre", "post"])
+def test_learned_positions_count_on_from_the_prompts_and_end_the_rows(spec):
+    network = base_network(spec)
+    tree = tiny.random_leaves(network)
+    longest = spec.max_tokens - 5
+    rows = prompts((longest, 7))
+    got = greedy(network, tree, rows)  # 14 are wanted; the last of the six needs no position
+    assert got == [recomputed(network, tree, row, 6) for row in rows]
+    with pytest.raises(DataError, match=f"{longest + 6} tokens, and the model {longest + 5}"):
+        greedy(network, tree, prompts((longest + 6,)))

@@ -48,6 +48,8 @@ def test_logits_equal_transformers(
     ours = reference_runs.our_logits(model.network, tree, text, one_device)
     theirs = reference_runs.torch_logits(model.torch_model, text)
     distance = reference_runs.difference(ours, theirs, text)
+    record_property("family", model.family.model_type)
+    record_property("format", "safetensors")
     record_property("difference", distance)
     assert distance < TOLERANCE
 

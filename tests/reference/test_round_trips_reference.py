@@ -121,7 +121,7 @@ def test_a_merged_model_has_the_logits_of_peft_in_transformers(
     record_property: Record,
 ) -> None:
     case, choice = ADAPTERS[name]
-    model = tiny_model(case)
+    model = tiny_model(case, std=reference_models.CALM_STD)
     byte_tokenizer.byte_level().save_pretrained(model.folder)
     theirs = reference_adapters.peft_on(model, choice, seed=8)
     theirs.save_pretrained(tmp_path / "adapter")

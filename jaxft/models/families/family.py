@@ -116,6 +116,8 @@ class Family:
         ignored: Regular expressions of tensor names that carry no weights.
         default_targets: What PEFT adapts when `target_modules` is null.
         head_name: Hugging Face's name of the output embedding module.
+        base_prefix: What the names of all other modules begin with; files saved from the model
+            without its head lack it.
         is_conv1d: Whether linear modules are transformers' `Conv1D`, with weights [in, out];
             PEFT calls that `fan_in_fan_out`.
 
@@ -129,6 +131,7 @@ class Family:
     ignored: tuple[str, ...]
     default_targets: tuple[str, ...]
     head_name: str
+    base_prefix: str
     is_conv1d: bool
 
 

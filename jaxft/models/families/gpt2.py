@@ -92,4 +92,6 @@ _UNUSED = (
     "task_specific_params",
 )
 
-GPT2 = Family("gpt2", gpt2_spec, TENSORS, _IGNORED, ("c_attn",), "lm_head", is_conv1d=True)
+GPT2 = Family(
+    "gpt2", gpt2_spec, TENSORS, _IGNORED, ("c_attn",), "lm_head", "transformer.", is_conv1d=True
+)

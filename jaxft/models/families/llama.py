@@ -123,7 +123,9 @@ _TARGETS = ("q_proj", "v_proj")
 
 
 def _family(model_type: str, spec: Callable[[Mapping[str, Any]], ModelSpec]) -> Family:
-    return Family(model_type, spec, TENSORS, _IGNORED, _TARGETS, "lm_head", is_conv1d=False)
+    return Family(
+        model_type, spec, TENSORS, _IGNORED, _TARGETS, "lm_head", "model.", is_conv1d=False
+    )
 
 
 LLAMA = _family("llama", llama_spec)

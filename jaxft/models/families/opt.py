@@ -72,4 +72,6 @@ def opt_spec(config: Mapping[str, Any]) -> ModelSpec:
     return spec
 
 
-OPT = Family("opt", opt_spec, TENSORS, (), ("q_proj", "v_proj"), "lm_head", is_conv1d=False)
+OPT = Family(
+    "opt", opt_spec, TENSORS, (), ("q_proj", "v_proj"), "lm_head", "model.", is_conv1d=False
+)

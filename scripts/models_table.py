@@ -1,0 +1,66 @@
+"""Write the table of docs/models.md from the tests that compare logits with transformers'.
+
+    python scripts/models_table.py
+
+Needs the extra `[reference]`. Each such test records its family, its format and the difference it
+saw; a cell is the largest of them. The text around the table is left as it is.
+"""
+
+import collections
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "models.md"
+TESTS = (
+    "tests/reference/test_logits_reference.py",
+    "tests/reference/test_flax_reference.py",
+    "tests/reference/test_round_trips_reference.py",
+)
+BEGIN, END = "<!-- table: scripts/models_table.py -->", "<!-- end of the table -->"
+
+Cells = dict[tuple[str, str], float]
+
+
+def main() -> None:
+    """Run the tests and write the table; a failed test leaves the page alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        tests = [str(ROOT / test) for test in TESTS]
+        command = [sys.executable, "-m", "pytest", "-q", *tests, "-k", "logits"]
+        done = subprocess.run([*command, f"--junitxml={report}"], cwd=ROOT, check=False)
+        if done.returncode:
+            sys.exit("A test failed: the table was not written.")
+        text = table(cells(report))
+    page = PAGE.read_text(encoding="utf-8")
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+
+
+def cells(report: Path) -> Cells:
+    """Return the largest difference recorded for each family and format."""
+    found: Cells = collections.defaultdict(float)
+    for case in ElementTree.parse(report).iter("testcase"):
+        seen = {each.attrib["name"]: each.attrib["value"] for each in case.iter("property")}
+        if {"family", "format", "difference"} <= seen.keys():
+            key = (seen["family"], seen["format"])
+            found[key] = max(found[key], float(seen["difference"]))
+    return found
+
+
+def table(found: Cells) -> str:
+    """Return the table in Markdown: a row for each family, a column for each format."""
+    families, formats = ([*dict.fromkeys(key[n] for key in found)] for n in (0, 1))
+    lines = [["Family", *formats], ["---"] * (1 + len(formats))]
+    for family in families:
+        values = [found.get((family, kind)) for kind in formats]
+        lines.append([family, *("" if value is None else f"{value:.0e}" for value in values)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
