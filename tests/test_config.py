@@ -162,7 +162,7 @@ def test_evaluations_come_as_often_as_log_lines_unless_said_otherwise():
 
 def test_the_quickstart_recipe_is_valid():
     loaded = config.load_config(REPO / "configs" / "quickstart.yaml")
-    assert loaded.train.max_steps == 60
+    assert loaded.train.max_steps == 50
     assert loaded.train.learning_rate == 2e-3
     assert loaded.lora.scaling == 2.0
 
