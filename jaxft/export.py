@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from jaxft import console
 from jaxft.errors import WeightsError
-from jaxft.lora import peft_format, tuned
+from jaxft.lora import tuned
 from jaxft.lora.merge import Merged
 from jaxft.lora.tuned import Tuned
 from jaxft.models import forward
@@ -49,16 +49,11 @@ def export(
     """
     devices.check()
     save.check_folder(output)
-    content, tensors = ({}, {}) if adapter is None else peft_format.read_adapter(adapter)
-    name, revision = tuned.base_name(content, model, adapter)
-    found = source.resolve(name, revision, console.note)
-    console.note(f"Base model: {found.name} ({found.origin})")
-    dtype = _stored_dtype(found) if dtype == "auto" else dtype
-    lora = None if adapter is None else peft_format.read_lora_config(content, adapter)
+    found, lora, tensors, origin = tuned.find(adapter, model)
+    stored = _stored_dtype(found)
+    dtype = stored if dtype == "auto" else dtype
     mesh = meshes.single_device_mesh()
-    loaded = tuned.load(
-        found, lora, tensors, origin=adapter or Path(), mesh=mesh, dtype=_stored_dtype(found)
-    )
+    loaded = tuned.load(found, lora, tensors, origin=origin, mesh=mesh, dtype=stored)
     merged = Merged(jax.tree.map(np.asarray, loaded.tree), loaded.family, loaded.network)
     infos = {each: TensorInfo(merged.shape(each), jnp.dtype(dtype)) for each in merged.names()}
     with console.loading("Writing the merged model", len(infos)) as count:

@@ -14,11 +14,11 @@ from jaxft.generation import completion
 from jaxft.generation.completion import Generator
 from jaxft.generation.decoding import Decoder
 from jaxft.generation.sampling import Sampling
-from jaxft.lora import peft_format, tuned
+from jaxft.lora import tuned
 from jaxft.lora.tuned import Tuned
 from jaxft.parallel import devices
 from jaxft.parallel import mesh as meshes
-from jaxft.weights import base, source
+from jaxft.weights import base
 from jaxft.weights.source import Source
 
 
@@ -46,14 +46,10 @@ def answer(
     """
     devices.check()
     console.note(f"Devices: {devices.describe()}")
-    config, tensors = ({}, {}) if adapter is None else peft_format.read_adapter(adapter)
-    name, revision = tuned.base_name(config, model, adapter)
-    found = source.resolve(name, revision, console.note)
-    console.note(f"Base model: {found.name} ({found.origin})")
-    lora = None if adapter is None else peft_format.read_lora_config(config, adapter)
+    found, lora, tensors, origin = tuned.find(adapter, model)
     mesh = meshes.single_device_mesh()
     dtype = base.resolve_dtype("auto")
-    loaded = tuned.load(found, lora, tensors, origin=adapter or Path(), mesh=mesh, dtype=dtype)
+    loaded = tuned.load(found, lora, tensors, origin=origin, mesh=mesh, dtype=dtype)
     generator = make_generator(found, loaded, mesh=mesh, dtype=dtype)
     return completion.stream(
         generator,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
+from jaxft import console
 from jaxft import tree as trees
 from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError
@@ -14,7 +15,7 @@ from jaxft.lora import mask, peft_format, targets
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network, base_network
 from jaxft.parallel import rules
-from jaxft.weights import base
+from jaxft.weights import base, source
 from jaxft.weights.source import Source
 
 
@@ -59,6 +60,40 @@ def base_name(
             "Name the one that the adapter was made for with --model.",
         )
     return name, content.get("revision")
+
+
+class Found(NamedTuple):
+    """An adapter that was read, and the base model that was found for it.
+
+    Attributes:
+        source: The base model.
+        lora: What the adapter is; `None` for none.
+        tensors: The adapter's, under PEFT's names.
+        origin: The adapter's folder, for messages.
+    """
+
+    source: Source
+    lora: LoraConfig | None
+    tensors: Mapping[str, Any]
+    origin: Path
+
+
+def find(adapter: Path | None, model: str | None) -> Found:
+    """Read an adapter and find its base model, and say where that was.
+
+    Args:
+        adapter: The adapter's folder; `None` for the base model alone.
+        model: The base model; `None` takes the one that the adapter names.
+
+    Raises:
+        JaxftError: If the adapter cannot be read, or the model not be found.
+    """
+    content, tensors = ({}, {}) if adapter is None else peft_format.read_adapter(adapter)
+    name, revision = base_name(content, model, adapter)
+    found = source.resolve(name, revision, console.note)
+    console.note(f"Base model: {found.name} ({found.origin})")
+    lora = None if adapter is None else peft_format.read_lora_config(content, adapter)
+    return Found(found, lora, tensors, adapter or Path())
 
 
 def load(

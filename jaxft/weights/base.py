@@ -76,7 +76,7 @@ def load_base(
         source: The model.
         family: Its family.
         network: Its network, with adapters or without.
-        dtype: dtype of all leaves.
+        dtype: dtype of frozen leaves; trained ones are float32.
         mesh: Over which they are divided.
 
     Raises:
