@@ -15,7 +15,7 @@ import numpy as np
 import tiny
 
 from jaxft.models.network import Network
-from jaxft.models.spec import Learned, ModelSpec
+from jaxft.models.spec import Alibi, Learned, ModelSpec, Rope, Sinusoidal
 
 
 def logits(network: Network, tree: Any, micro: Mapping[str, Any], xp: Any = np) -> Any:
@@ -23,20 +23,16 @@ def logits(network: Network, tree: Any, micro: Mapping[str, Any], xp: Any = np) 
     spec = network.spec
     if xp is np:
         tree = jax.tree.map(np.asarray, tree)
-    x = tree["embed"]["kernel"][micro["input_ids"]]
-    if spec.embed_dim != spec.model_dim:
-        x = _linear(_leaves(tree, "embed_in"), "embed_in", x)
-    if isinstance(spec.positions, Learned):
-        x = x + tree["positions"]["kernel"][micro["positions"] + spec.positions.offset]
+    x = _embedded(spec, tree, micro, xp)
     for block, leaves in zip(spec.blocks, tiny.layers_of(network, tree), strict=True):
-        if spec.norm_placement == "pre":
-            mixed = _norm(spec, leaves, "attn_norm", x, xp)
-            x = x + _attention(spec, block.window, leaves, mixed, micro, xp)
-            x = x + _mlp(spec, leaves, _norm(spec, leaves, "mlp_norm", x, xp), xp)
-        else:
-            x = x + _attention(spec, block.window, leaves, x, micro, xp)
-            x = _norm(spec, leaves, "attn_norm", x, xp)
-            x = _norm(spec, leaves, "mlp_norm", x + _mlp(spec, leaves, x, xp), xp)
+
+        def attend(y: Any, block: Any = block, leaves: Any = leaves) -> Any:
+            return _attention(spec, block, leaves, y, micro, xp)
+
+        def feed(y: Any, leaves: Any = leaves) -> Any:
+            return _mlp(spec, leaves, y, xp)
+
+        x = _block(spec, leaves, x, attend, feed, xp)
     if spec.final_norm:
         x = _norm(spec, _leaves(tree, "final_norm"), "final_norm", x, xp)
     if spec.embed_dim != spec.model_dim:
@@ -44,7 +40,52 @@ def logits(network: Network, tree: Any, micro: Mapping[str, Any], xp: Any = np) 
     head = _leaves(tree, "head")
     if not network.has_own_head:
         head["head/kernel"] = tree["embed"]["kernel"].T
-    return _linear(head, "head", x)
+    scores = _linear(head, "head", x) * spec.logit_scale
+    return _capped(scores, spec.logit_softcap, xp)
+
+
+def _embedded(spec: ModelSpec, tree: Any, micro: Any, xp: Any) -> Any:
+    x = tree["embed"]["kernel"][micro["input_ids"]] * spec.embed_scale
+    if spec.embed_dim != spec.model_dim:
+        x = _linear(_leaves(tree, "embed_in"), "embed_in", x)
+    if isinstance(spec.positions, Learned):
+        x = x + tree["positions"]["kernel"][micro["positions"] + spec.positions.offset]
+    if isinstance(spec.positions, Sinusoidal):
+        half = spec.model_dim // 2
+        powers = 10_000.0 ** (-np.arange(half) / (half - 1))
+        turns = (np.asarray(micro["positions"]) + spec.positions.offset)[..., None] * powers
+        x = x + np.concatenate([np.sin(turns), np.cos(turns)], -1).astype(np.float32)
+    return _norm(spec, _leaves(tree, "embed_norm"), "embed_norm", x, xp) if spec.embed_norm else x
+
+
+def _block(spec: ModelSpec, leaves: Any, x: Any, attend: Any, feed: Any, xp: Any) -> Any:
+    def norm(name: str, y: Any) -> Any:
+        return _norm(spec, leaves, name, y, xp)
+
+    scale = spec.residual_scale
+    match spec.norm_placement, spec.parallel:
+        case "pre", "one_norm":
+            read = norm("attn_norm", x)
+            return x + scale * attend(read) + scale * feed(read)
+        case "pre", "two_norms":
+            read = norm("mlp_norm", x)
+            return x + scale * attend(norm("attn_norm", x)) + scale * feed(read)
+        case "pre", _:
+            x = x + scale * attend(norm("attn_norm", x))
+            return x + scale * feed(norm("mlp_norm", x))
+        case "pre_residual", _:
+            read = norm("attn_norm", x)
+            read = norm("mlp_norm", read + scale * attend(read))
+            return read + scale * feed(read)
+        case "post", _:
+            x = norm("attn_norm", x + scale * attend(x))
+            return norm("mlp_norm", x + scale * feed(x))
+        case "output", _:
+            x = x + scale * norm("attn_out_norm", attend(x))
+            return x + scale * norm("mlp_out_norm", feed(x))
+        case _:
+            x = x + scale * norm("attn_out_norm", attend(norm("attn_norm", x)))
+            return x + scale * norm("mlp_out_norm", feed(norm("mlp_norm", x)))
 
 
 def loss_sum(network: Network, tree: Any, micro: Mapping[str, Any], xp: Any = np) -> Any:
@@ -65,27 +106,58 @@ def visible(segment_ids: Any, window: int | None) -> np.ndarray:
     return (segment_ids[:, :, None] == segment_ids[:, None, :]) & seen[None]
 
 
-def attention(q: Any, k: Any, v: Any, seen: np.ndarray, scale: float, xp: Any = np) -> Any:
+def attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    seen: Any,
+    scale: float,
+    xp: Any = np,
+    *,
+    softcap: float | None = None,
+    slopes: Any = None,
+) -> Any:
     """Attend by the whole score matrix: q [b t g m k]; k, v [b s g k]; seen [b t s]."""
     scores = xp.einsum("btgmk,bsgk->btgms", q, k) * scale
+    if slopes is not None:  # a bonus for late keys, which is a penalty on distance
+        heads = np.asarray(slopes, np.float32).reshape(1, 1, *q.shape[2:4], 1)
+        keys = np.arange(k.shape[1], dtype=np.float32).reshape(1, 1, 1, 1, -1)
+        scores = scores + heads * keys
+    scores = _capped(scores, softcap, xp)
     scores = xp.where(seen[:, :, None, None, :], scores, -np.inf)
     weights = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
     weights = weights / xp.sum(weights, axis=-1, keepdims=True)
     return xp.einsum("btgms,bsgk->btgmk", weights, v)
 
 
-def rotate(x: Any, positions: Any, theta: float, xp: Any = np) -> Any:
-    """Turn the channel pairs (i, i + half) of x [b t h k], as complex numbers."""
-    half = x.shape[-1] // 2
-    per_position = theta ** (-np.arange(half) / half)
+def _capped(scores: Any, cap: float | None, xp: Any) -> Any:
+    return scores if cap is None else cap * xp.tanh(scores / cap)
+
+
+def rotate(x: Any, positions: Any, rope: Rope, xp: Any = np) -> Any:
+    """Turn the channel pairs of x [b t h k], as complex numbers."""
+    half = rope.rotary_dim // 2
+    per_position = rope.theta ** (-np.arange(half) / half)
     turn = np.exp(1j * np.asarray(positions)[..., None] * per_position).astype(np.complex64)
-    turned = (x[..., :half] + 1j * x[..., half:]) * turn[:, :, None, :]
-    return xp.concatenate([turned.real, turned.imag], axis=-1)
+    part, rest = x[..., : 2 * half], x[..., 2 * half :]
+    if rope.interleaved:
+        pairs = part[..., 0::2] + 1j * part[..., 1::2]
+    else:
+        pairs = part[..., :half] + 1j * part[..., half:]
+    turned = pairs * turn[:, :, None, :]
+    if rope.interleaved:
+        part = xp.stack([turned.real, turned.imag], -1).reshape(part.shape)
+    else:
+        part = xp.concatenate([turned.real, turned.imag], axis=-1)
+    return xp.concatenate([part, rest], axis=-1)
 
 
-def _attention(
-    spec: ModelSpec, window: int | None, leaves: Any, x: Any, micro: Any, xp: Any
-) -> Any:
+def alibi_slopes(num_heads: int) -> list[float]:
+    """Return 2^(-8/n), 2^(-16/n), ... for n heads, n a power of two."""
+    return [2.0 ** (-8.0 * (head + 1) / num_heads) for head in range(num_heads)]
+
+
+def _attention(spec: ModelSpec, block: Any, leaves: Any, x: Any, micro: Any, xp: Any) -> Any:
     b, t, g, width = *x.shape[:2], spec.num_kv_heads, spec.head_dim
     q, k, v = (_linear(leaves, f"attn/{name}", x) for name in "qkv")
     if "attn/qkv/lora_a" in leaves:
@@ -93,12 +165,25 @@ def _attention(
         q = q + delta[..., :q_width]
         k = k + delta[..., q_width : q_width + g * width]
         v = v + delta[..., q_width + g * width :]
+    if spec.qk_norm == "full":
+        q, k = (_norm(spec, leaves, f"attn/{n}_norm", y, xp) for n, y in (("q", q), ("k", k)))
     q, k, v = q.reshape(b, t, -1, width), k.reshape(b, t, g, width), v.reshape(b, t, g, width)
-    if not isinstance(spec.positions, Learned):
-        q = rotate(q, micro["positions"], spec.positions.theta, xp)
-        k = rotate(k, micro["positions"], spec.positions.theta, xp)
+    if spec.qk_norm == "head":
+        q, k = (_norm(spec, leaves, f"attn/{n}_norm", y, xp) for n, y in (("q", q), ("k", k)))
+    if block.rope is not None:
+        q = rotate(q, micro["positions"], block.rope, xp)
+        k = rotate(k, micro["positions"], block.rope, xp)
     q = q.reshape(b, t, g, -1, width)
-    mixed = attention(q, k, v, visible(micro["segment_ids"], window), width**-0.5, xp)
+    mixed = attention(
+        q,
+        k,
+        v,
+        visible(micro["segment_ids"], block.window),
+        spec.attn_scale,
+        xp,
+        softcap=spec.attn_softcap,
+        slopes=alibi_slopes(spec.num_heads) if isinstance(spec.positions, Alibi) else None,
+    )
     return _linear(leaves, "attn/o", mixed.reshape(b, t, -1))
 
 
@@ -119,15 +204,21 @@ def _mlp(spec: ModelSpec, leaves: Mapping[str, Any], x: Any, xp: Any) -> Any:
     if spec.mlp == "plain":
         return _linear(leaves, "mlp/down", xp.maximum(up, 0))
     gate = _linear(leaves, "mlp/gate", x)
+    if "mlp/gate_up/lora_a" in leaves:
+        delta = _lora(leaves, "mlp/gate_up", x)
+        gate, up = gate + delta[..., : spec.mlp_dim], up + delta[..., spec.mlp_dim :]
     return _linear(leaves, "mlp/down", gate / (1 + xp.exp(-gate)) * up)
 
 
 def _norm(spec: ModelSpec, leaves: Mapping[str, Any], name: str, x: Any, xp: Any) -> Any:
-    if spec.norm == "layer":
+    norm = spec.norm
+    if norm.kind == "layer":
         x = x - xp.mean(x, axis=-1, keepdims=True)
-    x = x / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + spec.norm_eps)
-    x = x * leaves[f"{name}/scale"][None, None, :]
-    return x + leaves[f"{name}/bias"][None, None, :] if spec.norm == "layer" else x
+    x = x / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + norm.eps)
+    shape = (1,) * (x.ndim - 1) + (-1,)
+    if norm.scale != "none":
+        x = x * (leaves[f"{name}/scale"].reshape(shape) + (norm.scale == "offset"))
+    return x + leaves[f"{name}/bias"].reshape(shape) if norm.bias else x
 
 
 def _leaves(tree: Mapping[str, Any], module: str) -> dict[str, Any]:

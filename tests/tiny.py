@@ -29,7 +29,7 @@ from jaxft.models.network import (
     base_network,
     build_network,
 )
-from jaxft.models.spec import BlockSpec, Learned, ModelSpec, Rope
+from jaxft.models.spec import Alibi, BlockSpec, Learned, ModelSpec, NormSpec, Rope, Sinusoidal
 from jaxft.parallel import mesh as meshes
 from jaxft.parallel import rules
 
@@ -64,6 +64,7 @@ SMOLLM2_CONFIG = {
     "vocab_size": 49152,
 }
 
+ROPE = Rope(100_000.0, rotary_dim=20, interleaved=False, scaling=None)
 SPEC: ModelSpec = dataclasses.replace(
     llama.llama_spec(SMOLLM2_CONFIG),
     vocab_size=112,
@@ -72,11 +73,10 @@ SPEC: ModelSpec = dataclasses.replace(
     num_heads=4,
     num_kv_heads=2,
     head_dim=20,
+    attn_scale=20**-0.5,
     mlp_dim=160,
-    blocks=(BlockSpec(None),) * 3,
+    blocks=(BlockSpec(None, ROPE),) * 3,
 )
-assert isinstance(SPEC.positions, Rope)
-ROPE: Rope = SPEC.positions
 BASE = base_network(SPEC)
 # What OPT and GPT-2 have and a Llama has not, but for what `POST` adds.
 LEARNED: ModelSpec = dataclasses.replace(
@@ -84,9 +84,9 @@ LEARNED: ModelSpec = dataclasses.replace(
     num_kv_heads=4,
     mlp="plain",
     activation="relu",
-    norm="layer",
-    norm_eps=0.1,
+    norm=NormSpec("layer", 0.1, scale="plain", bias=True),
     positions=Learned(rows=46, offset=2),
+    blocks=(BlockSpec(None, None),) * 3,
     qkv_bias=True,
     out_bias=True,
     mlp_bias=True,
@@ -99,9 +99,55 @@ RANK, SCALING = 6, 2.0
 MODULES = ("attn/q", "attn/v", "mlp/down")
 
 
-def with_windows(windows: Sequence[int | None], **changes: Any) -> ModelSpec:
+# What other families have: each feature that is not in the specs above is in one of these.
+# Gemma's: norms on both sides, scales from one, soft caps, windows with a rope of their own.
+SANDWICH: ModelSpec = dataclasses.replace(
+    SPEC,
+    embed_scale=8.0,
+    attn_softcap=1.5,
+    logit_softcap=2.0,
+    qk_norm="head",
+    norm=NormSpec("rms", 0.1, scale="offset", bias=False),
+    norm_placement="sandwich",
+    blocks=(BlockSpec(7, Rope(100.0, 20, False, None)), BlockSpec(None, ROPE), BlockSpec(7, None)),
+)
+# GPT-J's, and Cohere's: attention and MLP beside each other after one norm, a biased head.
+PARALLEL: ModelSpec = dataclasses.replace(
+    SPEC,
+    parallel="one_norm",
+    norm=NormSpec("layer", 0.1, scale="plain", bias=False),
+    head_bias=True,
+    logit_scale=0.25,
+    tied_head=False,
+    blocks=(BlockSpec(None, Rope(100.0, 12, True, None)),) * 3,
+)
+# GPT-NeoX's, and XGLM's: a norm for each, positions as sines; Granite's factor on both.
+TWO_NORMS: ModelSpec = dataclasses.replace(
+    PARALLEL,
+    parallel="two_norms",
+    residual_scale=0.5,
+    norm=NormSpec("layer", 0.1, scale="none", bias=False),
+    positions=Sinusoidal(offset=2),
+    blocks=(BlockSpec(None, None),) * 3,
+)
+# BLOOM's: a penalty on distance, a normed embedding, the normed stream as residual.
+ALIBI: ModelSpec = dataclasses.replace(
+    LEARNED, positions=Alibi(), embed_norm=True, norm_placement="pre_residual"
+)
+# OLMo 2's: norms of what attention and MLP give, and of all heads together.
+OUTPUT: ModelSpec = dataclasses.replace(SPEC, norm_placement="output", qk_norm="full")
+SPECS = {
+    "sandwich": SANDWICH,
+    "parallel": PARALLEL,
+    "two norms": TWO_NORMS,
+    "alibi": ALIBI,
+    "output": OUTPUT,
+}
+
+
+def with_windows(windows: Sequence[int | None], *, rope: Rope = ROPE, **changes: Any) -> ModelSpec:
     """Return the tiny spec with one layer for each window, and other fields changed."""
-    blocks = tuple(BlockSpec(window) for window in windows)
+    blocks = tuple(BlockSpec(window, rope) for window in windows)
     return dataclasses.replace(SPEC, blocks=blocks, **changes)
 
 
@@ -158,7 +204,8 @@ def random_leaves(network: Network, seed: int = 0) -> trees.Tree:
         values = rng.standard_normal(leaf.shape).astype(np.float32)
         name = path.rpartition("/")[2]
         if name == "scale":
-            return (1 + 0.3 * values).astype(np.float32)
+            start = 0 if network.spec.norm.scale == "offset" else 1
+            return (start + 0.3 * values).astype(np.float32)
         if name in ("bias", "lora_b"):
             return (0.3 * values).astype(np.float32)
         is_table = path in ("embed/kernel", "positions/kernel")

@@ -67,9 +67,11 @@ class Merged:
         if module.path not in adapters:
             return tensor
         delta = self._delta(f"{prefix}{module.path}", index, adapters[module.path])
-        # A head that was tied is read from the embedding, which lies the other way about.
-        is_transposed = slots[0].transposed or name == self._head
-        return tensor.astype(np.float32) + (delta.T if is_transposed else delta)
+        if name == self._head and not slots[0].transposed:
+            # A head that was tied is read from the embedding, which lies the other way about.
+            return tensor.astype(np.float32) + delta.T
+        ends = np.cumsum([self._leaves[slot.path].shape[-1] for slot in slots])[:-1]
+        return tensor.astype(np.float32) + layout.fuse(np.split(delta, ends, axis=-1), slots)
 
     def _delta(self, path: str, index: int | None, adapter: Adapter) -> np.ndarray:
         """Return what an adapter adds to its module's kernel, [in, out]."""

@@ -111,7 +111,8 @@ def from_tensors(
         for slot in slots:
             leaf = leaves[slot.path]
             target = leaf if slot.index is None else leaf[slot.index]
-            target[...] = layout.oriented(layout.cut(tensors[name], slot), slot)
+            columns = slot.columns or slice(None)
+            target[..., columns] = layout.oriented(layout.cut(tensors[name], slot), slot)
     return trees.unflatten(leaves)
 
 
@@ -228,8 +229,10 @@ def _places(family: Family, network: Network) -> dict[str, tuple[names.Slot, ...
         if a in shapes:
             adapted.add(module.name)
             stem = f"{_PREFIX}{module.name}"
-            places[f"{stem}.lora_A.weight"] = (names.Slot(a, index, False, None),)
-            places[f"{stem}.lora_B.weight"] = (names.Slot(b, index, True, None),)
+            places[f"{stem}.lora_A.weight"] = (names.Slot(a, index, False, None, None),)
+            places[f"{stem}.lora_B.weight"] = tuple(
+                names.Slot(b, index, True, outputs, columns) for outputs, columns in module.parts
+            )
     trained = network.trained_leaves()
     for name, slots in names.own_tensors(family, network).items():
         if slots[0].path in trained:

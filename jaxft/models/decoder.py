@@ -5,17 +5,19 @@ and a cache for generation. Both stop at the last hidden state: the head is appl
 (`forward.head_logits`), because the loss wants it only where there is something to predict.
 """
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int32
 
 from jaxft.models.layers import Block, Context, Linear, Norm
 from jaxft.models.network import Group, Network
-from jaxft.models.spec import Learned
+from jaxft.models.spec import Learned, Sinusoidal
 from jaxft.parallel import rules
 from jaxft.parallel.mesh import ROW_AXES
 
@@ -35,7 +37,7 @@ class Table(nnx.Module):
 
 
 class Head(nnx.Module):
-    """The leaves of the output projection: its own kernel unless tied, and its adapter."""
+    """The leaves of the output projection: a kernel unless it is tied, a bias, an adapter."""
 
     def __init__(self, network: Network, rngs: nnx.Rngs):
         """Make the leaves."""
@@ -43,6 +45,8 @@ class Head(nnx.Module):
         if network.has_own_head:
             dims = (spec.embed_dim, spec.vocab_size)
             self.kernel = nnx.Param(jax.random.normal(rngs.params(), dims) * dims[0] ** -0.5)
+        if spec.head_bias:
+            self.bias = nnx.Param(jnp.zeros(spec.vocab_size))
         if adapter is not None:
             self.lora_a = nnx.Param(jnp.zeros((adapter.rank, spec.embed_dim)))
             self.lora_b = nnx.Param(jnp.zeros((adapter.rank, spec.vocab_size)))
@@ -58,13 +62,15 @@ class Decoder(nnx.Module):
         self.embed = Table("embed/kernel", spec.vocab_size, spec.embed_dim, rngs)
         if isinstance(spec.positions, Learned):
             self.positions = Table("positions/kernel", spec.positions.rows, spec.model_dim, rngs)
+        if spec.embed_norm:
+            self.embed_norm = Norm(spec.norm, spec.model_dim)
         if spec.embed_dim != spec.model_dim:
             dims = (spec.embed_dim, spec.model_dim)
             self.embed_in = Linear("embed_in", dims, False, adapters.get("embed_in"), rngs)
             self.embed_out = Linear("embed_out", dims[::-1], False, adapters.get("embed_out"), rngs)
         self.groups = nnx.List([_stacked(network, group, rngs) for group in network.groups])
         if spec.final_norm:
-            self.final_norm = Norm(spec)
+            self.final_norm = Norm(spec.norm, spec.model_dim)
         self.head = Head(network, rngs)
 
     def __call__(
@@ -103,12 +109,16 @@ class Decoder(nnx.Module):
         """Return what the first layer reads."""
         spec = self.network.spec
         x = self.embed(input_ids, context.mesh, dtype)
+        if spec.embed_scale != 1.0:
+            x = x * jnp.asarray(spec.embed_scale, dtype)
         if spec.embed_dim != spec.model_dim:
             x = self.embed_in(x, context, _OUTSIDE)
         if isinstance(spec.positions, Learned):
             rows = context.positions + spec.positions.offset
             x = x + self.positions(rows, context.mesh, dtype)
-        return x
+        if isinstance(spec.positions, Sinusoidal):
+            x = x + _sinusoids(context.positions + spec.positions.offset, spec.model_dim, dtype)
+        return self.embed_norm(x) if spec.embed_norm else x
 
     def _finished(self, x: Float[Array, "b t d"], context: Context) -> Float[Array, "b t e"]:
         """Return what the head reads."""
@@ -116,6 +126,15 @@ class Decoder(nnx.Module):
         if spec.final_norm:
             x = self.final_norm(x)
         return x if spec.embed_dim == spec.model_dim else self.embed_out(x, context, _OUTSIDE)
+
+
+def _sinusoids(positions: Int32[Array, "b t"], width: int, dtype: Any) -> Float[Array, "b t d"]:
+    """Return the sines of all frequencies, then their cosines; the last of an odd width is 0."""
+    half = width // 2
+    powers = np.exp(np.arange(half, dtype=np.float32) * -(math.log(10_000) / (half - 1)))
+    angle = positions[..., None].astype(jnp.float32) * powers[None, None, :]
+    waves = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+    return jnp.pad(waves, ((0, 0), (0, 0), (0, width % 2))).astype(dtype)
 
 
 _OUTSIDE = -1  # the "layer" of modules outside the layers, for the hash of dropout

@@ -48,16 +48,17 @@ def hidden_states(
     Raises:
         WeightsError: If the tree does not fit the network.
     """
-    rotation = _rotation(network.spec, positions)
-    context = Context(mesh, positions, rotation, segment_ids, dropout_seeds, past=None)
+    rotations = _rotations(network.spec, positions, segment_ids)
+    context = Context(mesh, positions, rotations, segment_ids, dropout_seeds, past=None)
     return bind(network, tree)(input_ids, context, dtype=dtype, remat=remat)
 
 
-def _rotation(spec: ModelSpec, positions: Int32[Array, "b t"]) -> Any:
-    """Return cosine and sine of rotary positions, `None` for others."""
-    if not isinstance(spec.positions, Rope):
-        return None
-    return rope.angles(spec.positions, spec.head_dim, positions)
+def _rotations(
+    spec: ModelSpec, positions: Int32[Array, "b t"], segment_ids: Int32[Array, "b t"]
+) -> dict[Rope, rope.Angles]:
+    """Return cosine and sine of the positions for every rotary embedding of the layers."""
+    in_use = {block.rope: None for block in spec.blocks if block.rope is not None}
+    return {each: rope.angles(each, positions, segment_ids) for each in in_use}
 
 
 def head_leaves(network: Network, tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,10 +78,17 @@ def head_logits(
     materialise: Any = gather if network.has_own_head else _Transposed(gather)
     logits = linear.product(hidden, leaves[path], materialise, jnp.float32)
     adapter = dict(network.outer_adapters).get("head")
-    if adapter is None:
-        return logits
-    a, b = leaves["head/lora_a"], leaves["head/lora_b"]
-    return logits + linear.lora(hidden, a, b, adapter.scaling, 0.0, None)
+    if adapter is not None:
+        a, b = leaves["head/lora_a"], leaves["head/lora_b"]
+        logits = logits + linear.lora(hidden, a, b, adapter.scaling, 0.0, None)
+    spec = network.spec
+    if spec.head_bias:
+        logits = logits + leaves["head/bias"].astype(jnp.float32)[None, None, :]
+    if spec.logit_scale != 1.0:
+        logits = logits * spec.logit_scale
+    if spec.logit_softcap is not None:
+        logits = spec.logit_softcap * jnp.tanh(logits / spec.logit_softcap)
+    return logits
 
 
 def logits(
@@ -163,9 +171,10 @@ def extend(
     """
     positions = cache.next_position[:, None] + jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1
     positions = jnp.maximum(positions, 0)  # of padding on the left
-    rotation = _rotation(network.spec, positions)
+    segment_ids = valid.astype(jnp.int32)
+    rotations = _rotations(network.spec, positions, segment_ids)
     past = _visibility(cache, valid)
-    context = Context(mesh, positions, rotation, valid.astype(jnp.int32), None, past)
+    context = Context(mesh, positions, rotations, segment_ids, None, past)
     hidden, new_kv = bind(network, tree).extend(input_ids, context, cache.kv, dtype=dtype)
 
     def write(slots: jax.Array, new: jax.Array) -> jax.Array:

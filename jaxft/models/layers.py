@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int32, UInt32
 
 from jaxft.models import attention, dropout, linear, rope
 from jaxft.models.network import Adapter, Layer
-from jaxft.models.spec import ModelSpec
+from jaxft.models.spec import Alibi, ModelSpec, NormSpec, Rope
 from jaxft.parallel import rules
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -30,6 +30,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
 }
 
 
@@ -52,7 +53,7 @@ class Context:
     Attributes:
         mesh: Where the arrays live.
         positions: int32 [b t], of each token within its own text.
-        rotation: For rotary positions their cosine and sine, float32 [b t k/2]; else `None`.
+        rotations: For every rotary embedding in use, cosine and sine of the positions.
         segment_ids: int32 [b t], 0 in padding.
         dropout_seeds: uint32 [b t] in training, else `None`.
         past: In decoding, what each token sees of the cache and of the new tokens; else `None`.
@@ -60,7 +61,7 @@ class Context:
 
     mesh: Mesh
     positions: Int32[Array, "b t"]
-    rotation: tuple[Float[Array, "b t half"], Float[Array, "b t half"]] | None
+    rotations: Mapping[Rope, rope.Angles]
     segment_ids: Int32[Array, "b t"]
     dropout_seeds: UInt32[Array, "b t"] | None
     past: Past | None
@@ -122,32 +123,39 @@ class Norm(nnx.Module):
     """RMS norm or layer norm over the last dimension, in float32.
 
     Source: Zhang and Sennrich 2019, eq. 4; Ba et al. 2016, eq. 4; transformers
-    `modeling_llama.py: LlamaRMSNorm`.
+    `modeling_llama.py: LlamaRMSNorm`, `modeling_gemma.py: GemmaRMSNorm` for a scale of one plus
+    what is learned.
     """
 
-    def __init__(self, spec: ModelSpec):
-        """Make a scale of ones, and for a layer norm a bias of zeros."""
-        self.kind, self.eps = spec.norm, spec.norm_eps
-        self.scale = nnx.Param(jnp.ones(spec.model_dim))
-        if spec.norm == "layer":
-            self.bias = nnx.Param(jnp.zeros(spec.model_dim))
+    def __init__(self, norm: NormSpec, width: int):
+        """Make a scale that changes nothing, and a bias of zeros, as far as it has them."""
+        self.norm = norm
+        if norm.scale != "none":
+            start = jnp.ones if norm.scale == "plain" else jnp.zeros
+            self.scale = nnx.Param(start(width))
+        if norm.bias:
+            self.bias = nnx.Param(jnp.zeros(width))
 
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         """Normalise the last dimension."""
+        norm, shape = self.norm, (1,) * (x.ndim - 1) + (-1,)
 
         # Recomputed in the backward pass: keeping its float32 inside costs more than it saves.
         @functools.partial(jax.checkpoint, prevent_cse=False)
-        def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array | None) -> jax.Array:
+        def normalise(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
             wide = x.astype(jnp.float32)
-            if bias is not None:
+            if norm.kind == "layer":
                 wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
-            wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
-            wide = wide * scale.astype(jnp.float32)[None, None, :]
+            wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + norm.eps)
+            if scale is not None:
+                factor = scale.astype(jnp.float32).reshape(shape)
+                wide = wide * (1 + factor if norm.scale == "offset" else factor)
             if bias is not None:
-                wide = wide + bias.astype(jnp.float32)[None, None, :]
+                wide = wide + bias.astype(jnp.float32).reshape(shape)
             return wide.astype(x.dtype)
 
-        return normalise(x, self.scale[...], self.bias[...] if self.kind == "layer" else None)
+        scale = None if norm.scale == "none" else self.scale[...]
+        return normalise(x, scale, self.bias[...] if norm.bias else None)
 
 
 class Attention(nnx.Module):
@@ -155,7 +163,12 @@ class Attention(nnx.Module):
 
     def __init__(self, spec: ModelSpec, layer: Layer, rngs: nnx.Rngs):
         """Make the four projections, and the adapter over three of them where they are fused."""
-        self.spec, self.window = spec, layer.block.window
+        self.spec, self.rope = spec, layer.block.rope
+        is_alibi = isinstance(spec.positions, Alibi)
+        slopes = attention.alibi_slopes(spec.num_heads) if is_alibi else None
+        self.scoring = attention.Scores(
+            layer.block.window, spec.attn_scale, spec.attn_softcap, slopes
+        )
         model, width = spec.model_dim, spec.num_heads * spec.head_dim
         kv_width = spec.num_kv_heads * spec.head_dim
         adapters = dict(layer.adapters)
@@ -169,18 +182,24 @@ class Attention(nnx.Module):
         self.o = projection("o", (width, model), spec.out_bias)
         fused = adapters.get("attn/qkv")
         self.qkv = Lora("attn/qkv", (model, width + 2 * kv_width), fused)
+        if spec.qk_norm != "none":
+            widths = (width, kv_width) if spec.qk_norm == "full" else (spec.head_dim,) * 2
+            self.q_norm, self.k_norm = (Norm(spec.norm, each) for each in widths)
 
     def _projections(self, x: Float[Array, "b t d"], context: Context, layer: Any) -> Any:
         """Return queries, keys and values, [b t h k] and twice [b t g k]."""
         spec = self.spec
         flat = [module(x, context, layer) for module in (self.q, self.k, self.v)]
         if self.qkv.adapter is not None:
-            ends = np.cumsum([part.shape[-1] for part in flat])[:-1]
-            deltas = jnp.split(self.qkv.delta(x, context, layer), ends, axis=-1)
-            flat = [part + delta for part, delta in zip(flat, deltas, strict=True)]
+            flat = _with_fused(self.qkv, flat, x, context, layer)
+        if spec.qk_norm == "full":
+            flat = [self.q_norm(flat[0]), self.k_norm(flat[1]), flat[2]]
         q, k, v = (part.reshape(*x.shape[:2], -1, spec.head_dim) for part in flat)
-        if context.rotation is not None:
-            q, k = rope.rotate(q, *context.rotation), rope.rotate(k, *context.rotation)
+        if spec.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.rope is not None:
+            turned = context.rotations[self.rope]
+            q, k = (rope.rotate(part, turned, self.rope) for part in (q, k))
         return q, k, v
 
     def __call__(
@@ -197,18 +216,14 @@ class Attention(nnx.Module):
         q, k, v = self._projections(x, context, layer)
         # Query heads by the kv head that they share.
         q = q.reshape(*k.shape[:3], -1, k.shape[3])
-        scale = self.spec.head_dim**-0.5
         if context.past is None:
-            mixed = attention.causal(q, k, v, context.segment_ids, self.window, scale)
+            mixed = attention.causal(q, k, v, context.segment_ids, self.scoring)
         else:
             keys, values = (
                 jnp.concatenate([old.astype(new.dtype), new], axis=1)
                 for old, new in zip(cached_kv, (k, v), strict=True)
             )
-            visible, distance = context.past
-            if self.window is not None:
-                visible = visible & (distance < self.window)[None]
-            mixed = attention.cached(q, keys, values, visible, scale)
+            mixed = attention.cached(q, keys, values, *context.past, self.scoring)
         return self.o(mixed.reshape(*x.shape[:2], -1), context, layer), (k, v)
 
 
@@ -219,7 +234,7 @@ class MLP(nnx.Module):
     """
 
     def __init__(self, spec: ModelSpec, adapters: Mapping[str, Adapter], rngs: nnx.Rngs):
-        """Make the projections."""
+        """Make the projections, and the adapter over two of them where they are fused."""
         self.spec = spec
         wide, narrow = (spec.model_dim, spec.mlp_dim), (spec.mlp_dim, spec.model_dim)
         bias = spec.mlp_bias
@@ -227,6 +242,8 @@ class MLP(nnx.Module):
             self.gate = Linear("mlp/gate", wide, bias, adapters.get("mlp/gate"), rngs)
         self.up = Linear("mlp/up", wide, bias, adapters.get("mlp/up"), rngs)
         self.down = Linear("mlp/down", narrow, bias, adapters.get("mlp/down"), rngs)
+        fused = adapters.get("mlp/gate_up")
+        self.gate_up = Lora("mlp/gate_up", (spec.model_dim, 2 * spec.mlp_dim), fused)
 
     def __call__(
         self, x: Float[Array, "b t d"], context: Context, layer: Any
@@ -239,8 +256,18 @@ class MLP(nnx.Module):
         def hidden(up: jax.Array, gate: jax.Array | None) -> jax.Array:
             return activation(up) if gate is None else activation(gate) * up
 
+        up = self.up(x, context, layer)
         gate = self.gate(x, context, layer) if self.spec.mlp == "gated" else None
-        return self.down(hidden(self.up(x, context, layer), gate), context, layer)
+        if self.gate_up.adapter is not None:
+            gate, up = _with_fused(self.gate_up, [gate, up], x, context, layer)
+        return self.down(hidden(up, gate), context, layer)
+
+
+def _with_fused(lora: Lora, parts: list[Any], x: Any, context: Context, layer: Any) -> list[Any]:
+    """Add the output of an adapter over several projections to each of them."""
+    ends = np.cumsum([part.shape[-1] for part in parts])[:-1]
+    deltas = jnp.split(lora.delta(x, context, layer), ends, axis=-1)
+    return [part + delta for part, delta in zip(parts, deltas, strict=True)]
 
 
 class Block(nnx.Module):
@@ -248,20 +275,50 @@ class Block(nnx.Module):
 
     def __init__(self, spec: ModelSpec, layer: Layer, rngs: nnx.Rngs):
         """Make the layer's modules."""
-        self.placement = spec.norm_placement
-        self.attn_norm = Norm(spec)
+        self.spec = spec
+        norms = _NORMS[spec.norm_placement]
+        if spec.parallel == "one_norm":
+            norms = [name for name in norms if name != "mlp_norm"]
+        for name in norms:
+            setattr(self, name, Norm(spec.norm, spec.model_dim))
         self.attn = Attention(spec, layer, rngs)
-        self.mlp_norm = Norm(spec)
         self.mlp = MLP(spec, dict(layer.adapters), rngs)
 
     def __call__(
         self, x: Float[Array, "b t d"], context: Context, layer: Any, cached_kv: Any
     ) -> tuple[Float[Array, "b t d"], tuple[jax.Array, jax.Array]]:
         """Apply; `layer` and `cached_kv` as in `Attention`."""
-        if self.placement == "pre":
-            mixed, kv = self.attn(self.attn_norm(x), context, layer, cached_kv)
-            x = x + mixed
-            return x + self.mlp(self.mlp_norm(x), context, layer), kv
-        mixed, kv = self.attn(x, context, layer, cached_kv)
-        x = self.attn_norm(x + mixed)
-        return self.mlp_norm(x + self.mlp(x, context, layer)), kv
+        read = self._read("attn", x)
+        mixed, kv = self.attn(read, context, layer, cached_kv)
+        if self.spec.parallel != "no":
+            mlp_read = read if self.spec.parallel == "one_norm" else self._read("mlp", x)
+            x = self._added("attn", x, read, mixed)
+            return self._added("mlp", x, read, self.mlp(mlp_read, context, layer)), kv
+        x = self._added("attn", x, read, mixed)
+        read = self._read("mlp", x)
+        return self._added("mlp", x, read, self.mlp(read, context, layer)), kv
+
+    def _read(self, sublayer: str, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        """Return what a sublayer reads of the residual stream."""
+        is_read_normed = self.spec.norm_placement in ("pre", "pre_residual", "sandwich")
+        return getattr(self, f"{sublayer}_norm")(x) if is_read_normed else x
+
+    def _added(self, sublayer: str, x: Any, read: Any, output: Any) -> Float[Array, "b t d"]:
+        """Return the residual stream after a sublayer's output is added to it."""
+        placement, scale = self.spec.norm_placement, self.spec.residual_scale
+        if placement in ("output", "sandwich"):
+            output = getattr(self, f"{sublayer}_out_norm")(output)
+        if scale != 1.0:
+            output = output * jnp.asarray(scale, output.dtype)
+        total = (read if placement == "pre_residual" else x) + output
+        return getattr(self, f"{sublayer}_norm")(total) if placement == "post" else total
+
+
+_INPUT_NORMS, _OUTPUT_NORMS = ["attn_norm", "mlp_norm"], ["attn_out_norm", "mlp_out_norm"]
+_NORMS = {
+    "pre": _INPUT_NORMS,
+    "pre_residual": _INPUT_NORMS,
+    "post": _INPUT_NORMS,
+    "output": _OUTPUT_NORMS,
+    "sandwich": _INPUT_NORMS + _OUTPUT_NORMS,
+}

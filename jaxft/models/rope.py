@@ -1,52 +1,124 @@
 """Rotary position embedding: frequencies, angles, and the rotation of queries and keys.
 
-Channels are paired as (i, i + head_dim / 2), the layout of transformers' checkpoints.
-
 Source: Su et al. 2021, eq. 34; transformers `modeling_llama.py: rotate_half`,
-`modeling_rope_utils.py`.
+`modeling_gptj.py: rotate_every_two`, `modeling_rope_utils.py`.
 """
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32
 
-from jaxft.models.spec import Rope
+from jaxft.models.spec import LinearScaling, Llama3Scaling, LongScaling, Rope, YarnScaling
+
+Angles = tuple[Float[Array, "b t half"], Float[Array, "b t half"]]
 
 
-def frequencies(rope: Rope, head_dim: int) -> Float[np.ndarray, " half"]:
-    """Return the angle in radians per position of each pair of channels, float32."""
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    plain = (1.0 / np.float32(rope.theta) ** exponents).astype(np.float32)
-    if rope.scaling == "default":
+def frequencies(rope: Rope, *, is_long: bool = False) -> Float[np.ndarray, " half"]:
+    """Return the angle in radians per position of each pair of channels, float32.
+
+    Args:
+        rope: The embedding.
+        is_long: Whether the text is longer than `LongScaling.original_max_positions`.
+    """
+    scaling = rope.scaling
+    wavelengths = _powers(rope)
+    if isinstance(scaling, LongScaling):
+        factors = scaling.long_factors if is_long else scaling.short_factors
+        return (1.0 / (np.asarray(factors, np.float32) * wavelengths)).astype(np.float32)
+    plain = (1.0 / wavelengths).astype(np.float32)
+    if scaling is None:
         return plain
-    if rope.scaling == "linear":
-        return plain / np.float32(rope.factor)
-    wavelengths = 2 * math.pi / plain
-    context = rope.original_max_positions
-    smooth = (context / wavelengths - rope.low_freq_factor) / (
-        rope.high_freq_factor - rope.low_freq_factor
+    if isinstance(scaling, LinearScaling):
+        return plain / np.float32(scaling.factor)
+    if isinstance(scaling, YarnScaling):
+        untouched = _untouched_by_yarn(rope, scaling)
+        stretched = 1.0 / (np.float32(scaling.factor) * wavelengths)
+    else:
+        untouched = _untouched_by_llama3(plain, scaling)
+        stretched = plain / np.float32(scaling.factor)
+    return (stretched * (1 - untouched) + plain * untouched).astype(np.float32)
+
+
+def _powers(rope: Rope) -> Float[np.ndarray, " half"]:
+    exponents = np.arange(0, rope.rotary_dim, 2, dtype=np.float32) / np.float32(rope.rotary_dim)
+    return (np.float32(rope.theta) ** exponents).astype(np.float32)
+
+
+def _untouched_by_llama3(plain: np.ndarray, scaling: Llama3Scaling) -> np.ndarray:
+    """Return 0 where the wavelength is long (stretched in full), 1 where it is short."""
+    turns = scaling.original_max_positions / (2 * math.pi / plain)
+    smooth = (turns - scaling.low_freq_factor) / (
+        scaling.high_freq_factor - scaling.low_freq_factor
     )
-    # 0 where the wavelength is long (stretched in full), 1 where it is short (left alone).
-    smooth = np.clip(smooth, 0.0, 1.0)
-    return ((1 - smooth) * plain / rope.factor + smooth * plain).astype(np.float32)
+    return np.clip(smooth, 0.0, 1.0)
 
 
-def angles(
-    rope: Rope, head_dim: int, positions: Int32[Array, "b t"]
-) -> tuple[Float[Array, "b t half"], Float[Array, "b t half"]]:
-    """Return cosine and sine of every position's angles, in float32."""
-    per_position = jnp.asarray(frequencies(rope, head_dim))
-    angle = positions[..., None].astype(jnp.float32) * per_position[None, None, :]
-    return jnp.cos(angle), jnp.sin(angle)
+def _untouched_by_yarn(rope: Rope, scaling: YarnScaling) -> np.ndarray:
+    """Return 1 for pairs that turn often within the original context, 0 for those that do not."""
+
+    def pair_that_turns(times: float) -> float:
+        wavelength = scaling.original_max_positions / (times * 2 * math.pi)
+        return rope.rotary_dim * math.log(wavelength) / (2 * math.log(rope.theta))
+
+    low, high = pair_that_turns(scaling.beta_fast), pair_that_turns(scaling.beta_slow)
+    if scaling.is_truncated:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope.rotary_dim - 1)
+    width = high - low if high != low else 0.001  # as the reference, against a division by zero
+    ramp = (np.arange(rope.rotary_dim // 2, dtype=np.float32) - low) / width
+    return 1 - np.clip(ramp, 0.0, 1.0)
 
 
-def rotate(
-    x: Float[Array, "b t h k"], cos: Float[Array, "b t half"], sin: Float[Array, "b t half"]
-) -> Float[Array, "b t h k"]:
+def angles(rope: Rope, positions: Int32[Array, "b t"], segment_ids: Int32[Array, "b t"]) -> Angles:
+    """Return cosine and sine of every position's angles, in float32.
+
+    Args:
+        rope: The embedding.
+        positions: Of each token within its own text.
+        segment_ids: Which text it belongs to; they tell how long each text is.
+    """
+    per_position = jnp.asarray(frequencies(rope))[None, None, :]
+    magnitude = 1.0
+    if isinstance(rope.scaling, YarnScaling | LongScaling):
+        magnitude = rope.scaling.magnitude
+    if isinstance(rope.scaling, LongScaling):
+        is_long = _lengths(positions, segment_ids) > rope.scaling.original_max_positions
+        long = jnp.asarray(frequencies(rope, is_long=True))[None, None, :]
+        per_position = jnp.where(is_long[..., None], long, per_position)
+    angle = positions[..., None].astype(jnp.float32) * per_position
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    return (cos, sin) if magnitude == 1.0 else (cos * magnitude, sin * magnitude)
+
+
+def _lengths(
+    positions: Int32[Array, "b t"], segment_ids: Int32[Array, "b t"]
+) -> Int32[Array, "b t"]:
+    """Return for every token the length of its text, so far as it is in the row."""
+
+    def of_row(positions: jax.Array, segments: jax.Array) -> jax.Array:
+        last = jnp.zeros(positions.shape[0] + 1, jnp.int32).at[segments].max(positions)
+        return last[segments] + 1
+
+    return jax.vmap(of_row)(positions, segment_ids)
+
+
+def rotate(x: Float[Array, "b t h k"], turned: Angles, rope: Rope) -> Float[Array, "b t h k"]:
     """Rotate every head's channel pairs by the angles of their position."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+    cos, sin = (angle[:, :, None, :] for angle in turned)
+    part = x[..., : rope.rotary_dim].astype(jnp.float32)
+    if rope.interleaved:
+        first, second = part[..., 0::2], part[..., 1::2]
+    else:
+        first, second = jnp.split(part, 2, axis=-1)
+    pairs = [first * cos - second * sin, second * cos + first * sin]
+    if rope.interleaved:
+        part = jnp.stack(pairs, axis=-1).reshape(part.shape)
+    else:
+        part = jnp.concatenate(pairs, axis=-1)
+    part = part.astype(x.dtype)
+    if rope.rotary_dim == x.shape[-1]:
+        return part
+    return jnp.concatenate([part, x[..., rope.rotary_dim :]], axis=-1)

@@ -9,30 +9,94 @@ from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
+class LinearScaling:
+    """All angles divided by `factor`.
+
+    Source: transformers `modeling_rope_utils.py: _compute_linear_scaling_rope_parameters`.
+    """
+
+    factor: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3Scaling:
+    """The low frequencies divided by `factor`, with a smooth passage to the high ones.
+
+    Attributes:
+        factor: The stretch.
+        low_freq_factor: Wavelengths above `original_max_positions` over this are stretched in
+            full.
+        high_freq_factor: Wavelengths below `original_max_positions` over this are left alone.
+        original_max_positions: Context length before stretching, in tokens.
+
+    Source: transformers `modeling_rope_utils.py: _compute_llama3_parameters`.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_positions: int
+
+
+@dataclasses.dataclass(frozen=True)
+class YarnScaling:
+    """Each frequency divided by between 1 and `factor`, by how often it turns in the context.
+
+    Attributes:
+        factor: The stretch of frequencies that turn less than `beta_slow` times.
+        beta_fast: Frequencies that turn more often than this are left alone.
+        beta_slow: See `factor`.
+        original_max_positions: Context length before stretching, in tokens.
+        is_truncated: Whether the bounds of the passage are rounded to whole channels.
+        magnitude: Factor on cosine and sine.
+
+    Source: Peng et al. 2023, "YaRN", section 3.2; transformers `modeling_rope_utils.py:
+    _compute_yarn_parameters`.
+    """
+
+    factor: float
+    beta_fast: float
+    beta_slow: float
+    original_max_positions: int
+    is_truncated: bool
+    magnitude: float
+
+
+@dataclasses.dataclass(frozen=True)
+class LongScaling:
+    """Each frequency divided by a factor of its own, one set for short texts, one for long.
+
+    Attributes:
+        short_factors: One for each pair of channels, in texts of up to `original_max_positions`.
+        long_factors: The same in longer texts.
+        original_max_positions: Context length before stretching, in tokens.
+        magnitude: Factor on cosine and sine.
+
+    Source: Ding et al. 2024, "LongRoPE"; transformers `modeling_rope_utils.py:
+    _compute_longrope_parameters`.
+    """
+
+    short_factors: tuple[float, ...]
+    long_factors: tuple[float, ...]
+    original_max_positions: int
+    magnitude: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Rope:
     """Rotary position embedding: one angle per position and pair of channels.
 
     Attributes:
         theta: Base of the geometric series of frequencies.
-        scaling: How the frequencies are stretched for longer contexts: "default" not at all,
-            "linear" all by `factor`, "llama3" the low ones by `factor`.
-        factor: The stretch; 1.0 when there is none.
-        low_freq_factor: "llama3": wavelengths above `original_max_positions` over this are
-            stretched in full.
-        high_freq_factor: "llama3": wavelengths below `original_max_positions` over this are
-            left alone.
-        original_max_positions: "llama3": context length before stretching, in tokens.
-
-    Source: transformers `modeling_rope_utils.py`, `_compute_linear_scaling_rope_parameters` and
-    `_compute_llama3_parameters`.
+        rotary_dim: How many leading channels of a head are turned; the others are left alone.
+        interleaved: Whether the pairs are channels (2i, 2i + 1), not (i, i + rotary_dim / 2).
+        scaling: How the frequencies are stretched for longer contexts; `None` not at all.
     """
 
     theta: float
-    scaling: Literal["default", "linear", "llama3"]
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_positions: int
+    rotary_dim: int
+    interleaved: bool
+    scaling: LinearScaling | Llama3Scaling | YarnScaling | LongScaling | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,15 +115,56 @@ class Learned:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sinusoidal:
+    """Sines and cosines of the position, added to the token embeddings.
+
+    Attributes:
+        offset: Added to every position.
+
+    Source: transformers `modeling_xglm.py: XGLMSinusoidalPositionalEmbedding.get_embedding`.
+    """
+
+    offset: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Alibi:
+    """A penalty on attention scores, linear in the distance, of another slope in each head.
+
+    Source: Press et al. 2022, "Train Short, Test Long"; transformers `modeling_bloom.py:
+    build_alibi_tensor`, for head counts that are no power of two.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class NormSpec:
+    """A normalisation over channels.
+
+    Attributes:
+        kind: "rms" divides by the root mean square, "layer" also centres before.
+        eps: Added to the mean square, or the variance, under the root.
+        scale: "plain" multiplies by a learned scale, "offset" by one plus it, "none" by nothing.
+        bias: Whether a learned bias is added.
+    """
+
+    kind: Literal["rms", "layer"]
+    eps: float
+    scale: Literal["plain", "offset", "none"]
+    bias: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class BlockSpec:
     """What may differ from one layer to the next.
 
     Attributes:
         window: A position sees itself and the ``window - 1`` positions before it; `None` means
             all before it.
+        rope: How queries and keys are turned; `None` means not at all.
     """
 
     window: int | None
+    rope: Rope | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,44 +175,65 @@ class ModelSpec:
         vocab_size: Rows of the embedding table.
         embed_dim: Width of the embedding table; where it is not `model_dim`, one matrix leads
             from it into the residual stream and another one back before the head.
+        embed_scale: Factor on token embeddings.
+        embed_norm: Whether the first layer's input is normed.
         model_dim: Width of the residual stream.
         num_heads: Query heads.
         num_kv_heads: Key and value heads; each serves ``num_heads // num_kv_heads`` queries.
         head_dim: Width of one head.
+        attn_scale: Factor on attention scores.
+        attn_softcap: Scores s become ``cap * tanh(s / cap)``; `None` leaves them.
+        qk_norm: Whether queries and keys are normed before they are turned: "head" each head by
+            itself, "full" all heads together, "none" not.
         mlp_dim: Width of the MLP's hidden layer.
         mlp: "gated" is ``down(act(gate(x)) * up(x))``, "plain" is ``down(act(up(x)))``.
         activation: The MLP's nonlinearity.
-        norm: RMS norm (a scale), or layer norm (which also centres, and adds a bias).
-        norm_eps: Added to the mean square, or the variance, under the root.
-        norm_placement: "pre" norms what attention and MLP read, "post" what they and the
-            residual stream add up to.
+        norm: Every norm of the model.
+        norm_placement: "pre" norms what attention and MLP read; "pre_residual" does so too, and
+            adds their outputs to what they read; "output" norms what they give; "sandwich" what
+            they read and what they give; "post" what they and the residual stream add up to.
+        parallel: Whether attention and MLP read the same residual stream: "no", one after the
+            other; "two_norms", each through its own norm; "one_norm", through one for both.
+        residual_scale: Factor on what attention and MLP add to the residual stream.
         final_norm: Whether the last hidden state is normed.
-        positions: How positions enter.
+        positions: How positions enter, other than by a layer's `rope`.
         qkv_bias: Whether the query, key and value projections add a bias.
         out_bias: Whether the attention output projection adds a bias.
         mlp_bias: Whether the MLP's projections add a bias.
         tied_head: Whether the head is the transposed embedding table.
+        head_bias: Whether the head adds a bias.
+        logit_scale: Factor on logits.
+        logit_softcap: Logits l become ``cap * tanh(l / cap)``; `None` leaves them.
         blocks: One `BlockSpec` a layer.
     """
 
     vocab_size: int
     embed_dim: int
+    embed_scale: float
+    embed_norm: bool
     model_dim: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
+    attn_scale: float
+    attn_softcap: float | None
+    qk_norm: Literal["none", "head", "full"]
     mlp_dim: int
     mlp: Literal["gated", "plain"]
-    activation: Literal["silu", "gelu", "gelu_tanh", "relu"]
-    norm: Literal["rms", "layer"]
-    norm_eps: float
-    norm_placement: Literal["pre", "post"]
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
+    norm: NormSpec
+    norm_placement: Literal["pre", "pre_residual", "post", "output", "sandwich"]
+    parallel: Literal["no", "two_norms", "one_norm"]
+    residual_scale: float
     final_norm: bool
-    positions: Rope | Learned
+    positions: Learned | Sinusoidal | Alibi | None
     qkv_bias: bool
     out_bias: bool
     mlp_bias: bool
     tied_head: bool
+    head_bias: bool
+    logit_scale: float
+    logit_softcap: float | None
     blocks: tuple[BlockSpec, ...]
 
     @property

@@ -134,7 +134,7 @@ def _weights(plan: Plan) -> str:
     Of the values only the vectors and the first layer of each group are in it: enough to know
     another model, or another tuning of the same one.
     """
-    source = names.with_prefix(plan.source.checkpoint(), plan.family)
+    source = names.under_full_names(plan.source.checkpoint(), plan.family)
     slots = names.slots(plan.family, plan.network)
     digest = hashlib.sha256()
     for name, info in sorted(source.infos().items()):

@@ -20,7 +20,8 @@ from jaxft.data.loader import Batches
 from jaxft.data.rows import Row
 from jaxft.errors import ConfigError
 from jaxft.lora import init, targets
-from jaxft.models.families.family import Family, unapplied_dropout
+from jaxft.models.families.config_reader import unapplied_dropout
+from jaxft.models.families.family import Family
 from jaxft.models.network import Network
 from jaxft.parallel import devices
 from jaxft.parallel import mesh as meshes

@@ -3,7 +3,7 @@
 Pure functions of numpy arrays; which tensor and which leaves, `names` says.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,12 @@ def cut(tensor: np.ndarray, slot: Slot) -> np.ndarray:
     """Return the part of a tensor that belongs in a slot, still in the checkpoint's layout."""
     if slot.outputs is None:
         return tensor
-    return tensor[slot.outputs] if slot.transposed else tensor[..., slot.outputs]
+    start, stop, groups = slot.outputs
+    if slot.transposed:
+        by_group = tensor.reshape(groups, -1, *tensor.shape[1:])
+        return by_group[:, start:stop].reshape(-1, *tensor.shape[1:])
+    by_group = tensor.reshape(*tensor.shape[:-1], groups, -1)
+    return by_group[..., start:stop].reshape(*tensor.shape[:-1], -1)
 
 
 def oriented(part: np.ndarray, slot: Slot) -> np.ndarray:
@@ -29,7 +34,15 @@ def join(leaves: Mapping[str, Any], slots: tuple[Slot, ...]) -> np.ndarray:
     for slot in slots:
         leaf = leaves[slot.path]
         part = np.asarray(leaf if slot.index is None else leaf[slot.index])
-        parts.append(oriented(part, slot))
-    if len(parts) == 1:
-        return np.ascontiguousarray(parts[0])
-    return np.concatenate(parts, axis=0 if slots[0].transposed else -1)
+        parts.append(part if slot.columns is None else part[..., slot.columns])
+    return fuse(parts, slots)
+
+
+def fuse(parts: Sequence[np.ndarray], slots: tuple[Slot, ...]) -> np.ndarray:
+    """Return the tensor made of `parts`, one for each slot, in the layout of the leaves."""
+    if slots[0].outputs is None:
+        return np.ascontiguousarray(oriented(parts[0], slots[0]))
+    groups = slots[0].outputs.groups
+    by_group = [part.reshape(*part.shape[:-1], groups, -1) for part in parts]
+    whole = np.concatenate(by_group, axis=-1).reshape(*parts[0].shape[:-1], -1)
+    return np.ascontiguousarray(oriented(whole, slots[0]))

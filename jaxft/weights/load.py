@@ -53,7 +53,7 @@ def load_base(
     Raises:
         WeightsError: If tensors are missing, unexpected or misshapen, or a file is damaged.
     """
-    checkpoint = names.with_prefix(checkpoint, family)
+    checkpoint = names.under_full_names(checkpoint, family)
     table = names.slots(family, network)
     _check(checkpoint, family, network, table)
     trained = network.trained_leaves()

@@ -7,7 +7,8 @@ the network's layers are cut into groups.
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,21 @@ from jaxft.models.spec import ModelSpec
 from jaxft.weights.checkpoint import Checkpoint, TensorInfo
 
 
+class Outputs(NamedTuple):
+    """Which of a fused tensor's outputs: these of each of its groups.
+
+    Attributes:
+        start: The first, within a group.
+        stop: After the last, within a group.
+        groups: How many groups of equal size the outputs are in: 1 where the parts stand side by
+            side, the number of kv heads where each head has its own of every part.
+    """
+
+    start: int
+    stop: int
+    groups: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Slot:
     """A place in the tree that a tensor of a checkpoint, or a part of one, fills.
@@ -30,12 +46,14 @@ class Slot:
         index: Which slice of the stacked leaf, or `None` for the whole leaf.
         transposed: Whether theirs is the transpose of ours.
         outputs: Which of the tensor's outputs belong here; `None` for all.
+        columns: Which of the leaf's columns they are; `None` for all.
     """
 
     path: str
     index: int | None
     transposed: bool
-    outputs: slice | None
+    outputs: Outputs | None
+    columns: slice | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +65,15 @@ class Module:
         path: Ours within the block, "attn/q", or outside of the layers, "head".
         layer: The layer's index; `None` outside the layers.
         dims: (in, out).
+        parts: For each of ours that it is made of, which of its outputs that is in Hugging Face's
+            order, and which of them in ours; `None` twice where it is one.
     """
 
     name: str
     path: str
     layer: int | None
     dims: tuple[int, int]
+    parts: tuple[tuple[Outputs | None, slice | None], ...]
 
 
 def slots(family: Family, network: Network) -> dict[str, tuple[Slot, ...]]:
@@ -70,15 +91,16 @@ def own_tensors(family: Family, network: Network) -> dict[str, tuple[Slot, ...]]
     shapes = leaf_shapes(network)
     table: dict[str, tuple[Slot, ...]] = {}
     for line in family.tensors:
+        groups = network.spec.num_kv_heads if line.by_head else 1
         if not line.is_per_layer:
             if line.ours[0] in shapes:
-                table[line.theirs] = _slots_of(line, "", None, shapes)
+                table[line.theirs] = _slots_of(line, "", None, shapes, groups)
             continue
         for prefix, _, layers in network.stacked_blocks():
             if f"{prefix}/{line.ours[0]}" in shapes:
                 for index, layer in enumerate(layers):
                     name = line.theirs.format(layer=layer)
-                    table[name] = _slots_of(line, f"{prefix}/", index, shapes)
+                    table[name] = _slots_of(line, f"{prefix}/", index, shapes, groups)
     return table
 
 
@@ -113,20 +135,31 @@ class Renamed:
         return self.original.read(self.theirs.get(name, name))
 
 
-def with_prefix(checkpoint: Checkpoint, family: Family) -> Checkpoint:
-    """Return a checkpoint under full names, also if it was saved from the model without its head.
+def under_full_names(checkpoint: Checkpoint, family: Family) -> Checkpoint:
+    """Return a checkpoint under the names of the family's table.
+
+    Names of older versions are put right, and those of files that were saved from the model
+    without its head.
 
     Source: transformers `modeling_utils.py`, `base_model_prefix`; such are the files of
     openai-community/gpt2 ("h.0.attn.c_attn.weight") and old ones of OPT ("decoder.layers...").
     """
-    names = list(checkpoint.infos())
-    if any(name.startswith(family.base_prefix) for name in names):
+    names = {name: _renamed(name, family) for name in checkpoint.infos()}
+    if not any(name.startswith(family.base_prefix) for name in names.values()):
+        head = f"{family.head_name}."
+        names = {
+            original: name if name.startswith(head) else family.base_prefix + name
+            for original, name in names.items()
+        }
+    if all(original == name for original, name in names.items()):
         return checkpoint
-    head = f"{family.head_name}."
-    return Renamed(
-        checkpoint,
-        {name if name.startswith(head) else family.base_prefix + name: name for name in names},
-    )
+    return Renamed(checkpoint, {name: original for original, name in names.items()})
+
+
+def _renamed(name: str, family: Family) -> str:
+    for pattern, replacement in family.renames:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def embedding_name(family: Family) -> str:
@@ -135,17 +168,27 @@ def embedding_name(family: Family) -> str:
 
 
 def _slots_of(
-    line: Tensor, prefix: str, index: int | None, shapes: Mapping[str, tuple[int, ...]]
+    line: Tensor,
+    prefix: str,
+    index: int | None,
+    shapes: Mapping[str, tuple[int, ...]],
+    groups: int,
 ) -> tuple[Slot, ...]:
     paths = [prefix + path for path in line.ours]
     if len(paths) == 1:
-        return (Slot(paths[0], index, line.transposed, None),)
-    ends = list(itertools.accumulate(shapes[path][-1] for path in paths))
-    starts = [0, *ends[:-1]]
+        return (Slot(paths[0], index, line.transposed, None, None),)
     return tuple(
-        Slot(path, index, line.transposed, slice(start, end))
-        for path, start, end in zip(paths, starts, ends, strict=True)
+        Slot(path, index, line.transposed, outputs, None)
+        for path, outputs in zip(
+            paths, side_by_side([shapes[path][-1] for path in paths], groups), strict=True
+        )
     )
+
+
+def side_by_side(widths: Sequence[int], groups: int) -> list[Outputs]:
+    """Return the outputs of parts of these widths in a tensor that they make up."""
+    ends = list(itertools.accumulate(width // groups for width in widths))
+    return [Outputs(*span, groups) for span in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def expected_shape(
@@ -155,7 +198,9 @@ def expected_shape(
     first = parts[0]
     shape = shapes[first.path] if first.index is None else shapes[first.path][1:]
     if first.outputs is not None:
-        shape = (*shape[:-1], sum(shapes[part.path][-1] for part in parts))
+        last = parts[-1].outputs
+        assert last is not None
+        shape = (*shape[:-1], last.stop * last.groups)
     return tuple(reversed(shape)) if first.transposed else tuple(shape)
 
 
@@ -173,13 +218,27 @@ def linear_modules(family: Family, spec: ModelSpec) -> list[Module]:
             paths = [f"{prefix}/{path}".lstrip("/") for path in line.ours]
             if paths[0] not in shapes:
                 continue
-            dims = (shapes[paths[0]][-2], sum(shapes[path][-1] for path in paths))
+            widths = [shapes[path][-1] for path in paths]
+            dims = (shapes[paths[0]][-2], sum(widths))
+            parts = _parts(widths, spec.num_kv_heads if line.by_head else 1)
             modules += [
-                Module(name.format(layer=layer), line.module, layer, dims) for layer in layers
+                Module(name.format(layer=layer), line.module, layer, dims, parts)
+                for layer in layers
             ]
     modules.sort(key=lambda module: -1 if module.layer is None else module.layer)  # stable
-    head = Module(family.head_name, "head", None, (spec.embed_dim, spec.vocab_size))
-    return [*modules, head]
+    dims = (spec.embed_dim, spec.vocab_size)
+    return [*modules, Module(family.head_name, "head", None, dims, _WHOLE)]
+
+
+_WHOLE = ((None, None),)
+
+
+def _parts(widths: Sequence[int], groups: int) -> tuple[tuple[Outputs | None, slice | None], ...]:
+    if len(widths) == 1:
+        return _WHOLE
+    ends = list(itertools.accumulate(widths))
+    columns = [slice(*span) for span in zip([0, *ends[:-1]], ends, strict=True)]
+    return tuple(zip(side_by_side(widths, groups), columns, strict=True))
 
 
 class Owned(NamedTuple):

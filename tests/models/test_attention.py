@@ -31,12 +31,13 @@ def two_segments(length):
 
 
 @functools.partial(jax.jit, static_argnums=(5, 6))
-def value_and_gradients(q, k, v, segments, d_out, window, plain):
+def value_and_gradients(q, k, v, segments, d_out, scoring, plain):
     def attend(q, k, v):
         if plain:
-            seen = naive_visible(segments, window)
-            return naive.attention(q, k, v, seen, SCALE, jnp)
-        return attention.causal(q, k, v, segments, window, SCALE)
+            seen = naive_visible(segments, scoring.window)
+            extra = {"softcap": scoring.softcap, "slopes": scoring.slopes}
+            return naive.attention(q, k, v, seen, SCALE, jnp, **extra)
+        return attention.causal(q, k, v, segments, scoring)
 
     value, pull_back = jax.vjp(attend, q, k, v)
     return value, *pull_back(d_out)
@@ -49,10 +50,14 @@ def naive_visible(segments, window):
     return (segments[:, :, None] == segments[:, None, :]) & seen[None]
 
 
-def check(length, window, segments, seed=0):
+def scoring(window, softcap=None, slopes=None):
+    return attention.Scores(window, SCALE, softcap, slopes)
+
+
+def check(length, scores, segments, seed=0):
     q, k, v, d_out = draw(length, seed)
-    found = value_and_gradients(q, k, v, segments, d_out, window, False)
-    expected = value_and_gradients(q, k, v, segments, d_out, window, True)
+    found = value_and_gradients(q, k, v, segments, d_out, scores, False)
+    expected = value_and_gradients(q, k, v, segments, d_out, scores, True)
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-5)
 
@@ -63,7 +68,22 @@ def check(length, window, segments, seed=0):
     [(1, None), (13, 1), (33, 7), (64, None), (259, 100)],
 )
 def test_value_and_gradients_are_those_of_the_whole_score_matrix(length, window):
-    check(length, window, two_segments(length))
+    check(length, scoring(window), two_segments(length))
+
+
+SLOPES = attention.alibi_slopes(G * MANY)
+
+
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("extra", [{"softcap": 1.5}, {"slopes": SLOPES}], ids=["softcap", "alibi"])
+def test_soft_caps_and_penalties_on_distance_too(extra, window):
+    check(150, scoring(window, **extra), two_segments(150))
+
+
+def test_slopes_are_a_geometric_series_and_other_counts_borrow_from_the_next():
+    assert attention.alibi_slopes(8) == pytest.approx(naive.alibi_slopes(8))
+    eleven = [*naive.alibi_slopes(8), *naive.alibi_slopes(16)[0:6:2]]
+    assert attention.alibi_slopes(11) == pytest.approx(eleven)
 
 
 @settings(max_examples=25)
@@ -72,7 +92,7 @@ def test_value_and_gradients_are_those_of_the_whole_score_matrix(length, window)
     st.integers(0, 2**16),
 )
 def test_any_segments_are_kept_apart(segments, seed):
-    check(33, 7, jnp.asarray(segments, jnp.int32), seed)
+    check(33, scoring(7), jnp.asarray(segments, jnp.int32), seed)
 
 
 @given(st.integers(1, 5000), st.none() | st.integers(1, 5000))
@@ -99,8 +119,8 @@ def test_rows_of_nothing_but_padding_are_finite_and_harm_no_one():
     length = 33
     q, k, v, d_out = draw(length)
     segments = two_segments(length).at[1].set(0)
-    found = value_and_gradients(q, k, v, segments, d_out, 7, False)
-    whole = value_and_gradients(q, k, v, two_segments(length), d_out, 7, False)
+    found = value_and_gradients(q, k, v, segments, d_out, scoring(7), False)
+    whole = value_and_gradients(q, k, v, two_segments(length), d_out, scoring(7), False)
     for ours, theirs in zip(found, whole, strict=True):
         assert np.isfinite(ours).all()
         np.testing.assert_array_equal(ours[0], theirs[0])
@@ -110,8 +130,8 @@ def test_bfloat16_is_within_a_hundredth_of_float32():
     arrays = [array.astype(jnp.bfloat16) for array in draw(33)]
     exact = [array.astype(jnp.float32) for array in arrays]
     segments = two_segments(33)
-    found = value_and_gradients(*arrays[:3], segments, arrays[3], 7, False)
-    expected = value_and_gradients(*exact[:3], segments, exact[3], 7, True)
+    found = value_and_gradients(*arrays[:3], segments, arrays[3], scoring(7), False)
+    expected = value_and_gradients(*exact[:3], segments, exact[3], scoring(7), True)
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.dtype == jnp.bfloat16
         error = np.linalg.norm(ours.astype(jnp.float32) - theirs) / np.linalg.norm(theirs)
@@ -123,7 +143,7 @@ def test_nothing_as_large_as_the_scores_is_kept():
     segments = two_segments(259)
 
     def attend(q, k, v):
-        return attention.causal(q, k, v, segments, None, SCALE)
+        return attention.causal(q, k, v, segments, scoring(None))
 
     pull_back = jax.eval_shape(lambda *arrays: jax.vjp(attend, *arrays)[1], q, k, v)
     kept = sum(leaf.size for leaf in jax.tree.leaves(pull_back))
@@ -131,15 +151,23 @@ def test_nothing_as_large_as_the_scores_is_kept():
     assert kept <= 2 * q.size + k.size + v.size + q.size // WIDTH + segments.size
 
 
-def test_cached_attends_to_what_is_visible():
+DISTANCE = np.arange(13)[:, None] - np.arange(13)[None, :]
+
+
+@pytest.mark.parametrize(
+    "extra", [{}, {"softcap": 1.5}, {"slopes": SLOPES}], ids=["plain", "softcap", "alibi"]
+)
+@pytest.mark.parametrize("window", [None, 5])
+def test_cached_attends_to_what_is_visible_and_within_the_window(window, extra):
     q, k, v, _ = draw(13)
-    seen = naive.visible(two_segments(13), 5)
-    found = attention.cached(q, k, v, jnp.asarray(seen), SCALE)
-    expected = naive.attention(*map(np.asarray, (q, k, v)), seen, SCALE)
+    seen, distance = naive.visible(two_segments(13), None), jnp.asarray(DISTANCE, jnp.int32)
+    found = attention.cached(q, k, v, jnp.asarray(seen), distance, scoring(window, **extra))
+    within = naive.visible(two_segments(13), window)
+    expected = naive.attention(*map(np.asarray, (q, k, v)), within, SCALE, **extra)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_cached_is_finite_where_a_query_sees_nothing():
-    q, k, v, _ = draw(5)
-    seen = jnp.zeros((B, 5, 5), bool)
-    assert np.isfinite(attention.cached(q, k, v, seen, SCALE)).all()
+    q, k, v, _ = draw(13)
+    seen, distance = jnp.zeros((B, 13, 13), bool), jnp.asarray(DISTANCE, jnp.int32)
+    assert np.isfinite(attention.cached(q, k, v, seen, distance, scoring(None))).all()

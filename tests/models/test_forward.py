@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import naive
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import tiny
 from jaxft import tree as trees
 from jaxft.models import forward
 from jaxft.models.network import base_network
+from jaxft.models.spec import LinearScaling, Llama3Scaling, LongScaling, YarnScaling
 from jaxft.training import step as steps
 
 MICRO = tiny.micro_batch(3, 37)
@@ -24,8 +26,8 @@ FULL = tiny.adapted(
         qkv_bias=True,
         out_bias=True,
         mlp_bias=True,
-        norm_eps=0.1,
-        positions=dataclasses.replace(tiny.ROPE, theta=300.0),
+        norm=dataclasses.replace(tiny.SPEC.norm, eps=0.1),
+        rope=dataclasses.replace(tiny.ROPE, theta=300.0),
     ),
     modules=("attn/q", "attn/k", "attn/v", "attn/o", "mlp/gate", "mlp/up", "mlp/down"),
     head=True,
@@ -68,6 +70,8 @@ OTHERS = {
         dataclasses.replace(tiny.LEARNED, num_kv_heads=2), modules=["attn/qkv", "attn/o"]
     ),
     "own head": tiny.adapted(outer_trained=["head/kernel"]),
+    "fused MLP": tiny.adapted(modules=["mlp/gate_up"]),
+    **{name: tiny.adapted(spec, head=True) for name, spec in tiny.SPECS.items()},
 }
 
 
@@ -83,7 +87,7 @@ def test_other_features_give_the_logits_of_the_plain_decoder(network):
     [
         {"positions": dataclasses.replace(tiny.LEARNED.positions, offset=1)},
         {"norm_placement": "pre"},
-        {"norm_eps": 0.2},
+        {"norm": dataclasses.replace(tiny.POST.norm, eps=0.2)},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -159,28 +163,60 @@ def test_padding_gives_finite_logits():
     assert np.isfinite(tiny.forward_logits(FULL, tiny.random_leaves(FULL), empty)).all()
 
 
-CHANGES = {
-    "activation": {"activation": "gelu"},
-    "linear rope": {"positions": dataclasses.replace(tiny.ROPE, scaling="linear", factor=2.0)},
-    "llama3 rope": {
-        "positions": dataclasses.replace(
-            tiny.ROPE,
-            scaling="llama3",
-            factor=8.0,
-            low_freq_factor=1.0,
-            high_freq_factor=4.0,
-            original_max_positions=64,
-        )
-    },
+def scaled(scaling):
+    return tiny.with_windows([None], rope=dataclasses.replace(tiny.ROPE, scaling=scaling))
+
+
+UNKNOWN = {
+    "activation": tiny.with_windows([None], activation="gelu"),
+    "linear rope": scaled(LinearScaling(2.0)),
+    "llama3 rope": scaled(Llama3Scaling(8.0, 1.0, 4.0, 64)),
+    "yarn rope": scaled(YarnScaling(8.0, 32.0, 1.0, 64, is_truncated=True, magnitude=1.0)),
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
-def test_choices_that_the_oracle_does_not_know_move_the_logits(change):
-    network = base_network(dataclasses.replace(tiny.with_windows([None]), **CHANGES[change]))
+@pytest.mark.parametrize("spec", UNKNOWN.values(), ids=UNKNOWN)
+def test_choices_that_the_oracle_does_not_know_move_the_logits(spec):
+    network = base_network(spec)
     tree, micro = tiny.random_leaves(network), tiny.micro_batch(2, 16)
     moved = tiny.forward_logits(network, tree, micro) - naive.logits(network, tree, micro)
     assert np.abs(moved).max() > 1e-2  # the bound of agreement is 5e-6
+
+
+LONG = tiny.with_windows(
+    [None],
+    rope=dataclasses.replace(
+        tiny.ROPE, scaling=LongScaling((1.0,) * 10, (3.0,) * 10, 6, magnitude=1.1)
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [tiny.with_windows([None, 3]), tiny.LEARNED, *tiny.SPECS.values(), LONG],
+    ids=["windows", "learned", *tiny.SPECS, "long rope"],
+)
+def test_packed_equals_unpacked(spec):
+    network = base_network(spec)
+    tree = tiny.random_leaves(network)
+    packed = tiny.micro_batch(1, 22, seed=5)
+    together = tiny.forward_logits(network, tree, packed)[0]
+    segments = packed["segment_ids"][0]
+    lengths = [int((segments == number).sum()) for number in (1, 2)]
+    assert min(lengths) >= 4
+    for number in (1, 2):
+        (where,) = np.nonzero(segments == number)
+        alone = {
+            "input_ids": np.zeros((1, 22), np.int32),
+            "segment_ids": np.zeros((1, 22), np.int32),
+            "positions": np.zeros((1, 22), np.int32),
+        }
+        for name in alone:
+            alone[name][0, : len(where)] = packed[name][0, where]
+        alone["segment_ids"] = np.minimum(alone["segment_ids"], 1)
+        apart = tiny.forward_logits(network, tree, alone)[0]
+        difference = np.abs(together[where] - apart[: len(where)]).max()
+        assert difference < 2e-6 * np.abs(apart[: len(where)]).max()
 
 
 def extend_in_pieces(network, tree, ids, valid, pieces):
@@ -201,7 +237,9 @@ def extend_in_pieces(network, tree, ids, valid, pieces):
 
 
 @pytest.mark.parametrize(
-    "spec", [tiny.with_windows([None, 5]), tiny.LEARNED, tiny.POST], ids=["windows", "pre", "post"]
+    "spec",
+    [tiny.with_windows([None, 5]), tiny.LEARNED, tiny.POST, *tiny.SPECS.values()],
+    ids=["windows", "pre", "post", *tiny.SPECS],
 )
 def test_tokens_given_piece_by_piece_get_the_logits_of_whole_rows(spec):
     network = tiny.adapted(spec)
@@ -210,7 +248,9 @@ def test_tokens_given_piece_by_piece_get_the_logits_of_whole_rows(spec):
     valid = np.arange(length)[None, :] >= padding[:, None]
     positions = np.maximum(np.arange(length)[None, :] - padding[:, None], 0).astype(np.int32)
     pieces = extend_in_pieces(network, tree, ids, valid, [8, 2, 2, 2])
-    found = pieces @ tree["embed"]["kernel"].T
+    leaves = jax.tree.map(jnp.asarray, forward.head_leaves(network, tree))
+    hidden = jnp.asarray(pieces)
+    found = np.asarray(forward.head_logits(network, tiny.one_device(), leaves, hidden))
     micro = {"input_ids": ids, "segment_ids": valid.astype(np.int32), "positions": positions}
     whole = naive.logits(network, tree, micro)
     np.testing.assert_allclose(found[valid], whole[valid], atol=2e-5)

@@ -1,15 +1,14 @@
 """The small layers against their formulas."""
 
-import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from jaxft.models.layers import ACTIVATIONS, Norm
+from jaxft.models.spec import NormSpec
 
 X = np.linspace(-4, 4, 60, dtype=np.float32).reshape(1, 4, 15)
 ERF = np.vectorize(math.erf)
@@ -18,11 +17,12 @@ FORMULAS = {
     "gelu": 0.5 * X * (1 + ERF(X / math.sqrt(2))),
     "gelu_tanh": 0.5 * X * (1 + np.tanh(math.sqrt(2 / math.pi) * (X + 0.044715 * X**3))),
     "relu": np.maximum(X, 0),
+    "relu2": np.maximum(X, 0) ** 2,
 }
 
 
-def make_norm(kind, eps):
-    return Norm(dataclasses.replace(tiny.SPEC, model_dim=15, norm=kind, norm_eps=eps))
+def make_norm(kind, eps, scale="plain"):
+    return Norm(NormSpec(kind, eps, scale=scale, bias=kind == "layer"), 15)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -43,6 +43,15 @@ def test_layer_norm_gives_zero_mean_and_unit_variance_times_the_scale_plus_the_b
     normed = (X - X.mean(-1, keepdims=True)) / np.sqrt(X.var(-1, keepdims=True) + 0.25)
     expected = normed * np.linspace(0.5, 2, 15) + np.linspace(-1, 1, 15)
     np.testing.assert_allclose(norm(jnp.asarray(X)), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_scale_may_be_one_plus_what_is_learned_or_none():
+    plain, offset, none = (make_norm("rms", 0.25, scale) for scale in ("plain", "offset", "none"))
+    np.testing.assert_array_equal(none(jnp.asarray(X)), plain(jnp.asarray(X)))
+    np.testing.assert_array_equal(offset(jnp.asarray(X)), plain(jnp.asarray(X)))
+    plain.scale[...], offset.scale[...] = jnp.linspace(0.5, 2, 15), jnp.linspace(-0.5, 1, 15)
+    np.testing.assert_allclose(offset(jnp.asarray(X)), plain(jnp.asarray(X)), rtol=1e-6)
+    assert not hasattr(none, "scale")
 
 
 KINDS = pytest.mark.parametrize("kind", ["rms", "layer"])

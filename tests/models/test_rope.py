@@ -10,29 +10,23 @@ import pytest
 import tiny
 
 from jaxft.models import rope
+from jaxft.models.spec import LinearScaling, Llama3Scaling, LongScaling, YarnScaling
 
-PLAIN = tiny.ROPE
-LINEAR = dataclasses.replace(PLAIN, scaling="linear", factor=4.0)
-LLAMA3 = dataclasses.replace(
-    PLAIN,
-    scaling="llama3",
-    factor=8.0,
-    low_freq_factor=1.0,
-    high_freq_factor=4.0,
-    original_max_positions=8192,
-)
-RNG = np.random.default_rng(0)
 WIDTH = 64
+PLAIN = dataclasses.replace(tiny.ROPE, rotary_dim=WIDTH)
+LINEAR = dataclasses.replace(PLAIN, scaling=LinearScaling(4.0))
+LLAMA3 = dataclasses.replace(PLAIN, scaling=Llama3Scaling(8.0, 1.0, 4.0, 8192))
+RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.standard_normal((2, 5, 3, WIDTH)), jnp.float32)
 POSITIONS = jnp.array([[0, 1, 2, 3, 4], [7, 100, 0, 31, 2000]], jnp.int32)
 
 
 def turned(x, positions, kind=PLAIN):
-    return rope.rotate(x, *rope.angles(kind, x.shape[-1], positions))
+    return rope.rotate(x, rope.angles(kind, positions, jnp.ones_like(positions)), kind)
 
 
 def test_rotation_is_that_of_complex_numbers():
-    expected = naive.rotate(np.asarray(X), POSITIONS, PLAIN.theta)
+    expected = naive.rotate(np.asarray(X), POSITIONS, PLAIN)
     # 2,000 positions in float32 leave an angle wrong by some 1e-4.
     np.testing.assert_allclose(turned(X, POSITIONS), expected, atol=1e-3)
     np.testing.assert_allclose(turned(X, POSITIONS)[0], expected[0], atol=1e-6)
@@ -56,7 +50,7 @@ def test_scores_depend_on_the_distance_alone():
 
 
 def test_frequencies_fall_geometrically_from_one():
-    found = rope.frequencies(PLAIN, WIDTH)
+    found = rope.frequencies(PLAIN)
     assert found.shape == (WIDTH // 2,)
     assert found[0] == 1
     np.testing.assert_allclose(found[1:] / found[:-1], PLAIN.theta ** (-2 / WIDTH), rtol=1e-5)
@@ -69,7 +63,7 @@ def test_linear_scaling_divides_positions():
 
 
 def test_llama3_leaves_short_waves_and_divides_long_ones():
-    plain, found = rope.frequencies(PLAIN, WIDTH), rope.frequencies(LLAMA3, WIDTH)
+    plain, found = rope.frequencies(PLAIN), rope.frequencies(LLAMA3)
     waves = 2 * math.pi / plain
     short, long = waves < 8192 / 4, waves > 8192 / 1
     assert short.sum() >= 8
@@ -84,7 +78,7 @@ def test_llama3_leaves_short_waves_and_divides_long_ones():
 
 
 def test_llama3_between_is_linear_in_the_number_of_waves_that_fit():
-    plain, found = rope.frequencies(PLAIN, WIDTH), rope.frequencies(LLAMA3, WIDTH)
+    plain, found = rope.frequencies(PLAIN), rope.frequencies(LLAMA3)
     waves = 8192 * plain / (2 * math.pi)
     between = (waves > 1) & (waves < 4)
     share = (waves[between] - 1) / 3  # 0 at low_freq_factor, 1 at high_freq_factor
@@ -94,3 +88,49 @@ def test_llama3_between_is_linear_in_the_number_of_waves_that_fit():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_rotation_gives_back_the_dtype_it_got(dtype):
     assert turned(X.astype(dtype), POSITIONS).dtype == dtype
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_only_the_leading_channels_turn(interleaved):
+    partial = dataclasses.replace(PLAIN, rotary_dim=24, interleaved=interleaved)
+    expected = naive.rotate(np.asarray(X), POSITIONS, partial)
+    np.testing.assert_allclose(turned(X, POSITIONS, partial)[0], expected[0], atol=1e-6)
+    np.testing.assert_array_equal(turned(X, POSITIONS, partial)[..., 24:], X[..., 24:])
+
+
+YARN = YarnScaling(8.0, 32.0, 1.0, 4096, is_truncated=False, magnitude=1.25)
+
+
+def test_yarn_leaves_what_turns_often_divides_what_turns_seldom_and_magnifies():
+    kind = dataclasses.replace(PLAIN, scaling=YARN)
+    plain, found = rope.frequencies(PLAIN), rope.frequencies(kind)
+    turns = 4096 * plain / (2 * math.pi)
+    np.testing.assert_array_equal(found[turns > 32], plain[turns > 32])
+    np.testing.assert_allclose(found[turns < 1], plain[turns < 1] / 8, rtol=1e-6)
+    between = (found / plain)[(turns > 1) & (turns < 32)]
+    assert len(between) > 5
+    assert (np.diff(between) < 0).all()
+    lengths = np.linalg.norm(turned(X, POSITIONS, kind), axis=-1)
+    np.testing.assert_allclose(lengths, 1.25 * np.linalg.norm(X, axis=-1), rtol=1e-5)
+
+
+def test_each_text_of_a_row_takes_the_factors_of_its_own_length():
+    half = WIDTH // 2
+    long = LongScaling((1.0,) * half, tuple(np.linspace(1, 9, half)), 4, magnitude=1.0)
+    kind = dataclasses.replace(PLAIN, scaling=long)
+    stretched = dataclasses.replace(
+        kind, scaling=dataclasses.replace(long, original_max_positions=0)
+    )
+    # A text of four tokens, one of five, and padding.
+    positions = jnp.array([[0, 1, 2, 3, 0, 1, 2, 3, 4, 0]], jnp.int32)
+    segments = jnp.array([[1, 1, 1, 1, 2, 2, 2, 2, 2, 0]], jnp.int32)
+    found = rope.angles(kind, positions, segments)
+    for ours, short, far in zip(
+        found,
+        rope.angles(PLAIN, positions, segments),
+        rope.angles(stretched, positions, segments),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(ours[:, :4], short[:, :4])
+        np.testing.assert_array_equal(ours[:, 4:9], far[:, 4:9])
+        assert not np.array_equal(short[:, 4:9], far[:, 4:9])

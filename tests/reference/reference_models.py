@@ -61,6 +61,23 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "beta_fast": 4.0,
+    "beta_slow": 1.0,
+    "original_max_position_embeddings": 64,
+    "truncate": False,
+}
+# Two of the rows drawn are longer than the length that the model began with, two are not.
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 10_000.0,
+    "short_factor": [1.0 + n / 8 for n in range(8)],
+    "long_factor": [2.0 + n for n in range(8)],
+    "original_max_position_embeddings": 40,
+}
 
 LLAMA, MISTRAL = transformers.LlamaConfig, transformers.MistralConfig
 OPT, GPT2 = transformers.OPTConfig, transformers.GPT2Config
@@ -95,6 +112,8 @@ CASES: dict[str, tuple[type[transformers.PreTrainedConfig], dict[str, Any]]] = {
     "llama-one-kv-head-wide": (LLAMA, {"num_key_value_heads": 1, "head_dim": 24}),
     "llama-rope-linear": (LLAMA, {"rope_parameters": LINEAR}),
     "llama-rope-llama3": (LLAMA, {"rope_parameters": LLAMA3}),
+    "llama-rope-yarn": (LLAMA, {"rope_parameters": YARN}),
+    "llama-rope-long": (LLAMA, {"rope_parameters": LONG}),
     "mistral-window": (MISTRAL, {"sliding_window": WINDOW, "head_dim": 16}),
     "mistral-no-window": (MISTRAL, {"sliding_window": None, "head_dim": 16}),
     "opt": (OPT, {}),

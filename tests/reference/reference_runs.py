@@ -36,7 +36,17 @@ def torch_forward(model: torch.nn.Module, text: Text) -> torch.Tensor:
     """Return transformers' logits with their graph."""
     arrays = (text.input_ids, text.attention_mask, text.positions)
     ids, mask, positions = (torch.tensor(array, dtype=torch.int64) for array in arrays)
-    return model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "longrope":
+        inputs = {"attention_mask": mask, "position_ids": positions}
+        return model(input_ids=ids, use_cache=False, **inputs).logits
+    # It takes one set of factors for the whole batch, by the longest row: a row at a time then.
+    rows = zip(ids.split(1), mask.split(1), positions.split(1), strict=True)
+    each = [
+        model(input_ids=row, attention_mask=seen, position_ids=places, use_cache=False).logits
+        for row, seen, places in rows
+    ]
+    return torch.cat(each)
 
 
 def torch_loss_sum(model: torch.nn.Module, text: Text, labels: np.ndarray) -> torch.Tensor:

@@ -78,7 +78,7 @@ def assert_holds(tree, source, network, dtype="float32", family=llama.LLAMA):
         for slot in parts:
             found = leaves[slot.path] if slot.index is None else leaves[slot.path][slot.index]
             tensor = source.tensors[name].T if slot.transposed else source.tensors[name]
-            part = tensor if slot.outputs is None else tensor[..., slot.outputs]
+            part = tensor if slot.outputs is None else tensor[..., slice(*slot.outputs[:2])]
             assert found.tobytes() == part.astype(dtype).tobytes(), (name, slot)
 
 
@@ -149,9 +149,11 @@ SLOTS = st.sampled_from(
     # None is this yet: fused, and [out, in].
     + [
         tuple(
-            names.Slot(f"{name}/kernel", 1, transposed=True, outputs=cut)
-            for name, cut in (("a", slice(0, 3)), ("b", slice(3, 8)))
+            names.Slot(f"{name}/kernel", 1, transposed, outputs, None)
+            for name, outputs in zip("ab", names.side_by_side([6, 10], groups), strict=True)
         )
+        for transposed in (True, False)
+        for groups in (1, 2)
     ]
 )
 
@@ -162,8 +164,8 @@ def test_joining_what_was_cut_gives_the_tensor_back(parts, seed):
         **names.leaf_shapes(UNTIED),
         **names.leaf_shapes(base_network(tiny.POST)),
         **names.leaf_shapes(GPT2),
-        "a/kernel": (2, 7, 3),
-        "b/kernel": (2, 7, 5),
+        "a/kernel": (2, 7, 6),
+        "b/kernel": (2, 7, 10),
     }
     if all(part.outputs is None for part in parts):
         shape = (5,) if parts[0].path.endswith(("scale", "bias")) else (5, 6)

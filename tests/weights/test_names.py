@@ -59,9 +59,13 @@ def test_every_slice_of_every_leaf_is_filled_by_exactly_one_tensor(family, netwo
 def test_a_layers_tensor_goes_to_the_slice_that_the_groups_give_it():
     table = names.slots(llama.LLAMA, NETWORKS["periods"])
     (slot,) = table["model.layers.7.mlp.down_proj.weight"]
-    assert slot == names.Slot("groups/0/1/mlp/down/kernel", 2, transposed=True, outputs=None)
+    assert slot == names.Slot(
+        "groups/0/1/mlp/down/kernel", 2, transposed=True, outputs=None, columns=None
+    )
     (slot,) = table["model.layers.9.input_layernorm.weight"]
-    assert slot == names.Slot("groups/1/0/attn_norm/scale", 0, transposed=False, outputs=None)
+    assert slot == names.Slot(
+        "groups/1/0/attn_norm/scale", 0, transposed=False, outputs=None, columns=None
+    )
     tenth = names.slots(llama.LLAMA, NETWORKS["twelve groups"])
     (slot,) = tenth["model.layers.10.self_attn.q_proj.weight"]
     assert slot.path == "groups/10/0/attn/q/kernel"
@@ -71,18 +75,18 @@ def test_a_fused_tensor_is_cut_by_its_outputs():
     table = names.slots(gpt2.GPT2, base_network(dataclasses.replace(GPT2, num_kv_heads=2)))
     for leaf, name in (("kernel", "weight"), ("bias", "bias")):
         assert table[f"transformer.h.2.attn.c_attn.{name}"] == tuple(
-            names.Slot(f"groups/0/0/attn/{part}/{leaf}", 2, transposed=False, outputs=cut)
-            for part, cut in zip(
-                "qkv", (slice(0, 80), slice(80, 120), slice(120, 160)), strict=True
+            names.Slot(
+                f"groups/0/0/attn/{part}/{leaf}", 2, transposed=False, outputs=cut, columns=None
             )
+            for part, cut in zip("qkv", names.side_by_side([80, 40, 40], 1), strict=True)
         )
 
 
 @pytest.mark.parametrize("leaf", ["head/kernel", "embed/kernel"])
 def test_a_head_that_was_tied_begins_as_a_copy_of_the_embedding_and_then_is_its_own(leaf):
     network = tiny.adapted(outer_trained=[leaf])
-    embedding = names.Slot("embed/kernel", None, transposed=False, outputs=None)
-    head = names.Slot("head/kernel", None, transposed=True, outputs=None)
+    embedding = names.Slot("embed/kernel", None, transposed=False, outputs=None, columns=None)
+    head = names.Slot("head/kernel", None, transposed=True, outputs=None, columns=None)
     table = names.slots(llama.LLAMA, network)
     assert table["model.embed_tokens.weight"] == (embedding, head)
     assert "lm_head.weight" not in table

@@ -9,15 +9,9 @@ Source: transformers `configuration_gpt2.py`, `modeling_gpt2.py` (defaults and n
 from collections.abc import Mapping
 from typing import Any
 
-from jaxft.models.families.family import (
-    ConfigReader,
-    Family,
-    Tensor,
-    linear,
-    plain,
-    read_activation,
-)
-from jaxft.models.spec import BlockSpec, Learned, ModelSpec
+from jaxft.models.families.config_reader import ConfigReader, activation_name, read_activation
+from jaxft.models.families.family import ABSENT, Family, Tensor, linear, norm, plain
+from jaxft.models.spec import BlockSpec, Learned, ModelSpec, NormSpec
 
 _LAYER = "transformer.h.{layer}"
 
@@ -29,15 +23,12 @@ def _conv1d(module: str, theirs: str, *parts: str) -> tuple[Tensor, Tensor]:
 TENSORS = (
     plain("embed/kernel", "transformer.wte.weight"),
     plain("positions/kernel", "transformer.wpe.weight"),
-    plain("final_norm/scale", "transformer.ln_f.weight"),
-    plain("final_norm/bias", "transformer.ln_f.bias"),
+    *norm("final_norm", "transformer.ln_f"),
     *linear("head", "lm_head"),
-    plain("attn_norm/scale", f"{_LAYER}.ln_1.weight"),
-    plain("attn_norm/bias", f"{_LAYER}.ln_1.bias"),
+    *norm("attn_norm", f"{_LAYER}.ln_1"),
     *_conv1d("attn/qkv", "attn.c_attn", "attn/q", "attn/k", "attn/v"),
     *_conv1d("attn/o", "attn.c_proj"),
-    plain("mlp_norm/scale", f"{_LAYER}.ln_2.weight"),
-    plain("mlp_norm/bias", f"{_LAYER}.ln_2.bias"),
+    *norm("mlp_norm", f"{_LAYER}.ln_2"),
     *_conv1d("mlp/up", "mlp.c_fc"),
     *_conv1d("mlp/down", "mlp.c_proj"),
 )
@@ -63,11 +54,11 @@ def gpt2_spec(config: Mapping[str, Any]) -> ModelSpec:
         num_heads=num_heads,
         num_kv_heads=num_heads,
         head_dim=model_dim // num_heads,
+        attn_scale=(model_dim // num_heads) ** -0.5,
         mlp_dim=reader.get("n_inner", None) or 4 * model_dim,
         mlp="plain",
         activation=read_activation(reader.get("activation_function", "gelu_new")),
-        norm="layer",
-        norm_eps=reader.get("layer_norm_epsilon", 1e-5),
+        norm=NormSpec("layer", reader.get("layer_norm_epsilon", 1e-5), scale="plain", bias=True),
         norm_placement="pre",
         final_norm=True,
         positions=Learned(rows=reader.get("n_positions", 1024), offset=0),
@@ -75,10 +66,27 @@ def gpt2_spec(config: Mapping[str, Any]) -> ModelSpec:
         out_bias=True,
         mlp_bias=True,
         tied_head=reader.get("tie_word_embeddings", True),
-        blocks=(BlockSpec(window=None),) * reader.get("n_layer"),
+        blocks=(BlockSpec(window=None, rope=None),) * reader.get("n_layer"),
+        **ABSENT,
     )
     reader.finish()
     return spec
+
+
+def gpt2_config(spec: ModelSpec) -> dict[str, Any]:
+    """Return what the config.json of a GPT-2 says of `spec`."""
+    assert isinstance(spec.positions, Learned)
+    return {
+        "vocab_size": spec.vocab_size,
+        "n_embd": spec.model_dim,
+        "n_head": spec.num_heads,
+        "n_layer": len(spec.blocks),
+        "n_inner": spec.mlp_dim,
+        "n_positions": spec.positions.rows,
+        "activation_function": activation_name(spec.activation),
+        "layer_norm_epsilon": spec.norm.eps,
+        "tie_word_embeddings": spec.tied_head,
+    }
 
 
 # Of the heads that classify; and a former name of n_positions.
@@ -93,5 +101,13 @@ _UNUSED = (
 )
 
 GPT2 = Family(
-    "gpt2", gpt2_spec, TENSORS, _IGNORED, ("c_attn",), "lm_head", "transformer.", is_conv1d=True
+    "gpt2",
+    gpt2_spec,
+    gpt2_config,
+    TENSORS,
+    _IGNORED,
+    ("c_attn",),
+    "lm_head",
+    "transformer.",
+    is_conv1d=True,
 )

@@ -1,132 +1,141 @@
 """Llama and its likes: RMS norms, rotary positions, grouped queries, a gated MLP.
 
-SmolLM2 is a Llama by its config.json. Mistral differs by its sliding window alone.
+SmolLM2 is a Llama by its config.json. Mistral differs by its sliding window alone. Other families
+that are a Llama with some features more begin with `read_llama` and `llama_config`.
 
 Source: transformers `configuration_llama.py`, `configuration_mistral.py`, `modeling_llama.py`,
 `modeling_mistral.py` (defaults and names).
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
-from jaxft.errors import UnsupportedModelError
-from jaxft.models.families.family import ConfigReader, Family, linear, plain, read_activation
-from jaxft.models.spec import BlockSpec, ModelSpec, Rope
-
-_LAYER = "model.layers.{layer}"
-
-TENSORS = (
-    plain("embed/kernel", "model.embed_tokens.weight"),
-    plain("final_norm/scale", "model.norm.weight"),
-    *linear("head", "lm_head"),
-    plain("attn_norm/scale", f"{_LAYER}.input_layernorm.weight"),
-    *linear("attn/q", f"{_LAYER}.self_attn.q_proj"),
-    *linear("attn/k", f"{_LAYER}.self_attn.k_proj"),
-    *linear("attn/v", f"{_LAYER}.self_attn.v_proj"),
-    *linear("attn/o", f"{_LAYER}.self_attn.o_proj"),
-    plain("mlp_norm/scale", f"{_LAYER}.post_attention_layernorm.weight"),
-    *linear("mlp/gate", f"{_LAYER}.mlp.gate_proj"),
-    *linear("mlp/up", f"{_LAYER}.mlp.up_proj"),
-    *linear("mlp/down", f"{_LAYER}.mlp.down_proj"),
-)
+from jaxft.models.families.config_reader import ConfigReader, activation_name, read_activation
+from jaxft.models.families.family import ABSENT, Family, Tensor, linear, norm, plain
+from jaxft.models.families.rope_config import read_rope, rope_config
+from jaxft.models.spec import BlockSpec, ModelSpec, NormSpec
 
 
-def read_rope(config: ConfigReader, default_theta: float) -> Rope:
-    """Read `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before).
-
-    Raises:
-        UnsupportedModelError: If the scaling is of a kind not handled.
-    """
-    scaling = dict(config.get("rope_parameters", None) or config.get("rope_scaling", None) or {})
-    config.get("rope_scaling", None)
-    theta = scaling.pop("rope_theta", None) or config.get("rope_theta", default_theta)
-    config.get("rope_theta", None)
-    kind = scaling.pop("rope_type", scaling.pop("type", "default")) or "default"
-    scaling.pop("type", None)
-    needed = {
-        "default": (),
-        "linear": ("factor",),
-        "llama3": (
-            "factor",
-            "low_freq_factor",
-            "high_freq_factor",
-            "original_max_position_embeddings",
-        ),
-    }
-    if kind not in needed or set(scaling) - set(needed[kind]):
-        raise UnsupportedModelError(
-            f"The model's config.json has a rope of kind {kind!r} with {sorted(scaling)}.",
-            "Handled here: default, linear and llama3, with transformers' fields for each.",
-        )
-    missing = [field for field in needed[kind] if field not in scaling]
-    if missing:
-        raise UnsupportedModelError(
-            f"The model's config.json has a {kind} rope without {', '.join(missing)}.",
-            "Take the config.json that belongs to the weights.",
-        )
-    return Rope(
-        theta=float(theta),
-        scaling=cast(Any, kind),
-        factor=float(scaling.get("factor", 1.0)),
-        low_freq_factor=float(scaling.get("low_freq_factor", 1.0)),
-        high_freq_factor=float(scaling.get("high_freq_factor", 1.0)),
-        original_max_positions=int(scaling.get("original_max_position_embeddings", 0)),
+def llama_tensors(base: str) -> tuple[Tensor, ...]:
+    """Return the name table of a Llama whose modules but the head are below `base`."""
+    layer = f"{base}.layers.{{layer}}"
+    return (
+        plain("embed/kernel", f"{base}.embed_tokens.weight"),
+        *norm("final_norm", f"{base}.norm"),
+        *linear("head", "lm_head"),
+        *norm("attn_norm", f"{layer}.input_layernorm"),
+        *linear("attn/q", f"{layer}.self_attn.q_proj"),
+        *linear("attn/k", f"{layer}.self_attn.k_proj"),
+        *linear("attn/v", f"{layer}.self_attn.v_proj"),
+        *linear("attn/o", f"{layer}.self_attn.o_proj"),
+        *norm("attn/q_norm", f"{layer}.self_attn.q_norm"),
+        *norm("attn/k_norm", f"{layer}.self_attn.k_norm"),
+        *norm("mlp_norm", f"{layer}.post_attention_layernorm"),
+        *linear("mlp/gate", f"{layer}.mlp.gate_proj"),
+        *linear("mlp/up", f"{layer}.mlp.up_proj"),
+        *linear("mlp/down", f"{layer}.mlp.down_proj"),
     )
 
 
-def _spec(config: ConfigReader, *, window: int | None, biases: tuple[bool, bool]) -> ModelSpec:
-    """Read what Llama and Mistral share. `biases` are those of attention and of the MLP."""
+TENSORS = llama_tensors("model")
+# Angles that old versions stored as weights.
+IGNORED = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
+
+
+def read_llama(
+    config: ConfigReader,
+    *,
+    biases: tuple[bool, bool, bool] = (False, False, False),
+    windows: tuple[int | None, ...] | None = None,
+    theta: float = 10_000.0,
+    partial: float = 1.0,
+) -> ModelSpec:
+    """Read what Llama and its likes share, without `finish`.
+
+    Args:
+        config: The config.json.
+        biases: Of queries, keys and values; of the attention output; of the MLP.
+        windows: Of each layer; none if not given.
+        theta: The family's default base of rotary positions.
+        partial: The family's default share of channels that are turned.
+    """
     num_heads, model_dim = config.get("num_attention_heads"), config.get("hidden_size")
-    attention_bias, mlp_bias = biases
-    config.require("rope_interleaved", (False, None))  # SmolLM2 writes it
-    head_dim = config.get("head_dim", None)
-    spec = ModelSpec(
+    head_dim = config.get("head_dim", None) or model_dim // num_heads
+    rope = read_rope(config, head_dim=head_dim, theta=theta, partial=partial)
+    num_layers = config.get("num_hidden_layers")
+    qkv_bias, out_bias, mlp_bias = biases
+    return ModelSpec(
         vocab_size=config.get("vocab_size"),
         embed_dim=model_dim,
         model_dim=model_dim,
         num_heads=num_heads,
         num_kv_heads=config.get("num_key_value_heads", num_heads) or num_heads,
-        head_dim=head_dim or model_dim // num_heads,
+        head_dim=head_dim,
+        attn_scale=head_dim**-0.5,
         mlp_dim=config.get("intermediate_size"),
         mlp="gated",
         activation=read_activation(config.get("hidden_act", "silu")),
-        norm="rms",
-        norm_eps=config.get("rms_norm_eps", 1e-6),
+        norm=NormSpec("rms", config.get("rms_norm_eps", 1e-6), scale="plain", bias=False),
         norm_placement="pre",
         final_norm=True,
-        positions=read_rope(config, 10000.0),
-        qkv_bias=attention_bias,
-        out_bias=attention_bias,
+        positions=None,
+        qkv_bias=qkv_bias,
+        out_bias=out_bias,
         mlp_bias=mlp_bias,
         tied_head=config.get("tie_word_embeddings", False),
-        blocks=(BlockSpec(window),) * config.get("num_hidden_layers"),
+        blocks=tuple(BlockSpec(window, rope) for window in windows or (None,) * num_layers),
+        **ABSENT,
     )
-    config.finish()
-    return spec
+
+
+def llama_config(spec: ModelSpec) -> dict[str, Any]:
+    """Return what the config.json of Llama and its likes says of `spec`."""
+    ropes = [block.rope for block in spec.blocks if block.rope is not None]
+    return {
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.model_dim,
+        "intermediate_size": spec.mlp_dim,
+        "num_hidden_layers": len(spec.blocks),
+        "num_attention_heads": spec.num_heads,
+        "num_key_value_heads": spec.num_kv_heads,
+        "head_dim": spec.head_dim,
+        "hidden_act": activation_name(spec.activation),
+        "rms_norm_eps": spec.norm.eps,
+        "rope_parameters": rope_config(ropes[0], spec.head_dim),
+        "tie_word_embeddings": spec.tied_head,
+    }
 
 
 def llama_spec(config: Mapping[str, Any]) -> ModelSpec:
     """Read the config.json of a Llama."""
     reader = ConfigReader(config)
-    biases = (reader.get("attention_bias", False), reader.get("mlp_bias", False))
-    return _spec(reader, window=None, biases=biases)
+    attention_bias, mlp_bias = reader.get("attention_bias", False), reader.get("mlp_bias", False)
+    reader.require("rope_interleaved", (False, None))  # SmolLM2 writes it
+    spec = read_llama(reader, biases=(attention_bias, attention_bias, mlp_bias))
+    reader.finish()
+    return spec
+
+
+def _llama_config(spec: ModelSpec) -> dict[str, Any]:
+    return llama_config(spec) | {"attention_bias": spec.qkv_bias, "mlp_bias": spec.mlp_bias}
 
 
 def mistral_spec(config: Mapping[str, Any]) -> ModelSpec:
     """Read the config.json of a Mistral."""
     reader = ConfigReader(config)
-    return _spec(reader, window=reader.get("sliding_window", 4096), biases=(False, False))
+    window = reader.get("sliding_window", 4096)
+    spec = read_llama(reader, windows=(window,) * reader.get("num_hidden_layers"))
+    reader.finish()
+    return spec
 
 
-_IGNORED = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
+def _mistral_config(spec: ModelSpec) -> dict[str, Any]:
+    return llama_config(spec) | {"sliding_window": spec.blocks[0].window}
+
+
 _TARGETS = ("q_proj", "v_proj")
 
-
-def _family(model_type: str, spec: Callable[[Mapping[str, Any]], ModelSpec]) -> Family:
-    return Family(
-        model_type, spec, TENSORS, _IGNORED, _TARGETS, "lm_head", "model.", is_conv1d=False
-    )
-
-
-LLAMA = _family("llama", llama_spec)
-MISTRAL = _family("mistral", mistral_spec)
+LLAMA = Family("llama", llama_spec, _llama_config, TENSORS, IGNORED, _TARGETS, "lm_head", "model.")
+MISTRAL = Family(
+    "mistral", mistral_spec, _mistral_config, TENSORS, IGNORED, _TARGETS, "lm_head", "model."
+)

@@ -8,8 +8,9 @@ Source: transformers `configuration_opt.py`, `modeling_opt.py` (defaults and nam
 from collections.abc import Mapping
 from typing import Any
 
-from jaxft.models.families.family import ConfigReader, Family, linear, plain, read_activation
-from jaxft.models.spec import BlockSpec, Learned, ModelSpec
+from jaxft.models.families.config_reader import ConfigReader, activation_name, read_activation
+from jaxft.models.families.family import ABSENT, Family, linear, norm, plain
+from jaxft.models.spec import BlockSpec, Learned, ModelSpec, NormSpec
 
 _MODEL = "model.decoder"
 _LAYER = f"{_MODEL}.layers.{{layer}}"
@@ -19,19 +20,16 @@ TENSORS = (
     plain("positions/kernel", f"{_MODEL}.embed_positions.weight"),
     *linear("embed_in", f"{_MODEL}.project_in"),
     *linear("embed_out", f"{_MODEL}.project_out"),
-    plain("final_norm/scale", f"{_MODEL}.final_layer_norm.weight"),
-    plain("final_norm/bias", f"{_MODEL}.final_layer_norm.bias"),
+    *norm("final_norm", f"{_MODEL}.final_layer_norm"),
     *linear("head", "lm_head"),
     *linear("attn/k", f"{_LAYER}.self_attn.k_proj"),
     *linear("attn/v", f"{_LAYER}.self_attn.v_proj"),
     *linear("attn/q", f"{_LAYER}.self_attn.q_proj"),
     *linear("attn/o", f"{_LAYER}.self_attn.out_proj"),
-    plain("attn_norm/scale", f"{_LAYER}.self_attn_layer_norm.weight"),
-    plain("attn_norm/bias", f"{_LAYER}.self_attn_layer_norm.bias"),
+    *norm("attn_norm", f"{_LAYER}.self_attn_layer_norm"),
     *linear("mlp/up", f"{_LAYER}.fc1"),
     *linear("mlp/down", f"{_LAYER}.fc2"),
-    plain("mlp_norm/scale", f"{_LAYER}.final_layer_norm.weight"),
-    plain("mlp_norm/bias", f"{_LAYER}.final_layer_norm.bias"),
+    *norm("mlp_norm", f"{_LAYER}.final_layer_norm"),
 )
 
 _PADDING_ROWS = 2  # of the table of positions, before that of position 0
@@ -52,11 +50,11 @@ def opt_spec(config: Mapping[str, Any]) -> ModelSpec:
         num_heads=num_heads,
         num_kv_heads=num_heads,
         head_dim=model_dim // num_heads,
+        attn_scale=(model_dim // num_heads) ** -0.5,
         mlp_dim=reader.get("ffn_dim"),
         mlp="plain",
         activation=read_activation(reader.get("activation_function", "relu")),
-        norm="layer",
-        norm_eps=_NORM_EPS,
+        norm=NormSpec("layer", _NORM_EPS, scale="plain", bias=True),
         norm_placement="pre" if is_pre else "post",
         final_norm=is_pre and not lacks_final_norm,
         positions=Learned(
@@ -66,12 +64,31 @@ def opt_spec(config: Mapping[str, Any]) -> ModelSpec:
         out_bias=has_bias,
         mlp_bias=has_bias,
         tied_head=reader.get("tie_word_embeddings", True),
-        blocks=(BlockSpec(window=None),) * reader.get("num_hidden_layers"),
+        blocks=(BlockSpec(window=None, rope=None),) * reader.get("num_hidden_layers"),
+        **ABSENT,
     )
     reader.finish()
     return spec
 
 
-OPT = Family(
-    "opt", opt_spec, TENSORS, (), ("q_proj", "v_proj"), "lm_head", "model.", is_conv1d=False
-)
+def opt_config(spec: ModelSpec) -> dict[str, Any]:
+    """Return what the config.json of an OPT says of `spec`."""
+    assert isinstance(spec.positions, Learned)
+    is_pre = spec.norm_placement == "pre"
+    return {
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.model_dim,
+        "word_embed_proj_dim": spec.embed_dim,
+        "ffn_dim": spec.mlp_dim,
+        "num_hidden_layers": len(spec.blocks),
+        "num_attention_heads": spec.num_heads,
+        "activation_function": activation_name(spec.activation),
+        "do_layer_norm_before": is_pre,
+        "_remove_final_layer_norm": is_pre and not spec.final_norm,
+        "max_position_embeddings": spec.positions.rows - _PADDING_ROWS,
+        "enable_bias": spec.qkv_bias,
+        "tie_word_embeddings": spec.tied_head,
+    }
+
+
+OPT = Family("opt", opt_spec, opt_config, TENSORS, (), ("q_proj", "v_proj"), "lm_head", "model.")

@@ -6,8 +6,8 @@ import tiny
 from jaxft.errors import UnsupportedModelError
 from jaxft.models import families
 from jaxft.models.families import llama
-from jaxft.models.families.family import unapplied_dropout
-from jaxft.models.spec import BlockSpec, Rope
+from jaxft.models.families.config_reader import unapplied_dropout
+from jaxft.models.spec import BlockSpec, LinearScaling, Llama3Scaling, NormSpec, Rope
 
 MISTRAL_CONFIG = {
     "model_type": "mistral",
@@ -38,9 +38,8 @@ def test_smollm2_is_read_as_what_it_is():
     spec = spec_of()
     assert (spec.vocab_size, spec.model_dim, spec.mlp_dim) == (49152, 576, 1536)
     assert (spec.num_heads, spec.num_kv_heads, spec.head_dim) == (9, 3, 64)
-    assert (spec.norm_eps, spec.activation, spec.tied_head) == (1e-5, "silu", True)
-    assert spec.positions == Rope(100000.0, "default", 1.0, 1.0, 1.0, 0)
-    assert spec.blocks == (BlockSpec(None),) * 30
+    assert (spec.norm.eps, spec.activation, spec.tied_head) == (1e-5, "silu", True)
+    assert spec.blocks == (BlockSpec(None, Rope(100000.0, 64, False, None)),) * 30
     assert (spec.qkv_bias, spec.out_bias, spec.mlp_bias) == (False, False, False)
 
 
@@ -53,8 +52,8 @@ def test_smollm2_is_read_as_what_it_is():
         ({"mlp_bias": True}, {"mlp_bias": True, "qkv_bias": False}),
         ({"hidden_act": "gelu_new"}, {"activation": "gelu_tanh"}),
         ({"tie_word_embeddings": False}, {"tied_head": False}),
-        ({"rms_norm_eps": 1e-6}, {"norm_eps": 1e-6}),
-        ({"num_hidden_layers": 2}, {"blocks": (BlockSpec(None),) * 2}),
+        ({"rms_norm_eps": 1e-6}, {"norm": NormSpec("rms", 1e-6, scale="plain", bias=False)}),
+        ({"num_hidden_layers": 2}, {"blocks": spec_of().blocks[:2]}),
     ],
 )
 def test_each_key_reaches_its_field(changes, fields):
@@ -65,20 +64,20 @@ def test_each_key_reaches_its_field(changes, fields):
 @pytest.mark.parametrize(
     ("changes", "rope"),
     [
-        ({"rope_theta": 5e5}, Rope(5e5, "default", 1.0, 1.0, 1.0, 0)),
+        ({"rope_theta": 5e5}, Rope(5e5, 64, False, None)),
         (
             {"rope_scaling": {"type": "linear", "factor": 4.0}},
-            Rope(1e5, "linear", 4.0, 1.0, 1.0, 0),
+            Rope(1e5, 64, False, LinearScaling(4.0)),
         ),
-        ({"rope_scaling": LLAMA3_ROPE}, Rope(1e5, "llama3", 32.0, 1.0, 4.0, 8192)),
+        ({"rope_scaling": LLAMA3_ROPE}, Rope(1e5, 64, False, Llama3Scaling(32.0, 1.0, 4.0, 8192))),
         (
             {"rope_parameters": {"rope_theta": 7.0, **LLAMA3_ROPE}, "rope_theta": None},
-            Rope(7.0, "llama3", 32.0, 1.0, 4.0, 8192),
+            Rope(7.0, 64, False, Llama3Scaling(32.0, 1.0, 4.0, 8192)),
         ),
     ],
 )
 def test_rope_is_read_in_the_old_and_the_new_spelling(changes, rope):
-    assert spec_of(**changes).positions == rope
+    assert {block.rope for block in spec_of(**changes).blocks} == {rope}
 
 
 @pytest.mark.parametrize(
@@ -86,7 +85,7 @@ def test_rope_is_read_in_the_old_and_the_new_spelling(changes, rope):
     [
         ({"new_feature": 3}, "new_feature"),
         ({"hidden_act": "tanhshrink"}, "'tanhshrink'"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "'dynamic'"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 4.0, "beta": 1}}, "beta"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "without low_freq_factor"),
         ({"sliding_window": 128}, "sliding_window"),
@@ -111,9 +110,10 @@ def test_a_missing_key_without_a_default_is_named():
 
 
 def test_mistral_has_its_window_on_every_layer():
-    assert llama.mistral_spec(MISTRAL_CONFIG).blocks == (BlockSpec(4096),) * 32
+    rope = Rope(10_000.0, 128, False, None)
+    assert llama.mistral_spec(MISTRAL_CONFIG).blocks == (BlockSpec(4096, rope),) * 32
     without = {**MISTRAL_CONFIG, "sliding_window": None}
-    assert llama.mistral_spec(without).blocks == (BlockSpec(None),) * 32
+    assert llama.mistral_spec(without).blocks == (BlockSpec(None, rope),) * 32
 
 
 def test_model_type_finds_the_family():

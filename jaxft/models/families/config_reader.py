@@ -1,0 +1,153 @@
+"""How a config.json is read without overlooking anything.
+
+`ConfigReader` hands out keys one by one and remembers them; `finish` raises for every key left
+over that is not known to be harmless. So a config key that changes numbers and is not handled
+can not pass unseen.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxft.errors import UnsupportedModelError
+from jaxft.models.layers import ACTIVATIONS
+
+_REQUIRED = object()
+
+_ACTIVATION_NAMES = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
+
+# Dropout of the base model. It is not applied in training: only the adapter's own dropout is.
+TRAINING_ONLY = frozenset(
+    {"attention_dropout", "attn_pdrop", "dropout", "embd_pdrop", "layerdrop", "resid_pdrop"}
+)
+
+# Keys that describe files, training or tokens, and never the logits of a causal forward pass.
+HARMLESS = frozenset(
+    {
+        "_name_or_path",
+        "architectures",
+        "auto_map",
+        "bos_token_id",
+        "chunk_size_feed_forward",
+        "dtype",
+        "eos_token_id",
+        "id2label",
+        "init_std",
+        "initializer_range",
+        "is_decoder",
+        "is_encoder_decoder",
+        "is_llama_config",
+        "keys_to_ignore_at_inference",
+        "label2id",
+        "max_position_embeddings",
+        "model_type",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "pretraining_tp",
+        "problem_type",
+        "return_dict",
+        "tokenizer_class",
+        "torch_dtype",
+        "transformers.js_config",
+        "transformers_version",
+        "use_cache",
+    }
+)
+
+
+class ConfigReader:
+    """Reads a config.json key by key, and accounts for every key."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        """Start with nothing read."""
+        self._config = config
+        self._seen: set[str] = set()
+
+    def get(self, key: str, default: Any = _REQUIRED) -> Any:
+        """Return the value of `key`; `default` is what transformers' config class has.
+
+        Raises:
+            UnsupportedModelError: If the key is absent and has no default.
+        """
+        self._seen.add(key)
+        if key in self._config:
+            return self._config[key]
+        if default is _REQUIRED:
+            raise UnsupportedModelError(
+                f"The model's config.json has no {key!r}.",
+                "Take the config.json that belongs to the weights.",
+            )
+        return default
+
+    def require(self, key: str, allowed: tuple[Any, ...], default: Any = None) -> None:
+        """Read a key of which only some values are handled.
+
+        Raises:
+            UnsupportedModelError: If the value is another one.
+        """
+        value = self.get(key, default)
+        if value not in allowed:
+            raise UnsupportedModelError(
+                f"The model's config.json has {key}={value!r}, which is not handled.",
+                f"Handled here: {', '.join(map(repr, allowed))}.",
+            )
+
+    def finish(self) -> None:
+        """Raise for keys that nobody read.
+
+        Raises:
+            UnsupportedModelError: Names them.
+        """
+        left = sorted(
+            key
+            for key, value in self._config.items()
+            if key not in self._seen | HARMLESS | TRAINING_ONLY and value is not None
+        )
+        if left:
+            raise UnsupportedModelError(
+                f"The model's config.json has keys that are not handled: {', '.join(left)}.",
+                "They may change its numbers. Remove them only if you know that they do not.",
+            )
+
+
+def unapplied_dropout(config: Mapping[str, Any]) -> list[str]:
+    """Return the base model's own dropouts, which training here leaves out: "dropout=0.1"."""
+    return [f"{key}={config[key]}" for key in sorted(TRAINING_ONLY) if config.get(key)]
+
+
+def read_activation(name: str) -> Any:
+    """Return our name of a transformers activation.
+
+    Raises:
+        UnsupportedModelError: If it is not handled.
+    """
+    ours = _ACTIVATION_NAMES.get(name, name)
+    if ours not in ACTIVATIONS:
+        raise UnsupportedModelError(
+            f"The model's config.json has the activation {name!r}, which is not handled.",
+            f"Handled here: {', '.join(sorted([*ACTIVATIONS, *_ACTIVATION_NAMES]))}.",
+        )
+    return ours
+
+
+def activation_name(ours: str) -> str:
+    """Return transformers' name of one of our activations."""
+    return {"gelu_tanh": "gelu_pytorch_tanh"}.get(ours, ours)
+
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+def read_layer_types(config: ConfigReader, default: Sequence[str]) -> list[str]:
+    """Return which attention each layer has; `default` where config.json does not list it.
+
+    Raises:
+        UnsupportedModelError: If there are kinds that are not handled, or too few or too many.
+    """
+    kinds = list(config.get("layer_types", None) or default)
+    if len(kinds) != len(default) or set(kinds) - {FULL, SLIDING}:
+        raise UnsupportedModelError(
+            f"The model's config.json has {len(kinds)} layer_types, {sorted(set(kinds))}.",
+            f"Handled here: one for each of its {len(default)} layers, {FULL} or {SLIDING}.",
+        )
+    return kinds

@@ -1,0 +1,182 @@
+"""Rotary positions in config.json: `rope_parameters`, and what stood for it before transformers 5.
+
+Source: transformers `modeling_rope_utils.py: RotaryEmbeddingConfigMixin`, and the functions that
+compute each kind's frequencies, for what a missing field means.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from jaxft.errors import UnsupportedModelError
+from jaxft.models.families.config_reader import ConfigReader
+from jaxft.models.spec import LinearScaling, Llama3Scaling, LongScaling, Rope, YarnScaling
+
+_FIELDS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": (
+        "factor",
+        "attention_factor",
+        "mscale",
+        "mscale_all_dim",
+        "beta_fast",
+        "beta_slow",
+        "original_max_position_embeddings",
+        "truncate",
+    ),
+    "longrope": (
+        "factor",
+        "attention_factor",
+        "short_factor",
+        "long_factor",
+        "original_max_position_embeddings",
+    ),
+}
+
+
+def read_rope(
+    config: ConfigReader,
+    *,
+    head_dim: int,
+    theta: float,
+    partial: float = 1.0,
+    interleaved: bool = False,
+    layer_type: str = "",
+) -> Rope:
+    """Read the rotary embedding of a model, or of its layers of one type.
+
+    Args:
+        config: The config.json.
+        head_dim: Width of a head.
+        theta: The family's default base.
+        partial: The family's default share of a head's channels that are turned.
+        interleaved: As in `Rope`.
+        layer_type: Of the layers, where `rope_parameters` has one set for each type.
+
+    Raises:
+        UnsupportedModelError: If the scaling is of a kind not handled, or lacks a field.
+    """
+    found = dict(config.get("rope_parameters", None) or config.get("rope_scaling", None) or {})
+    config.get("rope_scaling", None)
+    if layer_type in found:
+        found = dict(found[layer_type])
+    outside = (config.get("rope_theta", None), config.get("partial_rotary_factor", None))
+    theta = found.pop("rope_theta", None) or outside[0] or theta
+    share = found.pop("partial_rotary_factor", None) or outside[1] or partial
+    kind = found.pop("rope_type", None) or found.get("type") or "default"
+    found.pop("type", None)
+    if kind not in _FIELDS or set(found) - set(_FIELDS[kind]):
+        raise UnsupportedModelError(
+            f"The model's config.json has a rope of kind {kind!r} with {sorted(found)}.",
+            f"Handled here: {', '.join(_FIELDS)}, with transformers' fields for each.",
+        )
+    scaling = _Scaling(kind, found, config).read()
+    return Rope(float(theta), int(head_dim * share), interleaved, scaling)
+
+
+class _Scaling:
+    """The fields of one kind of scaling, and where to look for those that are missing."""
+
+    def __init__(self, kind: str, found: Mapping[str, Any], config: ConfigReader) -> None:
+        self._kind, self._found, self._config = kind, found, config
+
+    def read(self) -> LinearScaling | Llama3Scaling | YarnScaling | LongScaling | None:
+        if self._kind == "default":
+            return None
+        if self._kind == "linear":
+            return LinearScaling(self._number("factor"))
+        if self._kind == "llama3":
+            low, high = (self._number(f"{end}_freq_factor") for end in ("low", "high"))
+            return Llama3Scaling(self._number("factor"), low, high, self._original_length())
+        return self._yarn() if self._kind == "yarn" else self._long()
+
+    def _yarn(self) -> YarnScaling:
+        original, found = self._original_length(), self._found
+        factor = self._factor(original)
+        magnitude = found.get("attention_factor")
+        if magnitude is None:
+            scales = [found.get("mscale"), found.get("mscale_all_dim")]
+            if all(scales):
+                magnitude = _yarn_magnitude(factor, scales[0]) / _yarn_magnitude(factor, scales[1])
+            else:
+                magnitude = _yarn_magnitude(factor, 1.0)
+        return YarnScaling(
+            factor=factor,
+            beta_fast=float(found.get("beta_fast") or 32),
+            beta_slow=float(found.get("beta_slow") or 1),
+            original_max_positions=original,
+            is_truncated=bool(found.get("truncate", True)),
+            magnitude=float(magnitude),
+        )
+
+    def _long(self) -> LongScaling:
+        original = self._original_length()
+        factor, magnitude = self._factor(original), self._found.get("attention_factor")
+        if magnitude is None:
+            grown = math.log(max(factor, 1.0)) / math.log(original)
+            magnitude = math.sqrt(1 + grown)
+        short, long = (tuple(map(float, self._required(f"{n}_factor"))) for n in ("short", "long"))
+        return LongScaling(short, long, original, float(magnitude))
+
+    def _factor(self, original: int) -> float:
+        factor = self._found.get("factor")
+        return float(factor or self._config.get("max_position_embeddings") / original)
+
+    def _original_length(self) -> int:
+        key = "original_max_position_embeddings"
+        inside, outside = self._found.get(key), self._config.get(key, None)
+        return int(outside or inside or self._config.get("max_position_embeddings"))
+
+    def _number(self, field: str) -> float:
+        return float(self._required(field))
+
+    def _required(self, field: str) -> Any:
+        if self._found.get(field) is None:
+            raise UnsupportedModelError(
+                f"The model's config.json has a {self._kind} rope without {field}.",
+                "Take the config.json that belongs to the weights.",
+            )
+        return self._found[field]
+
+
+def _yarn_magnitude(factor: float, scale: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+
+
+def rope_config(rope: Rope, head_dim: int) -> dict[str, Any]:
+    """Return the `rope_parameters` of a rotary embedding, the inverse of `read_rope`."""
+    written: dict[str, Any] = {"rope_theta": rope.theta, "rope_type": "default"}
+    if rope.rotary_dim != head_dim:
+        written["partial_rotary_factor"] = rope.rotary_dim / head_dim
+    scaling = rope.scaling
+    if isinstance(scaling, LinearScaling):
+        written |= {"rope_type": "linear", "factor": scaling.factor}
+    elif isinstance(scaling, Llama3Scaling):
+        written |= {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_max_positions,
+        }
+    elif isinstance(scaling, YarnScaling):
+        written |= {
+            "rope_type": "yarn",
+            "factor": scaling.factor,
+            "beta_fast": scaling.beta_fast,
+            "beta_slow": scaling.beta_slow,
+            "original_max_position_embeddings": scaling.original_max_positions,
+            "truncate": scaling.is_truncated,
+            "attention_factor": scaling.magnitude,
+        }
+    elif isinstance(scaling, LongScaling):
+        written |= {
+            "rope_type": "longrope",
+            "short_factor": list(scaling.short_factors),
+            "long_factor": list(scaling.long_factors),
+            "original_max_position_embeddings": scaling.original_max_positions,
+            "attention_factor": scaling.magnitude,
+        }
+    return written
