@@ -26,6 +26,7 @@ _EXAMPLES = """\b
 Examples:
   jaxft train configs/quickstart.yaml
   jaxft generate --adapter runs/quickstart/adapter --prompt "Hello."
+  jaxft inspect HuggingFaceTB/SmolLM2-135M-Instruct
 """
 _TRAIN_EXAMPLES = """\b
 Examples:
@@ -46,6 +47,14 @@ _EXPORT_EXAMPLES = """\b
 Examples:
   jaxft export --adapter runs/quickstart/adapter --output merged
   jaxft export --adapter runs/quickstart/adapter --output flax --format flax
+"""
+
+_INSPECT_EXAMPLES = """\b
+Examples:
+  jaxft inspect HuggingFaceTB/SmolLM2-135M-Instruct
+  jaxft inspect openai-community/gpt2 --revision main
+  jaxft inspect models/mine
+  jaxft inspect models/mine.gguf
 """
 
 app = typer.Typer(
@@ -210,3 +219,27 @@ def export(
     from jaxft import export as exporting
 
     exporting.export(adapter=adapter, model=model, output=output, kind=format, dtype=dtype)
+
+
+@app.command(no_args_is_help=True, epilog=_INSPECT_EXAMPLES)
+def inspect(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A folder, a .gguf file, or a name on the Hugging Face Hub.",
+            show_default=False,
+        ),
+    ],
+    revision: Annotated[
+        str | None,
+        typer.Option(help="A branch, tag or commit on the Hub.", show_default=False),
+    ] = None,
+) -> None:
+    """Show what a model is, what of it can be adapted, and what that takes.
+
+    Only headers are read. A model that is not here yet is downloaded first, as for training.
+    """
+    from jaxft import inspection
+
+    inspection.show(inspection.inspect(model, revision))

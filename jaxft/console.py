@@ -39,6 +39,23 @@ _results = Console(highlight=False)
 _drawn: list[Progress] = []  # the bars that are on the terminal now
 
 
+class Size(int):
+    """A number of bytes, written as "269 MB": three digits, units of a thousand."""
+
+    def __str__(self) -> str:
+        value, *units = float(self), "B", "kB", "MB", "GB", "TB"
+        while len(units) > 1 and value >= 999.5:
+            value, units = value / 1000, units[1:]
+        return f"{value:.3g} {units[0]}"
+
+
+class Share(float):
+    """A part of a whole, written as "0.343 %"."""
+
+    def __str__(self) -> str:
+        return f"{100 * self:.3g} %"
+
+
 class Sample(NamedTuple):
     """One prompt, answered by the base model and by the tuned one."""
 
@@ -74,7 +91,8 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | int 
     Args:
         title: Stands above the table.
         columns: The headings.
-        rows: The cells. Whole numbers get separators, other numbers four decimals.
+        rows: The cells. Whole numbers get separators, other numbers four decimals; `Size` and
+            `Share` are written as themselves.
     """
     cells = [list(row) for row in rows]
     grid = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
@@ -83,11 +101,24 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | int 
         grid.add_column(Text(heading), justify="right" if is_number else "left", overflow="fold")
     for row in cells:
         grid.add_row(*(Text(_cell(value)) for value in row))
-    console = _where_results_go()
-    if not console.is_terminal:
-        # No line is too long for a pipe: nothing is cut or folded for the program behind it.
-        console = Console(file=console.file, width=_UNCUT, highlight=False)
-    console.print(grid)
+    _show(grid)
+
+
+def facts(title: str, rows: Iterable[tuple[str, str]]) -> None:
+    """Show what is known of one thing on standard output, and a blank line.
+
+    Args:
+        title: Stands above them.
+        rows: A label and a value a line. A value too long for a terminal goes on below itself.
+    """
+    grid = Table(box=None, show_header=False)
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, value in rows:
+        grid.add_row(Text(label), Text(value))
+    _say(_where_results_go(), title, style="bold")
+    _show(grid)
+    result("")
 
 
 def samples(shown: Iterable[Sample]) -> None:
@@ -222,6 +253,15 @@ def _bar(*columns: ProgressColumn) -> Iterator[Progress]:
             _drawn.remove(bar)
 
 
+def _show(grid: Table) -> None:
+    """Print a table as a result."""
+    console = _where_results_go()
+    if not console.is_terminal:
+        # No line is too long for a pipe: nothing is cut or folded for the program behind it.
+        console = Console(file=console.file, width=_UNCUT, highlight=False)
+    console.print(grid)
+
+
 def _where_results_go() -> Console:
     """Return the console for results.
 
@@ -238,8 +278,8 @@ def _say(console: Console, text: str, style: str = "") -> None:
 
 def _cell(value: str | int | float) -> str:
     """Write a table's cell."""
-    if isinstance(value, str):
-        return value
+    if isinstance(value, str | Size | Share):
+        return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 

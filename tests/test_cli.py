@@ -60,7 +60,8 @@ def run_python(code: str, argv: Sequence[str] = ()) -> subprocess.CompletedProce
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["train", "--help"], ["generate", "-h"], ["export", "-h"]]
+    "words",
+    [["--help"], ["train", "--help"], ["generate", "-h"], ["export", "-h"], ["inspect", "-h"]],
 )
 def test_help_shows_commands_that_can_be_typed(words, capsys):
     assert status(*words) == 0
@@ -75,7 +76,7 @@ def test_help_and_mistakes_load_no_heavy_library():
 import sys
 from jaxft.cli import main
 heavy = {"jax", "jaxlib", "flax", "transformers", "datasets", "torch", "numpy", "grain"}
-for words in (["--help"], ["train", "--help"], ["export", "-h"], ["train", "nowhere.yaml"]):
+for words in (["--help"], ["train", "--help"], ["inspect", "-h"], ["train", "nowhere.yaml"]):
     try:
         main(words)
     except SystemExit:
@@ -99,6 +100,7 @@ def test_version_is_the_packages(capsys):
         (["tarin"], "Did you mean 'train'?"),
         (["train", "--tempo"], "No such option: --tempo"),
         (["generate", "--adapter", "x"], "Missing option '--prompt'"),
+        (["inspect", "--revision", "x"], "Missing argument 'MODEL'"),
         (["export", "--adapter", "x"], "Missing option '--output'"),
         (["export", "--output", "x", "--format", "gguf"], "'gguf' is not one of"),
         (["export", "--output", "x", "--dtype", "float16"], "'float16' is not one of"),

@@ -192,3 +192,44 @@ def test_a_terminal_without_colour_gets_none():
     assert "\x1b[33m" in coloured
     plain = on_terminal("from jaxft import console; console.warning('x')", NO_COLOR="1")
     assert plain == "warning: x\r\n"
+
+
+def test_facts_on_a_pipe_are_a_line_each(capsys):
+    console.facts("Model [x]", [("found", "word " * 50), ("", ":smile:")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].strip() == "Model [x]"
+    assert lines[1].split() == ["found", *["word"] * 50]
+    assert lines[2].index(":smile:") == lines[1].index("word")
+    assert lines[3:] == [""]
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "written"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1 kB"),
+        (98_412_345, "98.4 MB"),
+        (999_499_999, "999 MB"),
+        (999_500_000, "1 GB"),
+        (1_076_120_064, "1.08 GB"),
+        (5 * 10**15, "5e+03 TB"),
+    ],
+)
+def test_a_size_is_written_with_three_digits(num_bytes, written):
+    assert str(console.Size(num_bytes)) == written
+
+
+def test_sizes_and_shares_in_a_table_are_numbers_to_the_right(capsys):
+    console.table(
+        "t",
+        ["size", "part"],
+        [[console.Size(5), console.Share(0.0034)], [console.Size(123_456), console.Share(1.0)]],
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[4:6]] == [
+        ["5", "B", "0.34", "%"],
+        ["123", "kB", "100", "%"],
+    ]
+    assert lines[4].rstrip().endswith("%")
+    assert lines[4].index("B ") == lines[5].index("kB") + 1

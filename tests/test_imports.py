@@ -27,7 +27,7 @@ ROWS = (
     ("data",),
     ("generation",),
     ("training",),
-    ("generate", "export", "plan", "sweep"),
+    ("generate", "export", "inspection", "plan", "sweep"),
     ("api",),
     ("cli",),
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxft.errors import WeightsError
-from jaxft.weights import flax_msgpack, safetensors, torch_pickle
+from jaxft.weights import flax_msgpack, safetensors, shards, torch_pickle
 from jaxft.weights.checkpoint import Checkpoint
 
 
@@ -19,11 +19,13 @@ class _Format(NamedTuple):
     """A format: its files, and how to open a folder of them.
 
     Attributes:
+        name: As people call it.
         marks: The file of which one must be there: all the weights, or an index.
         shards: A pattern of the files that the index names.
         open: Opens a folder, reading headers only.
     """
 
+    name: str
     marks: tuple[str, str]
     shards: str
     open: Callable[[Path], Checkpoint]
@@ -32,16 +34,19 @@ class _Format(NamedTuple):
 # In order of preference. Safetensors needs no conversion and no trust; a pickle comes last.
 _FORMATS = (
     _Format(
+        "safetensors",
         (safetensors.SINGLE, safetensors.INDEX),
         "model-*.safetensors",
         safetensors.open_safetensors,
     ),
     _Format(
+        "Flax msgpack",
         (flax_msgpack.SINGLE, flax_msgpack.INDEX),
         "flax_model-*.msgpack",
         flax_msgpack.open_flax,
     ),
     _Format(
+        "PyTorch pickle",
         (torch_pickle.SINGLE, torch_pickle.INDEX),
         "pytorch_model-*.bin",
         torch_pickle.open_torch,
@@ -58,11 +63,30 @@ def open_folder(folder: Path) -> Checkpoint:
     Raises:
         WeightsError: There are none that can be read, or they are damaged.
     """
-    chosen = _find(folder)
-    if chosen is None:
-        marks = " or ".join(mark for each in _FORMATS for mark in each.marks)
-        raise WeightsError(f"{folder}: {lack(folder)}.", f"Expected {marks} in the folder.")
-    return chosen.open(folder)
+    return _chosen(folder).open(folder)
+
+
+class WeightFiles(NamedTuple):
+    """The files that weights are read from.
+
+    Attributes:
+        format: Its name, as people call it.
+        files: One, or the shards.
+    """
+
+    format: str
+    files: tuple[Path, ...]
+
+
+def weight_files(folder: Path) -> WeightFiles:
+    """Return the files that `open_folder` reads.
+
+    Raises:
+        WeightsError: There are none that can be read, or the index of the shards is damaged.
+    """
+    chosen = _chosen(folder)
+    single, index = (folder / mark for mark in chosen.marks)
+    return WeightFiles(chosen.name, (single,) if single.exists() else shards.listed(index))
 
 
 def lack(folder: Path) -> str:
@@ -83,6 +107,15 @@ def wanted_files(offered: Collection[str]) -> list[str]:
         if any(mark in offered for mark in each.marks):
             return [*each.marks, each.shards]
     return []
+
+
+def _chosen(folder: Path) -> _Format:
+    """Return the format that is read, or raise for a folder that has none."""
+    chosen = _find(folder)
+    if chosen is None:
+        marks = " or ".join(mark for each in _FORMATS for mark in each.marks)
+        raise WeightsError(f"{folder}: {lack(folder)}.", f"Expected {marks} in the folder.")
+    return chosen
 
 
 def _find(folder: Path) -> _Format | None:

@@ -59,6 +59,15 @@ def join(
     return joined
 
 
+def listed(index: Path) -> tuple[Path, ...]:
+    """Return the shards that an index names.
+
+    Raises:
+        WeightsError: The index is missing or damaged.
+    """
+    return tuple(index.parent / shard for shard in dict.fromkeys(_read_index(index).values()))
+
+
 def _read_index(index: Path) -> dict[str, str]:
     """Read which shard holds each tensor."""
     try:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from jaxft.errors import WeightsError
 from jaxft.weights import formats, gguf, hub, tokenizer, wheel
 from jaxft.weights.checkpoint import Checkpoint
+from jaxft.weights.formats import WeightFiles
 from jaxft.weights.hub import NotHereError
 
 if TYPE_CHECKING:
@@ -69,6 +70,26 @@ class Source:
             UnsupportedModelError: A GGUF that is not handled.
         """
         return formats.open_folder(self.folder) if self.gguf is None else gguf.open_gguf(self.gguf)
+
+    def weight_files(self) -> WeightFiles:
+        """Return the format of the weights and the files that hold them.
+
+        Raises:
+            WeightsError: The index of the shards is missing or damaged.
+        """
+        if self.gguf is None:
+            return formats.weight_files(self.folder)
+        return WeightFiles("GGUF", (self.gguf,))
+
+    def has_chat_template(self) -> bool:
+        """Say whether its tokenizer has a chat template, without loading the tokenizer.
+
+        Raises:
+            WeightsError: The tokenizer's configuration is damaged.
+        """
+        if self.gguf is None:
+            return tokenizer.has_template_folder(self.folder)
+        return tokenizer.has_template_gguf(self.gguf)
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """Load the tokenizer, with its chat template where the model has one.

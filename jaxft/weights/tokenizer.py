@@ -7,6 +7,7 @@ encode as single ids, with the model's chat template, whichever the source.
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,6 +100,35 @@ def load_gguf(path: Path) -> PreTrainedTokenizerFast:
     )
     fast.chat_template = metadata.get("tokenizer.chat_template")
     return fast
+
+
+def has_template_folder(folder: Path) -> bool:
+    """Say whether the tokenizer of a model folder has a chat template, without loading it.
+
+    Raises:
+        WeightsError: Its tokenizer_config.json is damaged.
+
+    Source: transformers `tokenization_utils_base.py: CHAT_TEMPLATE_FILE`.
+    """
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return False
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: cannot be read ({error}).", "Copy it anew.") from error
+    return isinstance(config, dict) and bool(config.get("chat_template"))
+
+
+def has_template_gguf(path: Path) -> bool:
+    """Say whether a GGUF file has a chat template.
+
+    Raises:
+        WeightsError: The file is missing or damaged.
+    """
+    return bool(gguf_file.read_gguf(path).metadata.get("tokenizer.chat_template"))
 
 
 def _import_transformers() -> Any:

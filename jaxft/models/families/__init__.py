@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.errors import UnsupportedModelError, nearest
-from jaxft.models.families import gpt2, llama, opt
+from jaxft.models.families import gpt2, llama, opt, quantised
 from jaxft.models.families.family import Family
 
 FAMILIES: tuple[Family, ...] = (llama.LLAMA, llama.MISTRAL, opt.OPT, gpt2.GPT2)
@@ -14,8 +14,9 @@ def family_of(config: Mapping[str, Any]) -> Family:
     """Return the family that a config.json belongs to, by its `model_type`.
 
     Raises:
-        UnsupportedModelError: If no family here has that name.
+        UnsupportedModelError: If no family here has that name, or its weights are quantised.
     """
+    quantised.refuse_quantised(config)
     model_type = config.get("model_type")
     by_name = {family.model_type: family for family in FAMILIES}
     if model_type not in by_name:
