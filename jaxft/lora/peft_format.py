@@ -111,7 +111,7 @@ def from_tensors(
         for slot in slots:
             leaf = leaves[slot.path]
             target = leaf if slot.index is None else leaf[slot.index]
-            columns = slot.columns or slice(None)
+            columns = slice(*(slot.columns or (None,)))
             target[..., columns] = layout.oriented(layout.cut(tensors[name], slot), slot)
     return trees.unflatten(leaves)
 

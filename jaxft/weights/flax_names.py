@@ -2,7 +2,7 @@
 
 Separate because reading, writing and the tests of both rest on one rule: a path joined by dots is
 the torch name, `kernel`, `scale` and `embedding` are its `weight`, and a kernel is the transpose
-of it. The invariant: for every family in `_FAMILIES`, `torch_name` inverts `flax_paths`.
+of it. The invariant: for every family in `FAMILIES`, `torch_name` inverts `flax_paths`.
 
 The rule has no exception for GPT-2: its kernels are (out, in), unlike every other family's, and
 the weights of torch's Conv1D (in, out), unlike those of every other linear.
@@ -39,7 +39,7 @@ _TOKENS = frozenset({"embed_tokens"})
 _GPT = frozenset({"wte", "wpe"})
 
 # Every causal language model that transformers had in Flax.
-_FAMILIES = {
+FAMILIES = {
     "bloom": _Family("scale", frozenset({"word_embeddings"}), False),
     "gemma": _Family("weight", _TOKENS, False),
     "gpt2": _Family("scale", _GPT, False),
@@ -80,12 +80,12 @@ def flax_paths(infos: Mapping[str, TensorInfo], model_type: str) -> dict[str, st
     Raises:
         UnsupportedModelError: The family had no Flax class.
     """
-    if model_type not in _FAMILIES:
+    if model_type not in FAMILIES:
         raise UnsupportedModelError(
             f"transformers never had {model_type} in Flax.",
-            f"Expected one of {', '.join(_FAMILIES)}; export it as merged safetensors instead.",
+            f"Expected one of {', '.join(FAMILIES)}; export it as merged safetensors instead.",
         )
-    family = _FAMILIES[model_type]
+    family = FAMILIES[model_type]
     paths = {_flax_path(name, len(info.shape), family): name for name, info in infos.items()}
     if family.has_own_head and _HEAD not in infos and _EMBEDDING in infos:
         paths[_flax_path(_HEAD, 2, family)] = _EMBEDDING

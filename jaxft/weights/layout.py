@@ -34,7 +34,7 @@ def join(leaves: Mapping[str, Any], slots: tuple[Slot, ...]) -> np.ndarray:
     for slot in slots:
         leaf = leaves[slot.path]
         part = np.asarray(leaf if slot.index is None else leaf[slot.index])
-        parts.append(part if slot.columns is None else part[..., slot.columns])
+        parts.append(part if slot.columns is None else part[..., slice(*slot.columns)])
     return fuse(parts, slots)
 
 

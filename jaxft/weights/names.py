@@ -46,14 +46,15 @@ class Slot:
         index: Which slice of the stacked leaf, or `None` for the whole leaf.
         transposed: Whether theirs is the transpose of ours.
         outputs: Which of the tensor's outputs belong here; `None` for all.
-        columns: Which of the leaf's columns they are; `None` for all.
+        columns: Which of the leaf's columns they are, from the first to before the second; `None`
+            for all.
     """
 
     path: str
     index: int | None
     transposed: bool
     outputs: Outputs | None
-    columns: slice | None
+    columns: tuple[int, int] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Module:
     path: str
     layer: int | None
     dims: tuple[int, int]
-    parts: tuple[tuple[Outputs | None, slice | None], ...]
+    parts: tuple[tuple[Outputs | None, tuple[int, int] | None], ...]
 
 
 def slots(family: Family, network: Network) -> dict[str, tuple[Slot, ...]]:
@@ -233,11 +234,13 @@ def linear_modules(family: Family, spec: ModelSpec) -> list[Module]:
 _WHOLE = ((None, None),)
 
 
-def _parts(widths: Sequence[int], groups: int) -> tuple[tuple[Outputs | None, slice | None], ...]:
+def _parts(
+    widths: Sequence[int], groups: int
+) -> tuple[tuple[Outputs | None, tuple[int, int] | None], ...]:
     if len(widths) == 1:
         return _WHOLE
     ends = list(itertools.accumulate(widths))
-    columns = [slice(*span) for span in zip([0, *ends[:-1]], ends, strict=True)]
+    columns = zip([0, *ends[:-1]], ends, strict=True)
     return tuple(zip(side_by_side(widths, groups), columns, strict=True))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cases
 import jax
 import numpy as np
 import peft
@@ -40,6 +41,11 @@ IGNORED_WARNINGS = [
 
 # Fields of `LoraConfig`, which has PEFT's names: what of a model is trained.
 Choice = Mapping[str, Any]
+
+EVERY_FAMILY: dict[str, tuple[str, Choice]] = {
+    f"all-linear-{family}": (case, {"target_modules": "all-linear"})
+    for family, case in cases.FIRST.items()
+}
 
 
 class Adapted(NamedTuple):

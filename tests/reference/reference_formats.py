@@ -13,9 +13,15 @@ from pathlib import Path
 import torch
 from reference_models import TinyModel
 
-from jaxft.weights import flax_msgpack, safetensors, torch_pickle
+from jaxft.weights import flax_msgpack, flax_names, safetensors, torch_pickle
 
 FORMATS = ("safetensors", "msgpack", ".bin", ".bin, legacy")
+
+
+def formats_of(model: TinyModel) -> tuple[str, ...]:
+    """Return the formats that a family's models come in."""
+    kinds = [kind for kind in FORMATS if kind != "msgpack"]
+    return FORMATS if model.family.model_type in flax_names.FAMILIES else tuple(kinds)
 
 
 def write(model: TinyModel, kind: str, folder: Path) -> None:

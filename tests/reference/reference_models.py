@@ -1,9 +1,8 @@
 """Tiny random models, made by transformers and opened by jaxft: what every comparison starts from.
 
-A case is one line of `CASES`: a config class and what sets it apart from the common shape, so a
-further family, or a further feature of one, is a further line. Weights are drawn at a standard
-deviation of 0.5, biases too, norm scales around 1: at transformers' own 0.02 a tiny model
-hides a wrong feature, because attention is then nearly uniform.
+Which models, the package `cases` says. Weights are drawn at a standard deviation of 0.5, biases
+too, norm scales around 1: at transformers' own 0.02 a tiny model hides a wrong feature, because
+attention is then nearly uniform.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
+from cases import CASES, COMMON
 from jax.sharding import Mesh
 
 from jaxft import tree as trees
@@ -30,7 +29,6 @@ STD = 0.5
 # up to 1e-4 of their norm, and so does torch's own rounding.
 CALM_STD = 0.2
 SHARD_BYTES = 40_000  # a few tensors a file, in the sharded variant
-WINDOW = 11  # tokens; a third of the shortest row
 
 VOCAB_SIZE = 112
 TOKENS = {
@@ -38,98 +36,6 @@ TOKENS = {
     "bos_token_id": None,
     "eos_token_id": None,
     "pad_token_id": None,
-}
-# All sizes differ, so that no dimension can stand in for another: heads x head_dim is the width.
-GROUPED = {
-    "hidden_size": 64,
-    "intermediate_size": 88,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "rms_norm_eps": 1e-2,  # large enough that a norm without it is another norm
-    "tie_word_embeddings": False,
-}
-LINEAR = {"rope_type": "linear", "rope_theta": 500.0, "factor": 3.0}
-# Head width 16 gives wavelengths 6, 20, 63, 199, ...: with these factors the first is left alone,
-# the next two are interpolated and the others are stretched, all within a row's length.
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10_000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-YARN = {
-    "rope_type": "yarn",
-    "rope_theta": 10_000.0,
-    "factor": 8.0,
-    "beta_fast": 4.0,
-    "beta_slow": 1.0,
-    "original_max_position_embeddings": 64,
-    "truncate": False,
-}
-# Two of the rows drawn are longer than the length that the model began with, two are not.
-LONG = {
-    "rope_type": "longrope",
-    "rope_theta": 10_000.0,
-    "short_factor": [1.0 + n / 8 for n in range(8)],
-    "long_factor": [2.0 + n for n in range(8)],
-    "original_max_position_embeddings": 40,
-}
-
-LLAMA, MISTRAL = transformers.LlamaConfig, transformers.MistralConfig
-OPT, GPT2 = transformers.OPTConfig, transformers.GPT2Config
-COMMON: dict[type[transformers.PreTrainedConfig], dict[str, Any]] = {
-    LLAMA: GROUPED,
-    MISTRAL: GROUPED,
-    OPT: {
-        "hidden_size": 64,
-        "word_embed_proj_dim": 64,
-        "ffn_dim": 88,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 96,
-    },
-    GPT2: {
-        "n_embd": 64,
-        "n_head": 4,
-        "n_layer": 3,
-        "n_positions": 96,
-        "layer_norm_epsilon": 1e-2,
-    },
-}
-# The embedding of the 350m model is narrower than its layers.
-OPT_350M = {"do_layer_norm_before": False, "word_embed_proj_dim": 40}
-
-CASES: dict[str, tuple[type[transformers.PreTrainedConfig], dict[str, Any]]] = {
-    "llama": (LLAMA, {}),
-    "llama-tied": (LLAMA, {"tie_word_embeddings": True}),
-    "llama-attention-bias-gelu": (LLAMA, {"attention_bias": True, "hidden_act": "gelu"}),
-    "llama-mlp-bias-gelu-tanh": (LLAMA, {"mlp_bias": True, "hidden_act": "gelu_pytorch_tanh"}),
-    "llama-ungrouped-relu": (LLAMA, {"num_key_value_heads": 4, "hidden_act": "relu"}),
-    "llama-one-kv-head-wide": (LLAMA, {"num_key_value_heads": 1, "head_dim": 24}),
-    "llama-rope-linear": (LLAMA, {"rope_parameters": LINEAR}),
-    "llama-rope-llama3": (LLAMA, {"rope_parameters": LLAMA3}),
-    "llama-rope-yarn": (LLAMA, {"rope_parameters": YARN}),
-    "llama-rope-long": (LLAMA, {"rope_parameters": LONG}),
-    "mistral-window": (MISTRAL, {"sliding_window": WINDOW, "head_dim": 16}),
-    "mistral-no-window": (MISTRAL, {"sliding_window": None, "head_dim": 16}),
-    "opt": (OPT, {}),
-    "opt-350m": (OPT, OPT_350M),
-    "opt-350m-smooth": (OPT, OPT_350M | {"activation_function": "gelu"}),
-    "opt-smooth": (OPT, {"activation_function": "gelu"}),
-    "opt-no-bias-untied-gelu": (
-        OPT,
-        {"enable_bias": False, "tie_word_embeddings": False, "activation_function": "gelu"},
-    ),
-    "opt-no-final-norm": (OPT, {"_remove_final_layer_norm": True}),
-    "gpt2": (GPT2, {}),
-    "gpt2-untied-inner-relu": (
-        GPT2,
-        {"tie_word_embeddings": False, "n_inner": 88, "activation_function": "relu"},
-    ),
 }
 
 

@@ -52,8 +52,7 @@ CHOICES: dict[str, tuple[str, Choice]] = {
     "full-name": ("llama", {"target_modules": ["model.layers.1.self_attn.o_proj", "k_proj"]}),
     "regex": ("llama-tied", {"target_modules": r".*layers\.[02]\.mlp\.(up|down)_proj"}),
     "all-linear": ("mistral-window", {"target_modules": "all-linear"}),
-    "all-linear-opt": ("opt-350m", {"target_modules": "all-linear"}),
-    "all-linear-gpt2": ("gpt2", {"target_modules": "all-linear"}),
+    "all-linear-350m": ("opt-350m", {"target_modules": "all-linear"}),
     "head": ("llama", {"target_modules": ["q_proj", "lm_head"]}),
     "tied-head": ("llama-tied", {"target_modules": ["lm_head", "v_proj"]}),
     "bias-all": ("opt", {"bias": "all"}),
@@ -67,6 +66,7 @@ CHOICES: dict[str, tuple[str, Choice]] = {
     "saved-tied-embedding-gpt2": ("gpt2", {"modules_to_save": ["wte"]}),
     "saved-various": ("opt", VARIOUS),
     "saved-in-one-layer": ("opt", ONE_LAYER),
+    **reference_adapters.EVERY_FAMILY,
 }
 
 

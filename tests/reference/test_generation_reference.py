@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import cases
 import numpy as np
 import pytest
 
@@ -12,8 +13,9 @@ pytest.importorskip("torch")
 import reference_runs
 import reference_texts
 import torch
+from cases.shapes import WINDOW
 from jax.sharding import Mesh
-from reference_models import WINDOW, TinyModel
+from reference_models import TinyModel
 
 pytestmark = pytest.mark.reference
 
@@ -26,6 +28,7 @@ CASES = {
     "opt-350m": {"std": 0.08},
     "opt-no-bias-untied-gelu": {"std": 0.2},
     "gpt2-untied-inner-relu": {},
+    **{name: {} for name in cases.FIRST.values() if name not in ("opt-smooth", "gpt2")},
 }
 
 

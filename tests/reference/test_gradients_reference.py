@@ -38,7 +38,8 @@ ROUNDING = 1e-6  # of the largest gradient
 
 CHOICES: dict[str, tuple[str, Choice]] = {
     "all-linear": ("llama-rope-llama3", {"target_modules": "all-linear"}),
-    "all-linear-opt": ("opt-350m-smooth", {"target_modules": "all-linear"}),
+    "all-linear-350m": ("opt-350m-smooth", {"target_modules": "all-linear"}),
+    **reference_adapters.EVERY_FAMILY,
     "regex": ("mistral-window", {"target_modules": r".*layers\.[02]\..*(q|k|down)_proj"}),
     "tied-head": ("llama-tied", {"target_modules": ["lm_head", "v_proj"]}),
     "fused": ("gpt2", {"target_modules": ["c_attn", "c_proj"]}),

@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+import cases
 import jax
 import jax.numpy as jnp
 import reference_models
@@ -35,7 +36,7 @@ def text(request: pytest.FixtureRequest) -> reference_texts.Text:
     return reference_texts.draw(lengths, side, reference_models.VOCAB_SIZE, seed=7)
 
 
-@pytest.mark.parametrize("name", reference_models.CASES)
+@pytest.mark.parametrize("name", cases.CASES)
 def test_logits_equal_transformers(
     name: str,
     text: reference_texts.Text,
@@ -54,9 +55,7 @@ def test_logits_equal_transformers(
     assert distance < TOLERANCE
 
 
-@pytest.mark.parametrize(
-    "name", ["llama-tied", "llama-attention-bias-gelu", "mistral-window", "opt-350m", "gpt2"]
-)
+@pytest.mark.parametrize("name", ["llama-tied", "opt-350m", *cases.FIRST.values()])
 def test_logits_equal_transformers_on_four_devices(
     name: str,
     tiny_model: Callable[..., TinyModel],
@@ -84,7 +83,7 @@ def test_a_sharded_checkpoint_loads_bit_equal_to_a_single_file(
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-@pytest.fixture(scope="module", params=["llama", "opt", "gpt2"])
+@pytest.fixture(scope="module", params=cases.FIRST.values())
 def narrow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """A model stored in bfloat16; torch's is the same rounded weights computed in float32."""
     folder = tmp_path_factory.mktemp("narrow")

@@ -97,9 +97,9 @@ class _Scaling:
         factor = self._factor(original)
         magnitude = found.get("attention_factor")
         if magnitude is None:
-            scales = [found.get("mscale"), found.get("mscale_all_dim")]
-            if all(scales):
-                magnitude = _yarn_magnitude(factor, scales[0]) / _yarn_magnitude(factor, scales[1])
+            scale, divisor = found.get("mscale"), found.get("mscale_all_dim")
+            if scale and divisor:
+                magnitude = _yarn_magnitude(factor, scale) / _yarn_magnitude(factor, divisor)
             else:
                 magnitude = _yarn_magnitude(factor, 1.0)
         return YarnScaling(
@@ -113,9 +113,9 @@ class _Scaling:
 
     def _long(self) -> LongScaling:
         original = self._original_length()
-        factor, magnitude = self._factor(original), self._found.get("attention_factor")
+        magnitude = self._found.get("attention_factor")
         if magnitude is None:
-            grown = math.log(max(factor, 1.0)) / math.log(original)
+            grown = math.log(max(self._factor(original), 1.0)) / math.log(original)
             magnitude = math.sqrt(1 + grown)
         short, long = (tuple(map(float, self._required(f"{n}_factor"))) for n in ("short", "long"))
         return LongScaling(short, long, original, float(magnitude))

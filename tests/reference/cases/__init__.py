@@ -1,0 +1,21 @@
+"""The tiny models of every family: a case is a config class, and what sets it apart.
+
+A module a group of families, and in it a line a case, so a further family, or a further feature of
+one, is a further line. The first case of a family stands for it where one is enough: in training,
+generation and export: its activation is smooth, because where a ReLU's input is 0 but for rounding,
+rounding decides whether a gradient passes.
+"""
+
+from __future__ import annotations
+
+from cases import gpt, llama
+from cases.shapes import Cases, Common
+
+_GROUPS = (llama, gpt)
+
+COMMON: Common = {config: shape for group in _GROUPS for config, shape in group.COMMON.items()}
+CASES: Cases = {name: case for group in _GROUPS for name, case in group.CASES.items()}
+# The first case of each family, by its model_type.
+FIRST: dict[str, str] = {}
+for _name, (_config, _) in CASES.items():
+    FIRST.setdefault(_config.model_type, _name)
