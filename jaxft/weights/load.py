@@ -2,18 +2,17 @@
 
 Every tensor is consumed exactly once or ignored by name, and every leaf is filled exactly once;
 all violations are found from the headers, before anything is read. A layer's tensor is written
-into its slice of the stacked leaf as it is read, so the host holds about one tensor at a time.
+into its slice of the stacked leaf as it is read, so beside the leaves the host holds one tensor.
 """
 
-import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from jaxft import tree as trees
 from jaxft.errors import WeightsError
@@ -21,7 +20,7 @@ from jaxft.models.bind import abstract_tree
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network
 from jaxft.parallel import rules
-from jaxft.weights import layout, names
+from jaxft.weights import filling, layout, names
 from jaxft.weights.checkpoint import Checkpoint
 
 _SHOWN = 5  # names listed of each kind of mismatch
@@ -63,39 +62,19 @@ def load_base(
         if not _ADAPTER_LEAF.fullmatch(path)
     }
     placed = trees.flatten(rules.shardings(trees.unflatten(leaves), mesh))
-    filled: dict[str, jax.Array] = {}
+    filled = {path: filling.begin(leaf, placed[path]) for path, leaf in leaves.items()}
     for name, slots in table.items():
-        tensor = checkpoint.read(name)
-        for slot in slots:
-            if slot.path not in filled:
-                leaf = leaves[slot.path]
-                filled[slot.path] = jnp.zeros(leaf.shape, leaf.dtype, device=placed[slot.path])
-            part = layout.cut(tensor, slot)
-            filled[slot.path] = _write(
-                filled[slot.path],
-                jax.device_put(part, _part_sharding(slot, placed[slot.path])),
-                np.int32(slot.index or 0),
-                transposed=slot.transposed,
-                stacked=slot.index is not None,
-            )
-        progress(tensor.nbytes)
-    return trees.unflatten(filled)
+        progress(_fill(filled, slots, checkpoint.read(name)))
+    return trees.unflatten({path: leaf.finish() for path, leaf in filled.items()})
 
 
-def _part_sharding(slot: names.Slot, leaf: NamedSharding) -> NamedSharding:
-    """Return the sharding of one slice as the file has it, so that each device gets its part."""
-    axes = list(leaf.spec) if slot.index is None else list(leaf.spec)[1:]
-    if slot.transposed:
-        axes = [*axes, None, None][:2][::-1]
-    return NamedSharding(leaf.mesh, PartitionSpec(*axes))
-
-
-@functools.partial(jax.jit, static_argnames=("transposed", "stacked"), donate_argnums=0)
-def _write(
-    leaf: jax.Array, part: jax.Array, index: Any, *, transposed: bool, stacked: bool
-) -> jax.Array:
-    part = (part.T if transposed else part).astype(leaf.dtype)
-    return jax.lax.dynamic_update_index_in_dim(leaf, part, index, 0) if stacked else part
+def _fill(
+    filled: Mapping[str, filling.Filling], slots: tuple[names.Slot, ...], tensor: np.ndarray
+) -> int:
+    """Write a tensor into its slots; return its bytes, and keep nothing of it."""
+    for slot in slots:
+        filled[slot.path].write(layout.oriented(layout.cut(tensor, slot), slot), slot.index)
+    return tensor.nbytes
 
 
 def _check(

@@ -2,14 +2,17 @@
 
 Separate because it is one format of several. The invariant: all that can be wrong with headers,
 index and shards is found when the checkpoint is opened, before any tensor is read; afterwards a
-read holds one tensor and the pages it came from, never a whole file.
+read holds one tensor. The safetensors library checks headers; values are read without it, since
+it maps the file, and the pages of a tensor would be in memory beside its copy.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -43,23 +46,28 @@ _DTYPES = {
 _REFETCH = "Expected a complete safetensors file; download or copy it again."
 
 
+class StoredTensor(NamedTuple):
+    """A tensor, and the byte of its file at which it begins."""
+
+    info: TensorInfo
+    begin: int
+
+
 @dataclass(frozen=True)
 class SafetensorsCheckpoint:
     """A `Checkpoint` in safetensors files.
 
     Attributes:
         path: The single file, or the folder of the shards.
-        files: The file of each tensor.
-        tensors: Shape and dtype of each tensor.
+        tensors: The file of each tensor, and where in it the tensor lies.
     """
 
     path: Path
-    files: dict[str, Path]
-    tensors: dict[str, TensorInfo]
+    tensors: dict[str, tuple[Path, StoredTensor]]
 
     def infos(self) -> dict[str, TensorInfo]:
         """List the tensors under their names, in the files' order."""
-        return dict(self.tensors)
+        return {name: stored.info for name, (_, stored) in self.tensors.items()}
 
     def read(self, name: str) -> np.ndarray:
         """Read one tensor into memory of its own.
@@ -67,19 +75,20 @@ class SafetensorsCheckpoint:
         Raises:
             WeightsError: No such tensor, or its file changed or vanished since it was opened.
         """
-        if name not in self.files:
+        if name not in self.tensors:
             raise WeightsError(
                 f"{self.path}: there is no tensor {name}.",
                 "Expected the weights that config.json describes; check that both belong together.",
             )
-        file = self.files[name]
-        # Opened anew for each tensor: pages of a map that stays open pile up in the resident set
-        # until the whole file counts as memory.
+        file, (info, begin) = self.tensors[name]
+        num_values = math.prod(info.shape)
         try:
-            with safetensors.safe_open(file, framework="numpy") as opened:
-                return opened.get_tensor(name)
-        except (OSError, safetensors.SafetensorError) as error:
+            values = np.fromfile(file, info.dtype, num_values, offset=begin)
+        except OSError as error:
             raise WeightsError(f"{file}: cannot read {name} ({error}).", _REFETCH) from error
+        if values.size != num_values:
+            raise WeightsError(f"{file}: the file ends within {name}.", _REFETCH)
+        return values.reshape(info.shape)
 
 
 def open_safetensors(folder: Path) -> SafetensorsCheckpoint:
@@ -91,21 +100,16 @@ def open_safetensors(folder: Path) -> SafetensorsCheckpoint:
         WeightsError: A file is missing, truncated or damaged; a shard lacks a tensor that the
             index places in it; a tensor is in two shards or in none; a dtype is not handled.
     """
-    if (folder / SINGLE).exists():
-        tensors = read_header(folder / SINGLE)
+    single = folder / SINGLE
+    if single.exists():
         return SafetensorsCheckpoint(
-            folder / SINGLE, dict.fromkeys(tensors, folder / SINGLE), tensors
+            single, {name: (single, stored) for name, stored in read_header(single).items()}
         )
-    joined = shards.join(folder / INDEX, read_header)
-    return SafetensorsCheckpoint(
-        folder,
-        {name: file for name, (file, _) in joined.items()},
-        {name: info for name, (_, info) in joined.items()},
-    )
+    return SafetensorsCheckpoint(folder, shards.join(folder / INDEX, read_header))
 
 
-def read_header(file: Path) -> dict[str, TensorInfo]:
-    """Read names, shapes and dtypes from one file's header.
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """Read names, shapes, dtypes and places from one file's header.
 
     Raises:
         WeightsError: The file is missing, truncated, damaged, or holds a dtype not handled.
@@ -117,6 +121,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             described = {
                 name: (view.get_shape(), view.get_dtype()) for name, view in slices.items()
             }
+        begins = _begins(file)
     except FileNotFoundError as error:
         raise WeightsError(f"{file}: there is no such file.", _REFETCH) from error
     except (OSError, safetensors.SafetensorError) as error:
@@ -133,7 +138,20 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
                 f"Expected one of {', '.join(_DTYPES)}; use a checkpoint that is not quantised.",
             )
     return {
-        name: TensorInfo(tuple(shape), _DTYPES[dtype]) for name, (shape, dtype) in described.items()
+        name: StoredTensor(TensorInfo(tuple(shape), _DTYPES[dtype]), begins[name])
+        for name, (shape, dtype) in described.items()
+    }
+
+
+def _begins(file: Path) -> dict[str, int]:
+    """Find where each tensor begins, which the library does not tell, in a header it accepted."""
+    with file.open("rb") as opened:
+        header_bytes = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(header_bytes))
+    return {
+        name: 8 + header_bytes + entry["data_offsets"][0]
+        for name, entry in header.items()
+        if name != "__metadata__"
     }
 
 

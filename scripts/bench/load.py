@@ -37,6 +37,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--vocabulary", type=int, default=VOCAB_SIZE)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="to load float32 as"
+    )
     parser.add_argument("--only", choices=["jaxft", "transformers"])
     parser.add_argument("--worker", choices=["jaxft", "transformers"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -48,7 +51,7 @@ def main() -> None:
     args = parse()
     if args.worker:
         worker = load_with_jaxft if args.worker == "jaxft" else load_with_transformers
-        print(json.dumps(worker(args.folder)))
+        print(json.dumps(worker(args.folder, args.dtype)))
         return
     with tempfile.TemporaryDirectory() as temporary:
         folders = write_models(args, Path(temporary))
@@ -57,15 +60,16 @@ def main() -> None:
         contestants += [("transformers", kind) for kind in folders if kind != "msgpack"]
         contestants = [each for each in contestants if args.only in (None, each[0])]
         rounds = [
-            {(name, kind): measure(name, folders[kind]) for name, kind in contestants}
+            {(name, kind): measure(name, folders[kind], args.dtype) for name, kind in contestants}
             for _ in range(args.rounds)
         ]
         show(args, sum(file.stat().st_size for file in folders["safetensors"].iterdir()), rounds)
 
 
-def measure(name: str, folder: Path) -> dict[str, float]:
+def measure(name: str, folder: Path, dtype: str) -> dict[str, float]:
     """Run one process and return what it measured."""
     command = [sys.executable, __file__, "--worker", name, "--folder", str(folder)]
+    command += ["--dtype", dtype]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{name} failed on {folder.name}:\n{done.stderr}")
@@ -78,17 +82,18 @@ def show(
     size: int,
     rounds: list[dict[tuple[str, str], dict[str, float]]],
 ) -> None:
-    """Print the medians."""
+    """Print the medians; MB/s are of the file, the model is as large as it is once loaded."""
     from jaxft import console
 
+    model = size // 2 if args.dtype == "bfloat16" else size
     rows = []
     for name, kind in rounds[0]:
         seconds = statistics.median(one[name, kind]["seconds"] for one in rounds)
         peak = statistics.median(one[name, kind]["peak"] for one in rounds)
         rows.append([name, kind, f"{size / 1e6 / seconds:,.0f}", f"{seconds:.2f}"])
-        rows[-1] += [f"{peak / 1e6:,.0f}", f"{peak / size:.2f}"]
+        rows[-1] += [f"{peak / 1e6:,.0f}", f"{peak / model:.2f}"]
     title = (
-        f"Random OPT, float32, {size / 1e6:,.0f} MB, largest tensor "
+        f"Random OPT, {size / 1e6:,.0f} MB of float32 as {args.dtype}, largest tensor "
         f"{4e-6 * args.vocabulary * args.width:,.0f} MB, {args.rounds} rounds"
     )
     columns = ["", "format", "MB/s", "seconds", "peak, MB", "peak / model"]
@@ -139,7 +144,7 @@ def write_models(args: argparse.Namespace, folder: Path) -> dict[str, Path]:
     return folders
 
 
-def load_with_jaxft(folder: Path) -> dict[str, float]:
+def load_with_jaxft(folder: Path, dtype: str) -> dict[str, float]:
     """Load with jaxft, onto the CPU."""
     import jax
 
@@ -154,13 +159,13 @@ def load_with_jaxft(folder: Path) -> dict[str, float]:
     network = base_network(spec)
 
     def load() -> Any:
-        tree = base.load_base(found, family, network, dtype="float32", mesh=mesh)
+        tree = base.load_base(found, family, network, dtype=dtype, mesh=mesh)
         return jax.block_until_ready(tree)
 
     return measured(load)
 
 
-def load_with_transformers(folder: Path) -> dict[str, float]:
+def load_with_transformers(folder: Path, dtype: str) -> dict[str, float]:
     """Load with transformers."""
     import torch
     import transformers
@@ -171,7 +176,9 @@ def load_with_transformers(folder: Path) -> dict[str, float]:
     )
 
     def load() -> Any:
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype)
+        )
         # Tensors still lie in the mapped file: have them read, as the first step would.
         return model, [float(parameter.detach().sum()) for parameter in model.parameters()]
 

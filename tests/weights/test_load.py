@@ -19,7 +19,7 @@ from jaxft.models.families import gpt2, llama, opt
 from jaxft.models.network import base_network
 from jaxft.parallel import mesh as meshes
 from jaxft.parallel import rules
-from jaxft.weights import layout, load, names
+from jaxft.weights import filling, layout, load, names
 from jaxft.weights.checkpoint import Checkpoint, TensorInfo
 
 FULL = dataclasses.replace(
@@ -82,10 +82,29 @@ def assert_holds(tree, source, network, dtype="float32", family=llama.LLAMA):
             assert found.tobytes() == part.astype(dtype).tobytes(), (name, slot)
 
 
+def assert_lies_where_the_table_says(tree, mesh):
+    """Each device holds its slice of each leaf, and no more."""
+    placed = trees.flatten(rules.shardings(tree, mesh))
+    for path, leaf in trees.flatten(tree).items():
+        assert leaf.sharding.is_equivalent_to(placed[path], leaf.ndim), path
+        whole = np.asarray(leaf)
+        for shard in leaf.addressable_shards:
+            assert shard.data.shape == placed[path].shard_shape(leaf.shape)
+            np.testing.assert_array_equal(np.asarray(shard.data), whole[shard.index], path)
+
+
+@pytest.fixture(params=["memory of the host", "memory of their own"])
+def devices(request, monkeypatch):
+    """Take the CPU's devices for what they are, or for accelerators."""
+    is_host = request.param == "memory of the host"
+    monkeypatch.setattr(filling, "_is_host", lambda sharding: is_host)
+
+
 def test_the_fake_is_a_checkpoint():
     assert isinstance(Memory({}), Checkpoint)
 
 
+@pytest.mark.usefixtures("devices")
 @pytest.mark.parametrize("shape", [(1, 1, 1), (4, 1, 1), (1, 2, 2), (1, 4, 1)])
 def test_every_leaf_holds_its_tensors_and_lies_where_the_table_says(shape):
     mesh = meshes.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
@@ -94,11 +113,10 @@ def test_every_leaf_holds_its_tensors_and_lies_where_the_table_says(shape):
     assert trees.flatten(tree).keys() == trees.flatten(bind.abstract_tree(UNTIED)).keys()
     assert_holds(tree, source, UNTIED)
     assert sorted(source.reads) == sorted(source.tensors)
-    placed = trees.flatten(rules.shardings(tree, mesh))
-    for path, leaf in trees.flatten(tree).items():
-        assert leaf.sharding.is_equivalent_to(placed[path], leaf.ndim), path
+    assert_lies_where_the_table_says(tree, mesh)
 
 
+@pytest.mark.usefixtures("devices")
 @pytest.mark.parametrize(
     ("stored", "wanted"),
     [
@@ -118,6 +136,7 @@ def test_leaves_have_the_dtype_asked_for(stored, wanted):
 GPT2 = base_network(dataclasses.replace(tiny.LEARNED, num_kv_heads=2))
 
 
+@pytest.mark.usefixtures("devices")
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 2, 2)])
 @pytest.mark.parametrize(
     ("family", "network"),
@@ -131,9 +150,7 @@ def test_other_families_leaves_hold_their_tensors(family, network, shape):
     assert trees.flatten(tree).keys() == trees.flatten(bind.abstract_tree(network)).keys()
     assert_holds(tree, source, network, family=family)
     assert sorted(source.reads) == sorted(source.tensors)
-    placed = trees.flatten(rules.shardings(tree, mesh))
-    for path, leaf in trees.flatten(tree).items():
-        assert leaf.sharding.is_equivalent_to(placed[path], leaf.ndim), path
+    assert_lies_where_the_table_says(tree, mesh)
 
 
 SLOTS = st.sampled_from(
@@ -286,18 +303,3 @@ def test_an_untied_head_is_read_even_where_it_equals_the_embedding():
     source = checkpoint(UNTIED, **{"lm_head.weight": embedding})
     tree = loaded(source, UNTIED)
     np.testing.assert_array_equal(tree["head"]["kernel"], embedding.T)
-
-
-def test_no_leaf_is_ever_whole_on_one_device(monkeypatch):
-    mesh, write, shares = meshes.make_mesh(1, 4, 1), load._write, []
-
-    def watched(leaf, part, index, **options):
-        if part.ndim == 2:  # norms are small, and whole everywhere
-            for array in (leaf, part):
-                shares.append(array.addressable_shards[0].data.size / array.size)
-        return write(leaf, part, index, **options)
-
-    monkeypatch.setattr(load, "_write", watched)
-    network = base_network(tiny.with_windows([None]))
-    loaded(checkpoint(network), network, mesh=mesh)
-    assert shares == [0.25] * (2 * 8)  # the embedding and seven kernels

@@ -1,0 +1,117 @@
+"""A leaf of the tree while the tensors of a checkpoint are written into it, slice by slice.
+
+There are two kinds because the memory of a device is either the host's or its own. A CPU's is the
+host's: a leaf is filled where it stays, and JAX takes it over without a copy or a program to
+compile. An accelerator's is not: the leaf lies there from the start and slices are sent to it, so
+that the host never holds a whole stack. The invariant: each device gets its own part only, and
+nothing that was handed to JAX is written again.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+_ALIGNMENT = 64  # bytes; JAX copies what is aligned less (XLA's `MinAlign` of a CPU)
+_CACHE_LINE = 64  # bytes
+
+
+class OnHost:
+    """A leaf in the memory of the host, which is also that of the devices."""
+
+    def __init__(self, leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> None:
+        """Set memory aside, once for devices that have the same part."""
+        self._leaf = leaf
+        self._sharding = sharding
+        self._places = sharding.addressable_devices_indices_map(leaf.shape)
+        # Where in the leaf, and the memory; by the text of where, as slices are not hashable.
+        self._parts: dict[str, tuple[Any, np.ndarray]] = {}
+        for at in self._places.values():
+            if str(at) not in self._parts:
+                self._parts[str(at)] = at, _aligned(sharding.shard_shape(leaf.shape), leaf.dtype)
+
+    def write(self, part: np.ndarray, index: int | None) -> None:
+        """Copy each device's part of a slice to its place, cast to the leaf's dtype."""
+        for at, memory in self._parts.values():
+            _copy(part[at[-part.ndim :]], memory if index is None else memory[index])
+
+    def finish(self) -> jax.Array:
+        """Hand the memory to JAX, which does not copy it."""
+        arrays = [
+            jax.device_put(self._parts[str(at)][1], device) for device, at in self._places.items()
+        ]
+        self._parts = {}  # nobody writes there any more
+        return jax.make_array_from_single_device_arrays(self._leaf.shape, self._sharding, arrays)
+
+
+class OnDevices:
+    """A leaf in the memory of accelerators."""
+
+    def __init__(self, leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> None:
+        """Keep what it will be; a leaf that is no stack comes whole, when it is written."""
+        self._leaf = leaf
+        self._sharding = sharding
+        self._array: jax.Array | None = None
+
+    def write(self, part: np.ndarray, index: int | None) -> None:
+        """Send each device its part of a slice and wait: the host is to hold no second one."""
+        axes = self._sharding.spec if index is None else self._sharding.spec[1:]
+        placed = NamedSharding(self._sharding.mesh, PartitionSpec(*axes))
+        sent = jax.device_put(part.astype(self._leaf.dtype, copy=False), placed)
+        if index is not None:
+            if self._array is None:
+                self._array = jnp.zeros(self._leaf.shape, self._leaf.dtype, device=self._sharding)
+            sent = _write(self._array, sent, np.int32(index))
+        self._array = jax.block_until_ready(sent)
+
+    def finish(self) -> jax.Array:
+        """Return the array."""
+        assert self._array is not None, "a leaf has at least one slice"
+        return self._array
+
+
+Filling = OnHost | OnDevices
+
+
+def begin(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> Filling:
+    """Begin a leaf of which nothing is written yet."""
+    return (OnHost if _is_host(sharding) else OnDevices)(leaf, sharding)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _write(stack: jax.Array, part: jax.Array, index: Any) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(stack, part, index, 0)
+
+
+def _is_host(sharding: NamedSharding) -> bool:
+    devices: set[Any] = sharding.device_set
+    return all(device.platform == "cpu" for device in devices)
+
+
+def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Return memory that JAX takes over as it is, with nothing in it yet."""
+    num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.empty(num_bytes + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + num_bytes].view(dtype).reshape(shape)
+
+
+def _copy(part: np.ndarray, to: np.ndarray) -> None:
+    """Copy and cast, a transposed matrix by strips that fill whole cache lines.
+
+    NumPy alone would write every element of such a matrix to another line: four times slower.
+    """
+    if part.ndim < 2 or part.strides[0] >= part.strides[1]:
+        to[...] = part
+        return
+    width = _CACHE_LINE // to.itemsize
+    for start in range(0, part.shape[1], width):
+        strip = part[:, start : start + width]
+        # Cast first: numpy casts and transposes at once as slowly as without strips.
+        to[:, start : start + width] = strip.astype(to.dtype, copy=False)
