@@ -18,11 +18,11 @@ from jaxft import console
 from jaxft import tree as trees
 from jaxft.config import LoraConfig
 from jaxft.console import Share, Size
-from jaxft.lora import mask, targets
+from jaxft.lora import targets
 from jaxft.models.bind import abstract_tree
 from jaxft.models.families import quantised
 from jaxft.models.families.family import Family
-from jaxft.models.network import Network, base_network
+from jaxft.models.network import Network, base_network, is_adapter_leaf
 from jaxft.models.spec import ModelSpec
 from jaxft.weights import base, names, source
 from jaxft.weights.checkpoint import Checkpoint
@@ -202,7 +202,7 @@ def tunings(family: Family, spec: ModelSpec, rank: int) -> tuple[Tuning, ...]:
         lora = LoraConfig(r=rank, target_modules=chosen)
         network = targets.adapted_network(lora, family, spec)
         sizes, own = _sizes(network), network.trained_leaves()
-        trained = {path for path in sizes if path in own or mask.is_adapter_leaf(path)}
+        trained = {path for path in sizes if path in own or is_adapter_leaf(path)}
         num_trained = sum(sizes[path] for path in trained)
         found.append(Tuning(f"LoRA, {label}", num_trained, sum(sizes.values()) - num_trained))
     found.append(Tuning("full tuning", sum(_sizes(base_network(spec)).values()), 0))
@@ -220,7 +220,7 @@ def adaptable(family: Family, spec: ModelSpec, rank: int) -> tuple[Target, ...]:
     everywhere = LoraConfig(r=rank, target_modules=_EVERY_LINEAR)
     trained: Counter[str] = Counter()
     for path, size in _sizes(targets.adapted_network(everywhere, family, spec)).items():
-        if mask.is_adapter_leaf(path):
+        if is_adapter_leaf(path):
             trained[_BLOCK.sub("", path).rpartition("/")[0]] += size
     return tuple(
         Target(

@@ -195,7 +195,10 @@ def _linear(leaves: Mapping[str, Any], module: str, x: Any) -> Any:
 
 
 def _lora(leaves: Mapping[str, Any], module: str, x: Any) -> Any:
-    return tiny.SCALING * (x @ leaves[f"{module}/lora_a"].T @ leaves[f"{module}/lora_b"])
+    delta = x @ leaves[f"{module}/lora_a"].T @ leaves[f"{module}/lora_b"]
+    if f"{module}/lora_bias" in leaves:
+        delta = delta + leaves[f"{module}/lora_bias"][None, None, :]
+    return tiny.SCALING * delta
 
 
 def _mlp(spec: ModelSpec, leaves: Mapping[str, Any], x: Any, xp: Any) -> Any:

@@ -134,11 +134,6 @@ def test_an_empty_section_is_all_defaults(recipe):
     assert config.load_config(recipe, ["lora=", "mesh="]).lora == config.LoraConfig()
 
 
-def test_scaling_is_alpha_over_r():
-    assert config.LoraConfig(r=8, lora_alpha=16).scaling == 2.0
-    assert config.LoraConfig(r=16, lora_alpha=4).scaling == 0.25
-
-
 @pytest.mark.parametrize(
     ("options", "steps"),
     [
@@ -164,7 +159,7 @@ def test_the_quickstart_recipe_is_valid():
     loaded = config.load_config(REPO / "configs" / "quickstart.yaml")
     assert loaded.train.max_steps == 50
     assert loaded.train.learning_rate == 2e-3
-    assert loaded.lora.scaling == 2.0
+    assert (loaded.lora.r, loaded.lora.lora_alpha) == (8, 16)
 
 
 # Paths
@@ -419,8 +414,7 @@ def test_evaluation_without_rows_is_refused(recipe):
     ("override", "remedy"),
     [
         ("lora.use_dora=true", "or write `use_dora: false`."),
-        ("lora.init_lora_weights=pissa", "or write `init_lora_weights: true`."),
-        ("lora.rank_pattern={q: 4}", "or write `rank_pattern: {}`."),
+        ("lora.loftq_config={q: 4}", "or write `loftq_config: {}`."),
         ("lora.init_from=other", "or write `init_from: null`."),
         ("train.report_to=wandb", 'or write `report_to: "none"`.'),
         ("train.load_best_model_at_end=true", "or write `load_best_model_at_end: false`."),
@@ -437,6 +431,7 @@ def test_a_known_name_that_is_not_supported_says_so(recipe, override, remedy):
 @pytest.mark.parametrize(
     "override",
     [
+        "lora.init_lora_weights=pissa",
         "train.optim=adafactor",
         "train.lr_scheduler_type=polynomial",
         "train.save_strategy=best",

@@ -157,6 +157,7 @@ def adapted(
     modules: Sequence[str] = MODULES,
     layers: Sequence[int] | None = None,
     dropout: float = 0.0,
+    bias: bool = False,
     head: bool = False,
     outside: Sequence[str] = (),
     trained: Sequence[str] = (),
@@ -169,12 +170,13 @@ def adapted(
         modules: With adapters, in a layer.
         layers: Which have something that is trained.
         dropout: Of the adapters in layers.
+        bias: Whether adapters have one.
         head: Whether the head has an adapter.
         outside: Other modules outside the layers with adapters.
         trained: A layer's own leaves that are trained.
         outer_trained: The same outside the layers.
     """
-    adapter = Adapter(RANK, SCALING, dropout)
+    adapter = Adapter(RANK, SCALING, dropout, bias)
     chosen = range(len(spec.blocks)) if layers is None else layers
     per_layer = [
         Tuning(dict.fromkeys(modules, adapter), trained) if layer in chosen else FROZEN
@@ -206,7 +208,7 @@ def random_leaves(network: Network, seed: int = 0) -> trees.Tree:
         if name == "scale":
             start = 0 if network.spec.norm.scale == "offset" else 1
             return (start + 0.3 * values).astype(np.float32)
-        if name in ("bias", "lora_b"):
+        if name in ("bias", "lora_b", "lora_bias"):
             return (0.3 * values).astype(np.float32)
         is_table = path in ("embed/kernel", "positions/kernel")
         fan_in = leaf.shape[-1] if name == "lora_a" or is_table else leaf.shape[-2]

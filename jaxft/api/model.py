@@ -23,7 +23,7 @@ from jaxft.generation.sampling import Sampling
 from jaxft.lora import init, mask, peft_format, targets
 from jaxft.models import forward
 from jaxft.models.bind import abstract_tree
-from jaxft.models.network import Network, base_network
+from jaxft.models.network import Network, base_network, is_adapter_leaf
 from jaxft.parallel import mesh as meshes
 from jaxft.parallel import rules
 from jaxft.weights import base, source
@@ -253,12 +253,14 @@ class PeftModel(CausalLM):
         """Draw the adapter from a seed, unless it was read from a folder or trained."""
         self._seed = seed
         if self._start is None and self._tree is not None and self._mesh is not None:
-            adapters = trees.map_with_path(lambda path, _: mask.is_adapter_leaf(path), self._tree)
+            adapters = trees.map_with_path(lambda path, _: is_adapter_leaf(path), self._tree)
             own = trees.partition(self._tree, adapters)[1]
             self._tree = trees.combine(own, self._drawn(self._mesh))
 
     def _drawn(self, mesh: Mesh) -> trees.Tree:
-        return init.init_adapters(self.network, seed=self._seed, mesh=mesh)
+        return init.init_adapters(
+            self.network, kind=self.lora.init_lora_weights, seed=self._seed, mesh=mesh
+        )
 
     def trained_leaves(self) -> trees.Tree:
         """Return the leaves that are trained, adapters and others."""

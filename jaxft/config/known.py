@@ -43,8 +43,6 @@ MODEL: Mapping[str, Known] = {
 LORA: Mapping[str, Known] = {
     **_off(
         "init_from",
-        "layers_to_transform",
-        "layers_pattern",
         "trainable_token_indices",
         "eva_config",
         "corda_config",
@@ -62,12 +60,11 @@ LORA: Mapping[str, Known] = {
         "runtime_config",
         values=(None,),
     ),
-    **_off("use_rslora", "use_dora", "use_qalora", "lora_bias", "ensure_weight_tying"),
-    **_off("exclude_modules", "target_parameters", values=(None, [])),
-    **_off("rank_pattern", "alpha_pattern", "loftq_config", values=(None, {})),
+    **_off("use_dora", "use_qalora", "ensure_weight_tying"),
+    **_off("target_parameters", values=(None, [])),
+    **_off("loftq_config", values=(None, {})),
     # How a kernel is stored is the model's affair, not the user's.
     "fan_in_fan_out": Known((None, False, True)),
-    "init_lora_weights": Known((True,)),
     "task_type": Known((None, "CAUSAL_LM")),
     "peft_type": Known((None, "LORA")),
     "inference_mode": Known((None, False)),
@@ -206,6 +203,9 @@ VALUES: Mapping[str, frozenset[str]] = {
             "warmup_stable_decay",
             "greedy",
         ]
+    ),
+    "init_lora_weights": frozenset(
+        ["corda", "eva", "loftq", "lora_ga", "mica", "olora", "pissa", "pissa_niter_16"]
     ),
     "optim": frozenset(
         [

@@ -20,6 +20,7 @@ from jaxft.config import known
 
 FilePath = Annotated[Path, Field(strict=False)]
 PositiveInt = Annotated[int, Field(ge=1)]
+LayerIndex = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 # One update under three names: torch's plain and fused implementations of AdamW are a matter
 # of speed there, and have no counterpart here.
@@ -88,20 +89,59 @@ class LoraConfig(Section):
     """Rank of the update."""
     lora_alpha: PositiveInt = 8
     """Numerator of the scaling, `lora_alpha / r`."""
+    use_rslora: bool = False
+    """Scale by `lora_alpha / sqrt(r)` instead."""
+    rank_pattern: dict[str, PositiveInt] = {}
+    """Other ranks by module: endings of names, or regular expressions for them."""
+    alpha_pattern: dict[str, PositiveInt] = {}
+    """Other alphas by module, in the same way."""
     lora_dropout: Fraction = 0.0
     """Share of the adapter's inputs that is dropped while training."""
     target_modules: Annotated[list[str], Field(min_length=1)] | str | None = None
     """Which linear modules get an adapter: a list of name endings, one regular expression for the
     whole name, `all-linear`, or null for PEFT's choice for the model's family."""
+    exclude_modules: Annotated[list[str], Field(min_length=1)] | str | None = None
+    """Which of them get none after all: a list of name endings, or one regular expression."""
+    layers_to_transform: Annotated[list[LayerIndex], Field(min_length=1)] | LayerIndex | None = None
+    """Only these layers get adapters, counted from 0; with a list of targets alone."""
+    layers_pattern: Annotated[list[str], Field(min_length=1)] | str | None = None
+    """The name of the list that `layers_to_transform` counts in, such as `layers` or `h`."""
+    init_lora_weights: bool | Literal["gaussian", "orthogonal"] = True
+    """How adapters begin. true: A uniform, B zero; `gaussian`: A normal, B zero; false: both
+    uniform, `orthogonal`: from one orthogonal basis; with these two the start is not the base."""
+    lora_bias: bool = False
+    """Also train a bias on the output of B."""
     bias: Literal["none", "all", "lora_only"] = "none"
     """Which biases are trained: none, all of the model's, or those of adapted modules."""
     modules_to_save: Annotated[list[str], Field(min_length=1)] | None = None
     """Endings of module names that are trained as a whole and saved with the adapter."""
 
-    @property
-    def scaling(self) -> float:
-        """Return the factor on the adapter's output. Source: peft `LoraLayer.update_layer`."""
-        return self.lora_alpha / self.r
+    @model_validator(mode="after")
+    def _layers_are_counted_in_lists_of_targets(self) -> LoraConfig:
+        if self.layers_pattern is not None and self.layers_to_transform is None:
+            raise conflict(
+                "layers_pattern",
+                "layers_pattern is set, and layers_to_transform is not",
+                "Say which layers with layers_to_transform, or leave layers_pattern out.",
+            )
+        if self.layers_to_transform is not None and isinstance(self.target_modules, str):
+            raise conflict(
+                "layers_to_transform",
+                f"layers_to_transform is set together with target_modules={self.target_modules!r}",
+                "Give target_modules as a list of name endings, or name the layers in the "
+                "regular expression.",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _biases_need_a_start_at_zero(self) -> LoraConfig:
+        if self.lora_bias and not isinstance(self.init_lora_weights, bool):
+            raise conflict(
+                "lora_bias",
+                f"lora_bias is set together with init_lora_weights={self.init_lora_weights!r}",
+                "Use init_lora_weights=true with it.",
+            )
+        return self
 
 
 class DataConfig(Section):
@@ -161,6 +201,8 @@ class TrainConfig(Section):
     """Added to the root of Adam's second moment."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Global norm to which gradients are clipped; 0 does not clip."""
+    loraplus_lr_ratio: Annotated[float, Field(gt=0)] | None = None
+    """LoRA+: how many times the learning rate of A that of B is; null is once."""
     gradient_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, about a third more time."""
 

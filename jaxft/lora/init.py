@@ -1,7 +1,15 @@
-"""How adapters begin: A drawn at random, B zero, so that at step 0 the model is its base."""
+"""How adapters begin, in PEFT's ways.
+
+A layer's draw depends on the seed, the module and the layer's index alone, not on how the layers
+are grouped. Philox is counter-based and specified, so it is the same on every machine.
+
+Source: `peft/tuners/lora/layer.py: LoraLayer.reset_lora_parameters` and `orthogonal_init`. torch's
+Kaiming-uniform with a = sqrt(5), its default for linear layers, is U(-1/sqrt(in), 1/sqrt(in)).
+"""
 
 import zlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxft import tree as trees
+from jaxft.errors import AdapterError
 from jaxft.models.bind import abstract_tree
 from jaxft.models.network import Network
 from jaxft.parallel import mesh as meshes
@@ -16,32 +25,49 @@ from jaxft.parallel import mesh as meshes
 DTYPE = jnp.float32  # of adapters and their optimizer state, whatever the base's dtype
 
 
-def init_adapters(network: Network, *, seed: int, mesh: Mesh) -> trees.Tree:
-    """Return fresh adapter leaves: A ~ U(-1/sqrt(in), 1/sqrt(in)), B = 0, float32, replicated.
+class Start(NamedTuple):
+    """One adapter as it begins: A [rank, in], B [rank, out] and the bias [out], float32."""
 
-    A layer's draw depends on the seed, the module and the layer's index alone, not on how the
-    layers are grouped.
+    lora_a: np.ndarray
+    lora_b: np.ndarray
+    lora_bias: np.ndarray
 
-    Source: `peft/tuners/lora/layer.py: LoraLayer.reset_lora_parameters` (Kaiming-uniform with
-    a = sqrt(5), which is this bound).
+
+Draw = Callable[[np.random.Generator, int, int, int], Start]  # of rank, in and out
+
+
+def init_adapters(network: Network, *, kind: bool | str, seed: int, mesh: Mesh) -> trees.Tree:
+    """Return fresh adapter leaves, float32, replicated.
+
+    Args:
+        network: It says which adapters there are.
+        kind: `LoraConfig.init_lora_weights`.
+        seed: Of the draws.
+        mesh: Where they go.
+
+    Raises:
+        AdapterError: If a rank does not suit the kind.
     """
     shapes = trees.flatten(abstract_tree(network))
-    places = {prefix: layers for prefix, _, layers in network.stacked_blocks()}
+    layers = {prefix: indices for prefix, _, indices in network.stacked_blocks()}
     sharding = meshes.replicated(mesh)
     leaves: dict[str, Any] = {}
     for path, leaf in shapes.items():
         module, _, name = path.rpartition("/")
-        if name == "lora_b":
-            leaves[path] = jnp.zeros(leaf.shape, DTYPE, device=sharding)
-        elif name == "lora_a":
-            block, local = _split(module)
-            layers = places.get(block)
-            drawn = (
-                _draw(seed, local, -1, leaf.shape)
-                if layers is None
-                else np.stack([_draw(seed, local, layer, leaf.shape[1:]) for layer in layers])
-            )
-            leaves[path] = jax.device_put(drawn, sharding)
+        if name != "lora_a":
+            continue
+        block, local = _split(module)
+        rank, num_in = leaf.shape[-2:]
+        num_out = shapes[f"{module}/lora_b"].shape[-1]
+        starts = [
+            _STARTS[kind](_generator(seed, local, layer), rank, num_in, num_out)
+            for layer in layers.get(block, [-1])
+        ]
+        for part in Start._fields:
+            if f"{module}/{part}" in shapes:
+                drawn = [getattr(start, part) for start in starts]
+                value = np.stack(drawn) if block else drawn[0]
+                leaves[f"{module}/{part}"] = jax.device_put(value, sharding)
     return trees.unflatten(leaves)
 
 
@@ -53,9 +79,46 @@ def _split(module: str) -> tuple[str, str]:
     return "/".join(parts[:3]), "/".join(parts[3:])
 
 
-def _draw(seed: int, module: str, layer: int, shape: tuple[int, ...]) -> np.ndarray:
-    # Philox is counter-based and specified, so the draw is the same on every machine.
+def _generator(seed: int, module: str, layer: int) -> np.random.Generator:
     key = np.array([seed, zlib.crc32(module.encode()) * 2**16 + layer + 1], dtype=np.uint64)
-    bound = shape[1] ** -0.5
-    uniform = np.random.Generator(np.random.Philox(key=key)).random(shape, dtype=np.float32)
-    return (2 * uniform - 1) * np.float32(bound)
+    return np.random.Generator(np.random.Philox(key=key))
+
+
+def _uniform(rng: np.random.Generator, fan_in: int, shape: tuple[int, ...]) -> np.ndarray:
+    return (2 * rng.random(shape, dtype=np.float32) - 1) * np.float32(fan_in**-0.5)
+
+
+def _uniform_and_zero(rng: np.random.Generator, rank: int, num_in: int, num_out: int) -> Start:
+    a = _uniform(rng, num_in, (rank, num_in))
+    return Start(a, np.zeros((rank, num_out), np.float32), np.zeros(num_out, np.float32))
+
+
+def _both_uniform(rng: np.random.Generator, rank: int, num_in: int, num_out: int) -> Start:
+    a, b = _uniform(rng, num_in, (rank, num_in)), _uniform(rng, rank, (rank, num_out))
+    return Start(a, b, _uniform(rng, rank, (num_out,)))
+
+
+def _normal_and_zero(rng: np.random.Generator, rank: int, num_in: int, num_out: int) -> Start:
+    a = rng.standard_normal((rank, num_in), np.float32) / np.float32(rank)
+    return Start(a, np.zeros((rank, num_out), np.float32), np.zeros(num_out, np.float32))
+
+
+def _orthogonal(rng: np.random.Generator, rank: int, num_in: int, num_out: int) -> Start:
+    """Draw A and B from the two halves of one orthogonal basis, so that their product is small."""
+    if rank % 2:
+        raise AdapterError(
+            f"lora.init_lora_weights is orthogonal, with a rank of {rank}.",
+            "Orthogonal starts need even ranks: choose an even lora.r.",
+        )
+    basis, _ = np.linalg.qr(rng.standard_normal((rank, rank)))
+    a = basis[0::2].T @ rng.standard_normal((rank // 2, num_in)) / 10
+    b = basis[1::2].T @ rng.standard_normal((rank // 2, num_out)) / 10
+    return Start(a.astype(np.float32), b.astype(np.float32), np.zeros(num_out, np.float32))
+
+
+_STARTS: dict[Any, Draw] = {
+    True: _uniform_and_zero,
+    False: _both_uniform,
+    "gaussian": _normal_and_zero,
+    "orthogonal": _orthogonal,
+}

@@ -1,23 +1,15 @@
 """The tuning method is a mask over the parameter tree: which leaves are trained, which frozen.
 
-Trained are the A and B of every adapter, and those of the model's own leaves that the network
+Trained are the leaves of every adapter, and those of the model's own leaves that the network
 names (biases, modules to save). Gradients, optimizer state, clipping norm and checkpoints exist
 for the marked leaves alone.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from jaxft import tree as trees
-from jaxft.models.network import Network
-
-_ADAPTER_LEAF = re.compile(r"(?:.*/)?lora_[ab]")
-
-
-def is_adapter_leaf(path: str) -> bool:
-    """Return whether the leaf at `path` belongs to a LoRA adapter."""
-    return _ADAPTER_LEAF.fullmatch(path) is not None
+from jaxft.models.network import Network, is_adapter_leaf
 
 
 def trainable_mask(network: Network, tree: Mapping[str, Any]) -> trees.Tree:

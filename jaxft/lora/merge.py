@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from jaxft import tree as trees
+from jaxft.errors import AdapterError
 from jaxft.lora import targets
 from jaxft.models.families.family import Family
-from jaxft.models.network import Adapter, Network
+from jaxft.models.network import Network
 from jaxft.weights import layout, names
 
 
@@ -22,7 +23,11 @@ class Merged:
     """The tensors of a tuned model under Hugging Face's names, merged one at a time."""
 
     def __init__(self, tree: Mapping[str, Any], family: Family, network: Network) -> None:
-        """Take all leaves of `network`; nothing is computed yet."""
+        """Take all leaves of `network`; nothing is computed yet.
+
+        Raises:
+            AdapterError: If an adapter cannot be merged.
+        """
         self._leaves = trees.flatten(tree)
         self._slots = names.own_tensors(family, network)
         self._outer = ("", None, dict(network.outer_adapters))
@@ -39,6 +44,7 @@ class Merged:
             for prefix, described, layers in network.stacked_blocks()
             for index, layer in enumerate(layers)
         }
+        self._check_biases()
 
     @property
     def has_tied_head(self) -> bool:
@@ -58,25 +64,38 @@ class Merged:
         """Return a tensor, float32 if something was added to it, else as it is stored."""
         slots = self._slots[name]
         tensor = layout.join(self._leaves, slots)
-        module = self._modules.get(name.removesuffix(".weight"))
-        if module is None or not name.endswith(".weight"):
+        stem, _, kind = name.rpartition(".")
+        delta = self._delta(stem, kind) if stem in self._modules else None
+        if delta is None:
             return tensor
-        prefix, index, adapters = (
-            self._outer if module.layer is None else self._places[module.layer]
-        )
-        if module.path not in adapters:
-            return tensor
-        delta = self._delta(f"{prefix}{module.path}", index, adapters[module.path])
         if name == self._head and not slots[0].transposed:
             # A head that was tied is read from the embedding, which lies the other way about.
             return tensor.astype(np.float32) + delta.T
         ends = np.cumsum([self._leaves[slot.path].shape[-1] for slot in slots])[:-1]
         return tensor.astype(np.float32) + layout.fuse(np.split(delta, ends, axis=-1), slots)
 
-    def _delta(self, path: str, index: int | None, adapter: Adapter) -> np.ndarray:
-        """Return what an adapter adds to its module's kernel, [in, out]."""
-        a, b = (self._leaves[f"{path}/{leaf}"] for leaf in ("lora_a", "lora_b"))
-        if index is not None:
-            a, b = a[index], b[index]
-        product = np.asarray(a, np.float32).T @ np.asarray(b, np.float32)
-        return np.float32(adapter.scaling) * product
+    def _delta(self, module: str, kind: str) -> np.ndarray | None:
+        """Return what an adapter adds to a "weight" [in, out] or a "bias" [out], if anything."""
+        described = self._modules[module]
+        prefix, index, adapters = (
+            self._outer if described.layer is None else self._places[described.layer]
+        )
+        adapter = adapters.get(described.path)
+        if adapter is None or (kind == "bias" and not adapter.bias):
+            return None
+
+        def leaf(name: str) -> np.ndarray:
+            value = self._leaves[f"{prefix}{described.path}/lora_{name}"]
+            return np.asarray(value if index is None else value[index], np.float32)
+
+        scaling = np.float32(adapter.scaling)
+        return scaling * (leaf("bias") if kind == "bias" else leaf("a").T @ leaf("b"))
+
+    def _check_biases(self) -> None:
+        """Refuse biases of adapters on modules that have none of their own to take them."""
+        for name in self._modules:
+            if f"{name}.bias" not in self._slots and self._delta(name, "bias") is not None:
+                raise AdapterError(
+                    f"The adapter on {name} has a bias (lora_bias), and the module has none.",
+                    "Such an adapter cannot be merged: use it beside its base model.",
+                )

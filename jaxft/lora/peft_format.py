@@ -53,17 +53,19 @@ def adapter_config(
         "lora_alpha": config.lora_alpha,
         "lora_dropout": config.lora_dropout,
         "target_modules": chosen,
-        "exclude_modules": None,
+        "exclude_modules": config.exclude_modules,
         "bias": config.bias,
-        "use_rslora": False,
+        "use_rslora": config.use_rslora,
         "use_dora": False,
         "modules_to_save": config.modules_to_save,
-        "rank_pattern": {},
-        "alpha_pattern": {},
-        "layers_to_transform": None,
-        "layers_pattern": None,
+        "rank_pattern": config.rank_pattern,
+        "alpha_pattern": config.alpha_pattern,
+        "layers_to_transform": config.layers_to_transform,
+        "layers_pattern": config.layers_pattern,
         "fan_in_fan_out": family.is_conv1d,
-        "init_lora_weights": True,
+        "init_lora_weights": config.init_lora_weights,
+        # Unknown to old versions of PEFT, so it is there only where it says something.
+        **({"lora_bias": True} if config.lora_bias else {}),
     }
 
 
@@ -134,7 +136,8 @@ def save_adapter(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         new = Path(temporary) / "new"
         new.mkdir()
-        text = json.dumps(config, indent=2, sort_keys=True)
+        # Not sorted: of the patterns of ranks and alphas the first that matches counts.
+        text = json.dumps(config, indent=2)
         (new / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
         safetensors.numpy.save_file(dict(tensors), new / TENSOR_FILE, metadata={"format": "pt"})
         verify(new)
@@ -225,14 +228,16 @@ def _places(family: Family, network: Network) -> dict[str, tuple[names.Slot, ...
     adapted = set()
     for module in names.linear_modules(family, network.spec):
         prefix, index = ("", None) if module.layer is None else where[module.layer]
-        a, b = (f"{prefix}{module.path}/{leaf}" for leaf in ("lora_a", "lora_b"))
-        if a in shapes:
+        stem, leaf = f"{_PREFIX}{module.name}", f"{prefix}{module.path}/lora_"
+        if f"{leaf}a" in shapes:
             adapted.add(module.name)
-            stem = f"{_PREFIX}{module.name}"
-            places[f"{stem}.lora_A.weight"] = (names.Slot(a, index, False, None, None),)
-            places[f"{stem}.lora_B.weight"] = tuple(
-                names.Slot(b, index, True, outputs, columns) for outputs, columns in module.parts
-            )
+            places[f"{stem}.lora_A.weight"] = (names.Slot(f"{leaf}a", index, False, None, None),)
+            for path, name, transposed in (("b", "weight", True), ("bias", "bias", False)):
+                if f"{leaf}{path}" in shapes:
+                    places[f"{stem}.lora_B.{name}"] = tuple(
+                        names.Slot(f"{leaf}{path}", index, transposed, outputs, columns)
+                        for outputs, columns in module.parts
+                    )
     trained = network.trained_leaves()
     for name, slots in names.own_tensors(family, network).items():
         if slots[0].path in trained:

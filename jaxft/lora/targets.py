@@ -6,7 +6,7 @@ ending after a dot, a string is a regular expression for the whole name) and
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError, nearest
@@ -17,6 +17,7 @@ from jaxft.weights import names
 
 ALL_LINEAR = "all-linear"
 HEAD = "head"
+_PATTERNS = ("rank_pattern", "alpha_pattern")
 
 
 def adapted_network(config: LoraConfig, family: Family, spec: ModelSpec) -> Network:
@@ -27,13 +28,14 @@ def adapted_network(config: LoraConfig, family: Family, spec: ModelSpec) -> Netw
     Raises:
         AdapterError: If a target matches no module, or a choice is not supported for a module.
     """
-    adapter = Adapter(config.r, config.scaling, config.lora_dropout)
+    for field in _PATTERNS:
+        for key in getattr(config, field):
+            _compiled(key, field)
     owned = names.owned_leaves(family, spec)
     saved = _saved_modules(config.modules_to_save or [], owned)
-    modules = select(names.linear_modules(family, spec), target_modules(config, family))
-    adapted = [module for module in modules if module.name not in saved]
-    for module in adapted:
-        _check(module, adapter)
+    modules = targeted(config, family, names.linear_modules(family, spec))
+    adapted = {module: _adapter(config, module) for module in modules if module.name not in saved}
+    _check_patterns(config, [module.name for module in adapted])
     with_trained_bias = {
         "none": frozenset[str](),
         "lora_only": frozenset(module.name for module in adapted),
@@ -50,7 +52,8 @@ def adapted_network(config: LoraConfig, family: Family, spec: ModelSpec) -> Netw
                 one.module in saved or (leaf.endswith("/bias") and one.module in with_trained_bias)
             )
         ]
-        return Tuning({one.path: adapter for one in adapted if one.layer == layer}, leaves)
+        adapters = {one.path: adapter for one, adapter in adapted.items() if one.layer == layer}
+        return Tuning(adapters, leaves)
 
     return build_network(spec, [tuning(layer) for layer in range(len(spec.blocks))], tuning(None))
 
@@ -65,13 +68,110 @@ def _saved_modules(endings: Sequence[str], owned: Sequence[names.Owned]) -> froz
     for ending in endings:
         if not any(_ends_with(name, ending) for name in all_names):
             last = dict.fromkeys(name.rpartition(".")[2] for name in all_names)
+            close = nearest(ending, last)
+            hint = f"Did you mean {close!r}? " if close else ""
             raise AdapterError(
                 f"lora.modules_to_save has {ending!r}, which matches no module of this model.",
-                f"It has {', '.join(last)}.",
+                f"{hint}It has {', '.join(last)}.",
             )
     return frozenset(
         name for name in all_names if any(_ends_with(name, ending) for ending in endings)
     )
+
+
+def _adapter(config: LoraConfig, module: names.Module) -> Adapter:
+    """Return the adapter on a module, its rank and alpha by the patterns where they name it.
+
+    Raises:
+        AdapterError: If the module cannot have it.
+
+    Source: `peft/tuners/lora/model.py: LoraModel._create_and_replace`, `LoraLayer.update_layer`.
+    """
+    rank = _by_pattern(config.rank_pattern, module.name, config.r)
+    alpha = _by_pattern(config.alpha_pattern, module.name, config.lora_alpha)
+    scaling = alpha / (rank**0.5 if config.use_rslora else rank)
+    adapter = Adapter(rank, scaling, config.lora_dropout, config.lora_bias)
+    _check(module, adapter)
+    return adapter
+
+
+def _by_pattern(patterns: Mapping[str, int], name: str, default: int) -> int:
+    """Return the value of the first pattern that matches a name. Source: peft `get_pattern_key`."""
+    found = (value for key, value in patterns.items() if _fits_pattern(key, name))
+    return next(found, default)
+
+
+def _fits_pattern(key: str, name: str) -> bool:
+    return re.match(rf"(.*\.)?({key})$", name) is not None
+
+
+def _check_patterns(config: LoraConfig, adapted: Sequence[str]) -> None:
+    for field in _PATTERNS:
+        for key in getattr(config, field):
+            if not any(_fits_pattern(key, name) for name in adapted):
+                raise AdapterError(
+                    f"lora.{field} has {key!r}, which matches no adapted module.",
+                    f"Adapted are modules such as {', '.join(adapted[:3])}.",
+                )
+
+
+def targeted(
+    config: LoraConfig, family: Family, modules: Sequence[names.Module]
+) -> list[names.Module]:
+    """Return the modules that a config's targets choose, those it excludes left out.
+
+    Raises:
+        AdapterError: If a target, an exclusion or a layer matches nothing.
+    """
+    chosen = select(modules, target_modules(config, family))
+    excluded = {
+        module.name
+        for module in ([] if config.exclude_modules is None else _excluded(config, modules))
+    }
+    kept = [module for module in _in_layers(config, chosen, modules) if module.name not in excluded]
+    if not kept and not config.modules_to_save:
+        raise AdapterError(
+            "lora.exclude_modules leaves no module to adapt.", "Exclude less, or target more."
+        )
+    return kept
+
+
+def _excluded(config: LoraConfig, modules: Sequence[names.Module]) -> list[names.Module]:
+    assert config.exclude_modules is not None
+    return select(modules, config.exclude_modules, field="exclude_modules")
+
+
+def _in_layers(
+    config: LoraConfig, chosen: list[names.Module], modules: Sequence[names.Module]
+) -> list[names.Module]:
+    """Return those of `chosen` in `layers_to_transform`, if that is given.
+
+    Source: `peft/tuners/tuners_utils.py: check_target_module_exists`.
+    """
+    wanted = config.layers_to_transform
+    if wanted is None:
+        return chosen
+    layers = {wanted} if isinstance(wanted, int) else set(wanted)
+    patterns = config.layers_pattern or [r"[^.]*"]
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    counted = {module.name: _layer_by(patterns, module.name) for module in modules}
+    missing = layers - set(counted.values())
+    if missing:
+        there = sorted({layer for layer in counted.values() if layer is not None})
+        raise AdapterError(
+            f"lora.layers_to_transform has {', '.join(map(str, sorted(missing)))}: no such layer "
+            f"(with layers_pattern={config.layers_pattern!r}).",
+            f"Its layers are {there[0]} to {there[-1]}."
+            if there
+            else "Name the list of layers as it stands in module names such as "
+            f"{modules[0].name}, or leave layers_pattern out.",
+        )
+    return [module for module in chosen if counted[module.name] in layers]
+
+
+def _layer_by(patterns: Sequence[str], name: str) -> int | None:
+    found = (re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name) for pattern in patterns)
+    return next((int(each.group(1)) for each in found if each), None)
 
 
 def target_modules(config: LoraConfig, family: Family) -> list[str] | str:
@@ -79,8 +179,10 @@ def target_modules(config: LoraConfig, family: Family) -> list[str] | str:
     return list(family.default_targets) if config.target_modules is None else config.target_modules
 
 
-def select(modules: Sequence[names.Module], targets: list[str] | str) -> list[names.Module]:
-    """Return the modules that `targets` matches.
+def select(
+    modules: Sequence[names.Module], targets: list[str] | str, *, field: str = "target_modules"
+) -> list[names.Module]:
+    """Return the modules that `targets`, the value of a field, matches.
 
     Raises:
         AdapterError: If a target matches nothing (lists the names it could have been), or is no
@@ -89,14 +191,14 @@ def select(modules: Sequence[names.Module], targets: list[str] | str) -> list[na
     if targets == ALL_LINEAR:
         return [module for module in modules if module.path != HEAD]
     if isinstance(targets, str):
-        pattern = _compiled(targets)
+        pattern = _compiled(targets, field)
         chosen = [module for module in modules if pattern.fullmatch(module.name)]
         if not chosen:
-            raise _no_match(targets, modules)
+            raise _no_match(targets, modules, field)
         return chosen
     for target in targets:
         if not any(_ends_with(module.name, target) for module in modules):
-            raise _no_match(target, modules)
+            raise _no_match(target, modules, field)
     return [
         module for module in modules if any(_ends_with(module.name, target) for target in targets)
     ]
@@ -106,22 +208,22 @@ def _ends_with(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
-def _compiled(target: str) -> re.Pattern[str]:
+def _compiled(target: str, field: str) -> re.Pattern[str]:
     try:
         return re.compile(target)
     except re.error as error:
         raise AdapterError(
-            f"lora.target_modules is {target!r}, which is no regular expression: {error}.",
+            f"lora.{field} has {target!r}, which is no regular expression: {error}.",
             "Give a list of name endings, such as [q_proj, v_proj], or mend the expression.",
         ) from None
 
 
-def _no_match(target: str, modules: Sequence[names.Module]) -> AdapterError:
+def _no_match(target: str, modules: Sequence[names.Module], field: str) -> AdapterError:
     endings = list(dict.fromkeys(module.name.rpartition(".")[2] for module in modules))
     close = nearest(target, endings)
     hint = f"Did you mean {close!r}? " if close else ""
     return AdapterError(
-        f"lora.target_modules has {target!r}, which matches no linear module of this model.",
+        f"lora.{field} has {target!r}, which matches no linear module of this model.",
         f"{hint}It has {', '.join(endings)}, in modules such as {modules[0].name}.",
     )
 

@@ -50,6 +50,8 @@ class Head(nnx.Module):
         if adapter is not None:
             self.lora_a = nnx.Param(jnp.zeros((adapter.rank, spec.embed_dim)))
             self.lora_b = nnx.Param(jnp.zeros((adapter.rank, spec.vocab_size)))
+            if adapter.bias:
+                self.lora_bias = nnx.Param(jnp.zeros(spec.vocab_size))
 
 
 class Decoder(nnx.Module):

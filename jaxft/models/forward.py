@@ -81,6 +81,8 @@ def head_logits(
     if adapter is not None:
         a, b = leaves["head/lora_a"], leaves["head/lora_b"]
         logits = logits + linear.lora(hidden, a, b, adapter.scaling, 0.0, None)
+        if adapter.bias:
+            logits = logits + adapter.scaling * leaves["head/lora_bias"][None, None, :]
     spec = network.spec
     if spec.head_bias:
         logits = logits + leaves["head/bias"].astype(jnp.float32)[None, None, :]

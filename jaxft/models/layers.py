@@ -68,7 +68,7 @@ class Context:
 
 
 class Lora(nnx.Module):
-    """An adapter: the A and the B of one Hugging Face module, which may be several of ours."""
+    """The adapter of one Hugging Face module, which may be several of ours: A, B, maybe a bias."""
 
     def __init__(self, path: str, dims: tuple[int, int], adapter: Adapter | None):
         """Make the leaves; without an adapter there are none.
@@ -82,6 +82,8 @@ class Lora(nnx.Module):
         if adapter is not None:
             self.lora_a = nnx.Param(jnp.zeros((adapter.rank, dims[0])))
             self.lora_b = nnx.Param(jnp.zeros((adapter.rank, dims[1])))
+            if adapter.bias:
+                self.lora_bias = nnx.Param(jnp.zeros(dims[1]))
 
     def delta(
         self, x: Float[Array, "b t i"], context: Context, layer: Any
@@ -93,6 +95,8 @@ class Lora(nnx.Module):
             seeds = dropout.module_seeds(seeds, layer, self.path)
         scaling, rate = self.adapter.scaling, self.adapter.dropout
         out = linear.lora(x, self.lora_a[...], self.lora_b[...], scaling, rate, seeds)
+        if self.adapter.bias:
+            out = out + scaling * self.lora_bias[...][None, None, :]
         return out.astype(x.dtype)
 
 

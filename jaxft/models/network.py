@@ -7,6 +7,7 @@ weights are loaded: a leaf is then always wholly trained or wholly frozen.
 """
 
 import dataclasses
+import re
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 
 from jaxft.models.spec import BlockSpec, ModelSpec
@@ -16,17 +17,27 @@ _MAX_PERIOD = 12  # the longest alternation looked for; every extra layer adds t
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """One LoRA adapter's static part: ``y = x W + scaling * dropout(x) A^T B``.
+    """One LoRA adapter's static part: ``y = x W + scaling * (dropout(x) A^T B + bias)``.
 
     Attributes:
         rank: Inner dimension of A [rank, in] and B [rank, out].
         scaling: Factor on the adapter's output, alpha / rank.
         dropout: Probability with which a channel of the adapter's input is zeroed in training.
+        bias: Whether B has a bias.
     """
 
     rank: int
     scaling: float
     dropout: float
+    bias: bool
+
+
+_ADAPTER_LEAF = re.compile(r"(?:.*/)?lora_(a|b|bias)")
+
+
+def is_adapter_leaf(path: str) -> bool:
+    """Return whether the leaf at `path` belongs to a LoRA adapter."""
+    return _ADAPTER_LEAF.fullmatch(path) is not None
 
 
 Adapters = tuple[tuple[str, Adapter], ...]  # (module path within its block, adapter), sorted

@@ -13,7 +13,10 @@ import optax
 from jaxft import tree as trees
 from jaxft.config import TrainConfig
 
-_NOT_DECAYED = re.compile(r".*/(bias|scale)")
+_NOT_DECAYED = re.compile(r".*/(bias|scale|lora_bias)")
+# What LoRA+ trains faster: all that is not the A of an adapter, or a matrix of the model's own.
+# Source: `peft/optimizers/loraplus.py: create_loraplus_optimizer`.
+_FASTER = re.compile(r".*/(lora_b|lora_bias|bias|scale)")
 
 
 def make_schedule(config: TrainConfig, num_steps: int) -> optax.Schedule:
@@ -42,7 +45,10 @@ def make_schedule(config: TrainConfig, num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: TrainConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Return AdamW behind clipping by global norm; norms and biases are not decayed."""
+    """Return AdamW behind clipping by global norm, with another rate for B if LoRA+ is asked for.
+
+    Norms and biases are not decayed.
+    """
     adamw = optax.adamw(
         schedule,
         b1=config.adam_beta1,
@@ -51,9 +57,21 @@ def make_optimizer(config: TrainConfig, schedule: optax.Schedule) -> optax.Gradi
         weight_decay=config.weight_decay,
         mask=_decay_mask,
     )
-    if not config.max_grad_norm:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw)
+    parts = [adamw]
+    if config.max_grad_norm:
+        parts = [optax.clip_by_global_norm(config.max_grad_norm), *parts]
+    if config.loraplus_lr_ratio is not None:
+        parts = [*parts, _faster(config.loraplus_lr_ratio)]
+    return optax.chain(*parts) if len(parts) > 1 else adamw
+
+
+def _faster(ratio: float) -> optax.GradientTransformation:
+    """Multiply the updates of B: LoRA+ (Hayou et al. 2024), `lr_B = ratio * lr_A`."""
+
+    def scale(path: str, update: Any) -> Any:
+        return update * ratio if _FASTER.fullmatch(path) else update
+
+    return optax.stateless(lambda updates, params: trees.map_with_path(scale, updates))
 
 
 def _decay_mask(params: trees.Tree) -> trees.Tree:

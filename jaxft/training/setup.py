@@ -146,8 +146,9 @@ def plan_rows(
 def load_tree(plan: Plan) -> trees.Tree:
     """Read the base weights onto the mesh, and draw the adapters."""
     own = base.load_base(plan.source, plan.family, plan.network, dtype=plan.dtype, mesh=plan.mesh)
-    seed = plan.config.train.seed
-    return trees.combine(own, init.init_adapters(plan.network, seed=seed, mesh=plan.mesh))
+    kind, seed = plan.config.lora.init_lora_weights, plan.config.train.seed
+    adapters = init.init_adapters(plan.network, kind=kind, seed=seed, mesh=plan.mesh)
+    return trees.combine(own, adapters)
 
 
 def _batches(

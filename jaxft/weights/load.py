@@ -17,14 +17,14 @@ from jax.sharding import Mesh
 from jaxft import tree as trees
 from jaxft.errors import WeightsError
 from jaxft.models.bind import abstract_tree
+from jaxft.models.families import quantised
 from jaxft.models.families.family import Family
-from jaxft.models.network import Network
+from jaxft.models.network import Network, is_adapter_leaf
 from jaxft.parallel import rules
 from jaxft.weights import filling, layout, names
 from jaxft.weights.checkpoint import Checkpoint
 
 _SHOWN = 5  # names listed of each kind of mismatch
-_ADAPTER_LEAF = re.compile(r".*/lora_[ab]")
 
 
 def load_base(
@@ -59,7 +59,7 @@ def load_base(
     leaves = {
         path: jax.ShapeDtypeStruct(leaf.shape, jnp.float32 if path in trained else dtype)
         for path, leaf in trees.flatten(abstract_tree(network)).items()
-        if not _ADAPTER_LEAF.fullmatch(path)
+        if not is_adapter_leaf(path)
     }
     placed = trees.flatten(rules.shardings(trees.unflatten(leaves), mesh))
     filled = {path: filling.begin(leaf, placed[path]) for path, leaf in leaves.items()}
@@ -84,6 +84,7 @@ def _check(
     table: dict[str, tuple[names.Slot, ...]],
 ) -> None:
     infos = checkpoint.infos()
+    quantised.refuse_quantised_tensors(checkpoint.path, infos)
     shapes = names.leaf_shapes(network)
     copies = _tied_copies(checkpoint, family, network)
     ignored = re.compile("|".join(family.ignored) or r"(?!)")

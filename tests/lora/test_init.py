@@ -6,15 +6,19 @@ import pytest
 import tiny
 
 from jaxft import tree as trees
+from jaxft.errors import AdapterError
 from jaxft.lora import init
 from jaxft.models import bind
+from jaxft.models.network import FROZEN, Adapter, Tuning, build_network
 from jaxft.parallel import mesh as meshes
 
 NETWORK = tiny.adapted(tiny.with_windows([None] * 4), head=True)
 
 
-def begun(network=NETWORK, seed=0, mesh=None):
-    return trees.flatten(init.init_adapters(network, seed=seed, mesh=mesh or tiny.one_device()))
+def begun(network=NETWORK, seed=0, mesh=None, kind=True):
+    return trees.flatten(
+        init.init_adapters(network, kind=kind, seed=seed, mesh=mesh or tiny.one_device())
+    )
 
 
 def test_leaves_are_the_adapters_and_no_other():
@@ -91,3 +95,37 @@ def test_adapters_are_born_on_every_device_of_the_mesh():
     for leaf in begun(mesh=mesh).values():
         assert leaf.sharding.is_fully_replicated
         assert leaf.sharding.device_set == set(jax.devices())
+
+
+def test_false_draws_a_and_b_as_torch_draws_linear_layers():
+    network = tiny.adapted(bias=True)
+    for path, leaf in begun(network, kind=False).items():
+        fan_in = leaf.shape[-1] if path.endswith("lora_a") else tiny.RANK
+        assert 0.9 * fan_in**-0.5 < np.abs(leaf).max() <= fan_in**-0.5
+
+
+def test_gaussian_draws_a_with_a_standard_deviation_of_one_over_the_rank():
+    for path, leaf in begun(kind="gaussian").items():
+        if path.endswith("lora_b"):
+            assert not leaf.any()
+        else:
+            assert np.std(leaf) == pytest.approx(1 / tiny.RANK, rel=0.15)
+            assert np.abs(leaf).max() > 2 / tiny.RANK
+
+
+def test_orthogonal_starts_lie_in_two_halves_of_one_basis():
+    found = begun(kind="orthogonal")
+    for path in (path for path in found if path.endswith("lora_a")):
+        a, b = (np.asarray(found[path.removesuffix("a") + side], np.float64) for side in "ab")
+        # A and B have half the rank, and what one spans the other does not: A A^T B B^T = 0.
+        assert np.linalg.matrix_rank(a, tol=1e-4).max() == tiny.RANK // 2
+        product = a @ a.swapaxes(-1, -2) @ b @ b.swapaxes(-1, -2)
+        assert np.abs(product).max() < 1e-4 * np.abs(a @ a.swapaxes(-1, -2)).max()
+        assert np.abs(b).max() > 0.05
+
+
+def test_orthogonal_starts_need_an_even_rank():
+    spec = tiny.with_windows([None])
+    odd = build_network(spec, [Tuning({"attn/q": Adapter(3, 1.0, 0.0, False)}, ())], FROZEN)
+    with pytest.raises(AdapterError, match="rank of 3"):
+        begun(odd, kind="orthogonal")

@@ -5,6 +5,7 @@ import tiny
 from jaxft import tree as trees
 from jaxft.lora import mask
 from jaxft.models import bind
+from jaxft.models.network import is_adapter_leaf
 
 
 def test_mask_marks_every_adapter_leaf_and_nothing_else():
@@ -32,10 +33,10 @@ def test_mask_marks_the_leaves_that_the_network_names():
 
 
 def test_a_name_that_only_resembles_one_is_not_an_adapter():
-    assert mask.is_adapter_leaf("groups/0/0/attn/q/lora_a")
-    assert mask.is_adapter_leaf("lora_b")
+    assert is_adapter_leaf("groups/0/0/attn/q/lora_a")
+    assert is_adapter_leaf("lora_b")
     for path in ["attn/q/lora_a/scale", "attn/q/my_lora_a", "attn/q/lora_c", "attn/lora_a0"]:
-        assert not mask.is_adapter_leaf(path)
+        assert not is_adapter_leaf(path)
 
 
 def test_adapter_of_rank_r_has_r_times_in_plus_out_parameters_a_layer():

@@ -102,6 +102,16 @@ def test_a_fused_module_is_one_adapter_and_one_bias_beside_its_base_layer():
     assert peft_format.read_lora_config(written, FOLDER).bias == "lora_only"
 
 
+def test_patterns_are_written_in_their_order_and_read_in_it(tmp_path):
+    ranks = {"q_proj": 2, "layers.0.self_attn.q_proj": 4, "down_proj": 3}
+    config = LoraConfig(rank_pattern=ranks, target_modules=["q_proj", "down_proj"])
+    written = peft_format.adapter_config(config, llama.LLAMA, tiny.SPEC, "someone/model", None)
+    peft_format.save_adapter(tmp_path / "adapter", tensors_of(), written)
+    content, _ = peft_format.read_adapter(tmp_path / "adapter")
+    read = peft_format.read_lora_config(content, tmp_path)
+    assert list(read.rank_pattern.items()) == list(ranks.items())
+
+
 def test_a_tenth_layer_is_not_a_first_one():
     network = NETWORKS["twelve groups"]
     adapters = tiny.split(tiny.random_leaves(network))[0]

@@ -70,6 +70,7 @@ OTHERS = {
         dataclasses.replace(tiny.LEARNED, num_kv_heads=2), modules=["attn/qkv", "attn/o"]
     ),
     "own head": tiny.adapted(outer_trained=["head/kernel"]),
+    "biased adapters": tiny.adapted(bias=True, head=True),
     "fused MLP": tiny.adapted(modules=["mlp/gate_up"]),
     **{name: tiny.adapted(spec, head=True) for name, spec in tiny.SPECS.items()},
 }

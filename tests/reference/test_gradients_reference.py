@@ -39,6 +39,17 @@ ROUNDING = 1e-6  # of the largest gradient
 CHOICES: dict[str, tuple[str, Choice]] = {
     "all-linear": ("llama-rope-llama3", {"target_modules": "all-linear"}),
     "all-linear-350m": ("opt-350m-smooth", {"target_modules": "all-linear"}),
+    "patterns": (
+        "llama",
+        {
+            "target_modules": ["q_proj", "k_proj", "down_proj"],
+            "rank_pattern": {"q_proj": 2, "down_proj": 3},
+            "alpha_pattern": {"model.layers.2.self_attn.k_proj": 5},
+            "use_rslora": True,
+            "layers_to_transform": [1, 2],
+        },
+    ),
+    "biased-fused": ("gpt2", {"lora_bias": True}),
     **reference_adapters.EVERY_FAMILY,
     "regex": ("mistral-window", {"target_modules": r".*layers\.[02]\..*(q|k|down)_proj"}),
     "tied-head": ("llama-tied", {"target_modules": ["lm_head", "v_proj"]}),

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import peft
+import peft.optimizers
 import pytest
 
 pytest.importorskip("torch")
@@ -89,6 +91,42 @@ def test_updates_equal_those_of_torch(
     distance = max(np.abs(ours[name] - theirs[name]).max() for name in start)
     record_property("difference", distance)
     assert distance < 1e-4 * min(np.abs(theirs[name] - start[name]).max() for name in start)
+
+
+class Adapted(torch.nn.Module):
+    """What PEFT trains of a module, under PEFT's names: A, B and a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lora_A = torch.nn.ModuleDict({"default": torch.nn.Linear(7, 5, bias=False)})
+        self.lora_B = torch.nn.ModuleDict({"default": torch.nn.Linear(5, 6)})
+
+
+def test_lora_plus_is_that_of_peft(record_property: Record) -> None:
+    ratio, model = 8.0, Adapted()
+    run = config(lr_scheduler_type="constant", max_grad_norm=0.0, loraplus_lr_ratio=ratio)
+    of = {"lora_a": "lora_A.default.weight", "lora_b": "lora_B.default.weight"}
+    of["lora_bias"] = "lora_B.default.bias"
+    theirs = dict(model.named_parameters())
+    start = {name: theirs[full].detach().numpy().copy() for name, full in of.items()}
+    rng = np.random.default_rng(1)
+    gradients = [
+        {name: rng.standard_normal(values.shape) for name, values in start.items()}
+        for _ in range(5)
+    ]
+    adam = {"lr": run.learning_rate, "eps": run.adam_epsilon}
+    adamw = peft.optimizers.create_loraplus_optimizer(
+        model, torch.optim.AdamW, loraplus_lr_ratio=ratio, **adam
+    )
+    for step in gradients:
+        for name, full in of.items():
+            theirs[full].grad = torch.tensor(step[name], dtype=torch.float32)
+        adamw.step()
+    ours = updated_by_us(run, start, gradients)
+    moved = {name: theirs[full].detach().numpy() - start[name] for name, full in of.items()}
+    for name in of:
+        np.testing.assert_allclose(ours[name] - start[name], moved[name], rtol=1e-3, atol=1e-7)
+    assert np.abs(moved["lora_b"]).mean() > 5 * np.abs(moved["lora_a"]).mean()
 
 
 def updated_by_us(run: TrainConfig, start: Arrays, gradients: list[Arrays]) -> Arrays:

@@ -19,7 +19,7 @@ from jaxft.training.evaluate import Evaluation
 def adapters(plan_of):
     """Random adapters: with B = 0 it would be the base that is measured."""
     plan = plan_of()
-    start = init.init_adapters(plan.network, seed=3, mesh=plan.mesh)
+    start = init.init_adapters(plan.network, kind=True, seed=3, mesh=plan.mesh)
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: leaf + 0.3 * rng.standard_normal(leaf.shape, "float32"), start)
 

@@ -51,7 +51,7 @@ def test_the_tree_is_every_leaf_of_the_base_and_fresh_adapters(plan_of, leaves, 
     plan = plan_of()
     tensors = plan.source.checkpoint().infos()
     assert trees.num_parameters(frozen) == sum(math.prod(info.shape) for info in tensors.values())
-    adapters = trees.flatten(init.init_adapters(plan.network, seed=7, mesh=plan.mesh))
+    adapters = trees.flatten(init.init_adapters(plan.network, kind=True, seed=7, mesh=plan.mesh))
     flat = trees.flatten(leaves)
     assert flat.keys() == trees.flatten(frozen).keys() | adapters.keys()
     for path, leaf in adapters.items():
