@@ -23,6 +23,7 @@ TESTS = (
 BEGIN, END = "<!-- table: scripts/models_table.py -->", "<!-- end of the table -->"
 
 Cells = dict[tuple[str, str], float]
+Features = dict[str, dict[str, None]]  # by family, in the order they were met
 
 
 def main() -> None:
@@ -35,31 +36,36 @@ def main() -> None:
         done = subprocess.run([*command, f"--junitxml={report}"], cwd=ROOT, check=False)
         if done.returncode:
             sys.exit("A test failed: the table was not written.")
-        text = table(cells(report))
+        text = table(*cells(report))
     page = PAGE.read_text(encoding="utf-8")
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
 
 
-def cells(report: Path) -> Cells:
-    """Return the largest difference recorded for each family and format."""
+def cells(report: Path) -> tuple[Cells, Features]:
+    """Return the largest difference for each family and format, and each family's features."""
     found: Cells = collections.defaultdict(float)
+    features: Features = collections.defaultdict(dict)
     for case in ElementTree.parse(report).iter("testcase"):
         seen = {each.attrib["name"]: each.attrib["value"] for each in case.iter("property")}
         if {"family", "format", "difference"} <= seen.keys():
             key = (seen["family"], seen["format"])
             found[key] = max(found[key], float(seen["difference"]))
-    return found
+        if "features" in seen:
+            features[seen["family"]] |= dict.fromkeys(seen["features"].split("; "))
+    return found, features
 
 
-def table(found: Cells) -> str:
+def table(found: Cells, features: Features) -> str:
     """Return the table in Markdown: a row for each family, a column for each format."""
-    families, formats = ([*dict.fromkeys(key[n] for key in found)] for n in (0, 1))
-    lines = [["Family", *formats], ["---"] * (1 + len(formats))]
+    families, formats = (sorted({key[n] for key in found}) for n in (0, 1))
+    formats.sort(key=lambda kind: (kind != "safetensors", kind))
+    lines = [["Family", *formats, "Features reached"], ["---"] * (2 + len(formats))]
     for family in families:
         values = [found.get((family, kind)) for kind in formats]
-        lines.append([family, *("" if value is None else f"{value:.0e}" for value in values)])
+        numbers = ["" if value is None else f"{value:.0e}" for value in values]
+        lines.append([family, *numbers, ", ".join(features[family])])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -13,6 +13,7 @@ pytest.importorskip("torch")
 import cases
 import jax
 import jax.numpy as jnp
+import reference_features
 import reference_models
 import reference_runs
 import reference_texts
@@ -52,6 +53,7 @@ def test_logits_equal_transformers(
     record_property("family", model.family.model_type)
     record_property("format", "safetensors")
     record_property("difference", distance)
+    record_property("features", "; ".join(reference_features.features(model.spec)))
     assert distance < TOLERANCE
 
 

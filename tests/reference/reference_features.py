@@ -1,0 +1,58 @@
+"""What a model has that the plainest one has not, in words: for the table of docs/models.md."""
+
+from __future__ import annotations
+
+from jaxft.models.families.family import ABSENT
+from jaxft.models.spec import Alibi, Learned, LongScaling, ModelSpec, Sinusoidal, YarnScaling
+
+_POSITIONS = {Alibi: "alibi", Learned: "learned positions", Sinusoidal: "sines"}
+_SCALINGS = {"LinearScaling": "linear", "Llama3Scaling": "llama3"}
+_NAMES = {
+    "embed_scale": "embedding scale",
+    "embed_norm": "embedding norm",
+    "attn_softcap": "attention soft cap",
+    "residual_scale": "residual scale",
+    "head_bias": "head bias",
+    "logit_scale": "logit scale",
+    "logit_softcap": "logit soft cap",
+}
+_PLACEMENTS = {
+    "pre_residual": "normed residual",
+    "post": "norms after",
+    "output": "norms of outputs",
+    "sandwich": "sandwich norms",
+}
+_PARALLEL = {"one_norm": "parallel, one norm", "two_norms": "parallel, two norms"}
+_QK_NORM = {"head": "qk norm", "full": "qk norm over all heads"}
+
+
+def features(spec: ModelSpec) -> list[str]:
+    """Return the features of a model, in the order of the spec."""
+    found = [_POSITIONS[type(spec.positions)]] if spec.positions is not None else []
+    ropes = dict.fromkeys(block.rope for block in spec.blocks)
+    for rope in filter(None, ropes):
+        found += ["rope"]
+        found += ["partial rope"] if rope.rotary_dim < spec.head_dim else []
+        found += ["interleaved rope"] if rope.interleaved else []
+        if rope.scaling is not None:
+            kind = type(rope.scaling).__name__
+            named = {YarnScaling.__name__: "yarn", LongScaling.__name__: "longrope", **_SCALINGS}
+            found += [f"rope scaling {named[kind]}"]
+    found += ["layers without rope"] if len(ropes) > 1 and None in ropes else []
+    found += ["several ropes"] if len(ropes.keys() - {None}) > 1 else []
+    windows = {block.window for block in spec.blocks}
+    found += ["windows in some layers"] if len(windows) > 1 else []
+    found += ["window"] if len(windows) == 1 and None not in windows else []
+    found += ["grouped queries"] if spec.num_kv_heads != spec.num_heads else []
+    found += [name for field, name in _NAMES.items() if getattr(spec, field) != ABSENT[field]]
+    tables = ((_PLACEMENTS, spec.norm_placement), (_PARALLEL, spec.parallel))
+    found += [
+        table[value] for table, value in (*tables, (_QK_NORM, spec.qk_norm)) if value in table
+    ]
+    found += ["layer norm"] if spec.norm.kind == "layer" else []
+    found += ["scales from one"] if spec.norm.scale == "offset" else []
+    biases = {"qkv_bias": "qkv", "out_bias": "out", "mlp_bias": "MLP"}
+    has = [name for field, name in biases.items() if getattr(spec, field)]
+    found += [f"biases ({', '.join(has)})"] if has else []
+    found += ["narrow embedding"] if spec.embed_dim != spec.model_dim else []
+    return list(dict.fromkeys(found))
