@@ -1,35 +1,16 @@
 """`jaxft export`: a tuned model as one that needs no adapter.
 
 The adapter is merged into its base and written as transformers reads it (safetensors), or as its
-former Flax classes did (msgpack). Before the folder takes its place it is read back, and its
-logits are compared with those of base and adapter apart.
+former Flax classes did (msgpack).
 """
 
-import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh
 
 from jaxft import console
-from jaxft.errors import WeightsError
-from jaxft.lora import tuned
-from jaxft.lora.merge import Merged
-from jaxft.lora.tuned import Tuned
-from jaxft.models import forward
+from jaxft.lora import tuned, whole
 from jaxft.parallel import devices
 from jaxft.parallel import mesh as meshes
-from jaxft.weights import save, source
-from jaxft.weights.checkpoint import TensorInfo
-from jaxft.weights.source import Source
-
-_COMPARED_TOKENS = 64
-# Of the largest logit. What is merged is rounded to the model's dtype, once a weight.
-_TOLERANCES = {"float32": 1e-4, "bfloat16": 1e-1}
+from jaxft.weights import save
 
 
 def export(
@@ -50,84 +31,16 @@ def export(
     devices.check()
     save.check_folder(output)
     found, lora, tensors, origin = tuned.find(adapter, model)
-    stored = _stored_dtype(found)
-    dtype = stored if dtype == "auto" else dtype
+    stored = whole.stored_dtype(found)
     mesh = meshes.single_device_mesh()
     loaded = tuned.load(found, lora, tensors, origin=origin, mesh=mesh, dtype=stored)
-    merged = Merged(jax.tree.map(np.asarray, loaded.tree), loaded.family, loaded.network)
-    infos = {each: TensorInfo(merged.shape(each), jnp.dtype(dtype)) for each in merged.names()}
-    with console.loading("Writing the merged model", len(infos)) as count:
-
-        def read(each: str) -> np.ndarray:
-            count(1)
-            return merged.read(each).astype(jnp.dtype(dtype))
-
-        save.save_model(
-            output,
-            _config(found, merged, dtype),
-            infos,
-            read,
-            kind,
-            lambda folder: _finish(folder, found, loaded, mesh, dtype),
-        )
-    console.result(f"Merged model: {output}")
-
-
-def _stored_dtype(found: Source) -> str:
-    """Return the dtype of the base model's weights as they are in its file."""
-    infos = found.checkpoint().infos()
-    largest = max(infos.values(), key=lambda info: int(np.prod(info.shape)))
-    return "bfloat16" if largest.dtype == jnp.bfloat16 else "float32"
-
-
-def _config(found: Source, merged: Merged, dtype: str) -> dict[str, Any]:
-    config = {key: value for key, value in found.config().items() if key != "torch_dtype"}
-    return {**config, "dtype": dtype, "tie_word_embeddings": merged.has_tied_head}
-
-
-def _finish(folder: Path, found: Source, loaded: Tuned, mesh: Mesh, dtype: str) -> None:
-    """Add the tokenizer, and make sure that what was written is the live model.
-
-    Raises:
-        WeightsError: If its logits differ by more than rounding.
-    """
-    try:
-        found.tokenizer().save_pretrained(folder)
-    except WeightsError as error:
-        console.note(f"No tokenizer is written: {error.found}")
-    generation = found.folder / "generation_config.json"
-    if found.gguf is None and generation.is_file():
-        shutil.copy(generation, folder / generation.name)
-    reread = tuned.load(
-        source.resolve(str(folder), None, console.note),
-        None,
-        {},
-        origin=folder,
+    whole.write_model(
+        output,
+        found,
+        loaded,
         mesh=mesh,
-        dtype=dtype,
+        kind=kind,
+        dtype=stored if dtype == "auto" else dtype,
+        replaces=False,
     )
-    live, written = _logits(loaded, mesh), _logits(reread, mesh)
-    difference = float(jnp.max(jnp.abs(live - written)) / jnp.max(jnp.abs(live)))
-    if not difference <= _TOLERANCES[dtype]:
-        raise WeightsError(
-            "Read back, the logits of what was written differ from the live model's by "
-            f"{difference:.1e} of the largest.",
-            f"It was not kept; rounding to {dtype} explains {_TOLERANCES[dtype]:.0e}. "
-            "Export in float32, or look to the disk.",
-        )
-    console.note(f"Read back: its logits differ by {difference:.1e} of the largest.")
-
-
-def _logits(model: Tuned, mesh: Mesh) -> jax.Array:
-    """Return float32 logits of a row of tokens spread over the vocabulary."""
-    network = model.network
-    length = min(_COMPARED_TOKENS, network.spec.max_tokens or _COMPARED_TOKENS)
-    ids = jnp.linspace(0, network.spec.vocab_size - 1, length).astype(jnp.int32)[None]
-    positions = jnp.arange(length, dtype=jnp.int32)[None]
-
-    @jax.jit
-    def logits(tree: Mapping[str, Any]) -> jax.Array:
-        segments = jnp.ones_like(ids)
-        return forward.logits(network, tree, ids, segments, positions, mesh=mesh, dtype="float32")
-
-    return logits(model.tree)
+    console.result(f"Merged model: {output}")

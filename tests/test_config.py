@@ -229,7 +229,9 @@ def test_a_misplaced_or_renamed_key_is_answered_with_its_home(recipe, key, meant
 
 def test_a_key_like_no_other_is_answered_with_all_keys(recipe):
     assert mistake(recipe, "mesh.zzz=1").remedy == "`mesh` takes: data, fsdp, tensor."
-    assert mistake(recipe, "zzz=1").remedy == "A recipe takes: model, lora, data, train, mesh."
+    assert (
+        mistake(recipe, "zzz=1").remedy == "A recipe takes: model, tuning, lora, data, train, mesh."
+    )
 
 
 def test_a_misspelt_required_key_is_not_called_missing(recipe):
@@ -509,6 +511,7 @@ def test_a_dump_keeps_the_order_of_the_sections(recipe):
     lines = config.dump_config(config.load_config(recipe)).splitlines()
     assert [line for line in lines if not line.startswith((" ", "-"))] == [
         "model:",
+        "tuning:",
         "lora:",
         "data:",
         "train:",

@@ -162,6 +162,7 @@ def adapted(
     outside: Sequence[str] = (),
     trained: Sequence[str] = (),
     outer_trained: Sequence[str] = (),
+    keeps_tie: bool = False,
 ) -> Network:
     """Return the network of `spec` with adapters on `modules` of `layers` (of all, if None).
 
@@ -175,6 +176,7 @@ def adapted(
         outside: Other modules outside the layers with adapters.
         trained: A layer's own leaves that are trained.
         outer_trained: The same outside the layers.
+        keeps_tie: Whether a tied head stays tied to an embedding that is trained.
     """
     adapter = Adapter(RANK, SCALING, dropout, bias)
     chosen = range(len(spec.blocks)) if layers is None else layers
@@ -184,7 +186,9 @@ def adapted(
     ]
     named = [*outside, *(["head"] if head else [])]
     outer = dict.fromkeys(named, dataclasses.replace(adapter, dropout=0.0))
-    return build_network(spec, per_layer, Tuning(outer, outer_trained))
+    is_copied = not {"head/kernel", "embed/kernel"}.isdisjoint(outer_trained)
+    unties_head = spec.tied_head and is_copied and not keeps_tie
+    return build_network(spec, per_layer, Tuning(outer, outer_trained), unties_head=unties_head)
 
 
 def ungrouped(network: Network) -> Network:

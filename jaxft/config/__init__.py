@@ -16,6 +16,7 @@ from jaxft.config.sections import (
     ModelConfig,
     RunConfig,
     TrainConfig,
+    TuningConfig,
 )
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "ModelConfig",
     "RunConfig",
     "TrainConfig",
+    "TuningConfig",
     "dump_config",
     "load_config",
     "section_error",

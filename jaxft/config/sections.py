@@ -144,6 +144,41 @@ class LoraConfig(Section):
         return self
 
 
+class TuningConfig(Section):
+    """What is trained. A bare string in a recipe is its `method`."""
+
+    method: Literal["lora", "full", "freeze"] = "lora"
+    """`lora`: adapters, by the lora section. `full`: the whole model. `freeze`: the modules and
+    layers named here, and nothing else."""
+    modules: Annotated[list[str], Field(min_length=1)] | str | None = None
+    """Of `freeze`: modules to train, with all in them: a list of name endings such as
+    `[mlp, lm_head]`, or one regular expression for the whole name; null is all in `layers`."""
+    layers: Annotated[list[int], Field(min_length=1)] | None = None
+    """Of `freeze`: only these layers, counted from 0, or from the end: -1 is the last."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_string_is_the_method(cls, data: Any) -> Any:
+        return {"method": data} if isinstance(data, str) else data
+
+    @model_validator(mode="after")
+    def _freeze_says_what_is_trained(self) -> TuningConfig:
+        chosen = [name for name in ("modules", "layers") if getattr(self, name) is not None]
+        if self.method == "freeze" and not chosen:
+            raise conflict(
+                "method",
+                "tuning.method is freeze, and neither tuning.modules nor tuning.layers is set",
+                "Say what to train, such as `layers: [-2, -1]`, or write `tuning: full`.",
+            )
+        if self.method != "freeze" and chosen:
+            raise conflict(
+                chosen[0],
+                f"tuning.{chosen[0]} is set, and tuning.method is {self.method}",
+                "Write `method: freeze` to train a part of the model, or take it out.",
+            )
+        return self
+
+
 class DataConfig(Section):
     """The rows, and how they become batches."""
 
@@ -294,10 +329,21 @@ class RunConfig(Section):
     """A whole recipe."""
 
     model: ModelConfig
+    tuning: TuningConfig = TuningConfig()
     lora: LoraConfig = LoraConfig()
     data: DataConfig
     train: TrainConfig
     mesh: MeshConfig = MeshConfig()
+
+    @model_validator(mode="after")
+    def _adapters_belong_to_lora(self) -> RunConfig:
+        if self.tuning.method != "lora" and self.lora != LoraConfig():
+            raise conflict(
+                "tuning.method",
+                f"tuning.method is {self.tuning.method}, and the lora section asks for adapters",
+                "Take the lora section out, or write `tuning: lora`.",
+            )
+        return self
 
     @model_validator(mode="after")
     def _evaluation_has_rows(self) -> RunConfig:

@@ -9,7 +9,6 @@ Source: `peft/utils/save_and_load.py: get_peft_model_state_dict` (key names).
 """
 
 import json
-import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,7 +26,7 @@ from jaxft.lora import targets
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network
 from jaxft.models.spec import ModelSpec
-from jaxft.weights import layout, names
+from jaxft.weights import layout, names, save
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
@@ -141,16 +140,7 @@ def save_adapter(
         (new / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
         safetensors.numpy.save_file(dict(tensors), new / TENSOR_FILE, metadata={"format": "pt"})
         verify(new)
-        old = Path(temporary) / "old"
-        try:
-            if folder.exists():
-                os.replace(folder, old)
-            os.replace(new, folder)
-        except BaseException:
-            # An interrupt between the two: the temporary folder must not take the old one along.
-            if old.exists() and not folder.exists():
-                os.replace(old, folder)
-            raise
+        save.put_in_place(new, folder)
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -55,7 +55,11 @@ def adapted_network(config: LoraConfig, family: Family, spec: ModelSpec) -> Netw
         adapters = {one.path: adapter for one, adapter in adapted.items() if one.layer == layer}
         return Tuning(adapters, leaves)
 
-    return build_network(spec, [tuning(layer) for layer in range(len(spec.blocks))], tuning(None))
+    outside = tuning(None)
+    # PEFT trains a copy of a tied head, or of the embedding, and what it was tied to stays.
+    is_copied = not {"head/kernel", "embed/kernel"}.isdisjoint(outside.leaves)
+    layers = [tuning(layer) for layer in range(len(spec.blocks))]
+    return build_network(spec, layers, outside, unties_head=spec.tied_head and is_copied)
 
 
 def _saved_modules(endings: Sequence[str], owned: Sequence[names.Owned]) -> frozenset[str]:

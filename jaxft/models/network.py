@@ -80,23 +80,20 @@ class Network:
         groups: Its layers.
         outer_adapters: Adapters on modules outside the layers, such as "head".
         outer_trained: Own leaves outside the layers that are trained, "final_norm/bias", sorted.
+        unties_head: Whether a head that is tied becomes a leaf of its own, to be trained apart
+            from what it was tied to.
     """
 
     spec: ModelSpec
     groups: tuple[Group, ...]
     outer_adapters: Adapters
     outer_trained: tuple[str, ...]
+    unties_head: bool
 
     @property
     def has_own_head(self) -> bool:
-        """Whether the head is a leaf of its own.
-
-        A tied head becomes one when it, or the embedding, is trained: PEFT then trains a copy,
-        and what it was tied to stays.
-        """
-        return not self.spec.tied_head or any(
-            leaf in self.outer_trained for leaf in ("head/kernel", "embed/kernel")
-        )
+        """Whether the head is a leaf of its own."""
+        return not self.spec.tied_head or self.unties_head
 
     def trained_leaves(self) -> frozenset[str]:
         """Return the paths of the model's own leaves that are trained, adapters left out."""
@@ -131,13 +128,16 @@ class Tuning:
 FROZEN = Tuning({}, ())
 
 
-def build_network(spec: ModelSpec, layers: Sequence[Tuning], outside: Tuning) -> Network:
+def build_network(
+    spec: ModelSpec, layers: Sequence[Tuning], outside: Tuning, *, unties_head: bool
+) -> Network:
     """Describe `spec` and what is trained of it, its layers cut into groups.
 
     Args:
         spec: The model.
         layers: What is trained in each layer.
         outside: What is trained outside of them.
+        unties_head: As in `Network`.
     """
     described = [
         Layer(block, tuple(sorted(tuning.adapters.items())), tuple(sorted(tuning.leaves)))
@@ -148,12 +148,12 @@ def build_network(spec: ModelSpec, layers: Sequence[Tuning], outside: Tuning) ->
         for start, repeats, length in find_periods(described)
     )
     adapters = tuple(sorted(outside.adapters.items()))
-    return Network(spec, groups, adapters, tuple(sorted(outside.leaves)))
+    return Network(spec, groups, adapters, tuple(sorted(outside.leaves)), unties_head)
 
 
 def base_network(spec: ModelSpec) -> Network:
     """Describe `spec` with nothing trained."""
-    return build_network(spec, [FROZEN] * len(spec.blocks), FROZEN)
+    return build_network(spec, [FROZEN] * len(spec.blocks), FROZEN, unties_head=False)
 
 
 def find_periods(items: Sequence[Hashable]) -> list[tuple[int, int, int]]:

@@ -1,4 +1,4 @@
-"""The end of a run: the adapter written, read back and compared; answers side by side.
+"""The end of a run: the adapter or model written, read back and compared; answers side by side.
 
 Nothing is called saved before it has been read again from the disk and gives the live model's
 logits.
@@ -20,7 +20,8 @@ from jaxft.generation import completion
 from jaxft.generation.completion import Generator, Prompt
 from jaxft.generation.decoding import Decoder
 from jaxft.generation.sampling import Sampling
-from jaxft.lora import peft_format
+from jaxft.lora import peft_format, whole
+from jaxft.lora.tuned import Tuned
 from jaxft.models import forward
 from jaxft.parallel import mesh as meshes
 from jaxft.parallel import rules
@@ -32,6 +33,27 @@ _SHOWN_PROMPTS = 3
 _ANSWER_TOKENS = 48
 _COMPARED_TOKENS = 64
 _TOLERANCE = 1e-5  # of the largest logit; the arrays are the same, so this is the program's noise
+
+
+def write_result(plan: Plan, outcome: Outcome) -> Path:
+    """Write what a run is for, once it is made sure of: the adapter, or else the whole model.
+
+    Raises:
+        JaxftError: If what is on disk does not give the live model's logits.
+    """
+    if plan.config.tuning.method == "lora":
+        return write_adapter(plan, outcome)
+    folder = plan.folder / "model"
+    whole.write_model(
+        folder,
+        plan.source,
+        Tuned(plan.family, plan.network, trees.combine(outcome.trainable, outcome.frozen)),
+        mesh=plan.mesh,
+        kind="merged",
+        dtype=whole.stored_dtype(plan.source),
+        replaces=True,
+    )
+    return folder
 
 
 def write_adapter(plan: Plan, outcome: Outcome) -> Path:

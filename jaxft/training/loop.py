@@ -1,4 +1,4 @@
-"""`jaxft train`, from recipe to adapter: read top to bottom, this is what a run is."""
+"""`jaxft train`, from recipe to tuned model: read top to bottom, this is what a run is."""
 
 import shlex
 
@@ -15,7 +15,7 @@ from jaxft.training.watcher import Watcher
 
 
 def run(config: RunConfig) -> None:
-    """Train an adapter as the recipe says, and show what came of it.
+    """Train as the recipe says, and show what came of it.
 
     Raises:
         JaxftError: If the user can mend what is amiss.
@@ -28,14 +28,15 @@ def run(config: RunConfig) -> None:
     tree = setup.load_tree(plan)
     with folder.open_checkpoints(plan) as checkpoints:
         outcome = Trainer(plan, tree, Watcher()).run(checkpoints)
-    adapter = finish.write_adapter(plan, outcome)
+    written = finish.write_result(plan, outcome)
     _show_outcome(plan, outcome)
     samples = finish.answers(plan, outcome)
     console.samples(samples)
-    console.result(f"Adapter: {adapter}")
+    kind = "adapter" if config.tuning.method == "lora" else "model"
+    console.result(f"{kind.capitalize()}: {written}")
     prompt = shlex.quote(min((sample.prompt for sample in samples), key=len, default="Hello."))
     console.result(
-        f"Try it:  jaxft generate --adapter {shlex.quote(str(adapter))} --prompt {prompt}"
+        f"Try it:  jaxft generate --{kind} {shlex.quote(str(written))} --prompt {prompt}"
     )
 
 

@@ -19,7 +19,7 @@ from jaxft.data.encode import Examples
 from jaxft.data.loader import Batches
 from jaxft.data.rows import Row
 from jaxft.errors import ConfigError
-from jaxft.lora import init, targets
+from jaxft.lora import init, tuning
 from jaxft.models.families.config_reader import unapplied_dropout
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network
@@ -28,7 +28,7 @@ from jaxft.parallel import mesh as meshes
 from jaxft.weights import base, source
 from jaxft.weights.source import Source
 
-_WRITTEN = ("adapter", "checkpoints")  # folders that a run makes in its own
+_WRITTEN = ("adapter", "model", "checkpoints")  # folders that a run makes in its own
 _SILENT_S = 2.0  # of encoding; from the cache it takes none
 
 
@@ -40,7 +40,7 @@ class Plan:
         config: The recipe.
         source: Where the base model is.
         family: Its family.
-        network: It, with the adapters to train.
+        network: It, with what is trained of it.
         tokenizer: Its tokenizer.
         mesh: The devices.
         dtype: dtype of base weights and activations.
@@ -83,7 +83,7 @@ def make_plan(config: RunConfig) -> Plan:
     console.note(f"Base model: {found.name} ({found.origin})")
     _check_output(config.train.output_dir, found)
     family, spec = base.read_spec(found)
-    network = targets.adapted_network(config.lora, family, spec)
+    network = tuning.tuned_network(config.tuning, config.lora, family, spec)
     return plan_rows(
         config,
         found,
@@ -144,7 +144,7 @@ def plan_rows(
 
 
 def load_tree(plan: Plan) -> trees.Tree:
-    """Read the base weights onto the mesh, and draw the adapters."""
+    """Read the base weights onto the mesh, and draw the adapters, if there are any."""
     own = base.load_base(plan.source, plan.family, plan.network, dtype=plan.dtype, mesh=plan.mesh)
     kind, seed = plan.config.lora.init_lora_weights, plan.config.train.seed
     adapters = init.init_adapters(plan.network, kind=kind, seed=seed, mesh=plan.mesh)

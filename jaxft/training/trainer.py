@@ -290,5 +290,5 @@ def _evaluation(log: metrics.MetricsFile, step: int) -> Evaluation | None:
 
 def _resuming(first: int, num_steps: int) -> str:
     if first == num_steps:
-        return f"All {num_steps} steps of this run are done; the adapter is written again."
+        return f"All {num_steps} steps of this run are done; its result is written again."
     return f"Going on after step {first} of {num_steps}, from the checkpoint."

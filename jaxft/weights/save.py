@@ -42,6 +42,8 @@ def save_model(
     read: Callable[[str], np.ndarray],
     kind: Format,
     finish: Callable[[Path], None],
+    *,
+    replaces: bool,
 ) -> None:
     """Write a model folder.
 
@@ -52,11 +54,13 @@ def save_model(
         read: Returns a tensor by name, in torch's layout.
         kind: "merged" is safetensors, "flax" is `flax_model.msgpack`.
         finish: Given the new folder before it takes its place, to add files and to check it.
+        replaces: Whether a folder that is there gives way, once the new one is complete.
 
     Raises:
-        WeightsError: If the folder holds something.
+        WeightsError: If the folder holds something that may not give way.
     """
-    check_folder(folder)
+    if not replaces:
+        check_folder(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         new = Path(temporary) / "new"
@@ -69,9 +73,21 @@ def save_model(
         else:
             _save_safetensors(new, infos, read)
         finish(new)
+        put_in_place(new, folder)
+
+
+def put_in_place(new: Path, folder: Path) -> None:
+    """Move a complete folder to its place; what is there goes, and stays if that fails."""
+    old = new.parent / "old"
+    try:
         if folder.exists():
-            folder.rmdir()
+            os.replace(folder, old)
         os.replace(new, folder)
+    except BaseException:
+        # An interrupt between the two: the temporary folder must not take the old one along.
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        raise
 
 
 def _save_safetensors(

@@ -19,6 +19,7 @@ pytest.importorskip("torch")
 pytest.importorskip("peft")
 
 import reference_adapters
+import reference_models
 import reference_runs
 import reference_texts
 from jax.sharding import Mesh
@@ -26,9 +27,12 @@ from reference_adapters import Choice
 from reference_models import CALM_STD, TinyModel
 from reference_runs import Record
 
-from jaxft.lora import peft_format
+from jaxft import tree as trees
+from jaxft.config import LoraConfig, TuningConfig
+from jaxft.lora import peft_format, tuning
 from jaxft.training import step
 from jaxft.training.losses import IGNORED
+from jaxft.weights import layout, names
 
 pytestmark = [pytest.mark.reference, *reference_adapters.IGNORED_WARNINGS]
 
@@ -157,3 +161,48 @@ def test_accumulated_gradients_equal_those_of_one_batch(
     assert in_parts == pytest.approx(whole, rel=1e-6)
     assert distance < ACCUMULATION_TOLERANCE
     assert furthest(accumulated, case.gradients) < TOLERANCE
+
+
+PARTS: dict[str, tuple[str, TuningConfig]] = {
+    "full": ("llama-mlp-bias-gelu-tanh", TuningConfig(method="full")),
+    "full-tied": ("llama-tied", TuningConfig(method="full")),
+    "full-gpt2": ("gpt2", TuningConfig(method="full")),
+    "full-350m": ("opt-350m-smooth", TuningConfig(method="full")),
+    "some-layers": ("opt-smooth", TuningConfig(method="freeze", layers=[-1, 1])),
+    "some-modules": (
+        "llama-tied",
+        TuningConfig(method="freeze", modules=["mlp", "lm_head", "model.norm"], layers=[0]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_gradients_of_the_models_own_weights_equal_those_of_torch(
+    name: str, tiny_model: Callable[..., TinyModel], one_device: Mesh, record_property: Record
+) -> None:
+    case, chosen = PARTS[name]
+    model = tiny_model(case, std=CALM_STD)
+    network = tuning.tuned_network(chosen, LoraConfig(), model.family, model.spec)
+    trained, frozen = reference_adapters.own_leaves(model, network, one_device)
+    text = reference_texts.draw(LENGTHS, "right", model.spec.vocab_size, seed=6)
+    labels = reference_texts.ragged_labels(text, SHARES, seed=7)
+    theirs = reference_models.open_torch(model.folder)
+    reference_runs.torch_loss_sum(theirs, text, labels).backward()
+    expected = {each: leaf.grad.numpy() for each, leaf in theirs.named_parameters()}
+    batch = reference_texts.batch_of(text, labels, 1)
+    capacity = int((batch["labels"] != IGNORED).sum())
+    program = step.Program(network, one_device, "float32", capacity, False, step.causal_lm)
+    gradients = jax.jit(functools.partial(step.gradients, program))
+    grads = trees.flatten(gradients(trained, frozen, batch, 0, 0)[2])
+    table = names.own_tensors(model.family, network)
+    ours = {
+        each: layout.join(grads, slots) for each, slots in table.items() if slots[0].path in grads
+    }
+    if chosen.method == "full":
+        assert ours.keys() == expected.keys()
+        assert sum(map(np.size, ours.values())) == theirs.num_parameters()
+    else:
+        assert 0 < len(ours) < len(expected)
+    distance = furthest(ours, {each: expected[each] for each in ours})
+    record_property("difference", distance)
+    assert distance < TOLERANCE

@@ -111,7 +111,9 @@ def test_what_is_imported_is_exported_bit_for_bit_whatever_the_formats(
         for target in ("merged", "flax") if "msgpack" in kinds else ("merged",):
             folder = tmp_path / f"{source} to {target}"
             config = {"model_type": model.family.model_type}
-            save.save_model(folder, config, infos, merged.read, target, lambda _: None)
+            save.save_model(
+                folder, config, infos, merged.read, target, lambda _: None, replaces=False
+            )
             written = formats.open_folder(folder)
             assert bits(written, but=HEAD if is_tied else "") == expected
             if HEAD in written.infos() and is_tied:
