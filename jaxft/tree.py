@@ -92,7 +92,7 @@ def combine(*trees: Mapping[str, Any]) -> Tree:
 
 def num_parameters(tree: Mapping[str, Any]) -> int:
     """Return the number of elements in all leaves."""
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+    return sum(int(np.prod(leaf.shape)) for leaf in flatten(tree).values())
 
 
 def num_bytes(tree: Mapping[str, Any]) -> int:

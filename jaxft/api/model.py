@@ -86,7 +86,9 @@ class CausalLM:
         return self._tree
 
     def _first_tree(self, mesh: Mesh) -> trees.Tree:
-        return base.load_base(self.source, self.family, self.network, dtype=self.dtype, mesh=mesh)
+        return base.load_base(
+            self.source, self.family, self.network, dtype=self.dtype, mesh=mesh, quantization=None
+        )
 
     def __call__(
         self, input_ids: Any, attention_mask: Any = None, position_ids: Any = None

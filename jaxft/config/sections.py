@@ -73,6 +73,8 @@ class ModelConfig(Section):
     """Branch, tag or commit on the Hub; null is its main branch."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Dtype of the frozen base. `auto`: bfloat16 where the device is fast in it, else float32."""
+    quantization: Literal["nf4", "int4", "int8", "fp8"] | None = None
+    """To what the frozen matrices of the layers are quantised (QLoRA); null is not at all."""
 
     @model_validator(mode="before")
     @classmethod
@@ -342,6 +344,25 @@ class RunConfig(Section):
                 "tuning.method",
                 f"tuning.method is {self.tuning.method}, and the lora section asks for adapters",
                 "Take the lora section out, or write `tuning: lora`.",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_quantised_is_frozen_and_whole(self) -> RunConfig:
+        if self.model.quantization is None:
+            return self
+        if self.tuning.method == "full":
+            raise conflict(
+                "model.quantization",
+                f"model.quantization is {self.model.quantization}, and tuning is full",
+                "Only frozen weights are quantised: write `tuning: lora`, or take it out.",
+            )
+        if max(self.mesh.fsdp, self.mesh.tensor) > 1:
+            raise conflict(
+                "model.quantization",
+                f"model.quantization is {self.model.quantization}, and the mesh divides weights "
+                f"(fsdp={self.mesh.fsdp}, tensor={self.mesh.tensor})",
+                "Quantised weights are not divided yet: use `mesh.data` alone.",
             )
         return self
 

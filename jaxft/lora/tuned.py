@@ -121,7 +121,7 @@ def load(
     family, spec = base.read_spec(found)
     network = base_network(spec) if lora is None else targets.adapted_network(lora, family, spec)
     trained = {} if lora is None else peft_format.from_tensors(tensors, family, network, origin)
-    own = base.load_base(found, family, network, dtype=dtype, mesh=mesh)
+    own = base.load_base(found, family, network, dtype=dtype, mesh=mesh, quantization=None)
     _, frozen = trees.partition(own, mask.trainable_mask(network, own))
     placed = jax.device_put(trained, rules.shardings(trained, mesh))
     return Tuned(family, network, trees.combine(frozen, placed))

@@ -20,7 +20,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
-from jaxft.models import attention, dropout, linear, rope
+from jaxft.models import attention, dropout, linear, quantized, rope
 from jaxft.models.network import Adapter, Layer
 from jaxft.models.spec import Alibi, ModelSpec, NormSpec, Rope
 from jaxft.parallel import rules
@@ -116,8 +116,8 @@ class Linear(Lora):
         self, x: Float[Array, "b t i"], context: Context, layer: Any
     ) -> Float[Array, "b t o"]:
         """Apply to activations; `layer` as in `delta`."""
-        gather = rules.gather_module(context.mesh, self.path)
-        y = linear.product(x, self.kernel[...], gather, x.dtype)
+        stored = quantized.Stored(rules.gather_module(context.mesh, self.path))
+        y = linear.product(x, self.kernel.get_value(), stored, x.dtype)
         if hasattr(self, "bias"):
             y = y + self.bias[...].astype(x.dtype)[None, None, :]
         return y if self.adapter is None else y + self.delta(x, context, layer)

@@ -51,10 +51,11 @@ def _product_bwd(materialise: Materialise, out_dtype: Any, kept: Any, dy: Any) -
     if isinstance(dy, SymbolicZero):
         return None, None
     dy = dy.astype(like.dtype)
-    matrix, pull_back = jax.vjp(lambda w: materialise(w, like.dtype), weight)
-    dx = jax.lax.dot_general(dy, matrix, (((dy.ndim - 1,), (1,)), ((), ())))
+    contract_out = (((dy.ndim - 1,), (1,)), ((), ()))
     if x is None:
-        return dx, None
+        return jax.lax.dot_general(dy, materialise(weight, like.dtype), contract_out), None
+    matrix, pull_back = jax.vjp(lambda w: materialise(w, like.dtype), weight)
+    dx = jax.lax.dot_general(dy, matrix, contract_out)
     return dx, pull_back(_outer(x, dy).astype(matrix.dtype))[0]
 
 

@@ -56,6 +56,7 @@ def fingerprint(plan: Plan) -> dict[str, Any]:
         "model": [plan.source.name, plan.source.revision],
         "weights": _weights(plan),
         "dtype": plan.dtype,
+        "quantization": plan.config.model.quantization,
         "tuning": plan.config.tuning.model_dump(mode="json"),
         "lora": plan.config.lora.model_dump(mode="json"),
         "data.train": plan.train.examples.fingerprint,

@@ -23,6 +23,7 @@ from jaxft.lora import init, tuning
 from jaxft.models.families.config_reader import unapplied_dropout
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network
+from jaxft.models.quantized import Quantized
 from jaxft.parallel import devices
 from jaxft.parallel import mesh as meshes
 from jaxft.weights import base, source
@@ -145,10 +146,32 @@ def plan_rows(
 
 def load_tree(plan: Plan) -> trees.Tree:
     """Read the base weights onto the mesh, and draw the adapters, if there are any."""
-    own = base.load_base(plan.source, plan.family, plan.network, dtype=plan.dtype, mesh=plan.mesh)
+    own = base.load_base(
+        plan.source,
+        plan.family,
+        plan.network,
+        dtype=plan.dtype,
+        mesh=plan.mesh,
+        quantization=plan.config.model.quantization,
+    )
+    _note_quantised(own)
     kind, seed = plan.config.lora.init_lora_weights, plan.config.train.seed
     adapters = init.init_adapters(plan.network, kind=kind, seed=seed, mesh=plan.mesh)
     return trees.combine(own, adapters)
+
+
+def _note_quantised(tree: trees.Tree) -> None:
+    """Say what quantisation saves, if there is any."""
+    leaves = {
+        path: leaf for path, leaf in trees.flatten(tree).items() if isinstance(leaf, Quantized)
+    }
+    if leaves:
+        parameters, taken = trees.num_parameters(leaves), trees.num_bytes(leaves)
+        kind = next(iter(leaves.values())).kind
+        console.note(
+            f"Quantised to {kind}: {parameters:,} parameters in {taken / 1e6:,.1f} MB, "
+            f"{taken / (2 * parameters):.1%} of what they take in bfloat16."
+        )
 
 
 def _batches(

@@ -68,7 +68,13 @@ def resolve_dtype(choice: str) -> str:
 
 
 def load_base(
-    source: Source, family: Family, network: Network, *, dtype: str, mesh: Mesh
+    source: Source,
+    family: Family,
+    network: Network,
+    *,
+    dtype: str,
+    mesh: Mesh,
+    quantization: str | None,
 ) -> trees.Tree:
     """Read the base weights of a network, and show how far it is.
 
@@ -78,6 +84,7 @@ def load_base(
         network: Its network, with adapters or without.
         dtype: dtype of frozen leaves; trained ones are float32.
         mesh: Over which they are divided.
+        quantization: As in `load.load_base`.
 
     Raises:
         WeightsError: If tensors are missing, unexpected or misshapen, or a file is damaged.
@@ -85,7 +92,13 @@ def load_base(
     checkpoint = source.checkpoint()
     with console.loading("Loading the base model", _num_bytes(checkpoint)) as progress:
         tree = load.load_base(
-            checkpoint, family, network, dtype=dtype, mesh=mesh, progress=progress
+            checkpoint,
+            family,
+            network,
+            dtype=dtype,
+            mesh=mesh,
+            progress=progress,
+            quantization=quantization,
         )
         return jax.block_until_ready(tree)
 

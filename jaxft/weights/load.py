@@ -21,8 +21,10 @@ from jaxft.models.families import quantised
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network, is_adapter_leaf
 from jaxft.parallel import rules
-from jaxft.weights import filling, layout, names
+from jaxft.weights import filling, layout, names, quantising
 from jaxft.weights.checkpoint import Checkpoint
+
+Filling = filling.Filling | quantising.Quantising
 
 _SHOWN = 5  # names listed of each kind of mismatch
 
@@ -35,6 +37,7 @@ def load_base(
     dtype: Any,
     mesh: Mesh,
     progress: Callable[[int], None],
+    quantization: str | None,
 ) -> trees.Tree:
     """Read the base weights of `network`.
 
@@ -45,6 +48,8 @@ def load_base(
         dtype: dtype of frozen leaves, whatever they are stored as; trained ones are float32.
         mesh: Over which the leaves are divided, by the sharding table.
         progress: Called with the number of bytes after each tensor read.
+        quantization: To what the frozen matrices of the layers are quantised: a kind of
+            `Quantized`, or `None` for not at all.
 
     Returns:
         Every leaf of the network but those of adapters.
@@ -62,15 +67,19 @@ def load_base(
         if not is_adapter_leaf(path)
     }
     placed = trees.flatten(rules.shardings(trees.unflatten(leaves), mesh))
-    filled = {path: filling.begin(leaf, placed[path]) for path, leaf in leaves.items()}
+
+    def begin(path: str, leaf: jax.ShapeDtypeStruct) -> Filling:
+        if quantization and path not in trained and quantising.is_quantised(path):
+            return quantising.Quantising(placed[path], quantization)
+        return filling.begin(leaf, placed[path])
+
+    filled = {path: begin(path, leaf) for path, leaf in leaves.items()}
     for name, slots in table.items():
         progress(_fill(filled, slots, checkpoint.read(name)))
     return trees.unflatten({path: leaf.finish() for path, leaf in filled.items()})
 
 
-def _fill(
-    filled: Mapping[str, filling.Filling], slots: tuple[names.Slot, ...], tensor: np.ndarray
-) -> int:
+def _fill(filled: Mapping[str, Filling], slots: tuple[names.Slot, ...], tensor: np.ndarray) -> int:
     """Write a tensor into its slots; return its bytes, and keep nothing of it."""
     for slot in slots:
         filled[slot.path].write(layout.oriented(layout.cut(tensor, slot), slot), slot.index)

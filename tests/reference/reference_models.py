@@ -65,7 +65,13 @@ class TinyModel:
     def load(self, network: Network, mesh: Mesh, dtype: str = "float32") -> trees.Tree:
         """Read the saved weights for `network`, which may have adapters or another spec."""
         return load.load_base(
-            self.checkpoint(), self.family, network, dtype=dtype, mesh=mesh, progress=lambda _: None
+            self.checkpoint(),
+            self.family,
+            network,
+            dtype=dtype,
+            mesh=mesh,
+            progress=lambda _: None,
+            quantization=None,
         )
 
 

@@ -69,6 +69,7 @@ def loaded(one_device: Mesh) -> Any:
             dtype="float32",
             mesh=one_device,
             progress=lambda _: None,
+            quantization=None,
         )
         return Loaded(network, tree)
 

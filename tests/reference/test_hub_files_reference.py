@@ -43,6 +43,7 @@ def assert_loads(model: TinyModel, tensors: Tensors, folder: Path, mesh: Mesh) -
         dtype="float32",
         mesh=mesh,
         progress=lambda _: None,
+        quantization=None,
     )
     jax.tree.map(np.testing.assert_array_equal, tree, model.load(model.network, mesh))
 

@@ -55,7 +55,13 @@ ADAPTERS: dict[str, tuple[str, Choice]] = {
 
 def tree_of(model: TinyModel, checkpoint: Checkpoint, mesh: Mesh, dtype: str) -> trees.Tree:
     return load.load_base(
-        checkpoint, model.family, model.network, dtype=dtype, mesh=mesh, progress=lambda _: None
+        checkpoint,
+        model.family,
+        model.network,
+        dtype=dtype,
+        mesh=mesh,
+        progress=lambda _: None,
+        quantization=None,
     )
 
 

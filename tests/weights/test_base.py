@@ -103,7 +103,12 @@ def test_loading_counts_every_byte_and_says_what_it_does(write_llama, capsys, mo
 
     monkeypatch.setattr(base.console, "loading", watched)
     tree = base.load_base(
-        source, family, base_network(spec), dtype="bfloat16", mesh=tiny.one_device()
+        source,
+        family,
+        base_network(spec),
+        dtype="bfloat16",
+        mesh=tiny.one_device(),
+        quantization=None,
     )
     assert len(counted) > 10
     assert capsys.readouterr().err.startswith("Loading the base model: ")

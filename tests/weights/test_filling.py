@@ -129,6 +129,7 @@ def loaded(checkpoint: Checkpoint, network, dtype="float32", mesh=None):
         dtype=dtype,
         mesh=mesh or tiny.one_device(),
         progress=lambda size: None,
+        quantization=None,
     )
 
 

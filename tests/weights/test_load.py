@@ -68,6 +68,7 @@ def loaded(
         dtype=dtype,
         mesh=mesh or tiny.one_device(),
         progress=progress,
+        quantization=None,
     )
 
 
