@@ -62,7 +62,7 @@ def read_llama(
         partial: The family's default share of channels that are turned.
     """
     num_heads, model_dim = config.get("num_attention_heads"), config.get("hidden_size")
-    head_dim = config.get("head_dim", None) or model_dim // num_heads
+    head_dim = read_head_dim(config)
     num_layers = config.get("num_hidden_layers")
     if ropes is None:
         rope = read_rope(config, head_dim=head_dim, theta=theta, partial=partial)
@@ -93,6 +93,12 @@ def read_llama(
         ),
         **ABSENT,
     )
+
+
+def read_head_dim(config: ConfigReader) -> int:
+    """Return the width of a head."""
+    width = config.get("head_dim", None)
+    return int(width or config.get("hidden_size") // config.get("num_attention_heads"))
 
 
 def llama_config(spec: ModelSpec) -> dict[str, Any]:
