@@ -46,7 +46,7 @@ CASES: Cases = {
         {
             "layer_types": ["full_attention"] * 3,
             "tie_word_embeddings": True,
-            "rope_parameters": YARN,
+            "rope_parameters": LINEAR,
         },
     ),
     "smollm3": (SMOLLM3, SECOND),
