@@ -4,10 +4,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.errors import UnsupportedModelError, nearest
-from jaxft.models.families import gpt2, llama, opt, quantised
+from jaxft.models.families import gemma, gpt2, llama, ministral, olmo, opt, quantised, qwen, smollm3
 from jaxft.models.families.family import Family
 
-FAMILIES: tuple[Family, ...] = (llama.LLAMA, llama.MISTRAL, opt.OPT, gpt2.GPT2)
+FAMILIES: tuple[Family, ...] = (
+    llama.LLAMA,
+    llama.MISTRAL,
+    ministral.MINISTRAL,
+    smollm3.SMOLLM3,
+    qwen.QWEN2,
+    qwen.QWEN3,
+    gemma.GEMMA,
+    gemma.GEMMA2,
+    gemma.GEMMA3_TEXT,
+    gemma.VAULTGEMMA,
+    olmo.OLMO,
+    olmo.OLMO2,
+    olmo.OLMO3,
+    opt.OPT,
+    gpt2.GPT2,
+)
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

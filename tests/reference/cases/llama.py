@@ -1,4 +1,4 @@
-"""Tiny Llamas and Mistrals."""
+"""Tiny Llamas, Mistrals and SmolLMs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,18 @@ import transformers
 from cases.shapes import GROUPED, LINEAR, LLAMA3, LONG, WINDOW, YARN, Cases, Common
 
 LLAMA, MISTRAL = transformers.LlamaConfig, transformers.MistralConfig
+MINISTRAL, SMOLLM3 = transformers.MinistralConfig, transformers.SmolLM3Config
 
-COMMON: Common = {LLAMA: GROUPED, MISTRAL: GROUPED}
+COMMON: Common = {
+    LLAMA: GROUPED,
+    MISTRAL: GROUPED,
+    MINISTRAL: GROUPED | {"head_dim": 24},  # transformers fails without one
+    SMOLLM3: GROUPED,
+}
+# The second layer has no rope, by either spelling.
+SECOND = {"no_rope_layer_interval": 2}
+LISTED = SECOND | {"no_rope_layers": [1, 0, 0]}
+WINDOWS = {"use_sliding_window": True, "sliding_window": WINDOW}
 
 CASES: Cases = {
     "llama": (LLAMA, {}),
@@ -23,4 +33,33 @@ CASES: Cases = {
     "llama-rope-long": (LLAMA, {"rope_parameters": LONG}),
     "mistral-window": (MISTRAL, {"sliding_window": WINDOW, "head_dim": 16}),
     "mistral-no-window": (MISTRAL, {"sliding_window": None, "head_dim": 16}),
+    "ministral": (
+        MINISTRAL,
+        {
+            "sliding_window": WINDOW,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        },
+    ),
+    "ministral-windows": (MINISTRAL, {"sliding_window": WINDOW}),
+    "ministral-no-window-tied": (
+        MINISTRAL,
+        {
+            "layer_types": ["full_attention"] * 3,
+            "tie_word_embeddings": True,
+            "rope_parameters": LINEAR,
+        },
+    ),
+    "smollm3": (SMOLLM3, SECOND),
+    "smollm3-every-rope-tied": (SMOLLM3, {"tie_word_embeddings": True}),
+    "smollm3-windows": (SMOLLM3, LISTED | WINDOWS | {"attention_bias": True}),
+    "smollm3-listed-windows": (
+        SMOLLM3,
+        SECOND
+        | WINDOWS
+        | {
+            "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+            "mlp_bias": True,
+            "rope_parameters": LINEAR,
+        },
+    ),
 }

@@ -1,0 +1,83 @@
+"""SmolLM3: a Llama whose every fourth layer does not turn queries and keys.
+
+Source: transformers `configuration_smollm3.py`, `modeling_smollm3.py` (defaults and names).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jaxft.errors import UnsupportedModelError
+from jaxft.models.families import llama
+from jaxft.models.families.config_reader import FULL, SLIDING, ConfigReader
+from jaxft.models.families.family import Family
+from jaxft.models.families.windows import read_windows, windows_config
+from jaxft.models.spec import ModelSpec
+
+_DEFAULTS = {"num_key_value_heads": 4, "tie_word_embeddings": True}
+_INTERVAL = 4
+
+
+def smollm3_spec(config: Mapping[str, Any]) -> ModelSpec:
+    """Read the config.json of a SmolLM3."""
+    reader = ConfigReader(_DEFAULTS | dict(config))
+    bias, mlp_bias = reader.get("attention_bias", False), reader.get("mlp_bias", False)
+    is_turned = _read_turned(reader)
+    window = reader.get("sliding_window", None)
+    has_windows = reader.get("use_sliding_window", False) and window is not None
+    default = [SLIDING if has_windows and not turned else FULL for turned in is_turned]
+    windows = read_windows(reader, default, window)
+    spec = llama.read_llama(
+        reader, biases=(bias, bias, mlp_bias), windows=windows, theta=2_000_000.0
+    )
+    reader.finish()
+    blocks = (
+        block if turned else dataclasses.replace(block, rope=None)
+        for block, turned in zip(spec.blocks, is_turned, strict=True)
+    )
+    return dataclasses.replace(spec, blocks=tuple(blocks))
+
+
+def _read_turned(reader: ConfigReader) -> list[bool]:
+    """Return which layers turn queries and keys: 1 in `no_rope_layers` means that one does."""
+    num_layers = reader.get("num_hidden_layers")
+    interval = reader.get("no_rope_layer_interval", _INTERVAL)
+    listed = reader.get("no_rope_layers", None)
+    if listed is None:
+        return [number % interval != 0 for number in range(1, num_layers + 1)]
+    if len(listed) != num_layers:
+        raise UnsupportedModelError(
+            f"The model's config.json has {len(listed)} no_rope_layers and {num_layers} layers.",
+            "Take the config.json that belongs to the weights.",
+        )
+    return [bool(entry) for entry in listed]
+
+
+def smollm3_config(spec: ModelSpec) -> dict[str, Any]:
+    """Return what the config.json of a SmolLM3 says of `spec`."""
+    is_turned = [block.rope is not None for block in spec.blocks]
+    windows = windows_config(spec)
+    first = is_turned.index(False) + 1 if False in is_turned else _INTERVAL
+    return (
+        llama.llama_config(spec)
+        | windows
+        | {
+            "attention_bias": spec.qkv_bias,
+            "mlp_bias": spec.mlp_bias,
+            "no_rope_layer_interval": first,
+            "no_rope_layers": [int(turned) for turned in is_turned],
+            "use_sliding_window": "sliding_window" in windows,
+        }
+    )
+
+
+SMOLLM3 = Family(
+    "smollm3",
+    smollm3_spec,
+    smollm3_config,
+    llama.TENSORS,
+    llama.IGNORED,
+    ("q_proj", "v_proj"),
+    "lm_head",
+    "model.",
+)
