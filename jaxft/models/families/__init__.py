@@ -4,7 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.errors import UnsupportedModelError, nearest
-from jaxft.models.families import gpt2, granite, llama, opt, phi3, quantised
+from jaxft.models.families import (
+    cohere,
+    glm,
+    gpt2,
+    granite,
+    layer_normed,
+    llama,
+    opt,
+    phi3,
+    quantised,
+)
 from jaxft.models.families.family import Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -14,6 +24,14 @@ FAMILIES: tuple[Family, ...] = (
     gpt2.GPT2,
     phi3.PHI3,
     granite.GRANITE,
+    layer_normed.STARCODER2,
+    layer_normed.STABLELM,
+    cohere.COHERE,
+    cohere.COHERE2,
+    glm.GLM,
+    glm.GLM4,
+    layer_normed.NEMOTRON,
+    layer_normed.JAIS2,
 )
 
 

@@ -95,7 +95,8 @@ def read_llama(
 def llama_config(spec: ModelSpec) -> dict[str, Any]:
     """Return what the config.json of Llama and its likes says of `spec`."""
     ropes = [block.rope for block in spec.blocks if block.rope is not None]
-    return {
+    rope = {"rope_parameters": rope_config(ropes[0], spec.head_dim)} if ropes else {}
+    return rope | {
         "vocab_size": spec.vocab_size,
         "hidden_size": spec.model_dim,
         "intermediate_size": spec.mlp_dim,
@@ -105,7 +106,6 @@ def llama_config(spec: ModelSpec) -> dict[str, Any]:
         "head_dim": spec.head_dim,
         "hidden_act": activation_name(spec.activation),
         "rms_norm_eps": spec.norm.eps,
-        "rope_parameters": rope_config(ropes[0], spec.head_dim),
         "tie_word_embeddings": spec.tied_head,
     }
 

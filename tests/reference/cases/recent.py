@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import transformers
 
-from cases.shapes import GROUPED, LLAMA3, LONG, WINDOW, Cases, Common
+from cases.shapes import GROUPED, LLAMA3, LONG, WINDOW, YARN, Cases, Common
 
 PHI3, GRANITE = transformers.Phi3Config, transformers.GraniteConfig
+GLM, GLM4 = transformers.GlmConfig, transformers.Glm4Config
 
 COMMON: Common = {
     PHI3: GROUPED,
@@ -17,6 +18,8 @@ COMMON: Common = {
         "residual_multiplier": 0.3,
         "logits_scaling": 5.0,
     },
+    GLM: GROUPED | {"head_dim": 16},
+    GLM4: GROUPED | {"head_dim": 16},
 }
 # Every prompt that is continued is longer, so that one set of factors stays in use. From so short
 # a text the magnitude would be 1.5, and attention so sharp that rounding is all that is seen.
@@ -35,6 +38,14 @@ PART = {
     },
     "original_max_position_embeddings": 40,
 }
+WHOLE = {
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 500.0,
+        "partial_rotary_factor": 1.0,
+    }
+}
+HALF_YARN = YARN | {"partial_rotary_factor": 0.5}
 
 CASES: Cases = {
     "phi3": (PHI3, LONG_FROM_12),
@@ -47,4 +58,12 @@ CASES: Cases = {
         {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
     ),
     "granite-rope-llama3": (GRANITE, {"rope_parameters": LLAMA3, "hidden_act": "gelu"}),
+    "glm": (GLM, {}),
+    "glm-wide-whole-tied": (GLM, WHOLE | {"head_dim": 24, "tie_word_embeddings": True}),
+    "glm-one-kv-head-unbiased": (GLM, {"attention_bias": False, "num_key_value_heads": 1}),
+    "glm4": (GLM4, {}),
+    "glm4-no-bias-yarn-tied": (
+        GLM4,
+        {"attention_bias": False, "rope_parameters": HALF_YARN, "tie_word_embeddings": True},
+    ),
 }
