@@ -11,7 +11,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jaxft.models.families.config_reader import FULL, SLIDING, ConfigReader, read_layer_types
+from jaxft.models.families.config_reader import (
+    FULL,
+    SLIDING,
+    ConfigReader,
+    read_windows,
+    windows_config,
+)
 from jaxft.models.families.family import Family
 from jaxft.models.families.layer_normed import layer_normed, layer_normed_config
 from jaxft.models.families.llama import IGNORED, TENSORS, read_llama
@@ -64,23 +70,18 @@ def cohere2_spec(config: Mapping[str, Any]) -> ModelSpec:
         reader.require(key, (value,), value)
     spec = _read(reader, theta=10_000.0)
     every = reader.get("sliding_window_pattern", None) or 4
-    default = [SLIDING if (layer + 1) % every else FULL for layer in range(len(spec.blocks))]
-    kinds = read_layer_types(reader, default)
-    window = reader.get("sliding_window", _DEFAULT_WINDOW)
+    kinds = [SLIDING if (layer + 1) % every else FULL for layer in range(len(spec.blocks))]
+    windows = read_windows(reader, _DEFAULT_WINDOW, kinds)
     reader.finish()
-    # A layer without a window has no positions, even where that is so because no layer has one.
-    local = BlockSpec(window, spec.blocks[0].rope if window else None)
-    blocks = (local if kind == SLIDING else BlockSpec(None, None) for kind in kinds)
+    rope = spec.blocks[0].rope
+    blocks = (BlockSpec(window, rope if window else None) for window in windows)
     return dataclasses.replace(spec, blocks=tuple(blocks))
 
 
 def cohere2_config(spec: ModelSpec) -> dict[str, Any]:
     """Return what the config.json of a Cohere 2 says of `spec`."""
     windows = [block.window for block in spec.blocks]
-    return cohere_config(spec) | {
-        "sliding_window": next(filter(None, windows), None),
-        "layer_types": [SLIDING if window else FULL for window in windows],
-    }
+    return cohere_config(spec) | windows_config(windows, _DEFAULT_WINDOW)
 
 
 _TARGETS = ("q_proj", "v_proj")

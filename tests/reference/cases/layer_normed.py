@@ -49,10 +49,10 @@ CASES: Cases = {
         COHERE2,
         {"num_hidden_layers": 5, "attention_bias": True, "tie_word_embeddings": True},
     ),
-    "cohere2-no-window": (
+    "cohere2-no-positions": (
         COHERE2,
         {
-            "sliding_window": None,
+            "sliding_window": 4096,
             "layer_types": ["full_attention"] * 3,
             "num_key_value_heads": None,
         },

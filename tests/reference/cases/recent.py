@@ -7,17 +7,28 @@ import transformers
 from cases.shapes import GROUPED, LLAMA3, LONG, WINDOW, YARN, Cases, Common
 
 PHI3, GRANITE = transformers.Phi3Config, transformers.GraniteConfig
+GRANITE4, HYPERCLOVAX = transformers.GraniteMoeHybridConfig, transformers.HyperCLOVAXConfig
 GLM, GLM4 = transformers.GlmConfig, transformers.Glm4Config
+
+FACTORS = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.15,
+    "residual_multiplier": 0.3,
+    "logits_scaling": 5.0,
+}
+DENSE = {
+    "num_local_experts": 0,
+    "layer_types": ["full_attention"] * 3,
+    "shared_intermediate_size": 88,
+    "intermediate_size": 11008,  # of the experts that it has not
+    "time_step_limit": None,  # of the state spaces that it has not; the default is infinite
+}
 
 COMMON: Common = {
     PHI3: GROUPED,
-    GRANITE: GROUPED
-    | {
-        "embedding_multiplier": 3.0,
-        "attention_multiplier": 0.15,
-        "residual_multiplier": 0.3,
-        "logits_scaling": 5.0,
-    },
+    GRANITE: GROUPED | FACTORS,
+    GRANITE4: GROUPED | FACTORS | DENSE,
+    HYPERCLOVAX: GROUPED | FACTORS,
     GLM: GROUPED | {"head_dim": 16},
     GLM4: GROUPED | {"head_dim": 16},
 }
@@ -58,6 +69,22 @@ CASES: Cases = {
         {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
     ),
     "granite-rope-llama3": (GRANITE, {"rope_parameters": LLAMA3, "hidden_act": "gelu"}),
+    "granitemoehybrid": (GRANITE4, {"position_embedding_type": "rope"}),
+    "granitemoehybrid-bias-no-positions-tied": (
+        GRANITE4,
+        {"attention_bias": True, "tie_word_embeddings": True},
+    ),
+    "hyperclovax": (HYPERCLOVAX, {}),
+    "hyperclovax-biases-pre-tied": (
+        HYPERCLOVAX,
+        {
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": True,
+            "use_post_norm": False,
+            "attention_multiplier": None,
+        },
+    ),
     "glm": (GLM, {}),
     "glm-wide-whole-tied": (GLM, WHOLE | {"head_dim": 24, "tie_word_embeddings": True}),
     "glm-one-kv-head-unbiased": (GLM, {"attention_bias": False, "num_key_value_heads": 1}),
