@@ -33,7 +33,6 @@ _UNUSED = {
     "use_embedding_sharing": True,
     "use_gated_activation": True,
     "use_parallel_block": True,
-    "use_parallel_embedding": True,
     "use_qk_norm": False,
 }
 
@@ -41,8 +40,8 @@ _UNUSED = {
 def _read(reader: ConfigReader, theta: float) -> ModelSpec:
     bias = reader.get("attention_bias", False)
     spec = read_llama(reader, biases=(bias, bias, False), theta=theta, interleaved=True)
-    for key in ("cache_implementation", "model_max_length"):  # of generation and of the tokenizer
-        reader.get(key, None)
+    for key in ("cache_implementation", "model_max_length", "use_parallel_embedding"):
+        reader.get(key, None)  # of generation, of the tokenizer, of how it was trained
     eps, logit_scale = reader.get("layer_norm_eps", 1e-5), reader.get("logit_scale", 0.0625)
     spec = layer_normed(spec, eps, bias=False)
     return dataclasses.replace(spec, parallel="one_norm", logit_scale=logit_scale)

@@ -69,7 +69,6 @@ def granite4_spec(config: Mapping[str, Any]) -> ModelSpec:
     reader.require("num_local_experts", (0,), 8)
     reader.require("normalization_function", ("rmsnorm",), "rmsnorm")
     read_layer_types(reader, [FULL] * reader.get("num_hidden_layers"))
-    reader.require("sliding_window", (None,))
     unused = {key for key in config if key.startswith("mamba_")} | _NO_MIXTURE
     for key in unused | {"layers_block_type", "init_method", "time_step_limit"}:
         reader.get(key, None)

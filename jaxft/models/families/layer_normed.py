@@ -114,7 +114,10 @@ def nemotron_spec(config: Mapping[str, Any]) -> ModelSpec:
     defaults = {"hidden_act": "relu2", "partial_rotary_factor": 0.5}
     reader = ConfigReader(defaults | dict(config))
     reader.get("rope_percent", None)  # of old files; transformers does not read it
+    head_dim = reader.get("kv_channels", None)  # so in some files; transformers does not read it
     spec = _biased_spec(reader, "norm_eps", bias=False)
+    if head_dim not in (None, spec.head_dim):
+        reader.require("kv_channels", (spec.head_dim,))
     return layer_normed(spec, spec.norm.eps, scale="offset")
 
 

@@ -30,11 +30,13 @@ _LAYER = "model.layers.{layer}"
 def exaone4_spec(config: Mapping[str, Any]) -> ModelSpec:
     """Read the config.json of an EXAONE 4."""
     reader = ConfigReader({"rms_norm_eps": 1e-5, "num_key_value_heads": 32} | dict(config))
+    reader.get("attn_implementation", None)
     pattern = reader.get("sliding_window_pattern", None) or 4
-    every = len(pattern) if isinstance(pattern, str) else pattern  # "LLLG"
+    if not isinstance(pattern, str):
+        pattern = "L" * (pattern - 1) + "G"  # local and global layers, as files spell it
     is_hybrid = reader.get("sliding_window", _EXAONE4_WINDOW) is not None
     kinds = [
-        SLIDING if is_hybrid and (layer + 1) % every else FULL
+        SLIDING if is_hybrid and pattern[layer % len(pattern)] == "L" else FULL
         for layer in range(reader.get("num_hidden_layers"))
     ]
     windows = read_windows(reader, _EXAONE4_WINDOW, kinds)
