@@ -4,7 +4,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.errors import UnsupportedModelError, nearest
-from jaxft.models.families import gemma, gpt2, llama, ministral, olmo, opt, quantised, qwen, smollm3
+from jaxft.models.families import (
+    cohere,
+    gemma,
+    glm,
+    gpt2,
+    granite,
+    layer_normed,
+    llama,
+    llama_like,
+    ministral,
+    olmo,
+    opt,
+    phi3,
+    quantised,
+    qwen,
+    smollm3,
+)
 from jaxft.models.families.family import Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -23,6 +39,24 @@ FAMILIES: tuple[Family, ...] = (
     olmo.OLMO3,
     opt.OPT,
     gpt2.GPT2,
+    phi3.PHI3,
+    granite.GRANITE,
+    layer_normed.STARCODER2,
+    layer_normed.STABLELM,
+    cohere.COHERE,
+    cohere.COHERE2,
+    glm.GLM,
+    glm.GLM4,
+    llama_like.EXAONE4,
+    llama_like.SEED_OSS,
+    llama_like.ARCEE,
+    llama_like.HELIUM,
+    llama_like.ERNIE,
+    llama_like.CWM,
+    granite.GRANITE4,
+    granite.HYPERCLOVAX,
+    layer_normed.NEMOTRON,
+    layer_normed.JAIS2,
 )
 
 

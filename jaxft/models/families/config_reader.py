@@ -17,7 +17,17 @@ _ACTIVATION_NAMES = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", 
 
 # Dropout of the base model. It is not applied in training: only the adapter's own dropout is.
 TRAINING_ONLY = frozenset(
-    {"attention_dropout", "attn_pdrop", "dropout", "embd_pdrop", "layerdrop", "resid_pdrop"}
+    {
+        "attention_dropout",
+        "attn_pdrop",
+        "dropout",
+        "embd_pdrop",
+        "embedding_dropout",
+        "hidden_dropout",
+        "layerdrop",
+        "resid_pdrop",
+        "residual_dropout",
+    }
 )
 
 # Keys that describe files, training or tokens, and never the logits of a causal forward pass.
@@ -152,3 +162,29 @@ def read_layer_types(config: ConfigReader, default: Sequence[str]) -> list[str]:
             f"Handled here: one for each of its {len(default)} layers, {FULL} or {SLIDING}.",
         )
     return kinds
+
+
+def read_windows(
+    config: ConfigReader, default_window: int, default_kinds: Sequence[str]
+) -> tuple[int | None, ...]:
+    """Return each layer's window, of a family with one window for its sliding layers.
+
+    Raises:
+        UnsupportedModelError: As `read_layer_types`; or if layers slide, over no window.
+    """
+    kinds = read_layer_types(config, default_kinds)
+    window = config.get("sliding_window", default_window)
+    if SLIDING in kinds and not window:
+        raise UnsupportedModelError(
+            f"The model's config.json has layers of {SLIDING} and no sliding_window.",
+            "transformers does not run it either; take the config.json of the weights.",
+        )
+    return tuple(window if kind == SLIDING else None for kind in kinds)
+
+
+def windows_config(windows: Sequence[int | None], default_window: int | None) -> dict[str, Any]:
+    """Return what config.json says of each layer's window, the inverse of `read_windows`."""
+    return {
+        "sliding_window": next(filter(None, windows), default_window),
+        "layer_types": [SLIDING if window else FULL for window in windows],
+    }

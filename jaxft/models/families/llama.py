@@ -50,6 +50,7 @@ def read_llama(
     ropes: tuple[Rope, ...] | None = None,
     theta: float = 10_000.0,
     partial: float = 1.0,
+    interleaved: bool = False,
 ) -> ModelSpec:
     """Read what Llama and its likes share, without `finish`.
 
@@ -60,12 +61,15 @@ def read_llama(
         ropes: Of each layer; if not given, config.json has one for all.
         theta: The family's default base of rotary positions.
         partial: The family's default share of channels that are turned.
+        interleaved: Whether the pairs that are turned are neighbours, as in `Rope`.
     """
     num_heads, model_dim = config.get("num_attention_heads"), config.get("hidden_size")
     head_dim = read_head_dim(config)
     num_layers = config.get("num_hidden_layers")
     if ropes is None:
-        rope = read_rope(config, head_dim=head_dim, theta=theta, partial=partial)
+        rope = read_rope(
+            config, head_dim=head_dim, theta=theta, partial=partial, interleaved=interleaved
+        )
         ropes = (rope,) * num_layers
     qkv_bias, out_bias, mlp_bias = biases
     return ModelSpec(
@@ -104,7 +108,8 @@ def read_head_dim(config: ConfigReader) -> int:
 def llama_config(spec: ModelSpec) -> dict[str, Any]:
     """Return what the config.json of Llama and its likes says of `spec`."""
     ropes = [block.rope for block in spec.blocks if block.rope is not None]
-    return {
+    rope = {"rope_parameters": rope_config(ropes[0], spec.head_dim)} if ropes else {}
+    return rope | {
         "vocab_size": spec.vocab_size,
         "hidden_size": spec.model_dim,
         "intermediate_size": spec.mlp_dim,
@@ -114,7 +119,6 @@ def llama_config(spec: ModelSpec) -> dict[str, Any]:
         "head_dim": spec.head_dim,
         "hidden_act": activation_name(spec.activation),
         "rms_norm_eps": spec.norm.eps,
-        "rope_parameters": rope_config(ropes[0], spec.head_dim),
         "tie_word_embeddings": spec.tied_head,
     }
 

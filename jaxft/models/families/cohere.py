@@ -1,0 +1,93 @@
+"""Command R and its likes: layer norms without bias, attention and MLP side by side.
+
+Cohere 2 (Command R7B, Command A) has layers with a window and rotary positions, and layers that
+see everything and no positions.
+
+Source: transformers `configuration_cohere.py`, `configuration_cohere2.py`, `modeling_cohere.py`,
+`modeling_cohere2.py` (defaults and names).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jaxft.models.families.config_reader import (
+    FULL,
+    SLIDING,
+    ConfigReader,
+    read_windows,
+    windows_config,
+)
+from jaxft.models.families.family import Family
+from jaxft.models.families.layer_normed import layer_normed, layer_normed_config
+from jaxft.models.families.llama import IGNORED, TENSORS, read_llama
+from jaxft.models.spec import BlockSpec, ModelSpec
+
+_DEFAULTS = {"tie_word_embeddings": True}
+_DEFAULT_WINDOW = 4096
+# What the published files of Cohere 2 say beyond what transformers reads.
+_UNUSED = {
+    "order_of_interleaved_layers": "local_attn_first",
+    "position_embedding_type": "rope_gptj",
+    "rotary_pct": 1.0,
+    "use_embedding_sharing": True,
+    "use_gated_activation": True,
+    "use_parallel_block": True,
+    "use_qk_norm": False,
+}
+
+
+def _read(reader: ConfigReader, theta: float) -> ModelSpec:
+    bias = reader.get("attention_bias", False)
+    spec = read_llama(reader, biases=(bias, bias, False), theta=theta, interleaved=True)
+    for key in ("cache_implementation", "model_max_length", "use_parallel_embedding"):
+        reader.get(key, None)  # of generation, of the tokenizer, of how it was trained
+    eps, logit_scale = reader.get("layer_norm_eps", 1e-5), reader.get("logit_scale", 0.0625)
+    spec = layer_normed(spec, eps, bias=False)
+    return dataclasses.replace(spec, parallel="one_norm", logit_scale=logit_scale)
+
+
+def cohere_spec(config: Mapping[str, Any]) -> ModelSpec:
+    """Read the config.json of a Cohere."""
+    reader = ConfigReader(_DEFAULTS | dict(config))
+    reader.require("use_qk_norm", (False, None), False)
+    spec = _read(reader, theta=500_000.0)
+    reader.finish()
+    return spec
+
+
+def cohere_config(spec: ModelSpec) -> dict[str, Any]:
+    """Return what the config.json of a Cohere says of `spec`."""
+    own = {"attention_bias": spec.qkv_bias, "logit_scale": spec.logit_scale}
+    return layer_normed_config(spec, "layer_norm_eps") | own
+
+
+def cohere2_spec(config: Mapping[str, Any]) -> ModelSpec:
+    """Read the config.json of a Cohere 2."""
+    reader = ConfigReader(_DEFAULTS | dict(config))
+    for key, value in _UNUSED.items():
+        reader.require(key, (value,), value)
+    spec = _read(reader, theta=10_000.0)
+    every = reader.get("sliding_window_pattern", None) or 4
+    kinds = [SLIDING if (layer + 1) % every else FULL for layer in range(len(spec.blocks))]
+    windows = read_windows(reader, _DEFAULT_WINDOW, kinds)
+    reader.finish()
+    rope = spec.blocks[0].rope
+    blocks = (BlockSpec(window, rope if window else None) for window in windows)
+    return dataclasses.replace(spec, blocks=tuple(blocks))
+
+
+def cohere2_config(spec: ModelSpec) -> dict[str, Any]:
+    """Return what the config.json of a Cohere 2 says of `spec`."""
+    windows = [block.window for block in spec.blocks]
+    return cohere_config(spec) | windows_config(windows, _DEFAULT_WINDOW)
+
+
+_TARGETS = ("q_proj", "v_proj")
+
+COHERE = Family(
+    "cohere", cohere_spec, cohere_config, TENSORS, IGNORED, _TARGETS, "lm_head", "model."
+)
+COHERE2 = Family(
+    "cohere2", cohere2_spec, cohere2_config, TENSORS, IGNORED, _TARGETS, "lm_head", "model."
+)

@@ -1,0 +1,181 @@
+"""Families that are a Llama but for a few lines each.
+
+EXAONE 4 norms what attention and MLP give, and each head of queries and keys; its layers without a
+window have no positions, where others have a window. CWM has a window on three layers in four.
+Arcee's MLP has no gate. Helium and ERNIE 4.5 turn neighbouring channels. Seed-OSS has a bias on
+queries, keys and values.
+
+Source: transformers `configuration_*.py` and `modeling_*.py` of each (defaults and names).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jaxft.models.families.config_reader import (
+    FULL,
+    SLIDING,
+    ConfigReader,
+    read_windows,
+    windows_config,
+)
+from jaxft.models.families.family import Family, norm
+from jaxft.models.families.llama import IGNORED, TENSORS, llama_config, read_llama
+from jaxft.models.spec import BlockSpec, ModelSpec
+
+_TARGETS = ("q_proj", "v_proj")
+_LAYER = "model.layers.{layer}"
+
+
+def exaone4_spec(config: Mapping[str, Any]) -> ModelSpec:
+    """Read the config.json of an EXAONE 4."""
+    reader = ConfigReader({"rms_norm_eps": 1e-5, "num_key_value_heads": 32} | dict(config))
+    reader.get("attn_implementation", None)
+    pattern = reader.get("sliding_window_pattern", None) or 4
+    if not isinstance(pattern, str):
+        pattern = "L" * (pattern - 1) + "G"  # local and global layers, as files spell it
+    is_hybrid = reader.get("sliding_window", _EXAONE4_WINDOW) is not None
+    kinds = [
+        SLIDING if is_hybrid and pattern[layer % len(pattern)] == "L" else FULL
+        for layer in range(reader.get("num_hidden_layers"))
+    ]
+    windows = read_windows(reader, _EXAONE4_WINDOW, kinds)
+    spec = read_llama(reader, windows=windows)
+    blocks = tuple(
+        block if block.window or not is_hybrid else BlockSpec(None, None) for block in spec.blocks
+    )
+    reader.finish()
+    return dataclasses.replace(spec, norm_placement="output", qk_norm="head", blocks=blocks)
+
+
+def exaone4_config(spec: ModelSpec) -> dict[str, Any]:
+    """Return what the config.json of an EXAONE 4 says of `spec`."""
+    is_hybrid = any(block.rope is None for block in spec.blocks)
+    windows = [block.window for block in spec.blocks]
+    return llama_config(spec) | windows_config(windows, _EXAONE4_WINDOW if is_hybrid else None)
+
+
+_EXAONE4_WINDOW = 4096
+_EXAONE4_TENSORS = (
+    *(line for line in TENSORS if not line.ours[0].startswith(("attn_norm", "mlp_norm"))),
+    *norm("attn_out_norm", f"{_LAYER}.post_attention_layernorm"),
+    *norm("mlp_out_norm", f"{_LAYER}.post_feedforward_layernorm"),
+)
+EXAONE4 = Family(
+    "exaone4",
+    exaone4_spec,
+    exaone4_config,
+    _EXAONE4_TENSORS,
+    IGNORED,
+    _TARGETS,
+    "lm_head",
+    "model.",
+)
+
+
+def cwm_spec(config: Mapping[str, Any]) -> ModelSpec:
+    """Read the config.json of a CWM."""
+    has_rope = any(config.get(key) for key in ("rope_parameters", "rope_scaling"))
+    rope = {} if has_rope else {"rope_parameters": _CWM_ROPE}
+    defaults = {"head_dim": 128, "num_key_value_heads": 8, "rms_norm_eps": 1e-5}
+    reader = ConfigReader(defaults | dict(config) | rope)
+    kinds = [SLIDING if layer % 4 else FULL for layer in range(reader.get("num_hidden_layers"))]
+    windows = read_windows(reader, _CWM_WINDOW, kinds)
+    biases = (False, False, reader.get("mlp_bias", False))
+    spec = read_llama(reader, biases=biases, windows=windows, theta=1_000_000.0)
+    reader.finish()
+    return spec
+
+
+def cwm_config(spec: ModelSpec) -> dict[str, Any]:
+    """Return what the config.json of a CWM says of `spec`."""
+    windows = windows_config([block.window for block in spec.blocks], _CWM_WINDOW)
+    return llama_config(spec) | windows | {"mlp_bias": spec.mlp_bias}
+
+
+_CWM_WINDOW = 8192
+_CWM_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 1_000_000.0,
+    "factor": 16.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+CWM = Family("cwm", cwm_spec, cwm_config, TENSORS, IGNORED, _TARGETS, "lm_head", "model.")
+
+
+def arcee_spec(config: Mapping[str, Any]) -> ModelSpec:
+    """Read the config.json of an Arcee."""
+    reader = ConfigReader({"hidden_act": "relu2", "rms_norm_eps": 1e-5} | dict(config))
+    attention_bias, mlp_bias = reader.get("attention_bias", False), reader.get("mlp_bias", False)
+    spec = read_llama(reader, biases=(attention_bias, attention_bias, mlp_bias))
+    reader.finish()
+    return dataclasses.replace(spec, mlp="plain")
+
+
+def _biased_config(spec: ModelSpec) -> dict[str, Any]:
+    return llama_config(spec) | {"attention_bias": spec.qkv_bias, "mlp_bias": spec.mlp_bias}
+
+
+ARCEE = Family("arcee", arcee_spec, _biased_config, TENSORS, IGNORED, _TARGETS, "lm_head", "model.")
+
+
+def helium_spec(config: Mapping[str, Any]) -> ModelSpec:
+    """Read the config.json of a Helium."""
+    defaults = {"head_dim": 128, "num_key_value_heads": 20, "rms_norm_eps": 1e-8}
+    reader = ConfigReader(defaults | dict(config))
+    biases = (reader.get("attention_bias", False), False, reader.get("mlp_bias", False))
+    spec = read_llama(reader, biases=biases, theta=100_000.0, interleaved=True)
+    reader.finish()
+    return spec
+
+
+HELIUM = Family(
+    "helium", helium_spec, _biased_config, TENSORS, IGNORED, _TARGETS, "lm_head", "model."
+)
+
+
+def ernie_spec(config: Mapping[str, Any]) -> ModelSpec:
+    """Read the config.json of a dense ERNIE 4.5."""
+    defaults = {
+        "head_dim": 128,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+    }
+    reader = ConfigReader(defaults | dict(config))
+    biases = (reader.get("use_bias", False),) * 3
+    spec = read_llama(reader, biases=biases, theta=500_000.0, interleaved=True)
+    reader.finish()
+    return spec
+
+
+def ernie_config(spec: ModelSpec) -> dict[str, Any]:
+    """Return what the config.json of a dense ERNIE 4.5 says of `spec`."""
+    return llama_config(spec) | {"use_bias": spec.mlp_bias}
+
+
+ERNIE = Family(
+    "ernie4_5", ernie_spec, ernie_config, TENSORS, IGNORED, _TARGETS, "lm_head", "model."
+)
+
+
+def seed_oss_spec(config: Mapping[str, Any]) -> ModelSpec:
+    """Read the config.json of a Seed-OSS."""
+    reader = ConfigReader({"head_dim": 128, "num_key_value_heads": 8} | dict(config))
+    defaults = {"attention_bias": True, "attention_out_bias": False, "mlp_bias": False}
+    qkv, out, mlp = (reader.get(key, default) for key, default in defaults.items())
+    spec = read_llama(reader, biases=(qkv, out, mlp))
+    reader.finish()
+    return spec
+
+
+def seed_oss_config(spec: ModelSpec) -> dict[str, Any]:
+    """Return what the config.json of a Seed-OSS says of `spec`."""
+    return _biased_config(spec) | {"attention_out_bias": spec.out_bias}
+
+
+SEED_OSS = Family(
+    "seed_oss", seed_oss_spec, seed_oss_config, TENSORS, IGNORED, _TARGETS, "lm_head", "model."
+)
