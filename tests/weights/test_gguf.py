@@ -168,8 +168,9 @@ def test_an_output_tensor_means_an_untied_head(write_llama: Write) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("llama.rope.scaling.type", "yarn"),
-        ("llama.rope.scaling.factor", 8.0),
+        ("llama.rope.scaling.type", "longrope"),
+        ("llama.rope.scaling.attn_factor", 1.5),
+        ("llama.rope.scaling.yarn_beta_fast", 32.0),
         ("llama.expert_count", 8),
         ("llama.attention.sliding_window", 4096),
         ("llama.attention.head_count_kv", [2, 1]),
