@@ -4,10 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.errors import UnsupportedModelError, nearest
-from jaxft.models.families import gpt2, llama, opt, quantised
+from jaxft.models.families import gpt2, granite, llama, opt, phi3, quantised
 from jaxft.models.families.family import Family
 
-FAMILIES: tuple[Family, ...] = (llama.LLAMA, llama.MISTRAL, opt.OPT, gpt2.GPT2)
+FAMILIES: tuple[Family, ...] = (
+    llama.LLAMA,
+    llama.MISTRAL,
+    opt.OPT,
+    gpt2.GPT2,
+    phi3.PHI3,
+    granite.GRANITE,
+)
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

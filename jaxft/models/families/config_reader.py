@@ -17,7 +17,17 @@ _ACTIVATION_NAMES = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", 
 
 # Dropout of the base model. It is not applied in training: only the adapter's own dropout is.
 TRAINING_ONLY = frozenset(
-    {"attention_dropout", "attn_pdrop", "dropout", "embd_pdrop", "layerdrop", "resid_pdrop"}
+    {
+        "attention_dropout",
+        "attn_pdrop",
+        "dropout",
+        "embd_pdrop",
+        "embedding_dropout",
+        "hidden_dropout",
+        "layerdrop",
+        "resid_pdrop",
+        "residual_dropout",
+    }
 )
 
 # Keys that describe files, training or tokens, and never the logits of a causal forward pass.

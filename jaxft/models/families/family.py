@@ -83,6 +83,12 @@ def linear(
     )
 
 
+def replaced(table: tuple[Tensor, ...], *lines: Tensor) -> tuple[Tensor, ...]:
+    """Return a name table with `lines` for their leaves, in place of those it had for them."""
+    leaves = {leaf for line in lines for leaf in line.ours}
+    return (*(line for line in table if not leaves.intersection(line.ours)), *lines)
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """How one `model_type` maps onto the decoder.

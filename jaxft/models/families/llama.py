@@ -49,6 +49,7 @@ def read_llama(
     windows: tuple[int | None, ...] | None = None,
     theta: float = 10_000.0,
     partial: float = 1.0,
+    interleaved: bool = False,
 ) -> ModelSpec:
     """Read what Llama and its likes share, without `finish`.
 
@@ -58,10 +59,13 @@ def read_llama(
         windows: Of each layer; none if not given.
         theta: The family's default base of rotary positions.
         partial: The family's default share of channels that are turned.
+        interleaved: Whether the pairs that are turned are neighbours, as in `Rope`.
     """
     num_heads, model_dim = config.get("num_attention_heads"), config.get("hidden_size")
     head_dim = config.get("head_dim", None) or model_dim // num_heads
-    rope = read_rope(config, head_dim=head_dim, theta=theta, partial=partial)
+    rope = read_rope(
+        config, head_dim=head_dim, theta=theta, partial=partial, interleaved=interleaved
+    )
     num_layers = config.get("num_hidden_layers")
     qkv_bias, out_bias, mlp_bias = biases
     return ModelSpec(

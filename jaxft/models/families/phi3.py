@@ -1,0 +1,73 @@
+"""Phi-3, Phi-3.5, Phi-4 and Phi-4-mini: a Llama whose projections are fused.
+
+Its rope has one set of factors for texts of up to `original_max_position_embeddings`, another one
+for longer texts, and may turn a part of each head's channels.
+
+Source: transformers `configuration_phi3.py`, `modeling_phi3.py` (defaults and names).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxft.models.families.config_reader import ConfigReader
+from jaxft.models.families.family import Family, linear, replaced
+from jaxft.models.families.llama import IGNORED, llama_config, llama_tensors, read_llama
+from jaxft.models.spec import LongScaling, ModelSpec
+
+_LAYER = "model.layers.{layer}"
+
+TENSORS = replaced(
+    llama_tensors("model"),
+    *linear("attn/qkv", f"{_LAYER}.self_attn.qkv_proj", parts=("attn/q", "attn/k", "attn/v")),
+    *linear("mlp/gate_up", f"{_LAYER}.mlp.gate_up_proj", parts=("mlp/gate", "mlp/up")),
+)
+
+_DEFAULTS = {
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 4096,
+    "original_max_position_embeddings": 4096,
+}
+# What Phi-4-mini's config.json says beyond transformers' own, and means nothing there.
+_UNUSED = {
+    "attention_bias": False,
+    "full_attn_mod": 1,
+    "interpolate_factor": 1,
+    "lm_head_bias": False,
+    "mlp_bias": False,
+}
+_OLD_KINDS = ("su", "yarn")  # names that the same scaling had before "longrope"
+
+
+def phi3_spec(config: Mapping[str, Any]) -> ModelSpec:
+    """Read the config.json of a Phi-3."""
+    reader = ConfigReader(_DEFAULTS | _renamed(config))
+    for key, value in _UNUSED.items():
+        reader.require(key, (value,), value)
+    reader.get("original_max_position_embeddings")
+    window = reader.get("sliding_window", None)
+    spec = read_llama(reader, windows=(window,) * reader.get("num_hidden_layers"))
+    reader.finish()
+    return spec
+
+
+def _renamed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config.json whose rope, if it is of an old kind, is called by the name it has."""
+    renamed = dict(config)
+    for key in ("rope_parameters", "rope_scaling"):
+        found = dict(config.get(key) or {})
+        if (found.get("rope_type") or found.get("type")) in _OLD_KINDS:
+            renamed[key] = found | {"rope_type": "longrope"}
+    return renamed
+
+
+def phi3_config(spec: ModelSpec) -> dict[str, Any]:
+    """Return what the config.json of a Phi-3 says of `spec`."""
+    block = spec.blocks[0]
+    written = llama_config(spec) | {"sliding_window": block.window}
+    if block.rope is not None and isinstance(block.rope.scaling, LongScaling):
+        original = block.rope.scaling.original_max_positions
+        written["original_max_position_embeddings"] = original
+    return written
+
+
+PHI3 = Family("phi3", phi3_spec, phi3_config, TENSORS, IGNORED, ("qkv_proj",), "lm_head", "model.")
