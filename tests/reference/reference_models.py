@@ -1,8 +1,8 @@
 """Tiny random models, made by transformers and opened by jaxft: what every comparison starts from.
 
 Which models, the package `cases` says. Weights are drawn at a standard deviation of 0.5, biases
-too, norm scales around 1: at transformers' own 0.02 a tiny model hides a wrong feature, because
-attention is then nearly uniform.
+too, norm scales around what they start from (1, or 0 where one is added to them): at transformers'
+own 0.02 a tiny model hides a wrong feature, because attention is then nearly uniform.
 """
 
 from __future__ import annotations
@@ -105,4 +105,4 @@ def randomise(model: torch.nn.Module, std: float, seed: int) -> None:
     for name, parameter in model.named_parameters():
         drawn = torch.randn(parameter.shape, generator=generator) * std
         is_norm_scale = parameter.ndim == 1 and name.endswith(".weight")
-        parameter.copy_(1 + drawn if is_norm_scale else drawn)
+        parameter.copy_(parameter + drawn if is_norm_scale else drawn)

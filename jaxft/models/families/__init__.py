@@ -4,12 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.errors import UnsupportedModelError, nearest
-from jaxft.models.families import gpt2, granite, llama, opt, phi3, quantised
+from jaxft.models.families import gemma, gpt2, granite, llama, opt, phi3, quantised, qwen
 from jaxft.models.families.family import Family
 
 FAMILIES: tuple[Family, ...] = (
     llama.LLAMA,
     llama.MISTRAL,
+    qwen.QWEN2,
+    qwen.QWEN3,
+    gemma.GEMMA,
+    gemma.GEMMA2,
+    gemma.GEMMA3_TEXT,
+    gemma.VAULTGEMMA,
     opt.OPT,
     gpt2.GPT2,
     phi3.PHI3,

@@ -37,6 +37,7 @@ HARMLESS = frozenset(
         "architectures",
         "auto_map",
         "bos_token_id",
+        "cache_implementation",
         "chunk_size_feed_forward",
         "dtype",
         "eos_token_id",

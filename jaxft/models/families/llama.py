@@ -13,7 +13,7 @@ from typing import Any
 from jaxft.models.families.config_reader import ConfigReader, activation_name, read_activation
 from jaxft.models.families.family import ABSENT, Family, Tensor, linear, norm, plain
 from jaxft.models.families.rope_config import read_rope, rope_config
-from jaxft.models.spec import BlockSpec, ModelSpec, NormSpec
+from jaxft.models.spec import BlockSpec, ModelSpec, NormSpec, Rope
 
 
 def llama_tensors(base: str) -> tuple[Tensor, ...]:
@@ -47,6 +47,7 @@ def read_llama(
     *,
     biases: tuple[bool, bool, bool] = (False, False, False),
     windows: tuple[int | None, ...] | None = None,
+    ropes: tuple[Rope, ...] | None = None,
     theta: float = 10_000.0,
     partial: float = 1.0,
     interleaved: bool = False,
@@ -57,16 +58,19 @@ def read_llama(
         config: The config.json.
         biases: Of queries, keys and values; of the attention output; of the MLP.
         windows: Of each layer; none if not given.
+        ropes: Of each layer; if not given, config.json has one for all.
         theta: The family's default base of rotary positions.
         partial: The family's default share of channels that are turned.
         interleaved: Whether the pairs that are turned are neighbours, as in `Rope`.
     """
     num_heads, model_dim = config.get("num_attention_heads"), config.get("hidden_size")
     head_dim = config.get("head_dim", None) or model_dim // num_heads
-    rope = read_rope(
-        config, head_dim=head_dim, theta=theta, partial=partial, interleaved=interleaved
-    )
     num_layers = config.get("num_hidden_layers")
+    if ropes is None:
+        rope = read_rope(
+            config, head_dim=head_dim, theta=theta, partial=partial, interleaved=interleaved
+        )
+        ropes = (rope,) * num_layers
     qkv_bias, out_bias, mlp_bias = biases
     return ModelSpec(
         vocab_size=config.get("vocab_size"),
@@ -87,7 +91,10 @@ def read_llama(
         out_bias=out_bias,
         mlp_bias=mlp_bias,
         tied_head=config.get("tie_word_embeddings", False),
-        blocks=tuple(BlockSpec(window, rope) for window in windows or (None,) * num_layers),
+        blocks=tuple(
+            BlockSpec(window, rope)
+            for window, rope in zip(windows or (None,) * num_layers, ropes, strict=True)
+        ),
         **ABSENT,
     )
 

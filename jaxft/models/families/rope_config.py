@@ -5,12 +5,19 @@ compute each kind's frequencies, for what a missing field means.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxft.errors import UnsupportedModelError
-from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.spec import LinearScaling, Llama3Scaling, LongScaling, Rope, YarnScaling
+from jaxft.models.families.config_reader import FULL, SLIDING, ConfigReader
+from jaxft.models.spec import (
+    LinearScaling,
+    Llama3Scaling,
+    LongScaling,
+    ModelSpec,
+    Rope,
+    YarnScaling,
+)
 
 _FIELDS: dict[str, tuple[str, ...]] = {
     "default": (),
@@ -65,6 +72,56 @@ def read_rope(
     outside = (config.get("rope_theta", None), config.get("partial_rotary_factor", None))
     theta = found.pop("rope_theta", None) or outside[0] or theta
     share = found.pop("partial_rotary_factor", None) or outside[1] or partial
+    return Rope(float(theta), int(head_dim * share), interleaved, _read_scaling(found, config))
+
+
+def read_ropes(
+    config: ConfigReader,
+    *,
+    head_dim: int,
+    windows: Sequence[int | None],
+    theta: float,
+    local_theta: float,
+    local_key: str = "",
+) -> tuple[Rope, ...]:
+    """Read the rotary embedding of each layer, where those with a window have one of their own.
+
+    Args:
+        config: The config.json.
+        head_dim: Width of a head.
+        windows: Of each layer.
+        theta: The family's default base in layers without a window.
+        local_theta: The same in layers with one.
+        local_key: What that base was called before transformers 5; "" if it had no key, and
+            `rope_theta` was that of the other layers alone, as `rope_scaling` always was.
+
+    Raises:
+        UnsupportedModelError: If a scaling is of a kind not handled, or lacks a field.
+
+    Source: transformers `configuration_gemma3.py: Gemma3TextConfig.convert_rope_params_to_dict`,
+    and that of `configuration_olmo3.py`.
+    """
+    given = dict(config.get("rope_parameters", None) or {})
+    if set(given) - {FULL, SLIDING}:
+        raise UnsupportedModelError(
+            f"The model's config.json has rope_parameters with {', '.join(sorted(given))}.",
+            f"Handled here: one set for {FULL}, one for {SLIDING}.",
+        )
+    full, local = (dict(given.get(kind) or {}) for kind in (FULL, SLIDING))
+    full |= config.get("rope_scaling", None) or {}
+    thetas = (
+        full.pop("rope_theta", None) or config.get("rope_theta", None) or theta,
+        local.pop("rope_theta", None) or (local_key and config.get(local_key, None)) or local_theta,
+    )
+    ropes = []
+    for fields, base in zip((full, local), thetas, strict=True):
+        fields.pop("truncate", None)  # transformers does not look for it here
+        ropes.append(Rope(float(base), head_dim, False, _read_scaling(fields, config)))
+    return tuple(ropes[0] if window is None else ropes[1] for window in windows)
+
+
+def _read_scaling(found: dict[str, Any], config: ConfigReader) -> Any:
+    """Return a `Rope.scaling` from the fields that are left of it."""
     kind = found.pop("rope_type", None) or found.get("type") or "default"
     found.pop("type", None)
     if kind not in _FIELDS or set(found) - set(_FIELDS[kind]):
@@ -72,8 +129,7 @@ def read_rope(
             f"The model's config.json has a rope of kind {kind!r} with {sorted(found)}.",
             f"Handled here: {', '.join(_FIELDS)}, with transformers' fields for each.",
         )
-    scaling = _Scaling(kind, found, config).read()
-    return Rope(float(theta), int(head_dim * share), interleaved, scaling)
+    return _Scaling(kind, found, config).read()
 
 
 class _Scaling:
@@ -180,3 +236,12 @@ def rope_config(rope: Rope, head_dim: int) -> dict[str, Any]:
             "attention_factor": scaling.magnitude,
         }
     return written
+
+
+def ropes_config(spec: ModelSpec) -> dict[str, Any]:
+    """Return the `rope_parameters` of a model with two ropes, the inverse of `read_ropes`."""
+    return {
+        FULL if block.window is None else SLIDING: rope_config(block.rope, spec.head_dim)
+        for block in spec.blocks
+        if block.rope is not None
+    }
