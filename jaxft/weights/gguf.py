@@ -1,12 +1,11 @@
 """Read a GGUF model as the Hugging Face model it was converted from.
 
-Separate from `gguf_file`, which knows the container: here is what its keys and tensors mean. One
-table an architecture; a further one is a further entry. The invariant: whatever in the file
-changes the model's numbers is either translated or refused, never skipped, so a key or tensor
-that no table names is an error.
+Separate from `gguf_file`, which knows the container, and from `gguf_architectures`, which has a
+table for each architecture. The invariant: whatever in the file changes the model's numbers is
+either translated or refused, never skipped, so a key or tensor that no table names is an error.
 
-Source: llama.cpp `convert_hf_to_gguf.py`, class LlamaModel, read backwards; bit equality with
-transformers' own conversion is held by tests/reference/test_gguf_reference.py.
+Source: llama.cpp `convert_hf_to_gguf.py`, read backwards; bit equality with the models that were
+converted, and with transformers' own conversion, is held by tests/reference/test_gguf_reference.py.
 """
 
 from __future__ import annotations
@@ -21,88 +20,9 @@ import numpy as np
 from jaxft.errors import UnsupportedModelError, WeightsError
 from jaxft.weights import gguf_file
 from jaxft.weights.checkpoint import TensorInfo
+from jaxft.weights.gguf_architectures import ARCHITECTURES, Architecture
 
-
-@dataclass(frozen=True)
-class _Architecture:
-    """How one GGUF architecture says what a Hugging Face model says.
-
-    Attributes:
-        config: The config.json key for each required `<architecture>.` key.
-        optional: Keys that may be absent, and are looked at one by one.
-        neutral: Values at which a key that is otherwise not handled changes nothing.
-        model_class: The Hugging Face class.
-        fixed: What else config.json says of every model of this architecture.
-        tensors: The module's Hugging Face name for each tensor outside the blocks.
-        block_tensors: The same inside a block, below `model.layers.N`.
-        permuted: Tensors whose rows are reordered for another rotary layout, and the
-            config.json key that counts their heads.
-    """
-
-    config: dict[str, str]
-    optional: frozenset[str]
-    neutral: dict[str, Any]
-    model_class: str
-    fixed: dict[str, Any]
-    tensors: dict[str, str]
-    block_tensors: dict[str, str]
-    permuted: dict[str, str]
-
-
-_LLAMA = _Architecture(
-    config={
-        "embedding_length": "hidden_size",
-        "feed_forward_length": "intermediate_size",
-        "block_count": "num_hidden_layers",
-        "attention.head_count": "num_attention_heads",
-        "context_length": "max_position_embeddings",
-        "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    },
-    optional=frozenset(
-        {
-            "attention.head_count_kv",
-            "attention.key_length",
-            "attention.value_length",
-            "rope.dimension_count",
-            "rope.freq_base",
-            "vocab_size",
-        }
-    ),
-    neutral={
-        "expert_count": 0,
-        "expert_used_count": 0,
-        "rope.scaling.type": "none",
-        "tensor_data_layout": "Meta AI original pth",
-    },
-    model_class="LlamaForCausalLM",
-    fixed={
-        "model_type": "llama",
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-    },
-    tensors={
-        "token_embd": "model.embed_tokens",
-        "output_norm": "model.norm",
-        "output": "lm_head",
-    },
-    block_tensors={
-        "attn_norm": "input_layernorm",
-        "attn_q": "self_attn.q_proj",
-        "attn_k": "self_attn.k_proj",
-        "attn_v": "self_attn.v_proj",
-        "attn_output": "self_attn.o_proj",
-        "ffn_norm": "post_attention_layernorm",
-        "ffn_gate": "mlp.gate_proj",
-        "ffn_up": "mlp.up_proj",
-        "ffn_down": "mlp.down_proj",
-    },
-    permuted={"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"},
-)
-
-_ARCHITECTURES = {"llama": _LLAMA}
-
-_TENSOR_NAME = re.compile(r"(?:blk\.(?P<block>\d+)\.)?(?P<part>\w+)\.weight")
+_TENSOR_NAME = re.compile(r"(?:blk\.(?P<block>\d+)\.)?(?P<part>\w+)\.(?P<leaf>weight|bias)")
 
 # config.json's key for each id that the tokenizer's metadata gives.
 _TOKEN_IDS = {
@@ -110,6 +30,27 @@ _TOKEN_IDS = {
     "eos_token_id": "tokenizer.ggml.eos_token_id",
     "pad_token_id": "tokenizer.ggml.padding_token_id",
 }
+# What ends a turn beside `eos_token_id`: by its key, or by its text in the many files without one.
+# Source: llama.cpp `llama_vocab::impl::load`, `special_eog_ids`.
+_END_KEYS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+_END_TEXTS = frozenset({"<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>"})
+
+_REMEDY = "use the model's safetensors weights instead."
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where a tensor comes from, and what is to be undone.
+
+    Attributes:
+        name: The file's own name.
+        heads: The number of heads whose rows are to be put back in order; 0 is none.
+        offset: What the file adds to the values.
+    """
+
+    name: str
+    heads: int
+    offset: float
 
 
 @dataclass(frozen=True)
@@ -119,21 +60,19 @@ class GgufCheckpoint:
     Attributes:
         path: The file.
         file: Its parsed header.
-        sources: The file's own name for each Hugging Face name.
-        heads: The number of heads of each tensor whose rows are to be put back in order.
+        origins: Where each tensor comes from, by its Hugging Face name.
     """
 
     path: Path
     file: gguf_file.GgufFile
-    sources: dict[str, str]
-    heads: dict[str, int]
+    origins: dict[str, _Origin]
 
     def infos(self) -> dict[str, TensorInfo]:
         """List the tensors under their Hugging Face names, in the file's order."""
         float32 = np.dtype(np.float32)
         return {
-            name: TensorInfo(self.file.tensors[source].shape, float32)
-            for name, source in self.sources.items()
+            name: TensorInfo(self.file.tensors[origin.name].shape, float32)
+            for name, origin in self.origins.items()
         }
 
     def read(self, name: str) -> np.ndarray:
@@ -142,13 +81,16 @@ class GgufCheckpoint:
         Raises:
             WeightsError: No such tensor, or the file cannot give it.
         """
-        if name not in self.sources:
+        if name not in self.origins:
             raise WeightsError(
                 f"{self.path}: there is no tensor {name}.",
                 "Expected a complete model; convert or download it again.",
             )
-        values = self.file.read(self.sources[name])
-        return unpermute(values, self.heads[name]) if name in self.heads else values
+        origin = self.origins[name]
+        values = self.file.read(origin.name)
+        if origin.offset:
+            values -= np.float32(origin.offset)
+        return unpermute(values, origin.heads) if origin.heads else values
 
 
 def open_gguf(path: Path) -> GgufCheckpoint:
@@ -161,23 +103,23 @@ def open_gguf(path: Path) -> GgufCheckpoint:
     """
     file = gguf_file.read_gguf(path)
     architecture, config = _architecture_of(file), gguf_config(path)
-    sources: dict[str, str] = {}
-    heads: dict[str, int] = {}
+    origins: dict[str, _Origin] = {}
     for source in file.tensors:
         matched = _TENSOR_NAME.fullmatch(source)
-        block, part = matched.group("block", "part") if matched else (None, "")
+        block, part, leaf = matched.group("block", "part", "leaf") if matched else (None, "", "")
+        if block is None and leaf == "weight" and part in architecture.rope_tensors:
+            continue
         table = architecture.tensors if block is None else architecture.block_tensors
-        if part not in table:
+        if part not in table or (leaf == "bias" and part not in architecture.biased):
             raise UnsupportedModelError(
                 f"{path}: tensor {source} is not part of the architecture as it is handled.",
-                "Expected a plain Llama model; use its safetensors weights instead.",
+                f"Expected a plain {config['model_type']} model; {_REMEDY}",
             )
         prefix = "" if block is None else f"model.layers.{block}."
-        name = f"{prefix}{table[part]}.weight"
-        sources[name] = source
-        if part in architecture.permuted:
-            heads[name] = config[architecture.permuted[part]]
-    return GgufCheckpoint(path, file, sources, heads)
+        heads = config[architecture.permuted[part]] if part in architecture.permuted else 0
+        offset = architecture.norm_offset if part.endswith("norm") else 0.0
+        origins[f"{prefix}{table[part]}.{leaf}"] = _Origin(source, heads, offset)
+    return GgufCheckpoint(path, file, origins)
 
 
 def gguf_config(path: Path) -> dict[str, Any]:
@@ -204,18 +146,22 @@ def gguf_config(path: Path) -> dict[str, Any]:
     counted = {} if tokens is None else {"vocab_size": len(tokens)}
     config |= {
         "architectures": [architecture.model_class],
+        "model_type": architecture.model_type,
         # Source: llama.cpp `llama_model::load_hparams`: what a missing key means.
         "num_key_value_heads": found.get("attention.head_count_kv", config["num_attention_heads"]),
         "head_dim": _head_dim(path, config, found),
-        "rope_parameters": {
-            "rope_theta": found.get("rope.freq_base", 10000.0),
-            "rope_type": "default",
-        },
         "vocab_size": _required(path, prefix, "vocab_size", counted | found),
         "tie_word_embeddings": "output.weight" not in file.tensors,
     }
-    ids = {name: file.metadata[key] for name, key in _TOKEN_IDS.items() if key in file.metadata}
-    return config | ids
+
+    def read(name: str) -> np.ndarray | None:
+        return file.read(f"{name}.weight") if f"{name}.weight" in file.tensors else None
+
+    try:
+        config = architecture.finish(config, found, read)
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"{path}: {error.found}", error.remedy) from error
+    return config | _token_ids(file.metadata)
 
 
 def unpermute(values: np.ndarray, num_heads: int) -> np.ndarray:
@@ -230,32 +176,28 @@ def unpermute(values: np.ndarray, num_heads: int) -> np.ndarray:
     return pairs.swapaxes(1, 2).reshape(values.shape)
 
 
-def _architecture_of(file: gguf_file.GgufFile) -> _Architecture:
+def _architecture_of(file: gguf_file.GgufFile) -> Architecture:
     """Look up the table for a file's architecture."""
     name = file.metadata.get("general.architecture")
     # Adapters, projectors and the like carry their base's architecture.
     kind = file.metadata.get("general.type", "model")
-    if name not in _ARCHITECTURES or kind != "model":
+    if name not in ARCHITECTURES or kind != "model":
         raise UnsupportedModelError(
             f"{file.path}: a GGUF {kind} of architecture {name}.",
-            f"Expected a model of architecture {', '.join(_ARCHITECTURES)}; "
-            "use the model's safetensors weights instead.",
+            f"Expected a model of architecture {', '.join(ARCHITECTURES)}; {_REMEDY}",
         )
-    return _ARCHITECTURES[name]
+    return ARCHITECTURES[name]
 
 
 def _refuse_unhandled(
-    path: Path, prefix: str, architecture: _Architecture, found: dict[str, Any]
+    path: Path, prefix: str, architecture: Architecture, found: dict[str, Any]
 ) -> None:
     """Refuse a key of the architecture that no table names, or a value for each layer."""
     for key, value in found.items():
-        is_handled = key in architecture.config or key in architecture.optional
-        is_neutral = key in architecture.neutral and architecture.neutral[key] == value
-        if not is_neutral and (not is_handled or isinstance(value, list)):
+        if not architecture.is_handled(key, value):
             raise UnsupportedModelError(
                 f"{path}: {prefix}{key} is {value!r:.80}.",
-                "It changes the model in a way that is not handled for GGUF; "
-                "use the model's safetensors weights instead.",
+                f"It changes the model in a way that is not handled for GGUF; {_REMEDY}",
             )
 
 
@@ -270,14 +212,24 @@ def _required(path: Path, prefix: str, key: str, found: dict[str, Any]) -> Any:
 
 
 def _head_dim(path: Path, config: dict[str, Any], found: dict[str, Any]) -> int:
-    """Return the width of a head, refusing widths that differ in keys, values or rotation."""
+    """Return the width of a head, refusing widths that differ in keys and values."""
     default = config["hidden_size"] // config["num_attention_heads"]
     head_dim = found.get("attention.key_length", default)
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if found.get(key, head_dim) != head_dim:
-            raise UnsupportedModelError(
-                f"{path}: {key} is {found[key]} where a head's width is {head_dim}.",
-                "Expected heads of one width, rotated whole; "
-                "use the model's safetensors weights instead.",
-            )
+    if found.get("attention.value_length", head_dim) != head_dim:
+        raise UnsupportedModelError(
+            f"{path}: attention.value_length is {found['attention.value_length']} "
+            f"where a head's width is {head_dim}.",
+            f"Expected heads of one width; {_REMEDY}",
+        )
     return head_dim
+
+
+def _token_ids(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return the ids of special tokens; a list where several end an answer."""
+    ids = {name: metadata[key] for name, key in _TOKEN_IDS.items() if key in metadata}
+    if "eos_token_id" in ids:
+        ends = {ids["eos_token_id"], *(metadata[key] for key in _END_KEYS if key in metadata)}
+        tokens = metadata.get("tokenizer.ggml.tokens", [])
+        ends |= {number for number, token in enumerate(tokens) if token in _END_TEXTS}
+        ids["eos_token_id"] = sorted(ends) if len(ends) > 1 else ids["eos_token_id"]
+    return ids

@@ -119,6 +119,18 @@ def write_llama(tmp_path: Path, llama_tensors: dict[str, np.ndarray]) -> Callabl
     return write
 
 
+@pytest.fixture
+def write_gguf(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes any GGUF: architecture, metadata, tensors in float32."""
+
+    def write(
+        architecture: str, metadata: dict[str, Any], tensors: dict[str, np.ndarray] | None = None
+    ) -> Path:
+        return write_file(tmp_path / "tiny.gguf", metadata, tensors or {}, {}, architecture)
+
+    return write
+
+
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> Callable[[Path, dict[str, Any]], Any]:
     """Return a function that writes a tokenizer's metadata, changed as told, and loads it."""

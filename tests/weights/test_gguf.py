@@ -168,8 +168,9 @@ def test_an_output_tensor_means_an_untied_head(write_llama: Write) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("llama.rope.scaling.type", "yarn"),
-        ("llama.rope.scaling.factor", 8.0),
+        ("llama.rope.scaling.type", "longrope"),
+        ("llama.rope.scaling.attn_factor", 1.5),
+        ("llama.rope.scaling.yarn_beta_fast", 32.0),
         ("llama.expert_count", 8),
         ("llama.attention.sliding_window", 4096),
         ("llama.attention.head_count_kv", [2, 1]),
@@ -190,13 +191,50 @@ def test_metadata_that_changes_the_numbers_is_refused(
     assert str(value).strip("[]").split(",")[0] in caught.value.found
 
 
+def test_rope_factors_go_into_the_config_and_are_no_weights(write_llama: Write) -> None:
+    factors = np.linspace(1, 3, 8, dtype=np.float32)
+    path = write_llama(tensors={"rope_freqs.weight": factors})
+    rope = gguf.gguf_config(path)["rope_parameters"]
+    assert rope["short_factor"] == rope["long_factor"] == factors.tolist()
+    assert set(gguf.open_gguf(path).infos()) == set(gguf.open_gguf(write_llama()).infos())
+
+
+def test_an_error_of_the_rope_names_the_file(write_llama: Write) -> None:
+    path = write_llama({"llama.rope.scaling.type": "longrope"})
+    with pytest.raises(UnsupportedModelError, match=re.escape(f"{path}: The GGUF's rope")):
+        gguf.gguf_config(path)
+
+
+def test_every_token_that_ends_a_turn_is_an_end(write_llama: Write) -> None:
+    tokens = ["<unk>", "<s>", "</s>", "a", "<|im_end|>", "<|eot_id|>"]
+    listed = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.eot_token_id": 3}
+    assert gguf.gguf_config(write_llama(listed))["eos_token_id"] == [2, 3, 4, 5]
+    alone = {"tokenizer.ggml.tokens": tokens[:4], "tokenizer.ggml.eot_token_id": 2}
+    assert gguf.gguf_config(write_llama(alone))["eos_token_id"] == 2
+
+
 def test_neutral_values_of_unhandled_keys_are_accepted(write_llama: Write) -> None:
-    neutral = {"llama.expert_count": 0, "llama.rope.scaling.type": "none"}
+    neutral = {
+        "llama.expert_count": 0,
+        "llama.rope.scaling.type": "none",
+        "llama.rope.scaling.attn_factor": 1.0,
+        "llama.rope.scaling.finetuned": True,
+        "llama.attention.causal": True,
+    }
     assert gguf.gguf_config(write_llama(neutral)) == gguf.gguf_config(write_llama())
 
 
 @pytest.mark.parametrize(
-    "name", ["rope_freqs.weight", "blk.0.attn_q.bias", "blk.0.ffn_gate_inp.weight", "blk.0.output"]
+    "name",
+    [
+        "rope_factors_long.weight",
+        "rope_freqs.bias",
+        "blk.0.rope_freqs.weight",
+        "blk.0.attn_q.bias",
+        "blk.0.attn_q_norm.weight",
+        "blk.0.ffn_gate_inp.weight",
+        "blk.0.output",
+    ],
 )
 def test_a_tensor_that_no_table_names_is_refused(write_llama: Write, name: str) -> None:
     path = write_llama(tensors={name: np.ones((32, 32), np.float32)})

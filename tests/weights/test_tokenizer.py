@@ -87,7 +87,8 @@ def test_a_saved_tokenizer_loads_from_its_folder_and_encodes_the_same(
 @pytest.mark.parametrize(
     ("keys", "kind", "found"),
     [
-        ({"tokenizer.ggml.model": "llama"}, UnsupportedModelError, "of the kind llama"),
+        ({"tokenizer.ggml.model": "bert"}, UnsupportedModelError, "of the kind bert"),
+        ({"tokenizer.ggml.model": "llama"}, WeightsError, "lacks scores"),
         ({"tokenizer.ggml.pre": "tekken"}, UnsupportedModelError, "cuts text as tekken"),
         ({"tokenizer.ggml.pre": None}, UnsupportedModelError, "cuts text as default"),
         ({"tokenizer.ggml.add_space_prefix": True}, UnsupportedModelError, "a space first"),
