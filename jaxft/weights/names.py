@@ -8,7 +8,7 @@ the network's layers are cut into groups.
 import dataclasses
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -145,7 +145,7 @@ def under_full_names(checkpoint: Checkpoint, family: Family) -> Checkpoint:
     Source: transformers `modeling_utils.py`, `base_model_prefix`; such are the files of
     openai-community/gpt2 ("h.0.attn.c_attn.weight") and old ones of OPT ("decoder.layers...").
     """
-    names = {name: _renamed(name, family) for name in checkpoint.infos()}
+    names = {name: _renamed(name, family.renames) for name in checkpoint.infos()}
     if not any(name.startswith(family.base_prefix) for name in names.values()):
         head = f"{family.head_name}."
         names = {
@@ -157,8 +157,13 @@ def under_full_names(checkpoint: Checkpoint, family: Family) -> Checkpoint:
     return Renamed(checkpoint, {name: original for original, name in names.items()})
 
 
-def _renamed(name: str, family: Family) -> str:
-    for pattern, replacement in family.renames:
+def file_name(name: str, family: Family) -> str:
+    """Return the name under which a file holds a tensor of the family's table."""
+    return _renamed(name, family.file_names)
+
+
+def _renamed(name: str, renames: Iterable[tuple[str, str]]) -> str:
+    for pattern, replacement in renames:
         name = re.sub(pattern, replacement, name)
     return name
 

@@ -4,10 +4,30 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.errors import UnsupportedModelError, nearest
-from jaxft.models.families import gpt2, llama, opt, quantised
+from jaxft.models.families import (
+    bloom,
+    gpt2,
+    gpt_neo,
+    gpt_neox,
+    gptj,
+    llama,
+    opt,
+    quantised,
+    xglm,
+)
 from jaxft.models.families.family import Family
 
-FAMILIES: tuple[Family, ...] = (llama.LLAMA, llama.MISTRAL, opt.OPT, gpt2.GPT2)
+FAMILIES: tuple[Family, ...] = (
+    llama.LLAMA,
+    llama.MISTRAL,
+    opt.OPT,
+    gpt2.GPT2,
+    gpt_neo.GPT_NEO,
+    gptj.GPTJ,
+    bloom.BLOOM,
+    xglm.XGLM,
+    gpt_neox.GPT_NEOX,
+)
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

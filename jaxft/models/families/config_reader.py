@@ -13,11 +13,27 @@ from jaxft.models.layers import ACTIVATIONS
 
 _REQUIRED = object()
 
-_ACTIVATION_NAMES = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
+_ACTIVATION_NAMES = {
+    "gelu_fast": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "swish": "silu",
+}
 
 # Dropout of the base model. It is not applied in training: only the adapter's own dropout is.
 TRAINING_ONLY = frozenset(
-    {"attention_dropout", "attn_pdrop", "dropout", "embd_pdrop", "layerdrop", "resid_pdrop"}
+    {
+        "activation_dropout",
+        "attention_dropout",
+        "attn_pdrop",
+        "dropout",
+        "embd_pdrop",
+        "embed_dropout",
+        "hidden_dropout",
+        "layerdrop",
+        "resid_dropout",
+        "resid_pdrop",
+    }
 )
 
 # Keys that describe files, training or tokens, and never the logits of a causal forward pass.
@@ -28,8 +44,11 @@ HARMLESS = frozenset(
         "auto_map",
         "bos_token_id",
         "chunk_size_feed_forward",
+        "classifier_dropout",
+        "decoder_start_token_id",
         "dtype",
         "eos_token_id",
+        "gradient_checkpointing",
         "id2label",
         "init_std",
         "initializer_range",
@@ -46,10 +65,17 @@ HARMLESS = frozenset(
         "pretraining_tp",
         "problem_type",
         "return_dict",
+        "summary_activation",
+        "summary_first_dropout",
+        "summary_proj_to_labels",
+        "summary_type",
+        "summary_use_proj",
+        "task_specific_params",
         "tokenizer_class",
         "torch_dtype",
         "transformers.js_config",
         "transformers_version",
+        "unk_token_id",
         "use_cache",
     }
 )

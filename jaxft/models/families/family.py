@@ -101,6 +101,7 @@ class Family:
             PEFT calls that `fan_in_fan_out`.
         renames: Regular expressions, and what to put for them, that turn other names that files
             have into those of the table.
+        file_names: The same for names of the table that files are written with others for.
 
     Source of `default_targets`: `peft/utils/constants.py:
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING`.
@@ -116,3 +117,4 @@ class Family:
     base_prefix: str
     is_conv1d: bool = False
     renames: tuple[tuple[str, str], ...] = ()
+    file_names: tuple[tuple[str, str], ...] = ()

@@ -45,8 +45,7 @@ def gpt2_spec(config: Mapping[str, Any]) -> ModelSpec:
     reader.require("scale_attn_by_inverse_layer_idx", (False,), False)
     reader.require("add_cross_attention", (False,), False)
     reader.get("reorder_and_upcast_attn", False)  # float32 attention, which it always is here
-    for key in _UNUSED:
-        reader.get(key, None)
+    reader.get("n_ctx", None)  # a former name of n_positions
     spec = ModelSpec(
         vocab_size=reader.get("vocab_size"),
         embed_dim=model_dim,
@@ -88,17 +87,6 @@ def gpt2_config(spec: ModelSpec) -> dict[str, Any]:
         "tie_word_embeddings": spec.tied_head,
     }
 
-
-# Of the heads that classify; and a former name of n_positions.
-_UNUSED = (
-    "n_ctx",
-    "summary_activation",
-    "summary_first_dropout",
-    "summary_proj_to_labels",
-    "summary_type",
-    "summary_use_proj",
-    "task_specific_params",
-)
 
 GPT2 = Family(
     "gpt2",

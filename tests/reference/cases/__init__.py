@@ -8,10 +8,10 @@ rounding decides whether a gradient passes.
 
 from __future__ import annotations
 
-from cases import gpt, llama
+from cases import classic, gpt, llama
 from cases.shapes import Cases, Common
 
-_GROUPS = (llama, gpt)
+_GROUPS = (llama, gpt, classic)
 
 COMMON: Common = {config: shape for group in _GROUPS for config, shape in group.COMMON.items()}
 CASES: Cases = {name: case for group in _GROUPS for name, case in group.CASES.items()}
