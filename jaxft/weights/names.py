@@ -91,7 +91,7 @@ def own_tensors(family: Family, network: Network) -> dict[str, tuple[Slot, ...]]
     """Return the slots of every tensor that the model has now, a head that was tied included."""
     shapes = leaf_shapes(network)
     table: dict[str, tuple[Slot, ...]] = {}
-    for line in family.tensors:
+    for line in family.lines(network.spec):
         groups = network.spec.num_kv_heads if line.by_head else 1
         if not line.is_per_layer:
             if line.ours[0] in shapes:
@@ -215,7 +215,7 @@ def linear_modules(family: Family, spec: ModelSpec) -> list[Module]:
     network = base_network(spec)
     shapes = leaf_shapes(network)
     modules = []
-    for line in family.tensors:
+    for line in family.lines(spec):
         if not line.module or line.module == "head":
             continue
         name = line.theirs.removesuffix(".weight")
@@ -268,7 +268,7 @@ def owned_leaves(family: Family, spec: ModelSpec) -> list[Owned]:
     network = base_network(spec)
     shapes = leaf_shapes(network)
     owned = []
-    for line in family.tensors:
+    for line in family.lines(spec):
         module = line.theirs.rpartition(".")[0]
         places = network.stacked_blocks() if line.is_per_layer else [("", None, [None])]
         for prefix, _, layers in places:

@@ -24,7 +24,6 @@ _OF_GPT = {"vocab_size": 112, "n_embd": 64, "n_head": 4, "n_layer": 3}
 _OF_LLAMA = {
     "vocab_size": 112,
     "hidden_size": 64,
-    "intermediate_size": 160,
     "num_attention_heads": 4,
     "num_hidden_layers": 3,
 }
@@ -47,7 +46,15 @@ CONFIGS = [
         "attention_heads": 4,
         "num_layers": 3,
     },
-    {"model_type": "gpt_neox", **_OF_LLAMA},
+    {"model_type": "gpt_neox", **_OF_LLAMA, "intermediate_size": 160},
+    {"model_type": "phi", **_OF_LLAMA, "intermediate_size": 160, "qk_layernorm": True},
+    *(
+        {"model_type": "falcon", **_OF_LLAMA, **kind}
+        for kind in ({}, {"parallel_attn": False}, {"new_decoder_architecture": True})
+    ),
+    {"model_type": "gpt_bigcode", **_OF_GPT},
+    {"model_type": "mpt", "vocab_size": 112, "d_model": 64, "n_heads": 4, "n_layers": 3},
+    {"model_type": "biogpt", **_OF_LLAMA, "intermediate_size": 160},
 ]
 CASES = [
     *(

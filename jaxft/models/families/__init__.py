@@ -5,13 +5,18 @@ from typing import Any
 
 from jaxft.errors import UnsupportedModelError, nearest
 from jaxft.models.families import (
+    biogpt,
     bloom,
+    falcon,
     gpt2,
+    gpt_bigcode,
     gpt_neo,
     gpt_neox,
     gptj,
     llama,
+    mpt,
     opt,
+    phi,
     quantised,
     xglm,
 )
@@ -27,6 +32,11 @@ FAMILIES: tuple[Family, ...] = (
     bloom.BLOOM,
     xglm.XGLM,
     gpt_neox.GPT_NEOX,
+    phi.PHI,
+    falcon.FALCON,
+    gpt_bigcode.GPT_BIGCODE,
+    mpt.MPT,
+    biogpt.BIOGPT,
 )
 
 

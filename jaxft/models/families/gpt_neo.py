@@ -83,13 +83,14 @@ def gpt_neo_config(spec: ModelSpec) -> dict[str, Any]:
     windows = [block.window for block in spec.blocks]
     kinds = [_GLOBAL if window is None else _LOCAL for window in windows]
     period = next(n for n in range(1, len(kinds) + 1) if kinds == kinds[:n] * (len(kinds) // n))
-    window = {"window_size": each for each in windows if each is not None}
-    return window | {
+    local = [window for window in windows if window is not None]
+    return {
         "vocab_size": spec.vocab_size,
         "hidden_size": spec.model_dim,
         "num_heads": spec.num_heads,
         "num_layers": len(kinds),
         "attention_types": [[kinds[:period], len(kinds) // period]],
+        **({"window_size": local[0]} if local else {}),
         "intermediate_size": spec.mlp_dim,
         "max_position_embeddings": spec.positions.rows,
         "activation_function": activation_name(spec.activation),

@@ -65,8 +65,7 @@ def gpt_neox_spec(config: Mapping[str, Any]) -> ModelSpec:
         mlp_bias=True,
         tied_head=reader.get("tie_word_embeddings", False),
         blocks=(BlockSpec(None, rope),) * reader.get("num_hidden_layers"),
-        **ABSENT
-        | {"parallel": "two_norms" if reader.get("use_parallel_residual", True) else "no"},
+        **ABSENT | {"parallel": "two_norms" if reader.get("use_parallel_residual", True) else "no"},
     )
     reader.finish()
     return spec

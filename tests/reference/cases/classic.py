@@ -1,14 +1,20 @@
-"""Tiny models of the years before Llama: GPT-Neo, GPT-J, BLOOM, XGLM, GPT-NeoX."""
+"""Tiny models of the years about Llama's, of other descent than it: GPT-Neo to Falcon."""
 
 from __future__ import annotations
 
 import transformers
 
-from cases.shapes import LINEAR, WINDOW, YARN, Cases, Common
+from cases.shapes import GROUPED, LINEAR, WINDOW, YARN, Cases, Common
 
 GPT_NEO, GPTJ = transformers.GPTNeoConfig, transformers.GPTJConfig
 BLOOM, XGLM = transformers.BloomConfig, transformers.XGLMConfig
-GPT_NEOX = transformers.GPTNeoXConfig
+GPT_NEOX, PHI, FALCON = (
+    transformers.GPTNeoXConfig,
+    transformers.PhiConfig,
+    transformers.FalconConfig,
+)
+GPT_BIGCODE, MPT = transformers.GPTBigCodeConfig, transformers.MptConfig
+BIOGPT = transformers.BioGptConfig
 
 COMMON: Common = {
     GPT_NEO: {
@@ -38,6 +44,31 @@ COMMON: Common = {
         "num_hidden_layers": 3,
         "max_position_embeddings": 256,
         "layer_norm_eps": 1e-2,
+    },
+    PHI: {key: value for key, value in GROUPED.items() if key != "rms_norm_eps"}
+    | {"num_key_value_heads": None, "layer_norm_eps": 1e-2},
+    FALCON: {
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 3,
+        "max_position_embeddings": 256,
+        "layer_norm_epsilon": 1e-2,
+    },
+    GPT_BIGCODE: {
+        "n_embd": 64,
+        "n_inner": 88,
+        "n_head": 4,
+        "n_layer": 3,
+        "n_positions": 96,
+        "layer_norm_epsilon": 1e-2,
+    },
+    MPT: {"d_model": 64, "n_heads": 4, "n_layers": 3, "layer_norm_epsilon": 1e-2},
+    BIOGPT: {
+        "hidden_size": 64,
+        "intermediate_size": 88,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 3,
+        "max_position_embeddings": 96,
     },
 }
 
@@ -74,6 +105,11 @@ CASES: Cases = {
         XGLM,
         {"scale_embedding": False, "tie_word_embeddings": False, "activation_function": "relu"},
     ),
+    # The one whose greedy continuation does not end in one token.
+    "xglm-one-layer": (
+        XGLM,
+        {"num_layers": 1, "scale_embedding": False, "tie_word_embeddings": False},
+    ),
     "gpt-neox": (GPT_NEOX, {}),
     "gpt-neox-serial-no-bias-tied": (
         GPT_NEOX,
@@ -91,5 +127,68 @@ CASES: Cases = {
     "gpt-neox-half-rope-yarn": (
         GPT_NEOX,
         {"rope_parameters": YARN | {"partial_rotary_factor": 0.5}},
+    ),
+    "phi": (PHI, {}),
+    "phi-qk-norm-grouped-gelu": (
+        PHI,
+        {
+            "qk_layernorm": True,
+            "num_key_value_heads": 2,
+            "hidden_act": "gelu",
+            "rope_parameters": LINEAR | {"partial_rotary_factor": 0.25},
+        },
+    ),
+    "phi-one-kv-head-tied-whole-rope": (
+        PHI,
+        {
+            "num_key_value_heads": 1,
+            "tie_word_embeddings": True,
+            "rope_parameters": YARN | {"partial_rotary_factor": 1.0},
+        },
+    ),
+    "falcon": (FALCON, {}),
+    "falcon-new": (
+        FALCON,
+        {"new_decoder_architecture": True, "num_kv_heads": 2, "ffn_hidden_size": 88},
+    ),
+    "falcon-new-one-norm-bias-untied": (
+        FALCON,
+        {
+            "new_decoder_architecture": True,
+            "num_kv_heads": 2,
+            "num_ln_in_parallel_attn": 1,
+            "bias": True,
+            "tie_word_embeddings": False,
+            "rope_parameters": LINEAR,
+        },
+    ),
+    "falcon-serial-by-head-bias-relu": (
+        FALCON,
+        {"multi_query": False, "parallel_attn": False, "bias": True, "activation": "relu"},
+    ),
+    "gpt-bigcode": (GPT_BIGCODE, {}),
+    "gpt-bigcode-by-head-untied-relu": (
+        GPT_BIGCODE,
+        {
+            "multi_query": False,
+            "n_inner": None,
+            "tie_word_embeddings": False,
+            "activation_function": "relu",
+        },
+    ),
+    "mpt": (MPT, {}),
+    "mpt-six-heads-scale-untied": (
+        MPT,
+        {
+            "n_heads": 6,
+            "d_model": 72,
+            "attn_config": {"softmax_scale": 0.4},
+            "tie_word_embeddings": False,
+        },
+    ),
+    "biogpt": (BIOGPT, {}),
+    "biogpt-unscaled-untied-relu": (
+        BIOGPT,
+        {"scale_embedding": False, "tie_word_embeddings": False, "hidden_act": "relu"},
     ),
 }
