@@ -20,7 +20,7 @@ from jaxft.weights import layout, names
 
 
 class Merged:
-    """The tensors of a tuned model under Hugging Face's names, merged one at a time."""
+    """The tensors of a tuned model under the names that files have, merged one at a time."""
 
     def __init__(self, tree: Mapping[str, Any], family: Family, network: Network) -> None:
         """Take all leaves of `network`; nothing is computed yet.
@@ -36,6 +36,7 @@ class Merged:
             self._slots.pop(self._head, None)
             if targets.HEAD in self._outer[2]:  # with an adapter in it, it is no more the embedding
                 self._slots[self._head] = self._slots[names.embedding_name(family)]
+        self._table_names = {names.file_name(each, family): each for each in self._slots}
         self._modules = {
             module.name: module for module in names.linear_modules(family, network.spec)
         }
@@ -53,15 +54,17 @@ class Merged:
 
     def names(self) -> list[str]:
         """Return the names of all tensors."""
-        return list(self._slots)
+        return list(self._table_names)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor."""
-        shapes = {slot.path: self._leaves[slot.path].shape for slot in self._slots[name]}
-        return names.expected_shape(self._slots[name], shapes)
+        slots = self._slots[self._table_names[name]]
+        shapes = {slot.path: self._leaves[slot.path].shape for slot in slots}
+        return names.expected_shape(slots, shapes)
 
     def read(self, name: str) -> np.ndarray:
         """Return a tensor, float32 if something was added to it, else as it is stored."""
+        name = self._table_names[name]
         slots = self._slots[name]
         tensor = layout.join(self._leaves, slots)
         stem, _, kind = name.rpartition(".")

@@ -8,7 +8,7 @@ the network's layers are cut into groups.
 import dataclasses
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,7 +91,7 @@ def own_tensors(family: Family, network: Network) -> dict[str, tuple[Slot, ...]]
     """Return the slots of every tensor that the model has now, a head that was tied included."""
     shapes = leaf_shapes(network)
     table: dict[str, tuple[Slot, ...]] = {}
-    for line in family.tensors:
+    for line in family.lines(network.spec):
         groups = network.spec.num_kv_heads if line.by_head else 1
         if not line.is_per_layer:
             if line.ours[0] in shapes:
@@ -145,7 +145,7 @@ def under_full_names(checkpoint: Checkpoint, family: Family) -> Checkpoint:
     Source: transformers `modeling_utils.py`, `base_model_prefix`; such are the files of
     openai-community/gpt2 ("h.0.attn.c_attn.weight") and old ones of OPT ("decoder.layers...").
     """
-    names = {name: _renamed(name, family) for name in checkpoint.infos()}
+    names = {name: _renamed(name, family.renames) for name in checkpoint.infos()}
     if not any(name.startswith(family.base_prefix) for name in names.values()):
         head = f"{family.head_name}."
         names = {
@@ -157,8 +157,13 @@ def under_full_names(checkpoint: Checkpoint, family: Family) -> Checkpoint:
     return Renamed(checkpoint, {name: original for original, name in names.items()})
 
 
-def _renamed(name: str, family: Family) -> str:
-    for pattern, replacement in family.renames:
+def file_name(name: str, family: Family) -> str:
+    """Return the name under which a file holds a tensor of the family's table."""
+    return _renamed(name, family.file_names)
+
+
+def _renamed(name: str, renames: Iterable[tuple[str, str]]) -> str:
+    for pattern, replacement in renames:
         name = re.sub(pattern, replacement, name)
     return name
 
@@ -210,7 +215,7 @@ def linear_modules(family: Family, spec: ModelSpec) -> list[Module]:
     network = base_network(spec)
     shapes = leaf_shapes(network)
     modules = []
-    for line in family.tensors:
+    for line in family.lines(spec):
         if not line.module or line.module == "head":
             continue
         name = line.theirs.removesuffix(".weight")
@@ -263,7 +268,7 @@ def owned_leaves(family: Family, spec: ModelSpec) -> list[Owned]:
     network = base_network(spec)
     shapes = leaf_shapes(network)
     owned = []
-    for line in family.tensors:
+    for line in family.lines(spec):
         module = line.theirs.rpartition(".")[0]
         places = network.stacked_blocks() if line.is_per_layer else [("", None, [None])]
         for prefix, _, layers in places:

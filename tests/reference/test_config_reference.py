@@ -35,7 +35,9 @@ def say_the_same(theirs: Any, ours: Any) -> bool:
     Where that left something open, the spec knows what followed from it.
     """
     if isinstance(theirs, dict):
-        return all(say_the_same(theirs[key], ours[key]) for key in theirs if key in ours)
+        return all(
+            say_the_same(theirs[key], ours[key]) for key in (theirs.keys() & ours) - HARMLESS
+        )
     if isinstance(theirs, str) and isinstance(ours, str):
         return theirs == ours or read_activation(theirs) == read_activation(ours)
     return theirs is None or theirs == ours

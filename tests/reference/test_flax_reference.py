@@ -33,7 +33,11 @@ pytestmark = [
 
 TOLERANCE = 1e-4  # of a logit, not of the largest one
 NEW_TOKENS = 8
-FAMILIES = ("opt", "gpt2")
+FAMILIES = tuple(
+    family
+    for family in ("opt", "gpt2", "gpt_neo", "gptj", "bloom", "xglm")
+    if (FLAX / family).is_dir()
+)
 # The weights, and whose logits they must give.
 CHOICES = (
     ("fp32", "reference_fp32.npz"),

@@ -20,6 +20,7 @@ from reference_models import TinyModel
 pytestmark = pytest.mark.reference
 
 LENGTHS, NEW_TOKENS = (19, 13), 24
+_STUCK = ("opt-smooth", "gpt2", "bloom", "xglm")
 # Random models mostly end in repeating a token; with weights this small these do not.
 CASES = {
     "llama-tied": {},
@@ -28,7 +29,9 @@ CASES = {
     "opt-350m": {"std": 0.08},
     "opt-no-bias-untied-gelu": {"std": 0.2},
     "gpt2-untied-inner-relu": {},
-    **{name: {} for name in cases.FIRST.values() if name not in ("opt-smooth", "gpt2")},
+    "bloom-six-heads-untied": {"std": 0.1},
+    "xglm-one-layer": {},
+    **{name: {} for name in cases.FIRST.values() if name not in _STUCK},
 }
 
 

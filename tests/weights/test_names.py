@@ -7,7 +7,7 @@ import tiny
 
 from jaxft import tree as trees
 from jaxft.models import bind
-from jaxft.models.families import FAMILIES, gpt2, llama, opt
+from jaxft.models.families import FAMILIES, family_of, gpt2, llama, opt
 from jaxft.models.network import base_network
 from jaxft.models.spec import Learned
 from jaxft.weights import names
@@ -20,7 +20,61 @@ NETWORKS = {
     "periods": base_network(tiny.with_windows([4, 4, None] * 3 + [4])),
 }
 GPT2 = dataclasses.replace(tiny.LEARNED, positions=Learned(rows=40, offset=0))
+_OF_GPT = {"vocab_size": 112, "n_embd": 64, "n_head": 4, "n_layer": 3}
+_OF_LLAMA = {
+    "vocab_size": 112,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 3,
+}
+# The smallest config.json of families that no other spec here stands for.
+CONFIGS = [
+    {
+        "model_type": "gpt_neo",
+        "vocab_size": 112,
+        "hidden_size": 64,
+        "num_heads": 4,
+        "num_layers": 24,
+    },
+    {"model_type": "gptj", **_OF_GPT, "rotary_dim": 8},
+    {"model_type": "bloom", "vocab_size": 112, "n_embed": 64, "n_head": 4, "n_layer": 3},
+    {
+        "model_type": "xglm",
+        "vocab_size": 112,
+        "d_model": 64,
+        "ffn_dim": 160,
+        "attention_heads": 4,
+        "num_layers": 3,
+    },
+    {"model_type": "gpt_neox", **_OF_LLAMA, "intermediate_size": 160},
+    {"model_type": "phi", **_OF_LLAMA, "intermediate_size": 160, "qk_layernorm": True},
+    *(
+        {"model_type": "falcon", **_OF_LLAMA, **kind}
+        for kind in ({}, {"parallel_attn": False}, {"new_decoder_architecture": True})
+    ),
+    {"model_type": "gpt_bigcode", **_OF_GPT},
+    {"model_type": "mpt", "vocab_size": 112, "d_model": 64, "n_heads": 4, "n_layers": 3},
+    {"model_type": "biogpt", **_OF_LLAMA, "intermediate_size": 160},
+    {
+        "model_type": "granitemoehybrid",
+        **_OF_LLAMA,
+        "num_local_experts": 0,
+        "layer_types": ["attention"] * 3,
+        "position_embedding_type": "rope",
+    },
+]
+_OTHERWISE = {config["model_type"] for config in CONFIGS} | {"opt", "gpt2"}
+# All others have the keys of a Llama.
+CONFIGS += [
+    {"model_type": family.model_type, **_OF_LLAMA, "intermediate_size": 160}
+    for family in FAMILIES
+    if family.model_type not in _OTHERWISE
+]
 CASES = [
+    *(
+        (family_of(config), base_network(family_of(config).spec_from_config(config)))
+        for config in CONFIGS
+    ),
     *(
         (family, network)
         for family in (llama.LLAMA, llama.MISTRAL)

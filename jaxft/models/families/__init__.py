@@ -5,21 +5,31 @@ from typing import Any
 
 from jaxft.errors import UnsupportedModelError, nearest
 from jaxft.models.families import (
+    biogpt,
+    bloom,
     cohere,
+    falcon,
     gemma,
     glm,
     gpt2,
+    gpt_bigcode,
+    gpt_neo,
+    gpt_neox,
+    gptj,
     granite,
     layer_normed,
     llama,
     llama_like,
     ministral,
+    mpt,
     olmo,
     opt,
+    phi,
     phi3,
     quantised,
     qwen,
     smollm3,
+    xglm,
 )
 from jaxft.models.families.family import Family
 
@@ -57,6 +67,16 @@ FAMILIES: tuple[Family, ...] = (
     granite.HYPERCLOVAX,
     layer_normed.NEMOTRON,
     layer_normed.JAIS2,
+    gpt_neo.GPT_NEO,
+    gptj.GPTJ,
+    bloom.BLOOM,
+    xglm.XGLM,
+    gpt_neox.GPT_NEOX,
+    phi.PHI,
+    falcon.FALCON,
+    gpt_bigcode.GPT_BIGCODE,
+    mpt.MPT,
+    biogpt.BIOGPT,
 )
 
 

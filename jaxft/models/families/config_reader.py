@@ -13,18 +13,29 @@ from jaxft.models.layers import ACTIVATIONS
 
 _REQUIRED = object()
 
-_ACTIVATION_NAMES = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
+_ACTIVATION_NAMES = {
+    "gelu_fast": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "swish": "silu",
+}
 
 # Dropout of the base model. It is not applied in training: only the adapter's own dropout is.
 TRAINING_ONLY = frozenset(
     {
+        "activation_dropout",
         "attention_dropout",
+        "attention_probs_dropout_prob",
         "attn_pdrop",
         "dropout",
+        "emb_pdrop",
         "embd_pdrop",
+        "embed_dropout",
         "embedding_dropout",
         "hidden_dropout",
+        "hidden_dropout_prob",
         "layerdrop",
+        "resid_dropout",
         "resid_pdrop",
         "residual_dropout",
     }
@@ -39,8 +50,11 @@ HARMLESS = frozenset(
         "bos_token_id",
         "cache_implementation",
         "chunk_size_feed_forward",
+        "classifier_dropout",
+        "decoder_start_token_id",
         "dtype",
         "eos_token_id",
+        "gradient_checkpointing",
         "id2label",
         "init_std",
         "initializer_range",
@@ -57,10 +71,17 @@ HARMLESS = frozenset(
         "pretraining_tp",
         "problem_type",
         "return_dict",
+        "summary_activation",
+        "summary_first_dropout",
+        "summary_proj_to_labels",
+        "summary_type",
+        "summary_use_proj",
+        "task_specific_params",
         "tokenizer_class",
         "torch_dtype",
         "transformers.js_config",
         "transformers_version",
+        "unk_token_id",
         "use_cache",
     }
 )

@@ -8,7 +8,7 @@ from jaxft.models.spec import ModelSpec
 
 # The values at which a feature that most families lack is absent. A family names those it has:
 # `ModelSpec(..., **ABSENT | {"head_bias": True})`.
-ABSENT: Mapping[str, Any] = {
+ABSENT: dict[str, Any] = {
     "embed_scale": 1.0,
     "embed_norm": False,
     "attn_softcap": None,
@@ -34,6 +34,7 @@ class Tensor:
             or "attn/qkv" where theirs is one for three. Otherwise "".
         by_head: Where theirs is one tensor for several of ours, whether every kv head has its
             part of each together, instead of all of the first, then all of the second.
+        parallel: Of which specs the line is, by their `parallel`; () is of all.
     """
 
     ours: tuple[str, ...]
@@ -41,6 +42,7 @@ class Tensor:
     transposed: bool
     module: str
     by_head: bool
+    parallel: tuple[str, ...] = ()
 
     @property
     def is_per_layer(self) -> bool:
@@ -53,9 +55,16 @@ def plain(ours: str, theirs: str) -> Tensor:
     return Tensor((ours,), theirs, transposed=False, module="", by_head=False)
 
 
-def norm(ours: str, theirs: str) -> tuple[Tensor, Tensor]:
-    """Return the lines of a norm's scale and bias."""
-    return plain(f"{ours}/scale", f"{theirs}.weight"), plain(f"{ours}/bias", f"{theirs}.bias")
+def norm(ours: str, theirs: str, *, parallel: tuple[str, ...] = ()) -> tuple[Tensor, Tensor]:
+    """Return the lines of a norm's scale and bias; `parallel` as in `Tensor`."""
+    scale, bias = (
+        plain(f"{ours}/scale", f"{theirs}.weight"),
+        plain(f"{ours}/bias", f"{theirs}.bias"),
+    )
+    return (
+        dataclasses.replace(scale, parallel=parallel),
+        dataclasses.replace(bias, parallel=parallel),
+    )
 
 
 def linear(
@@ -107,6 +116,7 @@ class Family:
             PEFT calls that `fan_in_fan_out`.
         renames: Regular expressions, and what to put for them, that turn other names that files
             have into those of the table.
+        file_names: The same for names of the table that files are written with others for.
 
     Source of `default_targets`: `peft/utils/constants.py:
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING`.
@@ -122,3 +132,10 @@ class Family:
     base_prefix: str
     is_conv1d: bool = False
     renames: tuple[tuple[str, str], ...] = ()
+    file_names: tuple[tuple[str, str], ...] = ()
+
+    def lines(self, spec: ModelSpec) -> tuple[Tensor, ...]:
+        """Return the lines of the name table that are of such a spec."""
+        return tuple(
+            line for line in self.tensors if not line.parallel or spec.parallel in line.parallel
+        )

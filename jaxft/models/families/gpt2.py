@@ -40,14 +40,25 @@ _IGNORED = (r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",)
 def gpt2_spec(config: Mapping[str, Any]) -> ModelSpec:
     """Read the config.json of a GPT-2."""
     reader = ConfigReader(config)
+    reader.require("scale_attn_by_inverse_layer_idx", (False,), False)
+    reader.get("reorder_and_upcast_attn", False)  # float32 attention, which it always is here
+    spec = read_gpt2(reader, activation="gelu_new")
+    reader.finish()
+    return spec
+
+
+def read_gpt2(reader: ConfigReader, *, activation: str) -> ModelSpec:
+    """Read what GPT-2 and its likes share, without `finish`.
+
+    Args:
+        reader: The config.json.
+        activation: The family's default one.
+    """
     model_dim, num_heads = reader.get("n_embd"), reader.get("n_head")
     reader.require("scale_attn_weights", (True,), True)
-    reader.require("scale_attn_by_inverse_layer_idx", (False,), False)
     reader.require("add_cross_attention", (False,), False)
-    reader.get("reorder_and_upcast_attn", False)  # float32 attention, which it always is here
-    for key in _UNUSED:
-        reader.get(key, None)
-    spec = ModelSpec(
+    reader.get("n_ctx", None)  # a former name of n_positions
+    return ModelSpec(
         vocab_size=reader.get("vocab_size"),
         embed_dim=model_dim,
         model_dim=model_dim,
@@ -57,7 +68,7 @@ def gpt2_spec(config: Mapping[str, Any]) -> ModelSpec:
         attn_scale=(model_dim // num_heads) ** -0.5,
         mlp_dim=reader.get("n_inner", None) or 4 * model_dim,
         mlp="plain",
-        activation=read_activation(reader.get("activation_function", "gelu_new")),
+        activation=read_activation(reader.get("activation_function", activation)),
         norm=NormSpec("layer", reader.get("layer_norm_epsilon", 1e-5), scale="plain", bias=True),
         norm_placement="pre",
         final_norm=True,
@@ -69,8 +80,6 @@ def gpt2_spec(config: Mapping[str, Any]) -> ModelSpec:
         blocks=(BlockSpec(window=None, rope=None),) * reader.get("n_layer"),
         **ABSENT,
     )
-    reader.finish()
-    return spec
 
 
 def gpt2_config(spec: ModelSpec) -> dict[str, Any]:
@@ -88,17 +97,6 @@ def gpt2_config(spec: ModelSpec) -> dict[str, Any]:
         "tie_word_embeddings": spec.tied_head,
     }
 
-
-# Of the heads that classify; and a former name of n_positions.
-_UNUSED = (
-    "n_ctx",
-    "summary_activation",
-    "summary_first_dropout",
-    "summary_proj_to_labels",
-    "summary_type",
-    "summary_use_proj",
-    "task_specific_params",
-)
 
 GPT2 = Family(
     "gpt2",

@@ -1,0 +1,79 @@
+"""GPT-BigCode, which SantaCoder and the first StarCoder are: a GPT-2 with one kv head.
+
+Its linear modules are torch's. With one kv head for all queries the fused projection holds all
+queries, then k and v; otherwise every head's q, k and v together: both are "by kv head".
+
+Source: transformers `configuration_gpt_bigcode.py`, `modeling_gpt_bigcode.py` (defaults, names).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jaxft.models.families import gpt2
+from jaxft.models.families.config_reader import ConfigReader
+from jaxft.models.families.family import Family, linear, norm, plain
+from jaxft.models.spec import ModelSpec
+
+_LAYER = "transformer.h.{layer}"
+_QKV = ("attn/q", "attn/k", "attn/v")
+
+TENSORS = (
+    plain("embed/kernel", "transformer.wte.weight"),
+    plain("positions/kernel", "transformer.wpe.weight"),
+    *norm("final_norm", "transformer.ln_f"),
+    *linear("head", "lm_head"),
+    *norm("attn_norm", f"{_LAYER}.ln_1"),
+    *linear("attn/qkv", f"{_LAYER}.attn.c_attn", parts=_QKV, by_head=True),
+    *linear("attn/o", f"{_LAYER}.attn.c_proj"),
+    *norm("mlp_norm", f"{_LAYER}.ln_2"),
+    *linear("mlp/up", f"{_LAYER}.mlp.c_fc"),
+    *linear("mlp/down", f"{_LAYER}.mlp.c_proj"),
+)
+
+# How attention is rounded (it is float32 here), and keys of a former inference runner.
+_UNUSED = (
+    "attention_softmax_in_fp32",
+    "inference_runner",
+    "max_batch_size",
+    "max_sequence_length",
+    "num_key_value_heads",
+    "pad_key_length",
+    "pre_allocate_kv_cache",
+    "runner_max_sequence_length",
+    "scale_attention_softmax_in_fp32",
+    "validate_runner_input",
+)
+
+
+def gpt_bigcode_spec(config: Mapping[str, Any]) -> ModelSpec:
+    """Read the config.json of a GPT-BigCode."""
+    reader = ConfigReader(config)
+    spec = gpt2.read_gpt2(reader, activation="gelu_pytorch_tanh")
+    for key in _UNUSED:
+        reader.get(key, None)
+    if reader.get("multi_query", True):
+        spec = dataclasses.replace(spec, num_kv_heads=1)
+    reader.finish()
+    return spec
+
+
+def gpt_bigcode_config(spec: ModelSpec) -> dict[str, Any]:
+    """Return what the config.json of a GPT-BigCode says of `spec`."""
+    is_multi_query = spec.num_kv_heads == 1
+    return gpt2.gpt2_config(spec) | {
+        "multi_query": is_multi_query,
+        "num_key_value_heads": spec.num_kv_heads,
+    }
+
+
+GPT_BIGCODE = Family(
+    "gpt_bigcode",
+    gpt_bigcode_spec,
+    gpt_bigcode_config,
+    TENSORS,
+    (r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",),
+    ("c_attn",),
+    "lm_head",
+    "transformer.",
+)
