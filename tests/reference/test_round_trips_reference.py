@@ -36,6 +36,7 @@ pytestmark = [pytest.mark.reference, *reference_adapters.IGNORED_WARNINGS]
 CASES = (
     *("llama", "llama-tied", "mistral-window"),
     *("opt", "opt-350m", "opt-no-bias-untied-gelu", "gpt2", "gpt2-untied-inner-relu"),
+    *("falcon-new", "falcon-serial-by-head-bias-relu"),
     *(case for case in cases.FIRST.values() if case not in ("llama", "mistral-window", "gpt2")),
 )
 # Formats that hold an embedding and a head where config.json ties them hold the same bits twice.
@@ -49,6 +50,7 @@ ADAPTERS: dict[str, tuple[str, Choice]] = {
     "saved-tied-head": ("gpt2", {"modules_to_save": ["lm_head"]}),
     "saved-tied-embedding": ("opt", {"modules_to_save": ["embed_tokens"]}),
     "adapted-tied-head": ("llama-tied", {"target_modules": ["lm_head", "v_proj"]}),
+    "grouped-by-head": ("falcon-new", {"target_modules": "all-linear"}),
     **reference_adapters.EVERY_FAMILY,
 }
 

@@ -7,7 +7,7 @@ import tiny
 
 from jaxft import tree as trees
 from jaxft.models import bind
-from jaxft.models.families import FAMILIES, family_of, gpt2, llama, opt
+from jaxft.models.families import FAMILIES, family_of, gpt2, gpt_neox, llama, opt
 from jaxft.models.network import base_network
 from jaxft.models.spec import Learned
 from jaxft.weights import names
@@ -162,6 +162,13 @@ def test_owned_leaves_are_all_leaves_and_the_head(family, network):
     assert len(found) == len(set(found))
     leaves = trees.flatten(bind.abstract_tree(plain))
     assert {path for path, _ in found} == leaves.keys() | {"head/kernel"}
+
+
+def test_a_tensor_that_files_call_otherwise_is_written_as_they_do():
+    assert names.file_name("lm_head.weight", gpt_neox.GPT_NEOX) == "embed_out.weight"
+    assert names.file_name("gpt_neox.embed_in.weight", gpt_neox.GPT_NEOX) == (
+        "gpt_neox.embed_in.weight"
+    )
 
 
 def test_expected_shapes_are_torchs():
