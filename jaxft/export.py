@@ -21,6 +21,7 @@ from jaxft.lora import tuned
 from jaxft.lora.merge import Merged
 from jaxft.lora.tuned import Tuned
 from jaxft.models import forward
+from jaxft.models.families import multimodal
 from jaxft.parallel import devices
 from jaxft.parallel import mesh as meshes
 from jaxft.weights import save, source
@@ -54,7 +55,9 @@ def export(
     dtype = stored if dtype == "auto" else dtype
     mesh = meshes.single_device_mesh()
     loaded = tuned.load(found, lora, tensors, origin=origin, mesh=mesh, dtype=stored)
-    merged = Merged(jax.tree.map(np.asarray, loaded.tree), loaded.family, loaded.network)
+    # Of a model with other parts, none of which was read, the text part alone can be written.
+    family, config = multimodal.text_part(loaded.family, found.config())
+    merged = Merged(jax.tree.map(np.asarray, loaded.tree), family, loaded.network)
     infos = {each: TensorInfo(merged.shape(each), jnp.dtype(dtype)) for each in merged.names()}
     with console.loading("Writing the merged model", len(infos)) as count:
 
@@ -64,7 +67,7 @@ def export(
 
         save.save_model(
             output,
-            _config(found, merged, dtype),
+            _config(config, merged, dtype),
             infos,
             read,
             kind,
@@ -80,8 +83,8 @@ def _stored_dtype(found: Source) -> str:
     return "bfloat16" if largest.dtype == jnp.bfloat16 else "float32"
 
 
-def _config(found: Source, merged: Merged, dtype: str) -> dict[str, Any]:
-    config = {key: value for key, value in found.config().items() if key != "torch_dtype"}
+def _config(base: Mapping[str, Any], merged: Merged, dtype: str) -> dict[str, Any]:
+    config = {key: value for key, value in base.items() if key != "torch_dtype"}
     return {**config, "dtype": dtype, "tie_word_embeddings": merged.has_tied_head}
 
 

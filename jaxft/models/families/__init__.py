@@ -4,7 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.errors import UnsupportedModelError, nearest
-from jaxft.models.families import gemma, gpt2, llama, ministral, olmo, opt, quantised, qwen, smollm3
+from jaxft.models.families import (
+    gemma,
+    gpt2,
+    llama,
+    ministral,
+    multimodal,
+    olmo,
+    opt,
+    quantised,
+    qwen,
+    smollm3,
+)
 from jaxft.models.families.family import Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -18,6 +29,8 @@ FAMILIES: tuple[Family, ...] = (
     gemma.GEMMA2,
     gemma.GEMMA3_TEXT,
     gemma.VAULTGEMMA,
+    multimodal.GEMMA3,
+    multimodal.MISTRAL3,
     olmo.OLMO,
     olmo.OLMO2,
     olmo.OLMO3,

@@ -101,6 +101,8 @@ class Family:
             PEFT calls that `fan_in_fan_out`.
         renames: Regular expressions, and what to put for them, that turn other names that files
             have into those of the table.
+        text_families: Of a model with other parts, such as one that sees: the families that its
+            text part, which is all that is used of it, may be of.
 
     Source of `default_targets`: `peft/utils/constants.py:
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING`.
@@ -116,3 +118,4 @@ class Family:
     base_prefix: str
     is_conv1d: bool = False
     renames: tuple[tuple[str, str], ...] = ()
+    text_families: "tuple[Family, ...]" = ()

@@ -8,10 +8,10 @@ rounding decides whether a gradient passes.
 
 from __future__ import annotations
 
-from cases import gemma, gpt, llama, olmo, qwen
+from cases import gemma, gpt, llama, multimodal, olmo, qwen
 from cases.shapes import Cases, Common
 
-_GROUPS = (llama, qwen, gemma, olmo, gpt)
+_GROUPS = (llama, qwen, gemma, multimodal, olmo, gpt)
 
 COMMON: Common = {config: shape for group in _GROUPS for config, shape in group.COMMON.items()}
 CASES: Cases = {name: case for group in _GROUPS for name, case in group.CASES.items()}
