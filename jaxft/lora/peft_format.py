@@ -38,10 +38,13 @@ def adapter_config(
 ) -> dict[str, Any]:
     """Return the content of adapter_config.json: the fields that every PEFT version knows."""
     chosen = targets.target_modules(config, family)
-    if chosen == targets.ALL_LINEAR:
-        # Resolved, as PEFT does: a reader may define "all" otherwise.
+    if chosen == targets.ALL_LINEAR or family.text_families:
+        # Resolved, as PEFT does: a reader may define "all" otherwise. In full where the model has
+        # other parts, whose modules may end alike.
         modules = targets.select(names.linear_modules(family, spec), chosen)
-        chosen = list(dict.fromkeys(module.name.rpartition(".")[2] for module in modules))
+        found = [module.name for module in modules]
+        endings = dict.fromkeys(name.rpartition(".")[2] for name in found)
+        chosen = found if family.text_families else list(endings)
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

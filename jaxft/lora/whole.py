@@ -20,6 +20,7 @@ from jaxft.lora import tuned
 from jaxft.lora.merge import Merged
 from jaxft.lora.tuned import Tuned
 from jaxft.models import forward
+from jaxft.models.families import multimodal
 from jaxft.parallel import mesh as meshes
 from jaxft.weights import save, source
 from jaxft.weights.checkpoint import TensorInfo
@@ -54,7 +55,9 @@ def write_model(
     Raises:
         JaxftError: If it cannot be written, or is not the same model when it is read back.
     """
-    merged = Merged(jax.tree.map(np.asarray, model.tree), model.family, model.network)
+    # Of a model with other parts, none of which was read, the text part alone can be written.
+    family, config = multimodal.text_part(model.family, found.config())
+    merged = Merged(jax.tree.map(np.asarray, model.tree), family, model.network)
     infos = {each: TensorInfo(merged.shape(each), jnp.dtype(dtype)) for each in merged.names()}
     with console.loading("Writing the whole model", len(infos)) as count:
 
@@ -64,7 +67,7 @@ def write_model(
 
         save.save_model(
             output,
-            _config(found, merged, dtype),
+            _config(config, merged, dtype),
             infos,
             read,
             kind,
@@ -80,8 +83,8 @@ def stored_dtype(found: Source) -> str:
     return "bfloat16" if largest.dtype == jnp.bfloat16 else "float32"
 
 
-def _config(found: Source, merged: Merged, dtype: str) -> dict[str, Any]:
-    config = {key: value for key, value in found.config().items() if key != "torch_dtype"}
+def _config(base: Mapping[str, Any], merged: Merged, dtype: str) -> dict[str, Any]:
+    config = {key: value for key, value in base.items() if key != "torch_dtype"}
     return {**config, "dtype": dtype, "tie_word_embeddings": merged.has_tied_head}
 
 

@@ -66,6 +66,7 @@ def load_base(
         for path, leaf in trees.flatten(abstract_tree(network)).items()
         if not is_adapter_leaf(path)
     }
+    _check_filled(family, leaves, table)
     placed = trees.flatten(rules.shardings(trees.unflatten(leaves), mesh))
 
     def begin(path: str, leaf: jax.ShapeDtypeStruct) -> Filling:
@@ -121,6 +122,20 @@ def _check(
         raise WeightsError(
             f"{checkpoint.path}: the tensors are not those of its config.json: {'; '.join(found)}.",
             "Take weights and config.json of one and the same model.",
+        )
+
+
+def _check_filled(
+    family: Family, leaves: Mapping[str, Any], table: Mapping[str, tuple[names.Slot, ...]]
+) -> None:
+    """Refuse a network with a leaf that no tensor of the family's table fills."""
+    filled = {slot.path for slots in table.values() for slot in slots}
+    empty = sorted(leaves.keys() - filled)
+    if empty:
+        raise WeightsError(
+            f"The network has {', '.join(empty[:_SHOWN])}, and no tensor of a {family.model_type} "
+            "is that.",
+            "This is a mistake in the family's table of tensors, or in its spec: report it.",
         )
 
 

@@ -44,9 +44,19 @@ IGNORED_WARNINGS = [
 # Fields of `LoraConfig`, which has PEFT's names: what of a model is trained.
 Choice = Mapping[str, Any]
 
+# Every linear module of the text part, where PEFT's "all-linear" has those of what sees as well.
+OF_THE_TEXT = r"model\.language_model\..*_proj"
+
+
+def every_linear(case: str) -> Choice:
+    """Return the choice of all linear modules that a case has for us."""
+    config_class, _ = cases.CASES[case]
+    has_text_part = "text_config" in cases.COMMON[config_class]
+    return {"target_modules": OF_THE_TEXT if has_text_part else "all-linear"}
+
+
 EVERY_FAMILY: dict[str, tuple[str, Choice]] = {
-    f"all-linear-{family}": (case, {"target_modules": "all-linear"})
-    for family, case in cases.FIRST.items()
+    f"all-linear-{family}": (case, every_linear(case)) for family, case in cases.FIRST.items()
 }
 
 

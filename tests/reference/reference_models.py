@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -85,8 +86,11 @@ def make(
 ) -> TinyModel:
     """Draw the weights of a case at `dtype`, save them in `folder`, and open them there."""
     config_class, features = CASES[name]
-    config = config_class(**(TOKENS | COMMON[config_class] | features))
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    fields = COMMON[config_class] | features
+    has_text_part = "text_config" in fields
+    fields |= {"text_config": TOKENS | fields["text_config"]} if has_text_part else TOKENS
+    config = config_class(**fields)
+    model = auto_class(config).from_config(config, dtype=dtype)
     randomise(model, std, seed=sum(name.encode()))
     sharding = {} if shard_bytes is None else {"max_shard_size": shard_bytes}
     model.save_pretrained(folder, **sharding)
@@ -95,10 +99,17 @@ def make(
     return TinyModel(open_torch(folder), folder, family, family.spec_from_config(saved))
 
 
+def auto_class(config: transformers.PreTrainedConfig) -> Any:
+    """Return the class that opens a model: not every model that also sees is one of text to it."""
+    if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        return transformers.AutoModelForCausalLM
+    return transformers.AutoModelForImageTextToText
+
+
 def open_torch(folder: Path, dtype: torch.dtype = torch.float32) -> transformers.PreTrainedModel:
     """Open a saved model with transformers, as a user would, in evaluation mode."""
     # Not `.to(dtype)` of a model: that would round the rotary frequencies as well.
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+    model = auto_class(transformers.AutoConfig.from_pretrained(folder)).from_pretrained(
         folder, dtype=dtype, attn_implementation="eager"
     )
     return model.eval()

@@ -304,3 +304,9 @@ def test_an_untied_head_is_read_even_where_it_equals_the_embedding():
     source = checkpoint(UNTIED, **{"lm_head.weight": embedding})
     tree = loaded(source, UNTIED)
     np.testing.assert_array_equal(tree["head"]["kernel"], embedding.T)
+
+
+def test_a_leaf_that_the_familys_table_has_no_tensor_for_is_an_error():
+    spec = dataclasses.replace(tiny.SPEC, embed_norm=True)
+    with pytest.raises(WeightsError, match=r"embed_norm/scale, and no tensor of a llama is that"):
+        loaded(checkpoint(TIED), base_network(spec))

@@ -68,7 +68,19 @@ _OTHERWISE = {config["model_type"] for config in CONFIGS} | {"opt", "gpt2"}
 CONFIGS += [
     {"model_type": family.model_type, **_OF_LLAMA, "intermediate_size": 160}
     for family in FAMILIES
-    if family.model_type not in _OTHERWISE
+    if family.model_type not in _OTHERWISE and not family.text_families
+]
+CONFIGS += [
+    {
+        "model_type": family.model_type,
+        "text_config": {
+            "model_type": family.text_families[0].model_type,
+            **_OF_LLAMA,
+            "intermediate_size": 160,
+        },
+    }
+    for family in FAMILIES
+    if family.text_families
 ]
 CASES = [
     *(

@@ -44,6 +44,7 @@ TRAINING_ONLY = frozenset(
 # Keys that describe files, training or tokens, and never the logits of a causal forward pass.
 HARMLESS = frozenset(
     {
+        "_attn_implementation_autoset",
         "_name_or_path",
         "architectures",
         "auto_map",
@@ -82,6 +83,8 @@ HARMLESS = frozenset(
         "transformers.js_config",
         "transformers_version",
         "unk_token_id",
+        "unsloth_fixed",
+        "unsloth_version",
         "use_cache",
     }
 )
@@ -144,7 +147,8 @@ class ConfigReader:
 
 def unapplied_dropout(config: Mapping[str, Any]) -> list[str]:
     """Return the base model's own dropouts, which training here leaves out: "dropout=0.1"."""
-    return [f"{key}={config[key]}" for key in sorted(TRAINING_ONLY) if config.get(key)]
+    said = {**(config.get("text_config") or {}), **config}
+    return [f"{key}={said[key]}" for key in sorted(TRAINING_ONLY) if said.get(key)]
 
 
 def read_activation(name: str) -> Any:

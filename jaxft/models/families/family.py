@@ -117,6 +117,8 @@ class Family:
         renames: Regular expressions, and what to put for them, that turn other names that files
             have into those of the table.
         file_names: The same for names of the table that files are written with others for.
+        text_families: Of a model with other parts, such as one that sees: the families that its
+            text part, which is all that is used of it, may be of.
 
     Source of `default_targets`: `peft/utils/constants.py:
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING`.
@@ -133,6 +135,7 @@ class Family:
     is_conv1d: bool = False
     renames: tuple[tuple[str, str], ...] = ()
     file_names: tuple[tuple[str, str], ...] = ()
+    text_families: "tuple[Family, ...]" = ()
 
     def lines(self, spec: ModelSpec) -> tuple[Tensor, ...]:
         """Return the lines of the name table that are of such a spec."""

@@ -23,6 +23,7 @@ def smollm3_spec(config: Mapping[str, Any]) -> ModelSpec:
     reader = ConfigReader(_DEFAULTS | dict(config))
     bias, mlp_bias = reader.get("attention_bias", False), reader.get("mlp_bias", False)
     is_turned = _read_turned(reader)
+    reader.get("max_window_layers", None)  # files have it, and nothing reads it
     window = reader.get("sliding_window", None)
     has_windows = reader.get("use_sliding_window", False) and window is not None
     default = [SLIDING if has_windows and not turned else FULL for turned in is_turned]

@@ -8,10 +8,21 @@ rounding decides whether a gradient passes.
 
 from __future__ import annotations
 
-from cases import classic, gemma, gpt, layer_normed, llama, llama_like, olmo, qwen, recent
+from cases import (
+    classic,
+    gemma,
+    gpt,
+    layer_normed,
+    llama,
+    llama_like,
+    multimodal,
+    olmo,
+    qwen,
+    recent,
+)
 from cases.shapes import Cases, Common
 
-_GROUPS = (llama, qwen, gemma, olmo, gpt, recent, layer_normed, llama_like, classic)
+_GROUPS = (llama, qwen, gemma, olmo, gpt, recent, layer_normed, llama_like, classic, multimodal)
 
 COMMON: Common = {config: shape for group in _GROUPS for config, shape in group.COMMON.items()}
 CASES: Cases = {name: case for group in _GROUPS for name, case in group.CASES.items()}

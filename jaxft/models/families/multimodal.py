@@ -1,0 +1,112 @@
+"""The text part of models that also see: Gemma 3 from 4b on, and Mistral Small from 3.1 on.
+
+config.json has the text part's own config under `text_config`. The names here are those that the
+modules have in transformers' class for the whole, so that adapters load there; files have others.
+What sees is ignored by name, so such a model is written as a model of text alone.
+
+Source: transformers `configuration_gemma3.py`, `modeling_gemma3.py`, `configuration_mistral3.py`,
+`modeling_mistral3.py`; `conversion_mapping.py` for the names in files.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jaxft.errors import UnsupportedModelError
+from jaxft.models.families import gemma, llama, ministral
+from jaxft.models.families.config_reader import ConfigReader
+from jaxft.models.families.family import Family, Tensor
+from jaxft.models.spec import ModelSpec
+
+_BASE = "model.language_model"
+_RENAMES = (
+    (r"language_model\.lm_head\.(.*)", r"lm_head.\1"),
+    (r"language_model\.model\.(.*)", rf"{_BASE}.\1"),
+)
+_IGNORED = (r"(model\.)?(vision_tower|multi_modal_projector)\..*",)
+# What config.json says of images.
+_UNUSED = (
+    "boi_token_index",
+    "eoi_token_index",
+    "image_token_index",
+    "mm_tokens_per_image",
+    "multimodal_projector_bias",
+    "projector_hidden_act",
+    "spatial_merge_size",
+    "vision_config",
+    "vision_feature_layer",
+)
+# transformers' classes of the text parts, which readers other than it go by.
+_CLASSES = {
+    "gemma3_text": "Gemma3ForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "ministral": "MinistralForCausalLM",
+}
+# Said by the whole, and by its text part only where the whole says nothing.
+_OF_THE_WHOLE = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def text_part(family: Family, config: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
+    """Return the family and the config.json of the text part of a model.
+
+    Both are the model's own if it has no other part.
+
+    Raises:
+        UnsupportedModelError: If the text part is of no family that is handled in it.
+    """
+    if not family.text_families:
+        return family, dict(config)
+    text = dict(ConfigReader(config).get("text_config"))
+    by_name = {each.model_type: each for each in family.text_families}
+    named = text.get("model_type", family.text_families[0].model_type)
+    if named not in by_name:
+        raise UnsupportedModelError(
+            f"The model's config.json has a text part of model_type {named!r}, which is not "
+            "handled.",
+            f"Handled in a model of type {family.model_type}: {', '.join(by_name)}.",
+        )
+    whole = {key: config[key] for key in _OF_THE_WHOLE if config.get(key) is not None}
+    own = {"architectures": [_CLASSES[named]], "model_type": named}
+    return by_name[named], text | whole | own
+
+
+def _read(family: Family, config: Mapping[str, Any]) -> ModelSpec:
+    reader = ConfigReader(config)
+    for key in (*_UNUSED, *_OF_THE_WHOLE, "text_config"):
+        reader.get(key, None)
+    reader.finish()
+    text_family, text = text_part(family, config)
+    # transformers' classes of the whole do not apply it, those of the text part do.
+    ConfigReader(text).require("final_logit_softcapping", (None,))
+    return text_family.spec_from_config(text)
+
+
+def _written(family: Family, spec: ModelSpec) -> dict[str, Any]:
+    """Return the config.json of a spec, its text part of the first family that can say it."""
+    written = (
+        (each, each.config_from_spec(spec) | {"model_type": each.model_type})
+        for each in family.text_families
+    )
+    text = next(config for each, config in written if each.spec_from_config(config) == spec)
+    return {"text_config": text, "tie_word_embeddings": spec.tied_head}
+
+
+def _family(
+    name: str, tensors: Callable[[str], tuple[Tensor, ...]], *text_families: Family
+) -> Family:
+    family = Family(
+        name,
+        lambda config: _read(family, config),
+        lambda spec: _written(family, spec),
+        tensors(_BASE),
+        _IGNORED,
+        ("q_proj", "v_proj"),
+        "lm_head",
+        f"{_BASE}.",
+        renames=_RENAMES,
+        text_families=text_families,
+    )
+    return family
+
+
+GEMMA3 = _family("gemma3", gemma.gemma_tensors, gemma.GEMMA3_TEXT)
+MISTRAL3 = _family("mistral3", llama.llama_tensors, llama.MISTRAL, ministral.MINISTRAL)
