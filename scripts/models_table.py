@@ -1,9 +1,10 @@
-"""Write the table of docs/models.md from the tests that compare logits with transformers'.
+"""Write the tables of docs/models.md: what the tests see, and what is refused.
 
     python scripts/models_table.py
 
-Needs the extra `[reference]`. Each such test records its family, its format and the difference it
-saw; a cell is the largest of them. The text around the table is left as it is.
+Needs the extra `[reference]`. Each test that compares logits with transformers' records its family,
+its format and the difference it saw; a cell is the largest of them. The text around the tables is
+left as it is.
 """
 
 import collections
@@ -13,6 +14,8 @@ import tempfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+from jaxft.models.families import refused
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "models.md"
 TESTS = (
@@ -20,7 +23,10 @@ TESTS = (
     "tests/reference/test_flax_reference.py",
     "tests/reference/test_round_trips_reference.py",
 )
-BEGIN, END = "<!-- table: scripts/models_table.py -->", "<!-- end of the table -->"
+HANDLED, REFUSED = (
+    f"<!-- {name}: scripts/models_table.py -->" for name in ("table", "not handled")
+)
+END = "<!-- end of the table -->"
 
 Cells = dict[tuple[str, str], float]
 Features = dict[str, dict[str, None]]  # by family, in the order they were met
@@ -38,9 +44,21 @@ def main() -> None:
             sys.exit("A test failed: the table was not written.")
         text = table(*cells(report))
     page = PAGE.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
+    page = replaced(replaced(page, HANDLED, text), REFUSED, refusals())
+    PAGE.write_text(page, encoding="utf-8")
+
+
+def replaced(page: str, begin: str, text: str) -> str:
+    """Return the page with another table behind a mark."""
+    before, _, rest = page.partition(begin)
     _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+    return f"{before}{begin}\n{text}\n{END}{after}"
+
+
+def refusals() -> str:
+    """Return what is known and not handled, a line for each kind."""
+    lines = [f"| {kind} | {', '.join(names)} |" for kind, names in refused.by_kind().items()]
+    return "\n".join(["| What it is | `model_type` |", "| --- | --- |", *lines])
 
 
 def cells(report: Path) -> tuple[Cells, Features]:

@@ -29,6 +29,7 @@ from jaxft.models.families import (
     phi3,
     quantised,
     qwen,
+    refused,
     smollm3,
     xglm,
 )
@@ -95,8 +96,10 @@ def family_of(config: Mapping[str, Any]) -> Family:
     if model_type not in by_name:
         close = nearest(str(model_type), by_name)
         hint = f" (the nearest is {close})" if close else ""
+        kind = refused.kind_of(str(model_type))
         raise UnsupportedModelError(
-            f"The model's config.json says model_type {model_type!r}, which is not handled.",
+            f"The model's config.json says model_type {model_type!r}, which is not handled"
+            f"{f': {kind}' if kind else ''}.",
             f"Choose a model of one of these types: {', '.join(sorted(by_name))}{hint}.",
         )
     return by_name[str(model_type)]

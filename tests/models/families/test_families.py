@@ -5,7 +5,7 @@ import tiny
 
 from jaxft.errors import UnsupportedModelError
 from jaxft.models import families
-from jaxft.models.families import llama
+from jaxft.models.families import llama, refused
 from jaxft.models.families.config_reader import unapplied_dropout
 from jaxft.models.spec import BlockSpec, LinearScaling, Llama3Scaling, NormSpec, Rope
 
@@ -122,10 +122,24 @@ def test_model_type_finds_the_family():
 
 
 def test_unknown_model_type_raises_with_the_nearest():
-    with pytest.raises(UnsupportedModelError, match="'llama4', which is not") as raised:
-        families.family_of({"model_type": "llama4"})
+    with pytest.raises(UnsupportedModelError, match="'llama5', which is not handled") as raised:
+        families.family_of({"model_type": "llama5"})
     handled = sorted(family.model_type for family in families.FAMILIES)
     assert ", ".join(handled) in raised.value.remedy
     assert "the nearest is llama" in raised.value.remedy
     with pytest.raises(UnsupportedModelError, match="None"):
         families.family_of({})
+
+
+def test_a_type_that_is_known_and_not_handled_is_refused_as_what_it_is():
+    with pytest.raises(UnsupportedModelError, match="not handled: a mixture of experts"):
+        families.family_of({"model_type": "mixtral"})
+    with pytest.raises(UnsupportedModelError, match="state-space, linear-attention or recurrent"):
+        families.family_of({"model_type": "mamba"})
+
+
+def test_no_type_is_both_handled_and_refused():
+    handled = {family.model_type for family in families.FAMILIES}
+    listed = [name for names in refused.by_kind().values() for name in names]
+    assert handled.isdisjoint(listed)
+    assert len(set(listed)) == len(listed)
