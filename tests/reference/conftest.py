@@ -44,3 +44,11 @@ def one_device() -> Mesh:
 def four_devices() -> Mesh:
     """Rows over two devices, each product over two."""
     return meshes.make_mesh(2, 1, 2)
+
+
+@pytest.fixture
+def record_property(
+    record_property: Callable[[str, object], None],
+) -> Callable[[str, object], None]:
+    """Record numbers as text, which a process of pytest can send to another."""
+    return lambda name, value: record_property(name, str(value))
