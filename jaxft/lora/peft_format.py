@@ -162,6 +162,8 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         raise AdapterError(
             f"{config_path} is no JSON: {error}.", "Copy the adapter anew."
         ) from None
+    if not isinstance(config, dict):
+        raise AdapterError(f"{config_path} holds no object.", "Copy the adapter anew.")
     try:
         tensors = safetensors.numpy.load_file(tensor_path)
     except safetensors.SafetensorError as error:
