@@ -6,19 +6,18 @@ Separate from `adapters`, which writes. The invariant: no base model is looked f
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxft import console
 from jaxft.console import Size
-from jaxft.lora import algebra, compare, peft_format, serving
+from jaxft.lora import algebra, compare, kinds, peft_format, serving
 from jaxft.lora.algebra import LoraAdapter
 
-_COLUMNS = (
-    *("module", "count", "in", "out", "rank", "scaling"),
-    *("trained", "norm", "largest", "effective rank"),
-)
+_TAIL = re.compile(r"(\.lora_[AB])?\.(weight|bias)$")
+_COLUMNS = ("module", "count", "in", "out", "rank", "norm", "largest", "directions")
 
 
 def info(folder: Path) -> None:
@@ -40,8 +39,6 @@ def info(folder: Path) -> None:
                 _cell(num_in for num_in, _ in kind.dims),
                 _cell(num_out for _, num_out in kind.dims),
                 _cell(kind.ranks),
-                _listed(kind.scalings),
-                kind.num_parameters,
                 kind.norm,
                 kind.largest,
                 kind.effective_rank,
@@ -49,8 +46,9 @@ def info(folder: Path) -> None:
             for kind in compare.summary(adapter)
         ],
     )
-    console.result("norm: of scaling * B A over all modules of the kind; largest: the largest")
-    console.result("singular value in any; effective rank: directions in use, on average.")
+    console.result("norm: of what is added to the weights, over all modules of the kind;")
+    console.result("largest: the largest singular value in any; directions: how many of the rank's")
+    console.result("are in use, on average (the effective rank).")
 
 
 def diff(first: Path, second: Path) -> None:
@@ -71,7 +69,7 @@ def diff(first: Path, second: Path) -> None:
     console.facts(f"{first} and {second}", _shared_facts(one, other, bool(fields)))
     console.table(
         "Updates by kind of module",
-        ("module", "norm of first", "of second", "distance", "of first's norm", "cosine"),
+        ("module", "norm of first", "of second", "distance", "relative", "cosine"),
         [
             (
                 row.name,
@@ -83,6 +81,7 @@ def diff(first: Path, second: Path) -> None:
             for row in rows
         ],
     )
+    console.result("relative: the distance over the norm of the first; cosine: 1 is one direction.")
 
 
 def _facts(adapter: LoraAdapter, tensors: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
@@ -127,7 +126,13 @@ def _shared_facts(
     yield "tensors in both", f"{both:,}, {len(shared.equal):,} of them equal bit for bit"
     for label, names in (("first", shared.only_first), ("second", shared.only_second)):
         if names:
-            yield f"in the {label} only", _shortened(names)
+            yield f"in the {label} only", f"{len(names):,}, on {', '.join(_kinds(names))}"
+
+
+def _kinds(tensors: Iterable[str]) -> list[str]:
+    """Return the kinds of modules that tensors belong to."""
+    stems = (name.removeprefix("base_model.model.") for name in tensors)
+    return list(kinds.grouped(dict.fromkeys(_TAIL.sub("", stem) for stem in stems)))
 
 
 def _shortened(names: Sequence[str], shown: int = 8) -> str:

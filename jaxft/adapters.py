@@ -27,7 +27,7 @@ def scale(folder: Path, factor: float, output: Path) -> None:
     """
     save.check_folder(output)
     _finite(factor, "FACTOR")
-    _write(algebra.scale(algebra.read(folder), factor), output)
+    _write(algebra.scale(algebra.read(folder), factor), output, f"{factor:g} times {folder}")
 
 
 def add(
@@ -51,7 +51,8 @@ def add(
             f"--weights has {len(weights)} numbers.", "Give two, such as --weights 1,0.5"
         )
     pair = _pair(first, second, model)
-    _write(algebra.combine(list(zip(pair, weights, strict=True))), output)
+    origin = f"{weights[0]:g} times {first} and {weights[1]:g} times {second}"
+    _write(algebra.combine(list(zip(pair, weights, strict=True))), output, origin)
 
 
 def fold(folder: Path, output: Path) -> None:
@@ -62,7 +63,7 @@ def fold(folder: Path, output: Path) -> None:
     """
     save.check_folder(output)
     folded = algebra.fold(algebra.read(folder))
-    _write(folded, output)
+    _write(folded, output, f"{folder}, at one rank")
     for objection in serving.vllm_objections(folded.content, algebra.tensors_of(folded)):
         console.warning(f"vLLM refuses it all the same: {objection}.")
 
@@ -107,7 +108,7 @@ def interpolate(
     if data is not None:
         _measure(line, ends, points, data, model, max_length, batch_size)
     if output is not None and at is not None:
-        _write(line(at), output)
+        _write(line(at), output, f"{ends[0]} and {ends[1]}, at {at:g} between them")
 
 
 def _check_wanted(at: float | None, output: Path | None, data: Path | None) -> None:
@@ -170,8 +171,8 @@ def _pair(first: Path, second: Path, model: str | None) -> tuple[LoraAdapter, Lo
     return one, other
 
 
-def _write(adapter: LoraAdapter, output: Path) -> None:
-    """Write an adapter folder, and make sure that it reads back."""
+def _write(adapter: LoraAdapter, output: Path, origin: str) -> None:
+    """Write an adapter folder, whose card says where it is from, and make sure it reads back."""
     expected = algebra.tensors_of(adapter)
 
     def verify(folder: Path) -> None:
@@ -184,7 +185,7 @@ def _write(adapter: LoraAdapter, output: Path) -> None:
                 "It is not kept: look to the disk.",
             )
 
-    peft_format.save_adapter(output, expected, adapter.content, verify)
+    peft_format.save_adapter(output, expected, adapter.content, verify, {"Made from": origin})
     console.result(f"Adapter: {output}")
 
 

@@ -90,7 +90,7 @@ def _in_order(examples: setup.Examples, max_length: int, batch_size: int) -> Bat
         packing=False,
         shuffle=False,
         seed=0,
-        global_batch=batch_size,
+        global_batch=min(batch_size, len(examples)),
         accumulation=1,
         shards=1,
         drop_last=False,

@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("peft")
 
+import huggingface_hub
 import reference_adapters
 import reference_models
 import reference_runs
@@ -171,3 +172,18 @@ def test_vllms_rules_take_what_we_say_that_it_takes(
         # The one that it does not make itself: it would serve other scalings than were trained.
         own = [each for each in objections if "patterns" not in each]
         assert vllm_takes(dict(adapter.content), tensors) == (not own)
+
+
+def test_peft_keeps_our_model_card_when_it_saves_the_adapter_again(
+    pair: tuple[TinyModel, list[LoraAdapter]], tmp_path: Path
+) -> None:
+    model, (adapter, _) = pair
+    content = {**adapter.content, "base_model_name_or_path": "someone/model"}
+    tensors = algebra.tensors_of(adapter)
+    peft_format.save_adapter(tmp_path / "ours", tensors, content, facts={"Steps": "50"})
+    theirs = reference_adapters.peft_from(model, tmp_path / "ours")
+    theirs.save_pretrained(tmp_path / "ours")
+    card = huggingface_hub.ModelCard.load(tmp_path / "ours" / "README.md")
+    assert "| Steps | 50 |" in card.text
+    assert card.data.library_name == "peft"
+    assert "lora" in card.data.tags
