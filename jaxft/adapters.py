@@ -151,7 +151,7 @@ def _measure(
         found, line, points, data, max_length=max_length, batch_size=batch_size
     )
     console.table(
-        f"Held-out loss from {ends[0]} (0) to {ends[1]} (1)",
+        "Held-out loss",
         ("at", "loss (nats)", "perplexity"),
         [
             (f"{point:g}", each.loss, each.perplexity)
@@ -159,7 +159,9 @@ def _measure(
         ],
     )
     best = min(range(len(points)), key=lambda index: results[index].loss)
-    console.result(f"The lowest loss is at {points[best]:g}.")
+    console.result(
+        f"From {ends[0]} at 0 to {ends[1]} at 1: the lowest loss is at {points[best]:g}."
+    )
 
 
 def _pair(first: Path, second: Path, model: str | None) -> tuple[LoraAdapter, LoraAdapter]:

@@ -147,7 +147,8 @@ def test_the_loss_is_measured_from_the_base_to_the_adapter(place, tmp_path, caps
     losses = {line[0]: float(line[1]) for line in lines if line and line[0] in ("0", "0.5", "1")}
     assert len(set(losses.values())) == 3
     lowest = min(losses, key=losses.get)
-    assert lines[-1] == ["The", "lowest", "loss", "is", "at", f"{lowest}."]
+    said = f"From the base at 0 to {place / 'a'} at 1: the lowest loss is at {lowest}."
+    assert captured.out.splitlines()[-1] == said
     # The middle is what is written there.
     assert run("scale", place / "a", 0.5, "--output", tmp_path / "half") == 0
     capsys.readouterr()
