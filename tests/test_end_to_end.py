@@ -106,7 +106,7 @@ def test_the_same_command_again_changes_nothing(base, finished, capsys):
     before = snapshot(finished)
     assert runs.status("train", str(base / "recipe.yaml")) == 0
     captured = capsys.readouterr()
-    assert "All 6 steps of this run are done; the adapter is written again." in captured.err
+    assert "All 6 steps of this run are done; its result is written again." in captured.err
     assert f"Adapter: {finished / 'adapter'}" in captured.out
     assert snapshot(finished) == before
 
