@@ -27,7 +27,9 @@ def scale(folder: Path, factor: float, output: Path) -> None:
     """
     save.check_folder(output)
     _finite(factor, "FACTOR")
-    _write(algebra.scale(algebra.read(folder), factor), output, f"{factor:g} times {folder}")
+    _write(
+        algebra.scale(algebra.read(folder), factor), output, f"{factor:g} times {_called(folder)}"
+    )
 
 
 def add(
@@ -51,7 +53,7 @@ def add(
             f"--weights has {len(weights)} numbers.", "Give two, such as --weights 1,0.5"
         )
     pair = _pair(first, second, model)
-    origin = f"{weights[0]:g} times {first} and {weights[1]:g} times {second}"
+    origin = f"{weights[0]:g} times {_called(first)} and {weights[1]:g} times {_called(second)}"
     _write(algebra.combine(list(zip(pair, weights, strict=True))), output, origin)
 
 
@@ -63,7 +65,7 @@ def fold(folder: Path, output: Path) -> None:
     """
     save.check_folder(output)
     folded = algebra.fold(algebra.read(folder))
-    _write(folded, output, f"{folder}, at one rank")
+    _write(folded, output, f"{_called(folder)}, at one rank")
     for objection in serving.vllm_objections(folded.content, algebra.tensors_of(folded)):
         console.warning(f"vLLM refuses it all the same: {objection}.")
 
@@ -108,7 +110,7 @@ def interpolate(
     if data is not None:
         _measure(line, ends, points, data, model, max_length, batch_size)
     if output is not None and at is not None:
-        _write(line(at), output, f"{ends[0]} and {ends[1]}, at {at:g} between them")
+        _write(line(at), output, _between(at, first, second))
 
 
 def _check_wanted(at: float | None, output: Path | None, data: Path | None) -> None:
@@ -189,6 +191,17 @@ def _write(adapter: LoraAdapter, output: Path, origin: str) -> None:
 
     peft_format.save_adapter(output, expected, adapter.content, verify, {"Made from": origin})
     console.result(f"Adapter: {output}")
+
+
+def _between(at: float, first: Path, second: Path | None) -> str:
+    if second is None:
+        return f"{at:g} times {_called(first)}"
+    return f"{_called(first)} (0) and {_called(second)} (1), at {at:g} between them"
+
+
+def _called(folder: Path) -> str:
+    """Return what a card calls an adapter: the end of its path, which is nobody else's."""
+    return "/".join(folder.resolve().parts[-2:])
 
 
 def _finite(value: float, name: str) -> None:

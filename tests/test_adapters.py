@@ -122,6 +122,10 @@ def test_weights_say_how_much_of_each(place, tmp_path):
     expected = algebra.combine(
         [(algebra.read(place / "a"), -1.0), (algebra.read(place / "b"), 0.5)]
     )
+    card = (tmp_path / "sum" / "README.md").read_text()
+    called = [f"{place.name}/{name}" for name in "ab"]
+    assert f"| Made from | -1 times {called[0]} and 0.5 times {called[1]} |" in card
+    assert str(place) not in card
     tensors = algebra.tensors_of(expected)
     for name, tensor in algebra.tensors_of(found).items():
         np.testing.assert_array_equal(tensor, tensors[name])

@@ -29,8 +29,6 @@ class Kind:
         count: How many modules.
         dims: (in, out) of each, without repetition.
         ranks: Without repetition.
-        scalings: Without repetition.
-        num_parameters: Of all together.
         norm: Of all updates together.
         largest: The largest singular value of any.
         effective_rank: How many directions an update uses, on average.
@@ -40,8 +38,6 @@ class Kind:
     count: int
     dims: tuple[tuple[int, int], ...]
     ranks: tuple[int, ...]
-    scalings: tuple[float, ...]
-    num_parameters: int
     norm: float
     largest: float
     effective_rank: float
@@ -84,8 +80,6 @@ def _kind(name: str, updates: Sequence[Update]) -> Kind:
         count=len(updates),
         dims=tuple(dict.fromkeys(each.dims for each in updates)),
         ranks=tuple(sorted({each.rank for each in updates})),
-        scalings=tuple(sorted({each.scaling for each in updates})),
-        num_parameters=sum(each.num_parameters for each in updates),
         norm=float(np.linalg.norm(np.concatenate(values))),
         largest=max(float(each[0]) for each in values),
         effective_rank=float(np.mean([low_rank.effective_rank(each) for each in values])),

@@ -214,7 +214,10 @@ def test_a_summary_has_a_line_for_each_kind():
     other = OTHERS["patterns"]
     q, down = compare.summary(other)
     assert (q.name, q.count, q.dims, q.ranks) == ("q_proj", 2, ((24, 20),), (5,))
-    assert (down.scalings, down.num_parameters) == ((3.0,), 2 * 3 * (10 + 24))
+    assert (down.name, down.dims, down.ranks) == ("down_proj", ((10, 24),), (3,))
+    assert other.num_parameters == 2 * (5 * (24 + 20) + 3 * (10 + 24))
+    matrix = full(other)["model.layers.0.self_attn.q_proj"]
+    assert q.largest >= np.linalg.norm(matrix, 2) * 0.99999
     norms = [np.linalg.norm(m) for name, m in full(other).items() if "q_proj" in name]
     assert q.norm == pytest.approx(np.linalg.norm(norms), rel=1e-5)
     assert 1 <= q.effective_rank <= 5
