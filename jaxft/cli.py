@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 import typer
 
 import jaxft
+from jaxft import adapter_cli
 from jaxft.errors import JaxftError, Stopped
 
 _DEBUG = "--debug"
@@ -27,6 +28,7 @@ Examples:
   jaxft train configs/quickstart.yaml
   jaxft generate --adapter runs/quickstart/adapter --prompt "Hello."
   jaxft inspect HuggingFaceTB/SmolLM2-135M-Instruct
+  jaxft adapter info runs/quickstart/adapter
 """
 _TRAIN_EXAMPLES = """\b
 Examples:
@@ -66,6 +68,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(adapter_cli.app, name="adapter")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

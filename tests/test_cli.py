@@ -61,7 +61,12 @@ def run_python(code: str, argv: Sequence[str] = ()) -> subprocess.CompletedProce
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["train", "--help"], ["generate", "-h"], ["export", "-h"], ["inspect", "-h"]],
+    [
+        *(["--help"], ["train", "--help"], ["generate", "-h"], ["export", "-h"], ["inspect", "-h"]),
+        ["adapter", "--help"],
+        *(["adapter", verb, "-h"] for verb in ("info", "diff", "scale", "add", "fold")),
+        ["adapter", "interpolate", "--help"],
+    ],
 )
 def test_help_shows_commands_that_can_be_typed(words, capsys):
     assert status(*words) == 0
@@ -76,7 +81,10 @@ def test_help_and_mistakes_load_no_heavy_library():
 import sys
 from jaxft.cli import main
 heavy = {"jax", "jaxlib", "flax", "transformers", "datasets", "torch", "numpy", "grain"}
-for words in (["--help"], ["train", "--help"], ["inspect", "-h"], ["train", "nowhere.yaml"]):
+for words in (
+    *(["--help"], ["train", "--help"], ["inspect", "-h"], ["train", "nowhere.yaml"]),
+    *(["adapter", "-h"], ["adapter", "add", "-h"], ["adapter", "diff", "a"]),
+):
     try:
         main(words)
     except SystemExit:
@@ -98,6 +106,10 @@ def test_version_is_the_packages(capsys):
     [
         ([], "Commands:"),
         (["tarin"], "Did you mean 'train'?"),
+        (["adapter", "ad"], "No such command 'ad'"),
+        (["adapter", "scale", "x", "--output", "y"], "Missing argument 'FACTOR'"),
+        (["adapter", "scale", "x", "two", "--output", "y"], "Invalid value for 'FACTOR'"),
+        (["adapter", "scale", "x", "2", "--outptu", "y"], "Missing option '--output'"),
         (["train", "--tempo"], "No such option: --tempo"),
         (["generate", "--adapter", "x"], "Missing option '--prompt'"),
         (["inspect", "--revision", "x"], "Missing argument 'MODEL'"),

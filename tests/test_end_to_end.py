@@ -95,6 +95,7 @@ def test_a_run_leaves_its_recipe_its_record_its_checkpoints_and_its_adapter(fini
     assert runs.adapter_bytes(finished).keys() == {
         "adapter_config.json",
         "adapter_model.safetensors",
+        "README.md",
     }
     assert runs.saved_steps(finished) == [2, 4, 6]
     losses = [line["loss"] for line in runs.records(finished) if "loss" in line]
@@ -105,7 +106,7 @@ def test_the_same_command_again_changes_nothing(base, finished, capsys):
     before = snapshot(finished)
     assert runs.status("train", str(base / "recipe.yaml")) == 0
     captured = capsys.readouterr()
-    assert "All 6 steps of this run are done; the adapter is written again." in captured.err
+    assert "All 6 steps of this run are done; its result is written again." in captured.err
     assert f"Adapter: {finished / 'adapter'}" in captured.out
     assert snapshot(finished) == before
 

@@ -27,8 +27,8 @@ ROWS = (
     ("data",),
     ("generation",),
     ("training",),
-    ("generate", "export", "inspection", "plan", "sweep"),
-    ("api",),
+    ("generate", "export", "inspection", "adapters", "adapter_reports", "plan", "sweep"),
+    ("api", "adapter_cli"),
     ("cli",),
 )
 HEIGHT = {room: height for height, row in enumerate(ROWS) for room in row}

@@ -1,4 +1,4 @@
-"""An adapter on disk as PEFT has it: `adapter_config.json` and `adapter_model.safetensors`.
+"""An adapter on disk as PEFT has it: `adapter_config.json`, `adapter_model.safetensors`, a card.
 
 Tensor names come from the family's name table, so what PEFT reads is what was trained; the
 arrays are float32 and in torch's layout: A is [r, in] as ours, B [out, r] is ours transposed.
@@ -22,7 +22,7 @@ import safetensors.numpy
 from jaxft import tree as trees
 from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError
-from jaxft.lora import targets
+from jaxft.lora import card, targets
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network
 from jaxft.models.spec import ModelSpec
@@ -125,6 +125,7 @@ def save_adapter(
     tensors: Mapping[str, np.ndarray],
     config: Mapping[str, Any],
     verify: Callable[[Path], None] = lambda _: None,
+    facts: Mapping[str, str] | None = None,
 ) -> None:
     """Write an adapter folder, replacing one that is there only once the new one is complete.
 
@@ -133,6 +134,7 @@ def save_adapter(
         tensors: Under PEFT's names.
         config: The content of adapter_config.json.
         verify: Given the new folder before it takes its place; if it raises, all is as before.
+        facts: What its model card says beside what the config says, by label.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
@@ -142,6 +144,8 @@ def save_adapter(
         text = json.dumps(config, indent=2)
         (new / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
         safetensors.numpy.save_file(dict(tensors), new / TENSOR_FILE, metadata={"format": "pt"})
+        text = card.model_card(config, tensors, facts or {})
+        (new / card.FILE).write_text(text, encoding="utf-8")
         verify(new)
         save.put_in_place(new, folder)
 
@@ -165,6 +169,8 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         raise AdapterError(
             f"{config_path} is no JSON: {error}.", "Copy the adapter anew."
         ) from None
+    if not isinstance(config, dict):
+        raise AdapterError(f"{config_path} holds no object.", "Copy the adapter anew.")
     try:
         tensors = safetensors.numpy.load_file(tensor_path)
     except safetensors.SafetensorError as error:

@@ -91,15 +91,15 @@ def _adapter(config: LoraConfig, module: names.Module) -> Adapter:
 
     Source: `peft/tuners/lora/model.py: LoraModel._create_and_replace`, `LoraLayer.update_layer`.
     """
-    rank = _by_pattern(config.rank_pattern, module.name, config.r)
-    alpha = _by_pattern(config.alpha_pattern, module.name, config.lora_alpha)
+    rank = by_pattern(config.rank_pattern, module.name, config.r)
+    alpha = by_pattern(config.alpha_pattern, module.name, config.lora_alpha)
     scaling = alpha / (rank**0.5 if config.use_rslora else rank)
     adapter = Adapter(rank, scaling, config.lora_dropout, config.lora_bias)
     _check(module, adapter)
     return adapter
 
 
-def _by_pattern(patterns: Mapping[str, int], name: str, default: int) -> int:
+def by_pattern(patterns: Mapping[str, int], name: str, default: int) -> int:
     """Return the value of the first pattern that matches a name. Source: peft `get_pattern_key`."""
     found = (value for key, value in patterns.items() if _fits_pattern(key, name))
     return next(found, default)

@@ -80,8 +80,27 @@ def write_adapter(plan: Plan, outcome: Outcome) -> Path:
         same = f"to {difference:.0e} of the largest" if difference else "exactly"
         console.note(f"The adapter, read back, gives the live model's logits {same}.")
 
-    peft_format.save_adapter(folder, tensors, content, verify)
+    peft_format.save_adapter(folder, tensors, content, verify, _facts(plan, outcome))
     return folder
+
+
+def _facts(plan: Plan, outcome: Outcome) -> dict[str, str]:
+    """Return what a run knows of its adapter, for the model card."""
+    data, train = plan.config.data, plan.config.train
+    rows = f"{len(plan.train.examples):,} of {data.train.name}"
+    facts = {
+        "Training rows": f"{rows}, cut at {data.max_length:,} tokens",
+        "Steps": f"{outcome.num_steps:,}, of {plan.train.global_batch} sequences",
+        "Learning rate": f"{train.learning_rate:g}, {train.lr_scheduler_type}",
+    }
+    if plan.eval is not None and outcome.after is not None:
+        before = "" if outcome.before is None else f"{outcome.before.loss:.4f} before, "
+        held_out = f"{len(plan.eval.examples):,} rows"
+        held_out += f" of {data.eval.name}" if data.eval is not None else ""
+        facts["Held-out loss"] = (
+            f"{before}{outcome.after.loss:.4f} after, in nats a token, on {held_out}"
+        )
+    return facts
 
 
 def _not_as_written(folder: Path, found: str) -> AdapterError:

@@ -181,7 +181,7 @@ def _batches(
     per_device = train.per_device_eval_batch_size if is_eval else train.per_device_train_batch_size
     accumulation = 1 if is_eval else train.gradient_accumulation_steps
     label = "Held-out rows" if is_eval else "Training rows"
-    examples = _encoded(label, rows, tokenizer, config.data.max_length)
+    examples = encoded(label, rows, tokenizer, config.data.max_length)
     console.note(f"{label}: {report.describe(examples.report)}")
     return loader.make_batches(
         examples,
@@ -196,7 +196,7 @@ def _batches(
     )
 
 
-def _encoded(label: str, rows: list[Row], tokenizer: Any, max_length: int) -> Examples:
+def encoded(label: str, rows: list[Row], tokenizer: Any, max_length: int) -> Examples:
     """Encode rows, with a sign of life if that takes a while."""
     num_counted = 0
 

@@ -37,6 +37,7 @@ class Outcome(NamedTuple):
         frozen: The other leaves.
         before: The held-out evaluation at step 0, or `None`.
         after: The held-out evaluation at the end, or `None`.
+        num_steps: How many steps were made.
     """
 
     start: trees.Tree
@@ -44,6 +45,7 @@ class Outcome(NamedTuple):
     frozen: trees.Tree
     before: Evaluation | None
     after: Evaluation | None
+    num_steps: int = 0
 
 
 @dataclasses.dataclass
@@ -129,6 +131,7 @@ class Trainer:
             frozen=self.frozen,
             before=_evaluation(log, 0),
             after=_evaluation(log, last),
+            num_steps=last,
         )
 
     def _train(

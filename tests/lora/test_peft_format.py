@@ -197,6 +197,7 @@ def test_saving_again_replaces_the_whole_folder(tmp_path):
     (folder / "stray").touch()
     peft_format.save_adapter(folder, tensors_of(NETWORKS["upper layers"]), config_of())
     assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
         peft_format.CONFIG_FILE,
         peft_format.TENSOR_FILE,
     ]

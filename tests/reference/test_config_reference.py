@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +14,13 @@ import pytest
 pytest.importorskip("torch")
 
 import cases
+import pydantic
 import reference_models
 import transformers
 from reference_models import TinyModel
 
+import jaxft
+from jaxft.config import LoraConfig
 from jaxft.models.families.config_reader import HARMLESS, TRAINING_ONLY, read_activation
 
 pytestmark = pytest.mark.reference
@@ -61,3 +67,19 @@ def test_a_config_written_from_its_spec_says_the_same(
         if not say_the_same(value, ours.get(key))
     }
     assert not differing
+
+
+def test_every_field_of_pefts_config_is_in_our_table_and_read_or_refused() -> None:
+    peft = pytest.importorskip("peft")
+    page = (Path(jaxft.__file__).parents[1] / "docs" / "lora.md").read_text(encoding="utf-8")
+    section = page.partition("field by field")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1:3] for line in section.splitlines() if line.startswith("| `")]
+    said = {name: text for names, text in rows for name in re.findall(r"`(\w+)`", names)}
+    fields = {field.name for field in dataclasses.fields(peft.LoraConfig)}
+    assert fields <= said.keys()
+    ours = LoraConfig.model_fields.keys()
+    for field in fields:
+        assert (field in ours) == said[field].startswith((" As PEFT", " `true`")), field
+        if said[field].startswith(" Raise"):
+            with pytest.raises(pydantic.ValidationError):
+                LoraConfig.model_validate({field: ["something"]})

@@ -14,6 +14,7 @@ from jaxft import tree as trees
 from jaxft.errors import AdapterError
 from jaxft.lora import mask, peft_format
 from jaxft.training import finish
+from jaxft.training.evaluate import Evaluation
 from jaxft.training.trainer import Outcome
 
 
@@ -42,6 +43,20 @@ def test_the_adapter_holds_what_was_trained_under_pefts_names(plan, outcome):
     name = "base_model.model.model.layers.1.self_attn.v_proj.lora_{}.weight"
     np.testing.assert_array_equal(tensors[name.format("A")], block["v"]["lora_a"][1])
     np.testing.assert_array_equal(tensors[name.format("B")], block["v"]["lora_b"][1].T)
+
+
+def test_the_card_says_what_the_run_knows(plan, outcome):
+    known = {"before": Evaluation(2.0, 9), "after": Evaluation(1.5, 9), "num_steps": 6}
+    folder = finish.write_adapter(plan, outcome._replace(**known))
+    lines = (folder / "README.md").read_text().splitlines()
+    assert "| Training rows | 60 of train.jsonl, cut at 64 tokens |" in lines
+    assert "| Steps | 6, of 8 sequences |" in lines
+    held_out = "2.0000 before, 1.5000 after, in nats a token, on 9 rows of eval.jsonl"
+    assert f"| Held-out loss | {held_out} |" in lines
+    # Paths are nobody else's.
+    assert str(plan.folder.parent) not in "\n".join(lines)
+    again = finish.write_adapter(plan, outcome._replace(before=None, after=None))
+    assert "Held-out loss" not in (again / "README.md").read_text()
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ _LAYER = "model.layers.{layer}"
 _DEFAULTS = {
     "head_dim": 128,
     "num_key_value_heads": 2,
-    "partial_rotary_factor": 0.5,
     "rms_norm_eps": 1.5625e-7,
 }
 
@@ -37,7 +36,7 @@ def glm_spec(config: Mapping[str, Any]) -> ModelSpec:
     """Read the config.json of a GLM."""
     reader = ConfigReader(_DEFAULTS | dict(config))
     bias = reader.get("attention_bias", True)
-    spec = read_llama(reader, biases=(bias, False, False), interleaved=True)
+    spec = read_llama(reader, biases=(bias, False, False), partial=0.5, interleaved=True)
     reader.finish()
     return spec
 

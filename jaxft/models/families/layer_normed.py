@@ -95,10 +95,13 @@ STABLELM = Family(
 )
 
 
-def _biased_spec(reader: ConfigReader, eps_key: str, bias: bool) -> ModelSpec:
+def _biased_spec(
+    reader: ConfigReader, eps_key: str, *, bias: bool, partial: float | None
+) -> ModelSpec:
     """Read what Nemotron and Jais 2 share; `bias` is the default of their biases."""
     attention_bias, mlp_bias = reader.get("attention_bias", bias), reader.get("mlp_bias", bias)
-    spec = read_llama(reader, biases=(attention_bias, attention_bias, mlp_bias))
+    biases = (attention_bias, attention_bias, mlp_bias)
+    spec = read_llama(reader, biases=biases, partial=partial)
     spec = layer_normed(spec, reader.get(eps_key, 1e-5))
     reader.finish()
     return dataclasses.replace(spec, mlp="plain")
@@ -111,11 +114,10 @@ def _biased_config(spec: ModelSpec, eps_key: str) -> dict[str, Any]:
 
 def nemotron_spec(config: Mapping[str, Any]) -> ModelSpec:
     """Read the config.json of a Nemotron."""
-    defaults = {"hidden_act": "relu2", "partial_rotary_factor": 0.5}
-    reader = ConfigReader(defaults | dict(config))
+    reader = ConfigReader({"hidden_act": "relu2"} | dict(config))
     reader.get("rope_percent", None)  # of old files; transformers does not read it
     head_dim = reader.get("kv_channels", None)  # so in some files; transformers does not read it
-    spec = _biased_spec(reader, "norm_eps", bias=False)
+    spec = _biased_spec(reader, "norm_eps", bias=False, partial=0.5)
     if head_dim not in (None, spec.head_dim):
         reader.require("kv_channels", (spec.head_dim,))
     return layer_normed(spec, spec.norm.eps, scale="offset")
@@ -129,7 +131,7 @@ def nemotron_config(spec: ModelSpec) -> dict[str, Any]:
 def jais2_spec(config: Mapping[str, Any]) -> ModelSpec:
     """Read the config.json of a Jais 2."""
     reader = ConfigReader({"hidden_act": "relu2"} | dict(config))
-    return _biased_spec(reader, "layer_norm_eps", bias=True)
+    return _biased_spec(reader, "layer_norm_eps", bias=True, partial=None)
 
 
 def jais2_config(spec: ModelSpec) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def read_llama(
     windows: tuple[int | None, ...] | None = None,
     ropes: tuple[Rope, ...] | None = None,
     theta: float = 10_000.0,
-    partial: float = 1.0,
+    partial: float | None = None,
     interleaved: bool = False,
 ) -> ModelSpec:
     """Read what Llama and its likes share, without `finish`.
@@ -60,7 +60,7 @@ def read_llama(
         windows: Of each layer; none if not given.
         ropes: Of each layer; if not given, config.json has one for all.
         theta: The family's default base of rotary positions.
-        partial: The family's default share of channels that are turned.
+        partial: As in `read_rope`.
         interleaved: Whether the pairs that are turned are neighbours, as in `Rope`.
     """
     num_heads, model_dim = config.get("num_attention_heads"), config.get("hidden_size")

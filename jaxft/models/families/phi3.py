@@ -45,7 +45,8 @@ def phi3_spec(config: Mapping[str, Any]) -> ModelSpec:
         reader.require(key, (value,), value)
     reader.get("original_max_position_embeddings")
     window = reader.get("sliding_window", None)
-    spec = read_llama(reader, windows=(window,) * reader.get("num_hidden_layers"))
+    windows = (window,) * reader.get("num_hidden_layers")
+    spec = read_llama(reader, windows=windows, partial=1.0)
     reader.finish()
     return spec
 

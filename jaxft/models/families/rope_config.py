@@ -48,7 +48,7 @@ def read_rope(
     *,
     head_dim: int,
     theta: float,
-    partial: float = 1.0,
+    partial: float | None = None,
     interleaved: bool = False,
     layer_type: str = "",
 ) -> Rope:
@@ -58,20 +58,28 @@ def read_rope(
         config: The config.json.
         head_dim: Width of a head.
         theta: The family's default base.
-        partial: The family's default share of a head's channels that are turned.
+        partial: The family's default share of a head's channels that are turned; `None` where
+            all are, whatever config.json says.
         interleaved: As in `Rope`.
         layer_type: Of the layers, where `rope_parameters` has one set for each type.
 
     Raises:
         UnsupportedModelError: If the scaling is of a kind not handled, or lacks a field.
     """
-    found = dict(config.get("rope_parameters", None) or config.get("rope_scaling", None) or {})
-    config.get("rope_scaling", None)
+    older = config.get("rope_scaling", None)
+    found = dict(older or config.get("rope_parameters", None) or {})
+    config.get("rope_parameters", None)
     if layer_type in found:
         found = dict(found[layer_type])
     outside = (config.get("rope_theta", None), config.get("partial_rotary_factor", None))
     theta = found.pop("rope_theta", None) or outside[0] or theta
-    share = found.pop("partial_rotary_factor", None) or outside[1] or partial
+    share = found.pop("partial_rotary_factor", None) or outside[1] or partial or 1.0
+    if partial is None and share != 1.0:
+        raise UnsupportedModelError(
+            f"The model's config.json has partial_rotary_factor={share}, and in a model of its type "
+            "every channel is turned.",
+            "Take the config.json that belongs to the weights.",
+        )
     return Rope(float(theta), int(head_dim * share), interleaved, _read_scaling(found, config))
 
 

@@ -69,6 +69,10 @@ def test_each_key_reaches_its_field(changes, fields):
             {"rope_scaling": {"type": "linear", "factor": 4.0}},
             Rope(1e5, 64, False, LinearScaling(4.0)),
         ),
+        (
+            {"rope_scaling": LLAMA3_ROPE, "rope_parameters": {"rope_theta": 3.0}},
+            Rope(1e5, 64, False, Llama3Scaling(32.0, 1.0, 4.0, 8192)),
+        ),
         ({"rope_scaling": LLAMA3_ROPE}, Rope(1e5, 64, False, Llama3Scaling(32.0, 1.0, 4.0, 8192))),
         (
             {"rope_parameters": {"rope_theta": 7.0, **LLAMA3_ROPE}, "rope_theta": None},
@@ -89,6 +93,7 @@ def test_rope_is_read_in_the_old_and_the_new_spelling(changes, rope):
         ({"rope_scaling": {"rope_type": "linear", "factor": 4.0, "beta": 1}}, "beta"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "without low_freq_factor"),
         ({"sliding_window": 128}, "sliding_window"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
     ],
 )
 def test_what_is_not_handled_raises_naming_it(changes, named):

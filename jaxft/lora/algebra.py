@@ -1,0 +1,297 @@
+"""Adapters as what they are: updates that can be scaled, added, compared and written again.
+
+Separate from `peft_format`, which maps an adapter onto a network: here there is no base model, only
+the two files. All functions are pure. The invariant: a result is an adapter like any other, whose
+update is exactly the linear combination asked for, up to one rounding to float32.
+
+Whole tensors (trained biases, modules to save) are no differences from the base. A combination of
+them means something only where its weights sum to 1, so nothing else is done with them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxft.config import LoraConfig
+from jaxft.errors import AdapterError
+from jaxft.lora import kinds, low_rank, peft_format, targets
+from jaxft.lora.low_rank import Update
+
+_LORA = re.compile(r"base_model\.model\.(.+)\.lora_(A\.weight|B\.weight|B\.bias)")
+_FROZEN = ".base_layer.weight"  # PEFT stores a head beside the adapter on it
+_TARGETING = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+_WHOLE = ("bias", "modules_to_save")
+_CLOSE = 1e-6  # how far from 1 a sum of weights such as 0.7 + 0.3 may be
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoraAdapter:
+    """An adapter in memory.
+
+    Attributes:
+        origin: Its folder, for messages.
+        content: Of adapter_config.json.
+        lora: The same, checked.
+        updates: By the name of their module.
+        whole: Biases and modules that are trained as a whole, under PEFT's names.
+    """
+
+    origin: Path
+    content: Mapping[str, Any]
+    lora: LoraConfig
+    updates: Mapping[str, Update]
+    whole: Mapping[str, np.ndarray]
+
+    @property
+    def base_model(self) -> str | None:
+        """The base model that it names."""
+        return self.content.get("base_model_name_or_path")
+
+    @property
+    def num_parameters(self) -> int:
+        """The parameters that were trained."""
+        adapted = sum(each.num_parameters for each in self.updates.values())
+        return adapted + sum(tensor.size for tensor in self.whole.values())
+
+
+def read(folder: Path) -> LoraAdapter:
+    """Read an adapter folder.
+
+    Raises:
+        AdapterError: If a file is missing or damaged, or the adapter is of a kind not supported.
+    """
+    return parse(*peft_format.read_adapter(folder), folder)
+
+
+def parse(
+    content: Mapping[str, Any], tensors: Mapping[str, np.ndarray], origin: Path
+) -> LoraAdapter:
+    """Return the adapter that a config and tensors under PEFT's names make.
+
+    Raises:
+        AdapterError: If they do not go together, or hold what is no number.
+    """
+    lora = peft_format.read_lora_config(content, origin)
+    parts: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
+    whole = {}
+    for name, tensor in tensors.items():
+        values = np.asarray(tensor, np.float32)
+        if not np.isfinite(values).all():
+            raise AdapterError(
+                f"{origin}: {name} holds values that are no numbers.",
+                "The training that made it went wrong: train again, at a lower learning rate.",
+            )
+        found = _LORA.fullmatch(name)
+        if found:
+            parts[found[1]][found[2]] = values
+        elif ".lora_" in name:
+            raise AdapterError(
+                f"{origin}: {name} is of a kind of adapter that is not supported.",
+                "Adapters on linear modules, without DoRA, are.",
+            )
+        elif not name.endswith(_FROZEN):
+            whole[name] = values
+    updates = {module: _update(module, each, lora, origin) for module, each in parts.items()}
+    return LoraAdapter(origin, content, lora, updates, whole)
+
+
+def _update(module: str, parts: Mapping[str, np.ndarray], lora: LoraConfig, origin: Path) -> Update:
+    a, b = parts.get("A.weight"), parts.get("B.weight")
+    if a is None or b is None:
+        raise AdapterError(
+            f"{origin}: {module} has lora_{next(iter(parts))} alone.", "Copy the adapter anew."
+        )
+    rank = targets.by_pattern(lora.rank_pattern, module, lora.r)
+    if a.shape[:-1] != (rank,) or b.shape[1:] != (rank,):
+        raise AdapterError(
+            f"{origin}: {module} has tensors of {a.shape} and {b.shape}, and a rank of {rank} in "
+            f"{peft_format.CONFIG_FILE}.",
+            f"Use the {peft_format.CONFIG_FILE} that the adapter was made with.",
+        )
+    alpha = targets.by_pattern(lora.alpha_pattern, module, lora.lora_alpha)
+    return Update(a, b, alpha / (rank**0.5 if lora.use_rslora else rank), parts.get("B.bias"))
+
+
+def tensors_of(adapter: LoraAdapter) -> dict[str, np.ndarray]:
+    """Return an adapter's tensors under PEFT's names: the inverse of `parse`."""
+    tensors = dict(adapter.whole)
+    for module, update in adapter.updates.items():
+        stem = f"base_model.model.{module}.lora_"
+        tensors |= {f"{stem}A.weight": update.a, f"{stem}B.weight": update.b}
+        if update.bias is not None:
+            tensors[f"{stem}B.bias"] = update.bias
+    return {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+
+
+def scale(adapter: LoraAdapter, factor: float) -> LoraAdapter:
+    """Return an adapter whose update is `factor` times as large; all else stays.
+
+    Raises:
+        AdapterError: If it has tensors that are no updates.
+    """
+    whole = _combined_whole([(adapter, factor)])
+    updates = {name: low_rank.times(each, factor) for name, each in adapter.updates.items()}
+    return dataclasses.replace(adapter, updates=updates, whole=whole)
+
+
+def combine(terms: Sequence[tuple[LoraAdapter, float]]) -> LoraAdapter:
+    """Return the sum of adapters, each times a weight, as one adapter with a scaling of 1.
+
+    Ranks add up. A module that only some of them adapt gets the update of those.
+
+    Raises:
+        AdapterError: If they are not for the same modules, or have tensors that cannot be added.
+    """
+    whole = _combined_whole(terms)
+    updates = {}
+    for module in dict.fromkeys(name for adapter, _ in terms for name in adapter.updates):
+        found = [(each, weight) for each, weight in terms if module in each.updates]
+        check_dims(module, [each for each, _ in found])
+        updates[module] = low_rank.total([(each.updates[module], weight) for each, weight in found])
+    if any(each.bias is not None for each in updates.values()):
+        updates = {name: _with_bias(each) for name, each in updates.items()}
+    first = terms[0][0]
+    content = {**first.content, **_merged_fields([adapter for adapter, _ in terms], updates)}
+    return LoraAdapter(
+        first.origin, content, peft_format.read_lora_config(content, first.origin), updates, whole
+    )
+
+
+def fold(adapter: LoraAdapter) -> LoraAdapter:
+    """Return the same adapter with one rank and a scaling of 1 throughout.
+
+    That is for programs that read `r` and `lora_alpha` and no patterns: smaller ranks are filled up
+    with zeros, and each module's scaling goes into its B.
+    """
+    rank = max((each.rank for each in adapter.updates.values()), default=adapter.lora.r)
+    updates = {name: low_rank.padded(each, rank) for name, each in adapter.updates.items()}
+    content = {**adapter.content, **_rank_fields({}, rank)}
+    lora = peft_format.read_lora_config(content, adapter.origin)
+    return dataclasses.replace(adapter, content=content, lora=lora, updates=updates)
+
+
+def with_base(adapter: LoraAdapter, base_model: str) -> LoraAdapter:
+    """Return the adapter, naming another base model."""
+    content = {**adapter.content, "base_model_name_or_path": base_model, "revision": None}
+    return dataclasses.replace(adapter, content=content)
+
+
+def check_base(first: LoraAdapter, second: LoraAdapter) -> None:
+    """Refuse two adapters that name different base models.
+
+    Raises:
+        AdapterError: If they do.
+    """
+    if first.base_model != second.base_model:
+        raise AdapterError(
+            f"{first.origin} is for {first.base_model}, and {second.origin} for "
+            f"{second.base_model}.",
+            "Adapters can be added for one base model alone. If it is the same under two names, "
+            "say so with --model NAME.",
+        )
+
+
+def check_dims(module: str, adapters: Sequence[LoraAdapter]) -> None:
+    """Refuse adapters that have a module in different shapes.
+
+    Raises:
+        AdapterError: If they do.
+    """
+    first, *others = adapters
+    for other in others:
+        ours, theirs = first.updates[module].dims, other.updates[module].dims
+        if ours != theirs:
+            raise AdapterError(
+                f"{module} is {ours[1]} x {ours[0]} in {first.origin}, and "
+                f"{theirs[1]} x {theirs[0]} in {other.origin}.",
+                "They are for different base models: use adapters of one.",
+            )
+
+
+def _with_bias(update: Update) -> Update:
+    bias = np.zeros(len(update.b), np.float32) if update.bias is None else update.bias
+    return dataclasses.replace(update, bias=bias)
+
+
+def _merged_fields(
+    adapters: Sequence[LoraAdapter], updates: Mapping[str, Update]
+) -> dict[str, Any]:
+    """Return the fields of adapter_config.json that describe a sum."""
+    first, *others = (each.lora for each in adapters)
+    targeting: dict[str, Any] = {}
+    same = all(getattr(each, key) == getattr(first, key) for each in others for key in _TARGETING)
+    if not same or first.target_modules is None:
+        targeting = {**dict.fromkeys(_TARGETING), "target_modules": list(updates)}
+    is_one_dropout = all(each.lora_dropout == first.lora_dropout for each in others)
+    has_bias = any(each.bias is not None for each in updates.values())
+    return {
+        **_rank_fields({name: each.rank for name, each in updates.items()}, first.r),
+        **targeting,
+        "lora_dropout": first.lora_dropout if is_one_dropout else 0.0,
+        "init_lora_weights": True,
+        **({"lora_bias": True} if has_bias else {}),
+    }
+
+
+def _rank_fields(ranks: Mapping[str, int], default: int) -> dict[str, Any]:
+    """Return the fields that give modules these ranks, each with a scaling of 1."""
+    rank = max(ranks.values(), default=default)
+    others: dict[str, int] = {}
+    for kind, modules in kinds.grouped(ranks).items():
+        is_one = len({ranks[each] for each in modules}) == 1 and "*" not in kind
+        named = {kind: ranks[modules[0]]} if is_one else {each: ranks[each] for each in modules}
+        others |= {key: each for key, each in named.items() if each != rank}
+    return {
+        "r": rank,
+        "lora_alpha": rank,
+        "rank_pattern": others,
+        "alpha_pattern": dict(others),
+        "use_rslora": False,
+    }
+
+
+def _combined_whole(terms: Sequence[tuple[LoraAdapter, float]]) -> dict[str, np.ndarray]:
+    """Return the combination of what is no update, where that means something.
+
+    Raises:
+        AdapterError: If it does not.
+    """
+    names = dict.fromkeys(name for adapter, _ in terms for name in adapter.whole)
+    for name in names:
+        owners = [adapter for adapter, _ in terms if name in adapter.whole]
+        if len(owners) < len(terms) or abs(sum(weight for _, weight in terms) - 1) > _CLOSE:
+            raise AdapterError(
+                f"{owners[0].origin} has {name.removeprefix('base_model.model.')}, which was "
+                "trained as a whole: it is no difference from the base that could be scaled.",
+                "Interpolate between two adapters that both have it, or train with bias: none and "
+                "without modules_to_save.",
+            )
+        if len({adapter.whole[name].shape for adapter in owners}) > 1:
+            raise AdapterError(
+                f"{name} has other shapes in {owners[0].origin} than in {owners[1].origin}.",
+                "They are for different base models: use adapters of one.",
+            )
+        if len({_whole_fields(each) for each in owners}) > 1:
+            raise AdapterError(
+                f"{owners[0].origin} and {owners[1].origin} differ in bias or modules_to_save.",
+                "Combine adapters that train the same parts of the model as a whole.",
+            )
+    return {
+        name: np.stack(
+            [weight * adapter.whole[name].astype(np.float64) for adapter, weight in terms]
+        )
+        .sum(axis=0)
+        .astype(np.float32)
+        for name in names
+    }
+
+
+def _whole_fields(adapter: LoraAdapter) -> str:
+    return repr([getattr(adapter.lora, key) for key in _WHOLE])

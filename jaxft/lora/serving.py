@@ -1,0 +1,35 @@
+"""What a server makes of an adapter: the rules by which vLLM takes one or not, told beforehand.
+
+Separate from `peft_format`, which writes what PEFT reads. vLLM reads one rank and one alpha, so
+an adapter with patterns is taken, and is served with the wrong scalings: that counts as refused.
+
+Source: vLLM (`vllm/lora/peft_helper.py: PEFTHelper`, `vllm/lora/lora_model.py: LoRAModel`), as they
+were in the summer of 2026.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+VLLM_RANK = 16  # `--max-lora-rank` where nobody sets it
+_REQUIRED = ("r", "lora_alpha", "target_modules")
+
+
+def vllm_objections(content: Mapping[str, Any], tensors: Iterable[str]) -> list[str]:
+    """Return why vLLM would not serve an adapter as it is; empty if it would.
+
+    Args:
+        content: Of adapter_config.json.
+        tensors: The names of the adapter's.
+    """
+    found = [f"{name} is missing" for name in _REQUIRED if content.get(name) is None]
+    if content.get("modules_to_save"):
+        found.append("modules_to_save is set")
+    if content.get("use_dora"):
+        found.append("use_dora is set")
+    if content.get("bias", "none") != "none":
+        found.append(f"bias is {content['bias']}")
+    if any(name.endswith(".lora_B.bias") for name in tensors):
+        found.append("lora_bias is set")
+    if content.get("rank_pattern") or content.get("alpha_pattern"):
+        found.append("it reads one r and one lora_alpha, and there are patterns (adapter fold)")
+    return found

@@ -1,0 +1,97 @@
+"""Held-out loss along a line of adapters, to see how much of a tuning to keep.
+
+Separate from `trainer`, which trains one adapter. The base model is read once and the evaluation
+compiled once: along the line only the adapter's numbers change, not their shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+
+from jaxft import console
+from jaxft import tree as trees
+from jaxft.data import loader, sources
+from jaxft.data.loader import Batches
+from jaxft.lora import algebra, mask, peft_format, tuned
+from jaxft.lora.algebra import LoraAdapter
+from jaxft.parallel import mesh as meshes
+from jaxft.parallel import rules
+from jaxft.training import evaluate, setup
+from jaxft.training import step as steps
+from jaxft.training.evaluate import Evaluation
+from jaxft.weights import base
+from jaxft.weights.source import Source
+
+
+def evaluate_line(
+    found: Source,
+    adapter_at: Callable[[float], LoraAdapter],
+    points: Sequence[float],
+    data: Path,
+    *,
+    max_length: int,
+    batch_size: int,
+) -> list[Evaluation]:
+    """Measure the held-out loss at points on a line of adapters.
+
+    Args:
+        found: The base model.
+        adapter_at: Returns the adapter at a point, of the same shapes at every point.
+        points: Where to measure.
+        data: The file of held-out rows.
+        max_length: Tokens in a row; longer ones are cut, as they are at the model's own limit.
+        batch_size: Rows at once.
+
+    Raises:
+        JaxftError: If the rows or the model cannot be read, or the adapter does not fit it.
+    """
+    rows = sources.read_rows(data)
+    mesh, dtype = meshes.single_device_mesh(), base.resolve_dtype("auto")
+    first = adapter_at(points[0])
+    tensors = algebra.tensors_of(first)
+    model = tuned.load(found, first.lora, tensors, origin=first.origin, mesh=mesh, dtype=dtype)
+    network = model.network
+    limit = min(max_length, network.spec.max_tokens or max_length)
+    examples = setup.encoded("Held-out rows", rows, found.tokenizer(), limit)
+    examples.check_ids(network.spec.vocab_size)
+    batches = _in_order(examples, limit, batch_size)
+    _, frozen = trees.partition(model.tree, mask.trainable_mask(network, model.tree))
+    program = steps.Program(
+        network=network,
+        mesh=mesh,
+        dtype=dtype,
+        capacity=batches.target_capacity,
+        remat=False,
+        loss=steps.causal_lm,
+    )
+    eval_step = steps.make_eval_step(program)
+    results = []
+    with console.loading("Evaluating", len(points) * batches.steps_per_epoch) as count:
+        for point in points:
+            trained = peft_format.from_tensors(
+                algebra.tensors_of(adapter_at(point)), model.family, network, first.origin
+            )
+            placed = jax.device_put(trained, rules.shardings(trained, mesh))
+            result = evaluate.evaluate(
+                eval_step, batches, mesh, placed, frozen, count, lambda: False
+            )
+            assert result is not None  # nothing stops it
+            results.append(result)
+    return results
+
+
+def _in_order(examples: setup.Examples, max_length: int, batch_size: int) -> Batches:
+    return loader.make_batches(
+        examples,
+        max_length=max_length,
+        packing=False,
+        shuffle=False,
+        seed=0,
+        global_batch=min(batch_size, len(examples)),
+        accumulation=1,
+        shards=1,
+        drop_last=False,
+    )
