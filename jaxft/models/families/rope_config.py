@@ -76,8 +76,8 @@ def read_rope(
     share = found.pop("partial_rotary_factor", None) or outside[1] or partial or 1.0
     if partial is None and share != 1.0:
         raise UnsupportedModelError(
-            f"The model's config.json has partial_rotary_factor={share}, and in a model of its type "
-            "every channel is turned.",
+            f"The model's config.json has partial_rotary_factor={share}, where a model of its type "
+            "turns every channel.",
             "Take the config.json that belongs to the weights.",
         )
     return Rope(float(theta), int(head_dim * share), interleaved, _read_scaling(found, config))
