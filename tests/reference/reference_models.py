@@ -87,8 +87,10 @@ def make(
     """Draw the weights of a case at `dtype`, save them in `folder`, and open them there."""
     config_class, features = CASES[name]
     fields = COMMON[config_class] | features
-    has_text_part = "text_config" in fields
-    fields |= {"text_config": TOKENS | fields["text_config"]} if has_text_part else TOKENS
+    if "text_config" in fields:
+        fields |= {"text_config": TOKENS | fields["text_config"]}
+    else:
+        fields = TOKENS | fields
     config = config_class(**fields)
     model = auto_class(config).from_config(config, dtype=dtype)
     randomise(model, std, seed=sum(name.encode()))

@@ -72,7 +72,11 @@ def of_the_text(model: TinyModel) -> Checkpoint:
     """Return a model's tensors as they are written, without those of what sees."""
     checkpoint = names.under_full_names(model.checkpoint(), model.family)
     ignored = re.compile("|".join(model.family.ignored) or r"(?!)")
-    kept = {name: name for name in checkpoint.infos() if not ignored.fullmatch(name)}
+    kept = {
+        names.file_name(name, model.family): name
+        for name in checkpoint.infos()
+        if not ignored.fullmatch(name)
+    }
     return names.Renamed(checkpoint, kept)
 
 
