@@ -28,6 +28,7 @@ OTHER = {
     "adam_beta2": 0.99,
     "adam_epsilon": 1e-6,
     "max_grad_norm": 0.5,
+    "loraplus_lr_ratio": 4.0,
     "gradient_checkpointing": "true",
     "logging_steps": 5,
     "eval_strategy": "epoch",
@@ -51,6 +52,7 @@ NUMERIC = {
     "adam_beta2",
     "adam_epsilon",
     "max_grad_norm",
+    "loraplus_lr_ratio",
     "seed",
     "dataloader_drop_last",
 }

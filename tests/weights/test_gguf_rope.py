@@ -23,7 +23,7 @@ def nothing(name: str) -> None:
 def angles(written: dict[str, Any], *, is_long: bool = False) -> np.ndarray:
     """Radians per position, as the model turns by what was written."""
     reader = ConfigReader(CONFIG | {"rope_parameters": written})
-    rope = rope_config.read_rope(reader, head_dim=CONFIG["head_dim"], theta=1.0)
+    rope = rope_config.read_rope(reader, head_dim=CONFIG["head_dim"], theta=1.0, partial=1.0)
     return frequencies(rope, is_long=is_long)
 
 
