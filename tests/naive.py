@@ -119,10 +119,11 @@ def attention(
 ) -> Any:
     """Attend by the whole score matrix: q [b t g m k]; k, v [b s g k]; seen [b t s]."""
     scores = xp.einsum("btgmk,bsgk->btgms", q, k) * scale
-    if slopes is not None:  # a bonus for late keys, which is a penalty on distance
+    if slopes is not None:
         heads = np.asarray(slopes, np.float32).reshape(1, 1, *q.shape[2:4], 1)
-        keys = np.arange(k.shape[1], dtype=np.float32).reshape(1, 1, 1, 1, -1)
-        scores = scores + heads * keys
+        behind = np.arange(q.shape[1])[:, None] - np.arange(k.shape[1])[None, :]
+        behind = np.maximum(behind, 0).astype(np.float32).reshape(1, q.shape[1], 1, 1, -1)
+        scores = scores - heads * behind
     scores = _capped(scores, softcap, xp)
     scores = xp.where(seen[:, :, None, None, :], scores, -np.inf)
     weights = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))

@@ -77,7 +77,15 @@ SLOPES = attention.alibi_slopes(G * MANY)
 @pytest.mark.parametrize("window", [None, 20])
 @pytest.mark.parametrize("extra", [{"softcap": 1.5}, {"slopes": SLOPES}], ids=["softcap", "alibi"])
 def test_soft_caps_and_penalties_on_distance_too(extra, window):
-    check(150, scoring(window, **extra), two_segments(150))
+    # Not compiled: at the optimization level of these tests XLA makes NaN of the oracle's gradient
+    # where a weight underflows, which it is not, taken operation by operation.
+    q, k, v, d_out = draw(150)
+    arrays = (q, k, v, two_segments(150), d_out, scoring(window, **extra))
+    found = value_and_gradients(*arrays, False)
+    with jax.disable_jit():
+        expected = value_and_gradients(*arrays, True)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-5)
 
 
 def test_slopes_are_a_geometric_series_and_other_counts_borrow_from_the_next():

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import peft
-import peft.optimizers
 import pytest
 
 pytest.importorskip("torch")
+pytest.importorskip("peft")
 
+import peft
+import peft.optimizers
 import torch
 import transformers
 from reference_runs import Record
