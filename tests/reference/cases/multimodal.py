@@ -19,7 +19,7 @@ VISION = {
     "patch_size": 8,
 }
 GEMMA_TEXT = gemma.COMMON[gemma.GEMMA3] | {"model_type": "gemma3_text"}
-MISTRAL_TEXT = GROUPED | {"model_type": "mistral", "sliding_window": None, "head_dim": 24}
+MISTRAL_TEXT = GROUPED | {"model_type": "mistral", "sliding_window": None, "head_dim": 16}
 MINISTRAL_TEXT = (
     llama.COMMON[llama.MINISTRAL]
     | llama.CASES["ministral"][1]
