@@ -351,11 +351,14 @@ class RunConfig(Section):
     def _what_is_quantised_is_frozen_and_whole(self) -> RunConfig:
         if self.model.quantization is None:
             return self
-        if self.tuning.method == "full":
+        if self.tuning.method != "lora":
+            # Such a run ends with a whole model, for which the original weights are needed.
             raise conflict(
                 "model.quantization",
-                f"model.quantization is {self.model.quantization}, and tuning is full",
-                "Only frozen weights are quantised: write `tuning: lora`, or take it out.",
+                f"model.quantization is {self.model.quantization}, and tuning is "
+                f"{self.tuning.method}",
+                "Adapters alone are trained over a quantised base: write `tuning: lora`, or take "
+                "it out.",
             )
         if max(self.mesh.fsdp, self.mesh.tensor) > 1:
             raise conflict(

@@ -128,21 +128,15 @@ def targeted(
         AdapterError: If a target, an exclusion or a layer matches nothing.
     """
     chosen = select(modules, target_modules(config, family))
-    excluded = {
-        module.name
-        for module in ([] if config.exclude_modules is None else _excluded(config, modules))
-    }
-    kept = [module for module in _in_layers(config, chosen, modules) if module.name not in excluded]
+    excluded: list[names.Module] = []
+    if config.exclude_modules is not None:
+        excluded = select(modules, config.exclude_modules, field="exclude_modules")
+    kept = [module for module in _in_layers(config, chosen, modules) if module not in excluded]
     if not kept and not config.modules_to_save:
         raise AdapterError(
             "lora.exclude_modules leaves no module to adapt.", "Exclude less, or target more."
         )
     return kept
-
-
-def _excluded(config: LoraConfig, modules: Sequence[names.Module]) -> list[names.Module]:
-    assert config.exclude_modules is not None
-    return select(modules, config.exclude_modules, field="exclude_modules")
 
 
 def _in_layers(

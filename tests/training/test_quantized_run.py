@@ -60,7 +60,9 @@ def test_checkpoints_of_another_quantisation_are_refused(plan_of, run):
         folder.check(plan)
 
 
-@pytest.mark.parametrize("word", ["tuning=full", "mesh.fsdp=2", "mesh.tensor=2"])
+@pytest.mark.parametrize(
+    "word", ["tuning=full", "tuning={method: freeze, layers: [1]}", "mesh.fsdp=2", "mesh.tensor=2"]
+)
 def test_what_cannot_be_quantised_is_refused(plan_of, word):
     no_adapter = ["lora.r=8", "lora.lora_alpha=8", "lora.lora_dropout=0"]
     with pytest.raises(ConfigError, match=r"model\.quantization is nf4"):
