@@ -135,7 +135,8 @@ def _difference(plan: Plan, folder: Path, outcome: Outcome) -> float:
 def answers(plan: Plan, outcome: Outcome) -> list[console.Sample]:
     """Return held-out prompts, each answered by the base and by the tuned model.
 
-    Both run the same programs: the base is the network with its trained leaves as they began.
+    Both run the same programs: the base is the network with its own trained leaves as they began,
+    and adapters that add nothing.
     """
     prompts = _held_out_prompts(plan)
     if not prompts:
@@ -155,9 +156,18 @@ def answers(plan: Plan, outcome: Outcome) -> list[console.Sample]:
 
     with console.loading("Answering held-out prompts", None):
         by_model = zip(
-            map(_shown, prompts), texts(outcome.start), texts(outcome.trainable), strict=True
+            map(_shown, prompts), texts(_base(outcome.start)), texts(outcome.trainable), strict=True
         )
         return [console.Sample(*sample) for sample in by_model]
+
+
+def _base(start: trees.Tree) -> trees.Tree:
+    """Return the trained leaves with which the model is its base: not every start of B is zero."""
+
+    def without(path: str, leaf: Any) -> Any:
+        return leaf * 0 if path.endswith(("/lora_b", "/lora_bias")) else leaf
+
+    return trees.map_with_path(without, start)
 
 
 def _held_out_prompts(plan: Plan) -> list[Prompt]:

@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
     """What a finished run leaves.
 
     Attributes:
-        start: The trained leaves as they were: with these the model is its base.
+        start: The trained leaves as they were before the first step.
         trainable: The trained leaves.
         frozen: The other leaves.
         before: The held-out evaluation at step 0, or `None`.

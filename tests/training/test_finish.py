@@ -114,6 +114,11 @@ def test_answers_are_the_bases_beside_the_tuned_models(plan_of, outcome, tmp_pat
     assert [sample.tuned for sample in finish.answers(plan, untrained)] == [
         sample.base for sample in shown
     ]
+    # Also where adapters did not begin as nothing.
+    elsewhere = outcome._replace(start=outcome.trainable, trainable=outcome.start)
+    assert [sample.base for sample in finish.answers(plan, elsewhere)] == [
+        sample.base for sample in shown
+    ]
 
 
 def test_without_held_out_rows_there_are_no_answers(plan_of, outcome):
