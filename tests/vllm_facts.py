@@ -109,9 +109,7 @@ SERVED: Mapping[str, Served] = {
     "cwm": Served("llama", _GATED, _BOTH),
     "granitemoehybrid": Served(
         "granitemoehybrid",
-        _within(
-            "model.layers", *_ATTENTION, "shared_mlp.input_linear", "shared_mlp.output_linear"
-        ),
+        _within("model.layers", *_ATTENTION, "shared_mlp.input_linear", "shared_mlp.output_linear"),
         _BOTH,
     ),
     "hyperclovax": Served("hyperclovax", _GATED, _BOTH),
