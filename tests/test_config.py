@@ -433,7 +433,7 @@ def test_a_known_name_that_is_not_supported_says_so(recipe, override, remedy):
 @pytest.mark.parametrize(
     "override",
     [
-        "lora.init_lora_weights=pissa",
+        "lora.init_lora_weights=loftq",
         "train.optim=adafactor",
         "train.lr_scheduler_type=polynomial",
         "train.save_strategy=best",

@@ -83,6 +83,9 @@ def head_logits(
         logits = logits + linear.lora(hidden, a, b, adapter.scaling, 0.0, None)
         if adapter.bias:
             logits = logits + adapter.scaling * leaves["head/lora_bias"][None, None, :]
+        if adapter.subtracts_start:
+            a, b = leaves["head/lora_a0"], leaves["head/lora_b0"]
+            logits = logits - linear.lora(hidden, a, b, adapter.scaling, 0.0, None)
     spec = network.spec
     if spec.head_bias:
         logits = logits + leaves["head/bias"].astype(jnp.float32)[None, None, :]
