@@ -214,10 +214,10 @@ def random_leaves(network: Network, seed: int = 0) -> trees.Tree:
         if name == "scale":
             start = 0 if network.spec.norm.scale == "offset" else 1
             return (start + 0.3 * values).astype(np.float32)
-        if name in ("bias", "lora_b", "lora_bias"):
+        if name in ("bias", "lora_b", "lora_b0", "lora_bias"):
             return (0.3 * values).astype(np.float32)
         is_table = path in ("embed/kernel", "positions/kernel")
-        fan_in = leaf.shape[-1] if name == "lora_a" or is_table else leaf.shape[-2]
+        fan_in = leaf.shape[-1] if name in ("lora_a", "lora_a0") or is_table else leaf.shape[-2]
         return values * np.float32(fan_in**-0.5)
 
     return trees.map_with_path(draw, bind.abstract_tree(network))

@@ -227,7 +227,7 @@ def _limit(constraint: Any) -> str:
         case annotated_types.MinLen():
             return "not empty"
         case object(pattern=str(pattern)):
-            return f"of the form {pattern.strip("^$")}"
+            return f"of the form {pattern.strip('^$')}"
     return ""
 
 

@@ -101,8 +101,7 @@ class Lora(nnx.Module):
         if self.adapter.bias:
             out = out + scaling * self.lora_bias[...][None, None, :]
         if self.adapter.subtracts_start:
-            # Without dropout: it stands for a part of the weight.
-            out = out - linear.lora(x, self.lora_a0[...], self.lora_b0[...], scaling, 0.0, None)
+            out = linear.minus_start(out, x, self.lora_a0[...], self.lora_b0[...], scaling)
         return out.astype(x.dtype)
 
 

@@ -126,6 +126,23 @@ def _lora_bwd(scaling: float, rate: float, kept: Any, dy: Any) -> Any:
 lora.defvjp(_lora_fwd, _lora_bwd, symbolic_zeros=True)
 
 
+def minus_start(
+    out: Float[Array, "b t m"],
+    x: Float[Array, "b t n"],
+    a: Float[Array, "r n"],
+    b: Float[Array, "r m"],
+    scaling: float,
+) -> Float[Array, "b t m"]:
+    """Return what `lora` gave less what it gives for the A and B that it began with.
+
+    There is no dropout: the start stands for a part of the weight. Both are computed apart, so that
+    nothing, not even rounding, is left of them before the first step: fused with the subtraction,
+    one of them would be rounded otherwise.
+    """
+    out, start = jax.lax.optimization_barrier((out, lora(x, a, b, scaling, 0.0, None)))
+    return out - start
+
+
 def _dot(x: jax.Array, matrix: jax.Array, out_dtype: Any) -> jax.Array:
     contract_last = (((x.ndim - 1,), (0,)), ((), ()))
     return jax.lax.dot_general(x, matrix, contract_last, preferred_element_type=out_dtype)
