@@ -20,6 +20,7 @@ from jaxft.config import known
 
 FilePath = Annotated[Path, Field(strict=False)]
 PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 LayerIndex = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 FastPissa = Annotated[str, Field(pattern=r"^pissa_niter_[0-9]+$")]
@@ -90,7 +91,7 @@ class LoraConfig(Section):
 
     r: PositiveInt = 8
     """Rank of the update."""
-    lora_alpha: PositiveInt = 8
+    lora_alpha: PositiveInt | PositiveFloat = 8
     """Numerator of the scaling, `lora_alpha / r`."""
     use_rslora: bool = False
     """Scale by `lora_alpha / sqrt(r)` instead."""
