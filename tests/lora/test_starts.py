@@ -17,6 +17,7 @@ from jaxft.lora import peft_format, starts, targets
 from jaxft.models import families, quantized
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network, base_network
+from jaxft.parallel import mesh as meshes
 from jaxft.weights import layout, names
 
 KINDS = ["pissa", "pissa_niter_2", "olora"]
@@ -149,6 +150,19 @@ def test_what_is_random_depends_on_the_seed_and_the_rest_does_not():
 
 def _values(bytes_of, kind):
     return [list(bytes_of(kind, seed).values()) for seed in (3, 4)]
+
+
+def test_a_divided_base_begins_with_the_same_part():
+    found = begun("llama", "olora")
+    mesh = meshes.make_mesh(1, 2, 2)
+    own = tiny.placed(found.own, mesh)
+    args: dict[str, Any] = {"kind": "olora", "seed": 0, "mesh": mesh}
+    tree = starts.with_adapters(own, found.family, found.network, **args)
+    expected = trees.flatten(found.tree)
+    for path, leaf in trees.flatten(tree).items():
+        assert np.array_equal(leaf, expected[path])
+        assert leaf.sharding.device_set == set(jax.devices())
+        assert "/lora_" not in path or leaf.sharding.is_fully_replicated
 
 
 def test_a_quantised_base_begins_with_a_part_of_what_it_gives():
