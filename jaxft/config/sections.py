@@ -111,6 +111,8 @@ class LoraConfig(Section):
     init_lora_weights: bool | Literal["gaussian", "orthogonal"] = True
     """How adapters begin. true: A uniform, B zero; `gaussian`: A normal, B zero; false: both
     uniform, `orthogonal`: from one orthogonal basis; with these two the start is not the base."""
+    use_dora: bool = False
+    """Train the length of each row of the adapted weights apart from its direction (DoRA)."""
     lora_bias: bool = False
     """Also train a bias on the output of B."""
     bias: Literal["none", "all", "lora_only"] = "none"
@@ -136,12 +138,18 @@ class LoraConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _biases_need_a_start_at_zero(self) -> LoraConfig:
+    def _biases_need_a_plain_adapter(self) -> LoraConfig:
         if self.lora_bias and not isinstance(self.init_lora_weights, bool):
             raise conflict(
                 "lora_bias",
                 f"lora_bias is set together with init_lora_weights={self.init_lora_weights!r}",
                 "Use init_lora_weights=true with it.",
+            )
+        if self.lora_bias and self.use_dora:
+            raise conflict(
+                "lora_bias",
+                "lora_bias is set together with use_dora",
+                "Leave one of them out; PEFT has no adapter with both.",
             )
         return self
 

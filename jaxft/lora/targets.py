@@ -94,7 +94,9 @@ def _adapter(config: LoraConfig, module: names.Module) -> Adapter:
     rank = by_pattern(config.rank_pattern, module.name, config.r)
     alpha = by_pattern(config.alpha_pattern, module.name, config.lora_alpha)
     scaling = alpha / (rank**0.5 if config.use_rslora else rank)
-    adapter = Adapter(rank, scaling, config.lora_dropout, config.lora_bias)
+    adapter = Adapter(
+        rank, scaling, config.lora_dropout, bias=config.lora_bias, is_dora=config.use_dora
+    )
     _check(module, adapter)
     return adapter
 

@@ -24,15 +24,22 @@ class Adapter:
         scaling: Factor on the adapter's output, alpha / rank.
         dropout: Probability with which a channel of the adapter's input is zeroed in training.
         bias: Whether B has a bias.
+        is_dora: Whether the lengths of the rows of W + scaling * A^T B are trained apart (DoRA).
     """
 
     rank: int
     scaling: float
     dropout: float
     bias: bool
+    is_dora: bool
 
 
-_ADAPTER_LEAF = re.compile(r"(?:.*/)?lora_(a|b|bias)")
+# An adapter may be on a module that is one in the checkpoint and several here.
+FUSED: Mapping[str, tuple[str, ...]] = {
+    "attn/qkv": ("attn/q", "attn/k", "attn/v"),
+    "mlp/gate_up": ("mlp/gate", "mlp/up"),
+}
+_ADAPTER_LEAF = re.compile(r"(?:.*/)?lora_(a|b|bias|magnitude)")
 
 
 def is_adapter_leaf(path: str) -> bool:
