@@ -17,6 +17,7 @@ from jaxft.lora import targets
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network
 from jaxft.weights import layout, names
+from jaxft.weights.names import Module, Slot
 
 
 class Merged:
@@ -80,7 +81,7 @@ class Merged:
         lengths = magnitude[:, None] if is_tied else self._fused(magnitude[None], slots)
         return _of_lengths(merged, lengths, axis=1 if is_tied or slots[0].transposed else 0)
 
-    def _fused(self, joined: np.ndarray, slots: tuple[names.Slot, ...]) -> np.ndarray:
+    def _fused(self, joined: np.ndarray, slots: tuple[Slot, ...]) -> np.ndarray:
         """Return an array [... out], in our order of outputs, in a tensor's layout and order."""
         ends = np.cumsum([self._leaves[slot.path].shape[-1] for slot in slots])[:-1]
         return layout.fuse(np.split(joined, ends, axis=-1), slots)
@@ -104,7 +105,7 @@ class Merged:
             return None
         return np.asarray(leaf if index is None else leaf[index], np.float32)
 
-    def _place(self, module: names.Module) -> Any:
+    def _place(self, module: Module) -> Any:
         """Return the path of a module's block, its index there, and the adapters of the block."""
         return self._outer if module.layer is None else self._places[module.layer]
 

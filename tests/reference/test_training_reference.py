@@ -65,6 +65,7 @@ SETTINGS = {
     "opt": Setting(
         "opt", {"bias": "all", "modules_to_save": ["lm_head"]}, accumulation=1, remat=False
     ),
+    "dora": Setting("llama-tied", {"use_dora": True}, accumulation=2, remat=False),
     "gpt2": Setting("gpt2", {"target_modules": ["c_attn", "c_proj"]}, accumulation=2, remat=True),
 }
 
