@@ -52,6 +52,7 @@ ADAPTERS: dict[str, tuple[str, Choice]] = {
     "saved-tied-embedding": ("opt", {"modules_to_save": ["embed_tokens"]}),
     "adapted-tied-head": ("llama-tied", {"target_modules": ["lm_head", "v_proj"]}),
     "grouped-by-head": ("falcon-new", {"target_modules": "all-linear"}),
+    **reference_adapters.DORA,
     **reference_adapters.EVERY_FAMILY,
 }
 
