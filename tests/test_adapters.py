@@ -13,7 +13,7 @@ import runs
 import small_models
 
 import jaxft
-from jaxft.lora import algebra, peft_format
+from jaxft.lora import algebra, peft_format, serving
 
 IDS = np.random.default_rng(1).integers(0, small_models.VOCABULARY, (2, 11)).astype(np.int32)
 PATTERNS = {"rank_pattern": {"v_proj": 2}, "alpha_pattern": {"fc1": 5}, "use_rslora": True}
@@ -208,6 +208,14 @@ def test_info_says_of_dora_what_can_be_said_without_the_base(place, capsys):
     assert "cannot be said without the base" in out
     trained = sum(t.size for t in peft_format.read_adapter(place / "dora")[1].values())
     assert f"parameters {trained:,}" in lines
+
+
+@pytest.mark.parametrize(("largest", "option"), [(3, ""), (2, " with --max-lora-rank 3,")])
+def test_info_says_that_serving_hangs_on_the_class_too(place, capsys, monkeypatch, largest, option):
+    monkeypatch.setattr(serving, "VLLM_RANK", largest)
+    assert run("info", place / "a") == 0
+    said = f"vLLM yes,{option} if its class for the model takes LoRA"
+    assert said in [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
 
 
 def test_diff_says_in_what_two_adapters_differ(place, capsys):
