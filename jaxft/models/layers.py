@@ -68,7 +68,10 @@ class Context:
 
 
 class Lora(nnx.Module):
-    """The adapter of one Hugging Face module, which may be several of ours: A, B, and what else."""
+    """The adapter of one Hugging Face module, which may be several of ours.
+
+    A and B, and maybe a bias, or magnitudes.
+    """
 
     def __init__(self, path: str, dims: tuple[int, int], adapter: Adapter | None):
         """Make the leaves; without an adapter there are none.

@@ -112,7 +112,7 @@ def test_rescaling_keeps_its_input_in_its_dtype():
 def test_bfloat16_magnitudes_are_not_rounded_to_eight_bits():
     x, w, zero = X.astype(jnp.bfloat16), W.astype(jnp.bfloat16), 0 * B_UP
     start = dora.norms([w.astype(jnp.float32)], A, zero, SCALING)
-    # 1.001 is 1 in bfloat16: in one output or another it must show all the same.
+    # 1.002 is 1 in bfloat16: in one output or another it must show all the same.
     moved, plain = (applied(None, x, A, zero, start * by, w) for by in (1.002, 1.0))
     assert (moved != plain).any()
 
