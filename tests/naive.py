@@ -160,12 +160,7 @@ def alibi_slopes(num_heads: int) -> list[float]:
 
 def _attention(spec: ModelSpec, block: Any, leaves: Any, x: Any, micro: Any, xp: Any) -> Any:
     b, t, g, width = *x.shape[:2], spec.num_kv_heads, spec.head_dim
-    q, k, v = (_linear(leaves, f"attn/{name}", x) for name in "qkv")
-    if "attn/qkv/lora_a" in leaves:
-        delta, q_width = _lora(leaves, "attn/qkv", x), spec.num_heads * width
-        q = q + delta[..., :q_width]
-        k = k + delta[..., q_width : q_width + g * width]
-        v = v + delta[..., q_width + g * width :]
+    q, k, v = _linears(leaves, "attn/qkv", ["attn/q", "attn/k", "attn/v"], x, xp)
     if spec.qk_norm == "full":
         q, k = (_norm(spec, leaves, f"attn/{n}_norm", y, xp) for n, y in (("q", q), ("k", k)))
     q, k, v = q.reshape(b, t, -1, width), k.reshape(b, t, g, width), v.reshape(b, t, g, width)
@@ -189,30 +184,41 @@ def _attention(spec: ModelSpec, block: Any, leaves: Any, x: Any, micro: Any, xp:
 
 
 def _linear(leaves: Mapping[str, Any], module: str, x: Any) -> Any:
-    y = x @ leaves[f"{module}/kernel"]
+    kernel = leaves[f"{module}/kernel"]
+    if f"{module}/lora_a" in leaves:
+        kernel = kernel + tiny.SCALING * leaves[f"{module}/lora_a"].T @ leaves[f"{module}/lora_b"]
+    if f"{module}/lora_magnitude" in leaves:
+        norms = _constant((kernel**2).sum(axis=0) ** 0.5)
+        kernel = kernel * (leaves[f"{module}/lora_magnitude"] / norms)[None, :]
+    y = x @ kernel
     if f"{module}/bias" in leaves:
         y = y + leaves[f"{module}/bias"][None, None, :]
-    return y + _lora(leaves, module, x) if f"{module}/lora_a" in leaves else y
-
-
-def _lora(leaves: Mapping[str, Any], module: str, x: Any) -> Any:
-    delta = x @ leaves[f"{module}/lora_a"].T @ leaves[f"{module}/lora_b"]
     if f"{module}/lora_bias" in leaves:
-        delta = delta + leaves[f"{module}/lora_bias"][None, None, :]
-    if f"{module}/lora_a0" in leaves:
-        delta = delta - x @ leaves[f"{module}/lora_a0"].T @ leaves[f"{module}/lora_b0"]
-    return tiny.SCALING * delta
+        y = y + tiny.SCALING * leaves[f"{module}/lora_bias"][None, None, :]
+    return y
+
+
+def _linears(leaves: Mapping[str, Any], fused: str, parts: list[str], x: Any, xp: Any) -> list[Any]:
+    """Apply several modules, as the one that they are for an adapter if there is one."""
+    if f"{fused}/lora_a" not in leaves:
+        return [_linear(leaves, part, x) for part in parts]
+    joined = {path: leaf for path, leaf in leaves.items() if path.startswith(f"{fused}/")}
+    for name in ("kernel", "bias"):
+        if f"{parts[0]}/{name}" in leaves:
+            joined[f"{fused}/{name}"] = xp.concatenate([leaves[f"{p}/{name}"] for p in parts], -1)
+    ends = np.cumsum([leaves[f"{part}/kernel"].shape[-1] for part in parts])[:-1]
+    return xp.split(_linear(joined, fused, x), ends, axis=-1)
+
+
+def _constant(values: Any) -> Any:
+    return values if isinstance(values, np.ndarray) else jax.lax.stop_gradient(values)
 
 
 def _mlp(spec: ModelSpec, leaves: Mapping[str, Any], x: Any, xp: Any) -> Any:
     """Apply SwiGLU, or two linear maps with a ReLU between them; no other activation."""
-    up = _linear(leaves, "mlp/up", x)
     if spec.mlp == "plain":
-        return _linear(leaves, "mlp/down", xp.maximum(up, 0))
-    gate = _linear(leaves, "mlp/gate", x)
-    if "mlp/gate_up/lora_a" in leaves:
-        delta = _lora(leaves, "mlp/gate_up", x)
-        gate, up = gate + delta[..., : spec.mlp_dim], up + delta[..., spec.mlp_dim :]
+        return _linear(leaves, "mlp/down", xp.maximum(_linear(leaves, "mlp/up", x), 0))
+    gate, up = _linears(leaves, "mlp/gate_up", ["mlp/gate", "mlp/up"], x, xp)
     return _linear(leaves, "mlp/down", gate / (1 + xp.exp(-gate)) * up)
 
 

@@ -419,7 +419,7 @@ def test_evaluation_without_rows_is_refused(recipe):
 @pytest.mark.parametrize(
     ("override", "remedy"),
     [
-        ("lora.use_dora=true", "or write `use_dora: false`."),
+        ("lora.use_qalora=true", "or write `use_qalora: false`."),
         ("lora.loftq_config={q: 4}", "or write `loftq_config: {}`."),
         ("lora.init_from=other", "or write `init_from: null`."),
         ("train.report_to=wandb", 'or write `report_to: "none"`.'),

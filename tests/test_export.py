@@ -29,6 +29,17 @@ TUNINGS = {
     "opt after": (POST, {"target_modules": ["k_proj", "out_proj", "fc2"]}, True),
     "gpt2": (small_models.GPT2, {"target_modules": ["c_attn", "c_proj"]}, True),
     "llama": (small_models.LLAMA, {"target_modules": "all-linear"}, True),
+    "dora": (small_models.LLAMA, {"target_modules": "all-linear", "use_dora": True}, True),
+    "dora fused": (
+        small_models.GPT2,
+        {"target_modules": ["c_attn", "c_proj"], "use_dora": True, "bias": "lora_only"},
+        True,
+    ),
+    "dora on a tied head": (
+        small_models.OPT,
+        {"target_modules": ["fc1", "lm_head"], "use_dora": True},
+        False,
+    ),
     "own head": (UNTIED, {"target_modules": ["v_proj", "lm_head"]}, False),
     "adapter on a tied head": (
         small_models.OPT,

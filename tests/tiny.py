@@ -159,6 +159,7 @@ def adapted(
     dropout: float = 0.0,
     bias: bool = False,
     start: bool = False,
+    dora: bool = False,
     head: bool = False,
     outside: Sequence[str] = (),
     trained: Sequence[str] = (),
@@ -174,13 +175,14 @@ def adapted(
         dropout: Of the adapters in layers.
         bias: Whether adapters have one.
         start: Whether adapters take away what they began as.
+        dora: Whether they are DoRA's.
         head: Whether the head has an adapter.
         outside: Other modules outside the layers with adapters.
         trained: A layer's own leaves that are trained.
         outer_trained: The same outside the layers.
         keeps_tie: Whether a tied head stays tied to an embedding that is trained.
     """
-    adapter = Adapter(RANK, SCALING, dropout, bias, start)
+    adapter = Adapter(RANK, SCALING, dropout, bias, start, dora)
     chosen = range(len(spec.blocks)) if layers is None else layers
     per_layer = [
         Tuning(dict.fromkeys(modules, adapter), trained) if layer in chosen else FROZEN
@@ -214,6 +216,8 @@ def random_leaves(network: Network, seed: int = 0) -> trees.Tree:
         if name == "scale":
             start = 0 if network.spec.norm.scale == "offset" else 1
             return (start + 0.3 * values).astype(np.float32)
+        if name == "lora_magnitude":  # of columns that are about 1 long
+            return (1 + 0.3 * values).astype(np.float32)
         if name in ("bias", "lora_b", "lora_b0", "lora_bias"):
             return (0.3 * values).astype(np.float32)
         is_table = path in ("embed/kernel", "positions/kernel")

@@ -60,7 +60,7 @@ LORA: Mapping[str, Known] = {
         "runtime_config",
         values=(None,),
     ),
-    **_off("use_dora", "use_qalora", "ensure_weight_tying"),
+    **_off("use_qalora", "ensure_weight_tying"),
     **_off("target_parameters", values=(None, [])),
     **_off("loftq_config", values=(None, {})),
     # How a kernel is stored is the model's affair, not the user's.

@@ -116,6 +116,8 @@ class LoraConfig(Section):
     `pissa`: with the largest singular vectors of the weight, `pissa_niter_4`: the same, faster, by
     4 iterations from a random subspace, `olora`: with the QR decomposition of the weight; with
     these the start is taken away again, so that it is the base."""
+    use_dora: bool = False
+    """Train the length of each row of the adapted weights apart from its direction (DoRA)."""
     lora_bias: bool = False
     """Also train a bias on the output of B."""
     bias: Literal["none", "all", "lora_only"] = "none"
@@ -146,12 +148,24 @@ class LoraConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _biases_need_a_start_at_zero(self) -> LoraConfig:
+    def _biases_need_a_plain_adapter(self) -> LoraConfig:
         if self.lora_bias and not isinstance(self.init_lora_weights, bool):
             raise conflict(
                 "lora_bias",
                 f"lora_bias is set together with init_lora_weights={self.init_lora_weights!r}",
                 "Use init_lora_weights=true with it.",
+            )
+        if self.lora_bias and self.use_dora:
+            raise conflict(
+                "lora_bias",
+                "lora_bias is set together with use_dora",
+                "Leave one of them out; PEFT has no adapter with both.",
+            )
+        if self.use_dora and self.begins_with_weights:
+            raise conflict(
+                "use_dora",
+                f"use_dora is set together with init_lora_weights={self.init_lora_weights!r}",
+                "That is not supported here: leave one of them out.",
             )
         return self
 

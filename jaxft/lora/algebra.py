@@ -5,7 +5,8 @@ the two files. All functions are pure. The invariant: a result is an adapter lik
 update is exactly the linear combination asked for, up to one rounding to float32.
 
 Whole tensors (trained biases, modules to save) are no differences from the base. A combination of
-them means something only where its weights sum to 1, so nothing else is done with them.
+them means something only where its weights sum to 1, so nothing else is done with them. DoRA
+rescales the base's weights: what it adds to them cannot be said without them, and is not combined.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from jaxft.errors import AdapterError
 from jaxft.lora import kinds, low_rank, peft_format, targets
 from jaxft.lora.low_rank import Update
 
-_LORA = re.compile(r"base_model\.model\.(.+)\.lora_(A\.weight|B\.weight|B\.bias)")
+_LORA = re.compile(r"base_model\.model\.(.+)\.lora_(A\.weight|B\.weight|B\.bias|magnitude_vector)")
 _FROZEN = ".base_layer.weight"  # PEFT stores a head beside the adapter on it
 _TARGETING = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 _WHOLE = ("bias", "modules_to_save")
@@ -40,6 +41,7 @@ class LoraAdapter:
         content: Of adapter_config.json.
         lora: The same, checked.
         updates: By the name of their module.
+        magnitudes: Of DoRA, by the name of their module, [out]; none without it.
         whole: Biases and modules that are trained as a whole, under PEFT's names.
     """
 
@@ -47,6 +49,7 @@ class LoraAdapter:
     content: Mapping[str, Any]
     lora: LoraConfig
     updates: Mapping[str, Update]
+    magnitudes: Mapping[str, np.ndarray]
     whole: Mapping[str, np.ndarray]
 
     @property
@@ -58,7 +61,8 @@ class LoraAdapter:
     def num_parameters(self) -> int:
         """The parameters that were trained."""
         adapted = sum(each.num_parameters for each in self.updates.values())
-        return adapted + sum(tensor.size for tensor in self.whole.values())
+        others = [*self.magnitudes.values(), *self.whole.values()]
+        return adapted + sum(tensor.size for tensor in others)
 
 
 def read(folder: Path) -> LoraAdapter:
@@ -94,12 +98,35 @@ def parse(
         elif ".lora_" in name:
             raise AdapterError(
                 f"{origin}: {name} is of a kind of adapter that is not supported.",
-                "Adapters on linear modules, without DoRA, are.",
+                "Adapters on linear modules are.",
             )
         elif not name.endswith(_FROZEN):
             whole[name] = values
     updates = {module: _update(module, each, lora, origin) for module, each in parts.items()}
-    return LoraAdapter(origin, content, lora, updates, whole)
+    magnitudes = {
+        module: each["magnitude_vector"]
+        for module, each in parts.items()
+        if "magnitude_vector" in each
+    }
+    _check_magnitudes(magnitudes, updates, lora, origin)
+    return LoraAdapter(origin, content, lora, updates, magnitudes, whole)
+
+
+def _check_magnitudes(
+    magnitudes: Mapping[str, np.ndarray],
+    updates: Mapping[str, Update],
+    lora: LoraConfig,
+    origin: Path,
+) -> None:
+    for module, update in updates.items():
+        wanted = (update.dims[1],) if lora.use_dora else None
+        found = magnitudes[module].shape if module in magnitudes else None
+        if found != wanted:
+            raise AdapterError(
+                f"{origin}: {module} has a lora_magnitude_vector of {found}, where {wanted} was "
+                f"expected: use_dora is {str(lora.use_dora).lower()} in {peft_format.CONFIG_FILE}.",
+                f"Use the {peft_format.CONFIG_FILE} that the adapter was made with.",
+            )
 
 
 def _update(module: str, parts: Mapping[str, np.ndarray], lora: LoraConfig, origin: Path) -> Update:
@@ -127,6 +154,8 @@ def tensors_of(adapter: LoraAdapter) -> dict[str, np.ndarray]:
         tensors |= {f"{stem}A.weight": update.a, f"{stem}B.weight": update.b}
         if update.bias is not None:
             tensors[f"{stem}B.bias"] = update.bias
+        if module in adapter.magnitudes:
+            tensors[f"{stem}magnitude_vector"] = adapter.magnitudes[module]
     return {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
 
 
@@ -136,6 +165,7 @@ def scale(adapter: LoraAdapter, factor: float) -> LoraAdapter:
     Raises:
         AdapterError: If it has tensors that are no updates.
     """
+    check_plain(adapter)
     whole = _combined_whole([(adapter, factor)])
     updates = {name: low_rank.times(each, factor) for name, each in adapter.updates.items()}
     return dataclasses.replace(adapter, updates=updates, whole=whole)
@@ -149,6 +179,8 @@ def combine(terms: Sequence[tuple[LoraAdapter, float]]) -> LoraAdapter:
     Raises:
         AdapterError: If they are not for the same modules, or have tensors that cannot be added.
     """
+    for adapter, _ in terms:
+        check_plain(adapter)
     whole = _combined_whole(terms)
     updates = {}
     for module in dict.fromkeys(name for adapter, _ in terms for name in adapter.updates):
@@ -159,9 +191,8 @@ def combine(terms: Sequence[tuple[LoraAdapter, float]]) -> LoraAdapter:
         updates = {name: _with_bias(each) for name, each in updates.items()}
     first = terms[0][0]
     content = {**first.content, **_merged_fields([adapter for adapter, _ in terms], updates)}
-    return LoraAdapter(
-        first.origin, content, peft_format.read_lora_config(content, first.origin), updates, whole
-    )
+    lora = peft_format.read_lora_config(content, first.origin)
+    return dataclasses.replace(first, content=content, lora=lora, updates=updates, whole=whole)
 
 
 def fold(adapter: LoraAdapter) -> LoraAdapter:
@@ -169,7 +200,11 @@ def fold(adapter: LoraAdapter) -> LoraAdapter:
 
     That is for programs that read `r` and `lora_alpha` and no patterns: smaller ranks are filled up
     with zeros, and each module's scaling goes into its B.
+
+    Raises:
+        AdapterError: If it is DoRA's.
     """
+    check_plain(adapter)
     rank = max((each.rank for each in adapter.updates.values()), default=adapter.lora.r)
     updates = {name: low_rank.padded(each, rank) for name, each in adapter.updates.items()}
     content = {**adapter.content, **_rank_fields({}, rank)}
@@ -181,6 +216,20 @@ def with_base(adapter: LoraAdapter, base_model: str) -> LoraAdapter:
     """Return the adapter, naming another base model."""
     content = {**adapter.content, "base_model_name_or_path": base_model, "revision": None}
     return dataclasses.replace(adapter, content=content)
+
+
+def check_plain(adapter: LoraAdapter) -> None:
+    """Refuse an adapter of DoRA's.
+
+    Raises:
+        AdapterError: If it is one.
+    """
+    if adapter.lora.use_dora:
+        raise AdapterError(
+            f"{adapter.origin} is DoRA's (use_dora): it rescales the weights of the base, so it "
+            "is no update that could be scaled, added or compared without them.",
+            "Merge it with `jaxft export`; `jaxft adapter info` says what it is.",
+        )
 
 
 def check_base(first: LoraAdapter, second: LoraAdapter) -> None:

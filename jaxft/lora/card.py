@@ -103,6 +103,8 @@ def _facts(content: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dic
         if value not in (None, []):
             several = value if isinstance(value, list) else [value]
             facts[label] = ", ".join(f"`{each}`" for each in several)
+    if content.get("use_dora"):
+        facts["DoRA"] = "yes: the lengths of the adapted weights' rows are trained too"
     if content.get("bias", "none") != "none":
         facts["Biases"] = f"trained (`{content['bias']}`)"
     facts["Parameters"] = f"{sum(tensor.size for tensor in tensors.values()):,}"

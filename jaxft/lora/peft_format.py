@@ -58,7 +58,7 @@ def adapter_config(
         "exclude_modules": config.exclude_modules,
         "bias": config.bias,
         "use_rslora": config.use_rslora,
-        "use_dora": False,
+        "use_dora": config.use_dora,
         "modules_to_save": config.modules_to_save,
         "rank_pattern": config.rank_pattern,
         "alpha_pattern": config.alpha_pattern,
@@ -242,6 +242,11 @@ def _places(family: Family, network: Network) -> dict[str, tuple[names.Slot, ...
                     places[f"{stem}.lora_B.{name}"] = module.slots(
                         f"{leaf}{path}", index, transposed=transposed
                     )
+            if f"{leaf}magnitude" in shapes:
+                places[f"{stem}.lora_magnitude_vector"] = tuple(
+                    names.Slot(f"{leaf}magnitude", index, False, outputs, columns)
+                    for outputs, columns in module.parts
+                )
     trained = network.trained_leaves()
     for name, slots in names.own_tensors(family, network).items():
         if slots[0].path in trained:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from jaxft import console
 from jaxft import tree as trees
-from jaxft.lora import decomposition, init
+from jaxft.lora import decomposition, init, magnitude
 from jaxft.models import quantized
 from jaxft.models.families.family import Family
 from jaxft.models.network import Adapter, Network, is_start_leaf
@@ -57,7 +57,8 @@ def with_adapters(
         path: np.zeros(shape, np.float32) for path, shape in shapes.items() if is_start_leaf(path)
     }
     if not begun:
-        return trees.combine(own, init.init_adapters(network, kind=kind, seed=seed, mesh=mesh))
+        drawn = init.init_adapters(network, kind=kind, seed=seed, mesh=mesh)
+        return magnitude.with_magnitudes(network, trees.combine(own, drawn), mesh)
     decompose = decomposition.named(str(kind))
     tensors, leaves = names.own_tensors(family, network), trees.flatten(own)
     adapted = list(_adapted(family, network))

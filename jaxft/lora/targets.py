@@ -97,7 +97,12 @@ def _adapter(config: LoraConfig, module: names.Module) -> Adapter:
     alpha = by_pattern(config.alpha_pattern, module.name, config.lora_alpha)
     scaling = alpha / (rank**0.5 if config.use_rslora else rank)
     adapter = Adapter(
-        rank, scaling, config.lora_dropout, config.lora_bias, config.begins_with_weights
+        rank,
+        scaling,
+        config.lora_dropout,
+        bias=config.lora_bias,
+        subtracts_start=config.begins_with_weights,
+        is_dora=config.use_dora,
     )
     _check(module, adapter)
     return adapter

@@ -55,6 +55,8 @@ class Head(nnx.Module):
             if adapter.subtracts_start:
                 self.lora_a0 = nnx.Param(jnp.zeros((adapter.rank, spec.embed_dim)))
                 self.lora_b0 = nnx.Param(jnp.zeros((adapter.rank, spec.vocab_size)))
+            if adapter.is_dora:
+                self.lora_magnitude = nnx.Param(jnp.ones(spec.vocab_size))
 
 
 class Decoder(nnx.Module):

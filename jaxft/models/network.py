@@ -28,6 +28,7 @@ class Adapter:
         dropout: Probability with which a channel of the adapter's input is zeroed in training.
         bias: Whether B has a bias.
         subtracts_start: Whether there are A0 and B0.
+        is_dora: Whether the lengths of the rows of W + scaling * A^T B are trained apart (DoRA).
     """
 
     rank: int
@@ -35,9 +36,15 @@ class Adapter:
     dropout: float
     bias: bool
     subtracts_start: bool
+    is_dora: bool
 
 
-_ADAPTER_LEAF = re.compile(r"(?:.*/)?lora_(a|b|bias)")
+# An adapter may be on a module that is one in the checkpoint and several here.
+FUSED: Mapping[str, tuple[str, ...]] = {
+    "attn/qkv": ("attn/q", "attn/k", "attn/v"),
+    "mlp/gate_up": ("mlp/gate", "mlp/up"),
+}
+_ADAPTER_LEAF = re.compile(r"(?:.*/)?lora_(a|b|bias|magnitude)")
 _START_LEAF = re.compile(r"(?:.*/)?lora_(a0|b0)")
 
 

@@ -21,7 +21,7 @@ from jaxft.generation import completion
 from jaxft.generation.completion import Generator, Prompt
 from jaxft.generation.decoding import Decoder
 from jaxft.generation.sampling import Sampling
-from jaxft.lora import conversion, peft_format, starts, targets, whole
+from jaxft.lora import conversion, magnitude, peft_format, starts, targets, whole
 from jaxft.lora.tuned import Tuned
 from jaxft.models import forward
 from jaxft.models.network import Network
@@ -170,11 +170,11 @@ def answers(plan: Plan, outcome: Outcome) -> list[console.Sample]:
 
     with console.loading("Answering held-out prompts", None):
         tuned = trees.combine(outcome.frozen, outcome.trainable)
-        by_model = zip(map(_shown, prompts), texts(_base(outcome)), texts(tuned), strict=True)
+        by_model = zip(map(_shown, prompts), texts(_base(plan, outcome)), texts(tuned), strict=True)
         return [console.Sample(*sample) for sample in by_model]
 
 
-def _base(outcome: Outcome) -> trees.Tree:
+def _base(plan: Plan, outcome: Outcome) -> trees.Tree:
     """Return leaves with which the model is its base: not every start of B is zero.
 
     Where the start is taken away again, it is that start.
@@ -186,7 +186,7 @@ def _base(outcome: Outcome) -> trees.Tree:
     def without(path: str, leaf: Any) -> Any:
         return leaf * 0 if path.endswith(("/lora_b", "/lora_bias")) else leaf
 
-    return trees.map_with_path(without, tree)
+    return magnitude.with_magnitudes(plan.network, trees.map_with_path(without, tree), plan.mesh)
 
 
 def _held_out_prompts(plan: Plan) -> list[Prompt]:

@@ -13,10 +13,10 @@ import optax
 from jaxft import tree as trees
 from jaxft.config import TrainConfig
 
-_NOT_DECAYED = re.compile(r".*/(bias|scale|lora_bias)")
+_NOT_DECAYED = re.compile(r".*/(bias|scale|lora_bias|lora_magnitude)")
 # What LoRA+ trains faster: all that is not the A of an adapter, or a matrix of the model's own.
 # Source: `peft/optimizers/loraplus.py: create_loraplus_optimizer`.
-_FASTER = re.compile(r".*/(lora_b|lora_bias|bias|scale)")
+_FASTER = re.compile(r".*/(lora_b|lora_bias|lora_magnitude|bias|scale)")
 
 
 def make_schedule(config: TrainConfig, num_steps: int) -> optax.Schedule:
@@ -47,7 +47,8 @@ def make_schedule(config: TrainConfig, num_steps: int) -> optax.Schedule:
 def make_optimizer(config: TrainConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Return AdamW behind clipping by global norm, with another rate for B if LoRA+ is asked for.
 
-    Norms and biases are not decayed.
+    Norms and biases are not decayed, nor are DoRA's magnitudes, though transformers' Trainer does:
+    decay would draw them to 0, where a module is switched off, not to where it is the base's.
     """
     adamw = optax.adamw(
         schedule,

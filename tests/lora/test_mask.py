@@ -43,6 +43,7 @@ def test_mask_marks_the_leaves_that_the_network_names():
 def test_a_name_that_only_resembles_one_is_not_an_adapter():
     assert is_adapter_leaf("groups/0/0/attn/q/lora_a")
     assert is_adapter_leaf("lora_b")
+    assert is_adapter_leaf("head/lora_magnitude")
     for path in ["attn/q/lora_a/scale", "attn/q/my_lora_a", "attn/q/lora_c", "attn/lora_a0"]:
         assert not is_adapter_leaf(path)
 

@@ -73,6 +73,13 @@ OTHERS = {
     "biased adapters": tiny.adapted(bias=True, head=True),
     "minus a start": tiny.adapted(start=True, head=True),
     "fused MLP": tiny.adapted(modules=["mlp/gate_up"]),
+    "dora": tiny.adapted(modules=[*tiny.MODULES, "mlp/gate_up"], dora=True, head=True),
+    "dora, fused": tiny.adapted(
+        dataclasses.replace(tiny.POST, num_kv_heads=2),
+        modules=["attn/qkv", "attn/o", "mlp/up"],
+        outside=["embed_in", "embed_out"],
+        dora=True,
+    ),
     **{name: tiny.adapted(spec, head=True) for name, spec in tiny.SPECS.items()},
 }
 

@@ -61,6 +61,30 @@ def every_linear(case: str) -> Choice:
     return {"target_modules": OF_THE_TEXT if has_text_part else "all-linear"}
 
 
+# One magnitude for each output of a fused module, of one whose parts stand head by head, of a head
+# that is tied, of modules outside the layers.
+DORA: dict[str, tuple[str, Choice]] = {
+    "dora": (
+        "llama",
+        {
+            "use_dora": True,
+            "target_modules": "all-linear",
+            "rank_pattern": {"q_proj": 2},
+            "use_rslora": True,
+        },
+    ),
+    "dora-fused": (
+        "gpt2",
+        {"use_dora": True, "target_modules": ["c_attn", "c_proj"], "bias": "lora_only"},
+    ),
+    "dora-by-head": ("bloom", {"use_dora": True, "target_modules": "all-linear"}),
+    "dora-tied-head": ("llama-tied", {"use_dora": True, "target_modules": ["lm_head", "v_proj"]}),
+    "dora-350m": (
+        "opt-350m-smooth",
+        {"use_dora": True, "target_modules": "all-linear", "modules_to_save": ["lm_head"]},
+    ),
+}
+
 EVERY_FAMILY: dict[str, tuple[str, Choice]] = {
     f"all-linear-{family}": (case, every_linear(case)) for family, case in cases.FIRST.items()
 }
@@ -93,7 +117,7 @@ def peft_on(model: TinyModel, choice: Choice, seed: int | None) -> peft.PeftMode
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in adapted.named_parameters():
             if parameter.requires_grad:
-                start = 0 if ".lora_" in name else parameter.detach()
+                start = 0 if re.search(r"\.lora_[AB]\.", name) else parameter.detach()
                 drawn = torch.randn(parameter.shape, generator=generator)
                 parameter.data = start + drawn * STD
     return adapted
@@ -141,7 +165,7 @@ def ours_on(model: TinyModel, choice: Choice, mesh: Mesh, seed: int) -> Adapted:
     rng = np.random.default_rng(seed)
     start, frozen = own_leaves(model, network, mesh)
     leaves = {
-        path: np.zeros(leaf.shape, np.float32)
+        path: np.full(leaf.shape, path.endswith("lora_magnitude"), np.float32)
         for path, leaf in trees.flatten(bind.abstract_tree(network)).items()
         if is_adapter_leaf(path)
     } | trees.flatten(start)
@@ -173,6 +197,7 @@ def lora_config(choice: Choice) -> LoraConfig:
 
 def saved_name(name: str) -> str:
     """Return the name under which PEFT saves a parameter of its model."""
+    name = name.replace("magnitude_vector.default.weight", "magnitude_vector")
     return name.replace(".modules_to_save.default.", ".").replace(".default.", ".")
 
 

@@ -43,7 +43,7 @@ FACTORS: dict[str, tuple[str, ...]] = {
     "kind": tuple(KINDS),
     "targets": ("null", "list", "regex", "all-linear", "head"),
     "whole": ("nothing", "all biases", "biases beside", "head", "norm"),
-    "form": ("plain", "biased"),
+    "form": ("plain", "biased", "dora"),
     "scaling": ("plain", "rank-stabilised", "patterns"),
     "layers": ("all", "some", "excluded"),
 }
@@ -100,7 +100,7 @@ def choice_of(row: Row, model: TinyModel) -> Choice:
             "head": {"modules_to_save": [head]},
             "norm": {"modules_to_save": [norm]},
         },
-        "form": {"biased": {"lora_bias": True}},
+        "form": {"biased": {"lora_bias": True}, "dora": {"use_dora": True}},
         "scaling": {
             "rank-stabilised": {"use_rslora": True},
             "patterns": {"rank_pattern": {attn: 2}, "alpha_pattern": {in_attention: 5}},

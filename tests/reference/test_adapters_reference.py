@@ -89,6 +89,7 @@ CHOICES: dict[str, tuple[str, Choice]] = {
     "rank-stabilised": ("mistral-window", {"use_rslora": True, "rank_pattern": {"v_proj": 9}}),
     "biased": ("opt", {"lora_bias": True, "target_modules": ["q_proj", "fc2"]}),
     "biased-fused": ("gpt2", {"lora_bias": True}),
+    **reference_adapters.DORA,
     **reference_adapters.EVERY_FAMILY,
 }
 

@@ -52,6 +52,7 @@ CHOICES: dict[str, tuple[str, Choice]] = {
         },
     ),
     "biased-fused": ("gpt2", {"lora_bias": True}),
+    **reference_adapters.DORA,
     **reference_adapters.EVERY_FAMILY,
     "regex": ("mistral-window", {"target_modules": r".*layers\.[02]\..*(q|k|down)_proj"}),
     "tied-head": ("llama-tied", {"target_modules": ["lm_head", "v_proj"]}),

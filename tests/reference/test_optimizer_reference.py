@@ -95,19 +95,20 @@ def test_updates_equal_those_of_torch(
 
 
 class Adapted(torch.nn.Module):
-    """What PEFT trains of a module, under PEFT's names: A, B and a bias."""
+    """What PEFT trains of a module, under PEFT's names: A, B, a bias and DoRA's magnitudes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.lora_A = torch.nn.ModuleDict({"default": torch.nn.Linear(7, 5, bias=False)})
         self.lora_B = torch.nn.ModuleDict({"default": torch.nn.Linear(5, 6)})
+        self.lora_magnitude_vector = torch.nn.ParameterDict({"default": torch.rand(6)})
 
 
 def test_lora_plus_is_that_of_peft(record_property: Record) -> None:
     ratio, model = 8.0, Adapted()
     run = config(lr_scheduler_type="constant", max_grad_norm=0.0, loraplus_lr_ratio=ratio)
     of = {"lora_a": "lora_A.default.weight", "lora_b": "lora_B.default.weight"}
-    of["lora_bias"] = "lora_B.default.bias"
+    of |= {"lora_bias": "lora_B.default.bias", "lora_magnitude": "lora_magnitude_vector.default"}
     theirs = dict(model.named_parameters())
     start = {name: theirs[full].detach().numpy().copy() for name, full in of.items()}
     rng = np.random.default_rng(1)

@@ -72,6 +72,7 @@ SETTINGS = {
         accumulation=1,
         remat=True,
     ),
+    "dora": Setting("llama-tied", {"use_dora": True}, accumulation=2, remat=False),
     "gpt2": Setting("gpt2", {"target_modules": ["c_attn", "c_proj"]}, accumulation=2, remat=True),
 }
 

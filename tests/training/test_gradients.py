@@ -82,6 +82,10 @@ OTHERS = {
     "sandwich": tiny.adapted(tiny.SANDWICH, modules=["mlp/gate_up"], head=True),
     "minus a start": tiny.adapted(modules=["attn/qkv", "mlp/down"], head=True, start=True),
     "parallel": tiny.adapted(tiny.PARALLEL, modules=["attn/q"], bias=True),
+    "dora": tiny.adapted(modules=["attn/k", "mlp/gate_up", "mlp/down"], dora=True, head=True),
+    "dora, fused": tiny.adapted(
+        tiny.POST, modules=["attn/qkv"], outside=["embed_out"], dora=True, trained=["attn/o/bias"]
+    ),
 }
 
 
