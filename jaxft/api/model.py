@@ -21,7 +21,7 @@ from jaxft.errors import AdapterError, ConfigError, DataError
 from jaxft.generation.decoding import Decoder
 from jaxft.generation.sampling import Sampling
 from jaxft.lora import init, mask, peft_format, targets
-from jaxft.models import forward
+from jaxft.models import embedding, forward
 from jaxft.models.bind import abstract_tree
 from jaxft.models.network import Network, base_network, is_adapter_leaf
 from jaxft.parallel import mesh as meshes
@@ -244,7 +244,7 @@ class PeftModel(CausalLM):
     def _first_tree(self, mesh: Mesh) -> trees.Tree:
         own = super()._first_tree(mesh)
         if self._start is None:
-            return trees.combine(own, self._drawn(mesh))
+            return self._begun(own, mesh)
         return self._with(own, self._start, mesh)
 
     def _with(self, tree: trees.Tree, trained: Mapping[str, Any], mesh: Mesh) -> trees.Tree:
@@ -257,12 +257,14 @@ class PeftModel(CausalLM):
         if self._start is None and self._tree is not None and self._mesh is not None:
             adapters = trees.map_with_path(lambda path, _: is_adapter_leaf(path), self._tree)
             own = trees.partition(self._tree, adapters)[1]
-            self._tree = trees.combine(own, self._drawn(self._mesh))
+            self._tree = self._begun(own, self._mesh)
 
-    def _drawn(self, mesh: Mesh) -> trees.Tree:
-        return init.init_adapters(
+    def _begun(self, own: trees.Tree, mesh: Mesh) -> trees.Tree:
+        """Return the model's own leaves together with a fresh adapter."""
+        drawn = init.init_adapters(
             self.network, kind=self.lora.init_lora_weights, seed=self._seed, mesh=mesh
         )
+        return trees.combine(own, drawn, embedding.original_rows(self.network, own))
 
     def trained_leaves(self) -> trees.Tree:
         """Return the leaves that are trained, adapters and others."""

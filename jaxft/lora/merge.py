@@ -13,9 +13,8 @@ import numpy as np
 
 from jaxft import tree as trees
 from jaxft.errors import AdapterError
-from jaxft.lora import targets
 from jaxft.models.families.family import Family
-from jaxft.models.network import Network
+from jaxft.models.network import EMBED, HEAD, Network
 from jaxft.weights import layout, names
 
 
@@ -31,20 +30,21 @@ class Merged:
         self._leaves = trees.flatten(tree)
         self._slots = names.own_tensors(family, network)
         self._outer = ("", None, dict(network.outer_adapters))
-        self._head = f"{family.head_name}.weight"
+        self._head, self._embedding = f"{family.head_name}.weight", names.embedding_name(family)
         if not network.has_own_head:
             self._slots.pop(self._head, None)
-            if targets.HEAD in self._outer[2]:  # with an adapter in it, it is no more the embedding
+            if not _is_still_tied(network):
                 self._slots[self._head] = self._slots[names.embedding_name(family)]
         self._table_names = {names.file_name(each, family): each for each in self._slots}
         self._modules = {
-            module.name: module for module in names.linear_modules(family, network.spec)
+            module.name: module for module in names.adaptable_modules(family, network.spec)
         }
         self._places = {
             layer: (f"{prefix}/", index, dict(described.adapters))
             for prefix, described, layers in network.stacked_blocks()
             for index, layer in enumerate(layers)
         }
+        self._network = network
         self._check_biases()
 
     @property
@@ -66,7 +66,7 @@ class Merged:
         """Return a tensor, float32 if something was added to it, else as it is stored."""
         name = self._table_names[name]
         slots = self._slots[name]
-        tensor = layout.join(self._leaves, slots)
+        tensor = self._with_rows(name, layout.join(self._leaves, slots))
         stem, _, kind = name.rpartition(".")
         delta = self._delta(stem, kind) if stem in self._modules else None
         if delta is None:
@@ -76,6 +76,19 @@ class Merged:
             return tensor.astype(np.float32) + delta.T
         ends = np.cumsum([self._leaves[slot.path].shape[-1] for slot in slots])[:-1]
         return tensor.astype(np.float32) + layout.fuse(np.split(delta, ends, axis=-1), slots)
+
+    def _with_rows(self, name: str, tensor: np.ndarray) -> np.ndarray:
+        """Return a tensor with its trained rows, if it is one that has some, in their place."""
+        rows = dict(self._network.rows)
+        if name == self._head and self._network.head_rows is not None:
+            owner, chosen = self._network.head_rows
+        elif name == self._embedding and EMBED in rows:
+            owner, chosen = EMBED, rows[EMBED]
+        else:
+            return tensor
+        tensor = tensor.astype(np.float32)
+        tensor[list(chosen)] = self._leaves[f"{owner}/rows"]
+        return tensor
 
     def _delta(self, module: str, kind: str) -> np.ndarray | None:
         """Return what an adapter adds to a "weight" [in, out] or a "bias" [out], if anything."""
@@ -87,12 +100,20 @@ class Merged:
         if adapter is None or (kind == "bias" and not adapter.bias):
             return None
 
+        if described.path == HEAD and self._network.ties_adapters:
+            return np.float32(adapter.scaling) * self._tied_product()
+
         def leaf(name: str) -> np.ndarray:
             value = self._leaves[f"{prefix}{described.path}/lora_{name}"]
             return np.asarray(value if index is None else value[index], np.float32)
 
         scaling = np.float32(adapter.scaling)
         return scaling * (leaf("bias") if kind == "bias" else leaf("a").T @ leaf("b"))
+
+    def _tied_product(self) -> np.ndarray:
+        """Return A^T B of the head's adapter [in, out], which is the embedding's."""
+        a, b = (np.asarray(self._leaves[f"embed/lora_{side}"], np.float32) for side in "ba")
+        return a.T @ b
 
     def _check_biases(self) -> None:
         """Refuse biases of adapters on modules that have none of their own to take them."""
@@ -102,3 +123,11 @@ class Merged:
                     f"The adapter on {name} has a bias (lora_bias), and the module has none.",
                     "Such an adapter cannot be merged: use it beside its base model.",
                 )
+
+
+def _is_still_tied(network: Network) -> bool:
+    """Say whether a head that was tied is still the embedding, with what both have been given."""
+    adapters, rows = dict(network.outer_adapters), dict(network.rows)
+    if network.ties_adapters:
+        return adapters[EMBED].scaling == adapters[HEAD].scaling
+    return EMBED not in adapters and HEAD not in adapters and HEAD not in rows

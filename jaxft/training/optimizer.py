@@ -16,7 +16,8 @@ from jaxft.config import TrainConfig
 _NOT_DECAYED = re.compile(r".*/(bias|scale|lora_bias)")
 # What LoRA+ trains faster: all that is not the A of an adapter, or a matrix of the model's own.
 # Source: `peft/optimizers/loraplus.py: create_loraplus_optimizer`.
-_FASTER = re.compile(r".*/(lora_b|lora_bias|bias|scale)")
+# It does not know the B of an embedding by its name.
+_FASTER = re.compile(r"(?!(embed|positions)/lora_b).*/(lora_b|lora_bias|bias|scale)")
 
 
 def make_schedule(config: TrainConfig, num_steps: int) -> optax.Schedule:

@@ -20,6 +20,7 @@ from jaxft.data.loader import Batches
 from jaxft.data.rows import Row
 from jaxft.errors import ConfigError
 from jaxft.lora import init, tuning
+from jaxft.models import embedding
 from jaxft.models.families.config_reader import unapplied_dropout
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network
@@ -157,7 +158,7 @@ def load_tree(plan: Plan) -> trees.Tree:
     _note_quantised(own)
     kind, seed = plan.config.lora.init_lora_weights, plan.config.train.seed
     adapters = init.init_adapters(plan.network, kind=kind, seed=seed, mesh=plan.mesh)
-    return trees.combine(own, adapters)
+    return trees.combine(own, adapters, embedding.original_rows(plan.network, own))
 
 
 def _note_quantised(tree: trees.Tree) -> None:

@@ -36,6 +36,8 @@ IGNORED_WARNINGS = [
         "Setting `save_embedding_layers` to `True`:UserWarning",
         "Model has `tie_word_embeddings=True`:UserWarning",
         "Input and output embeddings are no longer tied:UserWarning",
+        # Where it ties nothing, and where rows of tokens are tied without being asked for.
+        "You have requested `ensure_weight_tying`:UserWarning",
         # Of biases, which it saves and loads all the same.
         r"Adapter 'default'. \d+ LoRA tensor\(s\) have invalid shape",
     )
