@@ -22,7 +22,7 @@ import safetensors.numpy
 from jaxft import tree as trees
 from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError
-from jaxft.lora import card, targets
+from jaxft.lora import card, targets, tying
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network
 from jaxft.models.spec import ModelSpec
@@ -97,7 +97,7 @@ def from_tensors(
     # Beside an adapter on the head or the embedding, PEFT stores them as they are, frozen.
     frozen = {
         f"{_PREFIX}{module}.base_layer.weight"
-        for module in (family.head_name, names.embedding_name(family).removesuffix(".weight"))
+        for module in (family.head_name, tying.embedding_module(family))
     }
     tensors = {name: tensor for name, tensor in tensors.items() if name not in frozen}
     wrong = sorted(places.keys() ^ tensors.keys())

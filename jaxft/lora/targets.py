@@ -32,10 +32,10 @@ def adapted_network(config: LoraConfig, family: Family, spec: ModelSpec) -> Netw
         for key in getattr(config, field):
             _compiled(key, field)
     owned = names.owned_leaves(family, spec)
-    tie = tying.of(config, spec)
+    tie = tying.of(config, family, spec)
     saved = _saved_modules(config.modules_to_save or [], owned)
     if tie == "saved":  # as one leaf, the embedding's
-        saved = saved - {family.head_name} | {names.embedding_name(family).removesuffix(".weight")}
+        saved = saved - {family.head_name} | {tying.embedding_module(family)}
     modules = targeted(config, family, spec)
     adapted = {module: _adapter(config, module) for module in modules if module.name not in saved}
     _check_patterns(config, [module.name for module in adapted])
@@ -135,7 +135,7 @@ def targeted(config: LoraConfig, family: Family, spec: ModelSpec) -> list[names.
     """
     modules = names.adaptable_modules(family, spec)
     chosen = select(modules, target_modules(config, family))
-    if tying.of(config, spec) == "adapters":
+    if tying.of(config, family, spec) == "adapters":
         chosen = [each for each in modules if each in chosen or each.path in (EMBED, HEAD)]
     excluded: list[names.Module] = []
     if config.exclude_modules is not None:
@@ -145,7 +145,7 @@ def targeted(config: LoraConfig, family: Family, spec: ModelSpec) -> list[names.
         raise AdapterError(
             "lora.exclude_modules leaves no module to adapt.", "Exclude less, or target more."
         )
-    tying.check(config, spec, kept)
+    tying.check(config, family, spec, kept)
     return kept
 
 

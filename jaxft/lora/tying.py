@@ -29,31 +29,47 @@ _STARTS = (True, False, "gaussian")
 _FIELD = "lora.trainable_token_indices"
 
 
-def of(config: LoraConfig, spec: ModelSpec) -> Literal["saved", "adapters"] | None:
+def of(config: LoraConfig, family: Family, spec: ModelSpec) -> Literal["saved", "adapters"] | None:
     """Return what of embedding and head `ensure_weight_tying` makes one, if anything.
+
+    An embedding that PEFT does not know counts by its full name, which is what PEFT writes in its
+    file once the head was named.
 
     Returns:
         "saved" for the whole of them (`modules_to_save`), else "adapters" (`target_modules`).
     """
     if not config.ensure_weight_tying or not spec.tied_head:
         return None
-    if any(_is_known(name) for name in config.modules_to_save or ()):
+    embedding = embedding_module(family)
+
+    def is_known(name: str) -> bool:
+        return name.rpartition(".")[2] in _KNOWN or name == embedding
+
+    if any(map(is_known, config.modules_to_save or ())):
         return "saved"
     targets = config.target_modules or ()
     if isinstance(targets, str):
-        return "adapters" if any(re.fullmatch(targets, name) for name in _KNOWN) else None
-    return "adapters" if any(_is_known(name) for name in targets) else None
+        is_adapted = targets.endswith(rf"|^{re.escape(embedding)}$)") or any(
+            re.fullmatch(targets, name) for name in _KNOWN
+        )
+    else:
+        is_adapted = any(map(is_known, targets))
+    return "adapters" if is_adapted else None
 
 
-def _is_known(name: str) -> bool:
-    return name.rpartition(".")[2] in _KNOWN
+def embedding_module(family: Family) -> str:
+    """Return Hugging Face's name of the module that is the table of token embeddings."""
+    return names.embedding_name(family).removesuffix(".weight")
 
 
-def check(config: LoraConfig, spec: ModelSpec, adapted: Sequence[names.Module]) -> None:
+def check(
+    config: LoraConfig, family: Family, spec: ModelSpec, adapted: Sequence[names.Module]
+) -> None:
     """Say where `ensure_weight_tying` does nothing, and refuse what cannot be tied.
 
     Args:
         config: What is asked for.
+        family: The model's names.
         spec: The model.
         adapted: The modules that get adapters.
 
@@ -62,7 +78,7 @@ def check(config: LoraConfig, spec: ModelSpec, adapted: Sequence[names.Module]) 
     """
     if not config.ensure_weight_tying:
         return
-    tie = of(config, spec)
+    tie = of(config, family, spec)
     if tie == "adapters":
         if {EMBED, HEAD} - {module.path for module in adapted}:
             raise AdapterError(
@@ -113,14 +129,14 @@ def completed(config: LoraConfig, family: Family, network: Network) -> Network:
     follows = is_tied and HEAD not in rows
     for path in [*rows, HEAD] if follows else rows:
         _check_free(path, rows, network)
-    follows = follows or of(config, spec) == "adapters"
+    follows = follows or of(config, family, spec) == "adapters"
     return dataclasses.replace(network, rows=tuple(sorted(rows.items())), head_follows=follows)
 
 
 def _chosen(config: LoraConfig, family: Family, spec: ModelSpec) -> dict[str, Rows]:
     """Return the tokens that a config names, by "embed" and "head"."""
     chosen = config.trainable_token_indices
-    embedding = names.embedding_name(family).removesuffix(".weight")
+    embedding = embedding_module(family)
     if isinstance(chosen, list):
         chosen = {embedding: chosen}
     rows: dict[str, Rows] = {}

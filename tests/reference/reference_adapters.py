@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +24,8 @@ from jaxft.lora import mask, peft_format, targets
 from jaxft.models import bind
 from jaxft.models.network import Network, is_adapter_leaf
 
+GEMMA = cases.FIRST["gemma"]  # tied, and its embeddings are scaled
+TOKENS = [61, 5, 17, 40, 2]  # not in order: rows stand as they are named
 RANK, ALPHA = 4, 12  # a scaling of 3, which nobody gets by chance
 # Of a size with the kernels' own, so that an adapter that is not there is missed.
 STD = 0.15
@@ -82,7 +86,7 @@ def peft_on(model: TinyModel, choice: Choice, seed: int | None) -> peft.PeftMode
         task_type="CAUSAL_LM",
         lora_dropout=0.0,
         fan_in_fan_out=model.family.is_conv1d,
-        **choice,
+        **copy.deepcopy(dict(choice)),  # PEFT changes lists that it is given
     )
     adapted = peft.get_peft_model(reference_models.open_torch(model.folder), config).eval()
     if seed is not None:
@@ -149,7 +153,7 @@ def lora_config(choice: Choice) -> LoraConfig:
 
 def saved_name(name: str) -> str:
     """Return the name under which PEFT saves a parameter of its model."""
-    return name.replace(".modules_to_save.default.", ".").replace(".default.", ".")
+    return re.sub(r"\.default(?=\.|$)", "", name.replace(".modules_to_save.", "."))
 
 
 def gradients_by_name(adapted: peft.PeftModel) -> dict[str, np.ndarray]:

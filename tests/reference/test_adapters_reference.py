@@ -12,7 +12,6 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("peft")
 
-import cases
 import peft
 import reference_adapters
 import reference_models
@@ -21,12 +20,12 @@ import reference_texts
 from jax.sharding import Mesh
 from peft.tuners.lora import LoraLayer
 from peft.utils.other import ModulesToSaveWrapper
-from reference_adapters import Choice
+from reference_adapters import GEMMA, TOKENS, Choice
 from reference_models import TinyModel
 from reference_runs import TOLERANCE, Record
 
 from jaxft import tree as trees
-from jaxft.lora import peft_format, targets
+from jaxft.lora import peft_format, targets, tying
 from jaxft.weights import names
 
 pytestmark = [pytest.mark.reference, *reference_adapters.IGNORED_WARNINGS]
@@ -41,8 +40,6 @@ VARIOUS = {
 # Of what is stacked in one leaf, one layer is trained as a whole and the others are adapted.
 ONE_LAYER = {"target_modules": ["q_proj", "fc1"], "modules_to_save": ["layers.1.fc1"]}
 FUSED = {"target_modules": ["c_attn", "c_proj"]}
-GEMMA = cases.FIRST["gemma"]
-TOKENS = [61, 5, 17, 40, 2]  # not in order: rows stand as they are named
 
 CHOICES: dict[str, tuple[str, Choice]] = {
     "null": ("llama", {}),
@@ -233,7 +230,7 @@ def test_an_adapter_of_peft_is_written_again_as_it_was(
         peft_format.read_adapter(tmp_path / side) for side in ("ours", "theirs")
     )
     # Beside an adapter on the head or the embedding, PEFT also stores them as they are.
-    for frozen in (model.family.head_name, names.embedding_name(model.family)[: -len(".weight")]):
+    for frozen in (model.family.head_name, tying.embedding_module(model.family)):
         their_tensors.pop(f"base_model.model.{frozen}.base_layer.weight", None)
     assert {name: bits(tensor) for name, tensor in tensors.items()} == {
         name: bits(tensor) for name, tensor in their_tensors.items()
