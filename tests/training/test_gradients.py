@@ -81,6 +81,16 @@ OTHERS = {
     ),
     "sandwich": tiny.adapted(tiny.SANDWICH, modules=["mlp/gate_up"], head=True),
     "parallel": tiny.adapted(tiny.PARALLEL, modules=["attn/q"], bias=True),
+    "tied adapter": tiny.adapted(
+        tiny.with_windows([None]), outside=["embed"], head=True, follows=True
+    ),
+    # Rows that are trained are not the table's, whose own gradient there is 0.
+    "tied rows": tiny.adapted(
+        tiny.with_windows([None]), rows={"embed": (5, 0, 90)}, head=True, follows=True
+    ),
+    "rows": tiny.adapted(
+        tiny.with_windows([None], tied_head=False), rows={"embed": (9, 5), "head": (5, 0, 90)}
+    ),
 }
 
 
