@@ -158,6 +158,7 @@ def adapted(
     layers: Sequence[int] | None = None,
     dropout: float = 0.0,
     bias: bool = False,
+    start: bool = False,
     dora: bool = False,
     head: bool = False,
     outside: Sequence[str] = (),
@@ -173,6 +174,7 @@ def adapted(
         layers: Which have something that is trained.
         dropout: Of the adapters in layers.
         bias: Whether adapters have one.
+        start: Whether adapters take away what they began as.
         dora: Whether they are DoRA's.
         head: Whether the head has an adapter.
         outside: Other modules outside the layers with adapters.
@@ -180,7 +182,7 @@ def adapted(
         outer_trained: The same outside the layers.
         keeps_tie: Whether a tied head stays tied to an embedding that is trained.
     """
-    adapter = Adapter(RANK, SCALING, dropout, bias, dora)
+    adapter = Adapter(RANK, SCALING, dropout, bias, start, dora)
     chosen = range(len(spec.blocks)) if layers is None else layers
     per_layer = [
         Tuning(dict.fromkeys(modules, adapter), trained) if layer in chosen else FROZEN
@@ -216,10 +218,10 @@ def random_leaves(network: Network, seed: int = 0) -> trees.Tree:
             return (start + 0.3 * values).astype(np.float32)
         if name == "lora_magnitude":  # of columns that are about 1 long
             return (1 + 0.3 * values).astype(np.float32)
-        if name in ("bias", "lora_b", "lora_bias"):
+        if name in ("bias", "lora_b", "lora_b0", "lora_bias"):
             return (0.3 * values).astype(np.float32)
         is_table = path in ("embed/kernel", "positions/kernel")
-        fan_in = leaf.shape[-1] if name == "lora_a" or is_table else leaf.shape[-2]
+        fan_in = leaf.shape[-1] if name in ("lora_a", "lora_a0") or is_table else leaf.shape[-2]
         return values * np.float32(fan_in**-0.5)
 
     return trees.map_with_path(draw, bind.abstract_tree(network))

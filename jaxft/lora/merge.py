@@ -94,7 +94,10 @@ class Merged:
             return None
         if kind == "bias":
             return np.float32(adapter.scaling) * self._leaf(module, "bias")
-        return np.float32(adapter.scaling) * (self._leaf(module, "a").T @ self._leaf(module, "b"))
+        update = self._leaf(module, "a").T @ self._leaf(module, "b")
+        if adapter.subtracts_start:
+            update -= self._leaf(module, "a0").T @ self._leaf(module, "b0")
+        return np.float32(adapter.scaling) * update
 
     def _leaf(self, module: str, name: str) -> Any:
         """Return a leaf of a module's adapter, float32, or `None` if it has none of that name."""

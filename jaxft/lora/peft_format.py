@@ -71,11 +71,12 @@ def adapter_config(
     }
 
 
-def to_tensors(
-    trained: Mapping[str, Any], family: Family, network: Network
-) -> dict[str, np.ndarray]:
-    """Return the trained leaves as PEFT's tensors by name, float32 and in torch's layout."""
-    leaves = trees.flatten(trained)
+def to_tensors(tree: Mapping[str, Any], family: Family, network: Network) -> dict[str, np.ndarray]:
+    """Return the trained leaves as PEFT's tensors by name, float32 and in torch's layout.
+
+    `tree` may have the frozen leaves too.
+    """
+    leaves = trees.flatten(tree)
     return {
         name: layout.join(leaves, slots).astype(np.float32)
         for name, slots in _places(family, network).items()
@@ -112,11 +113,7 @@ def from_tensors(
                 f"needs {expected}.",
                 "Use the adapter with the base model it was made for.",
             )
-        for slot in slots:
-            leaf = leaves[slot.path]
-            target = leaf if slot.index is None else leaf[slot.index]
-            columns = slice(*(slot.columns or (None,)))
-            target[..., columns] = layout.oriented(layout.cut(tensors[name], slot), slot)
+        layout.fill(leaves, slots, tensors[name])
     return trees.unflatten(leaves)
 
 
@@ -184,7 +181,8 @@ def read_lora_config(config: Mapping[str, Any], folder: Path) -> LoraConfig:
     """Return the `LoraConfig` that an adapter_config.json describes.
 
     Raises:
-        AdapterError: If it is no LoRA, or uses a feature that is not supported.
+        AdapterError: If it is no LoRA, uses a feature that is not supported, or is not for the
+            unchanged base.
     """
     if config.get("peft_type") != "LORA":
         raise AdapterError(
@@ -193,13 +191,21 @@ def read_lora_config(config: Mapping[str, Any], folder: Path) -> LoraConfig:
         )
     fields = {key: value for key, value in config.items() if key not in _DESCRIPTIVE}
     try:
-        return LoraConfig.model_validate(fields)
+        lora = LoraConfig.model_validate(fields)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         raise AdapterError(
             f"{folder / CONFIG_FILE}: {'.'.join(map(str, first['loc']))}: {first['msg']}.",
             "The adapter uses something that is not supported here.",
         ) from None
+    if lora.begins_with_weights:
+        raise AdapterError(
+            f"{folder / CONFIG_FILE} has init_lora_weights {lora.init_lora_weights!r}: it is an "
+            "adapter for a base that PEFT changed as it began, and that is not in the file.",
+            "Save it in PEFT with save_pretrained(folder, path_initial_model_for_weight_conversion"
+            "=...), which makes a plain adapter for the unchanged base of it.",
+        )
+    return lora
 
 
 _DESCRIPTIVE = frozenset(
@@ -233,9 +239,8 @@ def _places(family: Family, network: Network) -> dict[str, tuple[names.Slot, ...
             places[f"{stem}.lora_A.weight"] = (names.Slot(f"{leaf}a", index, False, None, None),)
             for path, name, transposed in (("b", "weight", True), ("bias", "bias", False)):
                 if f"{leaf}{path}" in shapes:
-                    places[f"{stem}.lora_B.{name}"] = tuple(
-                        names.Slot(f"{leaf}{path}", index, transposed, outputs, columns)
-                        for outputs, columns in module.parts
+                    places[f"{stem}.lora_B.{name}"] = module.slots(
+                        f"{leaf}{path}", index, transposed=transposed
                     )
             if f"{leaf}magnitude" in shapes:
                 places[f"{stem}.lora_magnitude_vector"] = tuple(

@@ -87,6 +87,9 @@ class Lora(nnx.Module):
             self.lora_b = nnx.Param(jnp.zeros((adapter.rank, dims[1])))
             if adapter.bias:
                 self.lora_bias = nnx.Param(jnp.zeros(dims[1]))
+            if adapter.subtracts_start:
+                self.lora_a0 = nnx.Param(jnp.zeros((adapter.rank, dims[0])))
+                self.lora_b0 = nnx.Param(jnp.zeros((adapter.rank, dims[1])))
             if adapter.is_dora:
                 self.lora_magnitude = nnx.Param(jnp.ones(dims[1]))
 
@@ -124,6 +127,8 @@ class Lora(nnx.Module):
         out = linear.lora(x, a, b, scaling, rate, seeds)
         if self.adapter.bias:
             out = out + scaling * self.lora_bias[...][None, None, :]
+        if self.adapter.subtracts_start:
+            out = linear.minus_start(out, x, self.lora_a0[...], self.lora_b0[...], scaling)
         out = out.astype(x.dtype)
         if not self.adapter.is_dora:
             return out

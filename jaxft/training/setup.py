@@ -19,7 +19,7 @@ from jaxft.data.encode import Examples
 from jaxft.data.loader import Batches
 from jaxft.data.rows import Row
 from jaxft.errors import ConfigError
-from jaxft.lora import init, magnitude, tuning
+from jaxft.lora import starts, tuning
 from jaxft.models.families.config_reader import unapplied_dropout
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network
@@ -145,7 +145,7 @@ def plan_rows(
 
 
 def load_tree(plan: Plan) -> trees.Tree:
-    """Read the base weights onto the mesh, and draw the adapters, if there are any."""
+    """Read the base weights onto the mesh, and begin the adapters, if there are any."""
     own = base.load_base(
         plan.source,
         plan.family,
@@ -156,8 +156,9 @@ def load_tree(plan: Plan) -> trees.Tree:
     )
     _note_quantised(own)
     kind, seed = plan.config.lora.init_lora_weights, plan.config.train.seed
-    adapters = init.init_adapters(plan.network, kind=kind, seed=seed, mesh=plan.mesh)
-    return magnitude.with_magnitudes(plan.network, trees.combine(own, adapters), plan.mesh)
+    return starts.with_adapters(
+        own, plan.family, plan.network, kind=kind, seed=seed, mesh=plan.mesh
+    )
 
 
 def _note_quantised(tree: trees.Tree) -> None:

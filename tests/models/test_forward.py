@@ -71,6 +71,7 @@ OTHERS = {
     ),
     "own head": tiny.adapted(outer_trained=["head/kernel"]),
     "biased adapters": tiny.adapted(bias=True, head=True),
+    "minus a start": tiny.adapted(start=True, head=True),
     "fused MLP": tiny.adapted(modules=["mlp/gate_up"]),
     "dora": tiny.adapted(modules=[*tiny.MODULES, "mlp/gate_up"], dora=True, head=True),
     "dora, fused": tiny.adapted(
