@@ -105,6 +105,9 @@ def _facts(adapter: LoraAdapter, tensors: Mapping[str, Any]) -> Iterable[tuple[s
         yield "biases", {"all": "all of the model's", "lora_only": "of adapted modules"}[lora.bias]
     if lora.modules_to_save:
         yield "saved whole", ", ".join(lora.modules_to_save)
+    rows = [each for name, each in adapter.whole.items() if "trainable_tokens" in name]
+    if rows:
+        yield "trained tokens", f"{sum(len(each) for each in rows):,}"
     objections = serving.vllm_objections(adapter.content, tensors)
     yield "vLLM", f"no: {'; '.join(objections)}" if objections else _served_where(adapter)
 

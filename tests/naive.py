@@ -23,7 +23,7 @@ def logits(network: Network, tree: Any, micro: Mapping[str, Any], xp: Any = np) 
     spec = network.spec
     if xp is np:
         tree = jax.tree.map(np.asarray, tree)
-    x = _embedded(spec, tree, micro, xp)
+    x = _embedded(network, tree, micro, xp)
     for block, leaves in zip(spec.blocks, tiny.layers_of(network, tree), strict=True):
 
         def attend(y: Any, block: Any = block, leaves: Any = leaves) -> Any:
@@ -40,16 +40,37 @@ def logits(network: Network, tree: Any, micro: Mapping[str, Any], xp: Any = np) 
     head = _leaves(tree, "head")
     if not network.has_own_head:
         head["head/kernel"] = tree["embed"]["kernel"].T
+    if network.head_rows is not None:
+        owner, rows = network.head_rows
+        head["head/kernel"] = _with_rows(head["head/kernel"].T, rows, tree[owner]["rows"], xp).T
+    if network.ties_adapters:
+        head |= {"head/lora_a": tree["embed"]["lora_b"], "head/lora_b": tree["embed"]["lora_a"]}
     scores = _linear(head, "head", x) * spec.logit_scale
     return _capped(scores, spec.logit_softcap, xp)
 
 
-def _embedded(spec: ModelSpec, tree: Any, micro: Any, xp: Any) -> Any:
-    x = tree["embed"]["kernel"][micro["input_ids"]] * spec.embed_scale
+def _table(network: Network, tree: Any, module: str, xp: Any) -> Any:
+    """Return a whole table of embeddings with what is trained of it."""
+    leaves, rows = tree[module], dict(network.rows).get(module)
+    table = leaves["kernel"]
+    if "lora_a" in leaves:
+        table = table + tiny.SCALING * leaves["lora_a"].T @ leaves["lora_b"]
+    return table if rows is None else _with_rows(table, rows, leaves["rows"], xp)
+
+
+def _with_rows(table: Any, rows: Any, trained: Any, xp: Any) -> Any:
+    by_token = dict(zip(rows, trained, strict=True))
+    return xp.stack([by_token.get(token, row) for token, row in enumerate(table)])
+
+
+def _embedded(network: Network, tree: Any, micro: Any, xp: Any) -> Any:
+    spec = network.spec
+    x = _table(network, tree, "embed", xp)[micro["input_ids"]] * spec.embed_scale
     if spec.embed_dim != spec.model_dim:
         x = _linear(_leaves(tree, "embed_in"), "embed_in", x)
     if isinstance(spec.positions, Learned):
-        x = x + tree["positions"]["kernel"][micro["positions"] + spec.positions.offset]
+        rows = micro["positions"] + spec.positions.offset
+        x = x + _table(network, tree, "positions", xp)[rows]
     if isinstance(spec.positions, Sinusoidal):
         half = spec.model_dim // 2
         powers = 10_000.0 ** (-np.arange(half) / (half - 1))

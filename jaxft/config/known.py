@@ -43,7 +43,6 @@ MODEL: Mapping[str, Known] = {
 LORA: Mapping[str, Known] = {
     **_off(
         "init_from",
-        "trainable_token_indices",
         "eva_config",
         "corda_config",
         "lora_ga_config",
@@ -60,7 +59,7 @@ LORA: Mapping[str, Known] = {
         "runtime_config",
         values=(None,),
     ),
-    **_off("use_qalora", "ensure_weight_tying"),
+    **_off("use_qalora"),
     **_off("target_parameters", values=(None, [])),
     **_off("loftq_config", values=(None, {})),
     # How a kernel is stored is the model's affair, not the user's.

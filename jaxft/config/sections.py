@@ -22,6 +22,7 @@ FilePath = Annotated[Path, Field(strict=False)]
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 LayerIndex = Annotated[int, Field(ge=0)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 FastPissa = Annotated[str, Field(pattern=r"^pissa_niter_[0-9]+$")]
 # One update under three names: torch's plain and fused implementations of AdamW are a matter
@@ -102,8 +103,8 @@ class LoraConfig(Section):
     lora_dropout: Fraction = 0.0
     """Share of the adapter's inputs that is dropped while training."""
     target_modules: Annotated[list[str], Field(min_length=1)] | str | None = None
-    """Which linear modules get an adapter: a list of name endings, one regular expression for the
-    whole name, `all-linear`, or null for PEFT's choice for the model's family."""
+    """Which linear modules and embeddings get an adapter: a list of name endings, one regular
+    expression for the whole name, `all-linear`, or null for PEFT's choice for the family."""
     exclude_modules: Annotated[list[str], Field(min_length=1)] | str | None = None
     """Which of them get none after all: a list of name endings, or one regular expression."""
     layers_to_transform: Annotated[list[LayerIndex], Field(min_length=1)] | LayerIndex | None = None
@@ -124,6 +125,13 @@ class LoraConfig(Section):
     """Which biases are trained: none, all of the model's, or those of adapted modules."""
     modules_to_save: Annotated[list[str], Field(min_length=1)] | None = None
     """Endings of module names that are trained as a whole and saved with the adapter."""
+    trainable_token_indices: (
+        TokenIds | Annotated[dict[str, TokenIds], Field(min_length=1)] | None
+    ) = None
+    """Tokens whose rows of the embedding are trained, of a tied head too; or, by the ending of the
+    name of the embedding or the head, which rows of which."""
+    ensure_weight_tying: bool = False
+    """What is trained of a tied embedding or head is trained of both, as one."""
 
     @property
     def begins_with_weights(self) -> bool:

@@ -47,7 +47,11 @@ def to_peft(
     began = peft_format.to_tensors(starts.as_begun(tree), family, network)
     content["init_lora_weights"] = True
     now, then = (algebra.parse(content, each, Path()) for each in (tensors, began))
-    # What is trained as a whole takes the base's place, and is no part of the difference.
-    terms = [(dataclasses.replace(now, whole={}), 1.0), (dataclasses.replace(then, whole={}), -1.0)]
+    # What is trained as a whole takes the base's place, and is no part of the difference; tables
+    # did not begin with the weights.
+    begun = {name: each for name, each in then.updates.items() if name not in then.tables}
+    now_alone = dataclasses.replace(now, whole={})
+    then_alone = dataclasses.replace(then, whole={}, updates=begun)
+    terms = [(now_alone, 1.0), (then_alone, -1.0)]
     difference = dataclasses.replace(algebra.combine(terms), whole=now.whole)
     return dict(difference.content), algebra.tensors_of(difference)

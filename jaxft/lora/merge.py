@@ -13,9 +13,8 @@ import numpy as np
 
 from jaxft import tree as trees
 from jaxft.errors import AdapterError
-from jaxft.lora import targets
 from jaxft.models.families.family import Family
-from jaxft.models.network import Network
+from jaxft.models.network import EMBED, HEAD, Network
 from jaxft.weights import layout, names
 from jaxft.weights.names import Module, Slot
 
@@ -32,20 +31,21 @@ class Merged:
         self._leaves = trees.flatten(tree)
         self._slots = names.own_tensors(family, network)
         self._outer = ("", None, dict(network.outer_adapters))
-        self._head = f"{family.head_name}.weight"
+        self._head, self._embedding = f"{family.head_name}.weight", names.embedding_name(family)
         if not network.has_own_head:
             self._slots.pop(self._head, None)
-            if targets.HEAD in self._outer[2]:  # with an adapter in it, it is no more the embedding
+            if not _is_still_tied(network):
                 self._slots[self._head] = self._slots[names.embedding_name(family)]
         self._table_names = {names.file_name(each, family): each for each in self._slots}
         self._modules = {
-            module.name: module for module in names.linear_modules(family, network.spec)
+            module.name: module for module in names.adaptable_modules(family, network.spec)
         }
         self._places = {
             layer: (f"{prefix}/", index, dict(described.adapters))
             for prefix, described, layers in network.stacked_blocks()
             for index, layer in enumerate(layers)
         }
+        self._network = network
         self._check_biases()
 
     @property
@@ -67,7 +67,7 @@ class Merged:
         """Return a tensor, float32 if something was added to it, else as it is stored."""
         name = self._table_names[name]
         slots = self._slots[name]
-        tensor = layout.join(self._leaves, slots)
+        tensor = self._with_rows(name, layout.join(self._leaves, slots))
         stem, _, kind = name.rpartition(".")
         delta = self._delta(stem, kind) if stem in self._modules else None
         if delta is None:
@@ -85,6 +85,19 @@ class Merged:
         """Return an array [... out], in our order of outputs, in a tensor's layout and order."""
         ends = np.cumsum([self._leaves[slot.path].shape[-1] for slot in slots])[:-1]
         return layout.fuse(np.split(joined, ends, axis=-1), slots)
+
+    def _with_rows(self, name: str, tensor: np.ndarray) -> np.ndarray:
+        """Return a tensor with its trained rows, if it is one that has some, in their place."""
+        rows = dict(self._network.rows)
+        if name == self._head and self._network.head_rows is not None:
+            owner, chosen = self._network.head_rows
+        elif name == self._embedding and EMBED in rows:
+            owner, chosen = EMBED, rows[EMBED]
+        else:
+            return tensor
+        tensor = tensor.astype(np.float32)
+        tensor[list(chosen)] = self._leaves[f"{owner}/rows"]
+        return tensor
 
     def _delta(self, module: str, kind: str) -> np.ndarray | None:
         """Return what an adapter adds to a "weight" [in, out] or a "bias" [out], if anything."""
@@ -112,6 +125,11 @@ class Merged:
         """Return the path of a module's block, its index there, and the adapters of the block."""
         return self._outer if module.layer is None else self._places[module.layer]
 
+    def _tied_product(self) -> np.ndarray:
+        """Return A^T B of the head's adapter [in, out], which is the embedding's."""
+        a, b = (np.asarray(self._leaves[f"embed/lora_{side}"], np.float32) for side in "ba")
+        return a.T @ b
+
     def _check_biases(self) -> None:
         """Refuse biases of adapters on modules that have none of their own to take them."""
         for name in self._modules:
@@ -129,3 +147,11 @@ def _of_lengths(matrix: np.ndarray, lengths: np.ndarray, axis: int) -> np.ndarra
     """
     norms = np.linalg.norm(matrix, axis=axis, keepdims=True)
     return matrix * np.divide(lengths, norms, out=np.ones_like(norms), where=norms != 0)
+
+
+def _is_still_tied(network: Network) -> bool:
+    """Say whether a head that was tied is still the embedding, with what both have been given."""
+    adapters, rows = dict(network.outer_adapters), dict(network.rows)
+    if network.ties_adapters:
+        return adapters[EMBED].scaling == adapters[HEAD].scaling
+    return EMBED not in adapters and HEAD not in adapters and HEAD not in rows

@@ -30,8 +30,11 @@ def vllm_objections(content: Mapping[str, Any], tensors: Iterable[str]) -> list[
         found.append("use_dora is set")
     if content.get("bias", "none") != "none":
         found.append(f"bias is {content['bias']}")
-    if any(name.endswith(".lora_B.bias") for name in tensors):
+    names = list(tensors)
+    if any(name.endswith(".lora_B.bias") for name in names):
         found.append("lora_bias is set")
+    if any(name.endswith(".trainable_tokens_delta") for name in names):
+        found.append("trainable_token_indices is set")
     if content.get("rank_pattern") or content.get("alpha_pattern"):
         found.append("it reads one r and one lora_alpha, and there are patterns (adapter fold)")
     return found

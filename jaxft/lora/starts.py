@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jaxft import console
 from jaxft import tree as trees
 from jaxft.lora import decomposition, init, magnitude
-from jaxft.models import quantized
+from jaxft.models import embedding, quantized
 from jaxft.models.families.family import Family
 from jaxft.models.network import Adapter, Network, is_start_leaf
 from jaxft.models.quantized import Quantized
@@ -52,13 +52,25 @@ def with_adapters(
     Raises:
         AdapterError: If a rank does not suit the kind.
     """
-    shapes = names.leaf_shapes(network)
+    drawn = init.init_adapters(network, kind=kind, seed=seed, mesh=mesh)
+    begun = _decomposed(own, family, network, kind=kind, seed=seed)
+    kept = jax.device_put(begun, meshes.replicated(mesh))
+    rows = embedding.original_rows(network, own)
+    tree = trees.combine(own, drawn, rows, trees.unflatten(kept), _as_trained(kept))
+    return magnitude.with_magnitudes(network, tree, mesh)
+
+
+def _decomposed(
+    own: Mapping[str, Any], family: Family, network: Network, *, kind: bool | str, seed: int
+) -> dict[str, np.ndarray]:
+    """Return A0 and B0 of the adapters that begin with a part of the weights, by path."""
     begun = {
-        path: np.zeros(shape, np.float32) for path, shape in shapes.items() if is_start_leaf(path)
+        path: np.zeros(shape, np.float32)
+        for path, shape in names.leaf_shapes(network).items()
+        if is_start_leaf(path)
     }
     if not begun:
-        drawn = init.init_adapters(network, kind=kind, seed=seed, mesh=mesh)
-        return magnitude.with_magnitudes(network, trees.combine(own, drawn), mesh)
+        return begun
     decompose = decomposition.named(str(kind))
     tensors, leaves = names.own_tensors(family, network), trees.flatten(own)
     adapted = list(_adapted(family, network))
@@ -70,8 +82,7 @@ def with_adapters(
             layout.fill(begun, (names.Slot(f"{stem}a0", at, False, None, None),), a)
             layout.fill(begun, module.slots(f"{stem}b0", at, transposed=True), b)
             count(1)
-    kept = jax.device_put(begun, meshes.replicated(mesh))
-    return trees.combine(own, trees.unflatten(kept), _as_trained(kept))
+    return begun
 
 
 def of(tree: Mapping[str, Any]) -> trees.Tree:

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
-from jaxft.models import dora, linear, rope
+from jaxft.models import dora, embedding, linear, rope
 from jaxft.models.bind import bind
 from jaxft.models.layers import Context, Past
-from jaxft.models.network import Network
+from jaxft.models.network import EMBED, HEAD, Network
 from jaxft.models.spec import ModelSpec, Rope
 from jaxft.parallel import rules
 
@@ -66,7 +66,10 @@ def head_leaves(network: Network, tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return the leaves that `head_logits` needs, by path."""
     leaves = {f"head/{name}": leaf for name, leaf in tree.get("head", {}).items()}
     if not network.has_own_head:
-        leaves["embed/kernel"] = tree["embed"]["kernel"]
+        leaves["embed/kernel"] = tree[EMBED]["kernel"]
+    if network.head_follows:
+        shared = ("lora_a", "lora_b", "rows")
+        leaves |= {f"embed/{name}": tree[EMBED][name] for name in shared if name in tree[EMBED]}
     return leaves
 
 
@@ -83,9 +86,14 @@ def head_logits(
     """Return float32 logits; `leaves` are those that `head_leaves` selects."""
     path, materialise = head_weight(network, mesh)
     logits = linear.product(hidden, leaves[path], materialise, jnp.float32)
-    adapter = dict(network.outer_adapters).get("head")
+    if network.head_rows is not None:
+        owner, rows = network.head_rows
+        logits = embedding.with_columns(logits, hidden, rows, leaves[f"{owner}/rows"])
+    adapter = dict(network.outer_adapters).get(HEAD)
     if adapter is not None:
-        a, b = leaves["head/lora_a"], leaves["head/lora_b"]
+        # The embedding's, where they are tied: what leads out of it leads in here.
+        ours = ("embed/lora_b", "embed/lora_a") if network.ties_adapters else _OWN
+        a, b = (leaves[name] for name in ours)
         delta = linear.lora(hidden, a, b, adapter.scaling, 0.0, None)
         if adapter.bias:
             delta = delta + adapter.scaling * leaves["head/lora_bias"][None, None, :]
@@ -120,6 +128,9 @@ def logits(
     """Return float32 logits of whole rows; arguments as of `hidden_states`."""
     hidden = hidden_states(network, tree, input_ids, segment_ids, positions, mesh=mesh, dtype=dtype)
     return head_logits(network, mesh, head_leaves(network, tree), hidden)
+
+
+_OWN = ("head/lora_a", "head/lora_b")
 
 
 @dataclasses.dataclass(frozen=True)

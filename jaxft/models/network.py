@@ -39,17 +39,20 @@ class Adapter:
     is_dora: bool
 
 
+HEAD, EMBED, POSITIONS = "head", "embed", "positions"  # modules outside the layers
+
 # An adapter may be on a module that is one in the checkpoint and several here.
 FUSED: Mapping[str, tuple[str, ...]] = {
     "attn/qkv": ("attn/q", "attn/k", "attn/v"),
     "mlp/gate_up": ("mlp/gate", "mlp/up"),
 }
-_ADAPTER_LEAF = re.compile(r"(?:.*/)?lora_(a|b|bias|magnitude)")
+# What PEFT adds to a model: adapters, and copies of rows that are trained.
+_ADAPTER_LEAF = re.compile(r"(?:.*/)?lora_(a|b|bias|magnitude)|(embed|head)/rows")
 _START_LEAF = re.compile(r"(?:.*/)?lora_(a0|b0)")
 
 
 def is_adapter_leaf(path: str) -> bool:
-    """Return whether the leaf at `path` is what is trained of a LoRA adapter."""
+    """Return whether the leaf at `path` is trained, and stands beside the model's own."""
     return _ADAPTER_LEAF.fullmatch(path) is not None
 
 
@@ -59,6 +62,7 @@ def is_start_leaf(path: str) -> bool:
 
 
 Adapters = tuple[tuple[str, Adapter], ...]  # (module path within its block, adapter), sorted
+Rows = tuple[int, ...]  # tokens, as positions in the vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +104,10 @@ class Network:
         outer_trained: Own leaves outside the layers that are trained, "final_norm/bias", sorted.
         unties_head: Whether a head that is tied becomes a leaf of its own, to be trained apart
             from what it was tied to.
+        rows: Tokens of which a trained row stands in the place of the table's, for "embed" and
+            for "head".
+        head_follows: Whether a tied head takes the adapter and the rows of the embedding; without,
+            it is the frozen table.
     """
 
     spec: ModelSpec
@@ -107,11 +115,25 @@ class Network:
     outer_adapters: Adapters
     outer_trained: tuple[str, ...]
     unties_head: bool
+    rows: tuple[tuple[str, Rows], ...]
+    head_follows: bool
 
     @property
     def has_own_head(self) -> bool:
         """Whether the head is a leaf of its own."""
         return not self.spec.tied_head or self.unties_head
+
+    @property
+    def ties_adapters(self) -> bool:
+        """Whether the head's adapter is the embedding's, the other way about."""
+        return self.head_follows and EMBED in dict(self.outer_adapters)
+
+    @property
+    def head_rows(self) -> tuple[str, Rows] | None:
+        """Where the head's trained rows are, "head" or "embed", and which; `None` without any."""
+        rows = dict(self.rows)
+        owner = EMBED if self.head_follows else HEAD
+        return (owner, rows[owner]) if owner in rows else None
 
     def trained_leaves(self) -> frozenset[str]:
         """Return the paths of the model's own leaves that are trained, adapters left out."""
@@ -185,7 +207,8 @@ def build_network(
         for start, repeats, length in find_periods(described)
     )
     adapters = tuple(sorted(outside.adapters.items()))
-    return Network(spec, groups, adapters, tuple(sorted(outside.leaves)), unties_head)
+    leaves = tuple(sorted(outside.leaves))
+    return Network(spec, groups, adapters, leaves, unties_head, rows=(), head_follows=False)
 
 
 def base_network(spec: ModelSpec) -> Network:

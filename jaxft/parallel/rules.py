@@ -22,7 +22,7 @@ from jaxft import tree as trees
 from jaxft.errors import DeviceError
 
 _BLOCK = r"groups/\d+/\d+/"
-_ADAPTED = r"(" + _BLOCK + r"(attn|mlp)/\w+|head|embed_in|embed_out)"
+_ADAPTED = r"(" + _BLOCK + r"(attn|mlp)/\w+|head|embed|embed_in|embed_out|positions)"
 
 RULES: tuple[tuple[str, P], ...] = (
     (r"embed/kernel", P("tensor", "fsdp")),
@@ -43,6 +43,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (_BLOCK + r"mlp/down/kernel", P(None, "tensor", "fsdp")),
     (_BLOCK + r"mlp/down/bias", P()),
     (_ADAPTED + r"/lora_(a|b|bias|a0|b0|magnitude)", P()),
+    (r"(embed|head)/rows", P()),
 )
 
 

@@ -17,6 +17,8 @@ _NOT_DECAYED = re.compile(r".*/(bias|scale|lora_bias|lora_magnitude)")
 # What LoRA+ trains faster: all that is not the A of an adapter, or a matrix of the model's own.
 # Source: `peft/optimizers/loraplus.py: create_loraplus_optimizer`.
 _FASTER = re.compile(r".*/(lora_b|lora_bias|lora_magnitude|bias|scale)")
+# And the rate of both sides of an adapter on an embedding, its `loraplus_lr_embedding`.
+_OF_TABLE, _TABLE_RATE = re.compile(r"(embed|positions)/lora_(a|b)"), 1e-6
 
 
 def make_schedule(config: TrainConfig, num_steps: int) -> optax.Schedule:
@@ -62,14 +64,16 @@ def make_optimizer(config: TrainConfig, schedule: optax.Schedule) -> optax.Gradi
     if config.max_grad_norm:
         parts = [optax.clip_by_global_norm(config.max_grad_norm), *parts]
     if config.loraplus_lr_ratio is not None:
-        parts = [*parts, _faster(config.loraplus_lr_ratio)]
+        parts = [*parts, _faster(config.loraplus_lr_ratio, config.learning_rate)]
     return optax.chain(*parts) if len(parts) > 1 else adamw
 
 
-def _faster(ratio: float) -> optax.GradientTransformation:
+def _faster(ratio: float, peak: float) -> optax.GradientTransformation:
     """Multiply the updates of B: LoRA+ (Hayou et al. 2024), `lr_B = ratio * lr_A`."""
 
     def scale(path: str, update: Any) -> Any:
+        if _OF_TABLE.fullmatch(path):
+            return update * (_TABLE_RATE / peak)
         return update * ratio if _FASTER.fullmatch(path) else update
 
     return optax.stateless(lambda updates, params: trees.map_with_path(scale, updates))

@@ -40,6 +40,13 @@ def test_mask_marks_the_leaves_that_the_network_names():
     }
 
 
+def test_mask_marks_trained_rows_and_adapters_on_tables():
+    network = tiny.adapted(tiny.PARALLEL, modules=[], rows={"head": (3,)}, outside=["embed"])
+    marks = trees.flatten(mask.trainable_mask(network, bind.abstract_tree(network)))
+    trained = {path for path, trained in marks.items() if trained}
+    assert trained == {"embed/lora_a", "embed/lora_b", "head/rows"}
+
+
 def test_a_name_that_only_resembles_one_is_not_an_adapter():
     assert is_adapter_leaf("groups/0/0/attn/q/lora_a")
     assert is_adapter_leaf("lora_b")

@@ -13,7 +13,6 @@ from family_configs import CONFIGS
 from jaxft.config import LoraConfig
 from jaxft.lora import algebra, peft_format, serving, targets
 from jaxft.models.families import FAMILIES, family_of
-from jaxft.weights import names
 
 PAGE = Path(__file__).parents[2] / "docs" / "lora.md"
 # As the 350m OPT, which alone has linear modules outside the layers.
@@ -42,10 +41,10 @@ def adapter_of(config, **lora) -> algebra.LoraAdapter:
 def tensors_on(config, **lora) -> set[str]:
     """Return the names of such an adapter's tensors, with nothing computed."""
     family = family_of(config)
-    modules = names.linear_modules(family, family.spec_from_config(config))
+    spec = family.spec_from_config(config)
     return {
         f"base_model.model.{module.name}.lora_{side}.weight"
-        for module in targets.targeted(LoraConfig(r=4, **lora), family, modules)
+        for module in targets.targeted(LoraConfig(r=4, **lora), family, spec)
         for side in "AB"
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,8 @@ from jaxft.lora import conversion, mask, peft_format, starts, targets
 from jaxft.models import bind
 from jaxft.models.network import Network, is_adapter_leaf
 
+GEMMA = cases.FIRST["gemma"]  # tied, and its embeddings are scaled
+TOKENS = [61, 5, 17, 40, 2]  # not in order: rows stand as they are named
 RANK, ALPHA = 4, 12  # a scaling of 3, which nobody gets by chance
 # Of a size with the kernels' own, so that an adapter that is not there is missed.
 STD = 0.15
@@ -40,6 +43,8 @@ IGNORED_WARNINGS = [
         "Setting `save_embedding_layers` to `True`:UserWarning",
         "Model has `tie_word_embeddings=True`:UserWarning",
         "Input and output embeddings are no longer tied:UserWarning",
+        # Where it ties nothing, and where rows of tokens are tied without being asked for.
+        "You have requested `ensure_weight_tying`:UserWarning",
         # Of biases, which it saves and loads all the same.
         r"Adapter 'default'. \d+ LoRA tensor\(s\) have invalid shape",
         "`lora_bias=True` was passed but the targeted layer",
@@ -110,7 +115,7 @@ def peft_on(model: TinyModel, choice: Choice, seed: int | None) -> peft.PeftMode
         task_type="CAUSAL_LM",
         lora_dropout=0.0,
         fan_in_fan_out=model.family.is_conv1d,
-        **choice,
+        **copy.deepcopy(dict(choice)),  # PEFT changes lists that it is given
     )
     adapted = peft.get_peft_model(reference_models.open_torch(model.folder), config).eval()
     if seed is not None:
@@ -198,7 +203,7 @@ def lora_config(choice: Choice) -> LoraConfig:
 def saved_name(name: str) -> str:
     """Return the name under which PEFT saves a parameter of its model."""
     name = name.replace("magnitude_vector.default.weight", "magnitude_vector")
-    return name.replace(".modules_to_save.default.", ".").replace(".default.", ".")
+    return re.sub(r"\.default(?=\.|$)", "", name.replace(".modules_to_save.", "."))
 
 
 def gradients_by_name(adapted: peft.PeftModel) -> dict[str, np.ndarray]:

@@ -22,7 +22,7 @@ import reference_models
 import reference_runs
 import reference_texts
 from jax.sharding import Mesh
-from reference_adapters import Choice
+from reference_adapters import GEMMA, TOKENS, Choice
 from reference_models import CALM_STD, TinyModel
 from reference_runs import Record
 
@@ -68,6 +68,20 @@ CHOICES: dict[str, tuple[str, Choice]] = {
             "target_modules": ["q_proj", "fc1"],
             "modules_to_save": ["lm_head", "final_layer_norm", "layers.1.fc1"],
         },
+    ),
+    "embedding": ("llama", {"target_modules": ["embed_tokens", "lm_head"]}),
+    "embedding-tied": ("llama-tied", {"target_modules": ["embed_tokens", "q_proj"]}),
+    "embedding-scaled": (GEMMA, {"target_modules": ["embed_tokens"]}),
+    "embedding-projected": ("opt-350m-smooth", {"target_modules": ["embed_tokens"]}),
+    "embedding-and-positions": ("gpt2", {"target_modules": ["wte", "wpe", "c_attn"]}),
+    "tokens": ("llama", {"trainable_token_indices": {"embed_tokens": TOKENS, "lm_head": [7]}}),
+    "tokens-tied": ("llama-tied", {"trainable_token_indices": TOKENS}),
+    "tokens-tied-gpt2": ("gpt2", {"trainable_token_indices": TOKENS}),
+    "tokens-scaled": (GEMMA, {"trainable_token_indices": TOKENS}),
+    "tokens-projected": ("opt-350m-smooth", {"trainable_token_indices": TOKENS}),
+    "tokens-below-an-adapter": (
+        "llama-tied",
+        {"trainable_token_indices": TOKENS, "target_modules": ["lm_head", "q_proj"]},
     ),
 }
 LENGTHS = (43, 31, 22, 37, 43, 9, 40, 28)
