@@ -11,6 +11,7 @@ from __future__ import annotations
 from jaxft.config.recipe import dump_config, load_config, section_error
 from jaxft.config.sections import (
     DataConfig,
+    EvaConfig,
     LoraConfig,
     MeshConfig,
     ModelConfig,
@@ -21,6 +22,7 @@ from jaxft.config.sections import (
 
 __all__ = [
     "DataConfig",
+    "EvaConfig",
     "LoraConfig",
     "MeshConfig",
     "ModelConfig",

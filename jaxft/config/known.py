@@ -44,7 +44,6 @@ LORA: Mapping[str, Known] = {
     **_off(
         "init_from",
         "trainable_token_indices",
-        "eva_config",
         "corda_config",
         "lora_ga_config",
         "velora_config",
@@ -205,7 +204,7 @@ VALUES: Mapping[str, frozenset[str]] = {
         ]
     ),
     "init_lora_weights": frozenset(
-        ["corda", "eva", "loftq", "lora_ga", "mica", "olora", "pissa", "pissa_niter_16"]
+        ["corda", "loftq", "lora_ga", "mica", "olora", "pissa", "pissa_niter_16"]
     ),
     "optim": frozenset(
         [

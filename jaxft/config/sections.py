@@ -20,6 +20,7 @@ from jaxft.config import known
 
 FilePath = Annotated[Path, Field(strict=False)]
 PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 LayerIndex = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 # One update under three names: torch's plain and fused implementations of AdamW are a matter
@@ -82,6 +83,24 @@ class ModelConfig(Section):
         return {"path": data} if isinstance(data, str) else data
 
 
+class EvaConfig(Section):
+    """How `init_lora_weights: eva` measures the inputs of modules, in PEFT's names."""
+
+    rho: Annotated[float, Field(ge=1)] = 2.0
+    """How many times its rank a module can get; 1 leaves all ranks as they are."""
+    tau: Annotated[float, Field(ge=0, le=1)] = 0.99
+    """The cosine between a direction and what it was a batch before, from which it counts as
+    found."""
+    use_label_mask: bool = True
+    """Measure only at tokens that are learned from."""
+    label_mask_value: Literal[-100] = -100
+    """What labels have where nothing is learned."""
+    whiten: bool = False
+    """Divide each direction by the root of its singular value."""
+    adjust_scaling_factors: bool = True
+    """Give modules of another rank another alpha, so that alpha / r stays."""
+
+
 class LoraConfig(Section):
     """The adapter, in PEFT's names."""
 
@@ -95,7 +114,7 @@ class LoraConfig(Section):
     """Scale by `lora_alpha / sqrt(r)` instead."""
     rank_pattern: dict[str, PositiveInt] = {}
     """Other ranks by module: endings of names, or regular expressions for them."""
-    alpha_pattern: dict[str, PositiveInt] = {}
+    alpha_pattern: dict[str, PositiveInt | PositiveFloat] = {}
     """Other alphas by module, in the same way."""
     lora_dropout: Fraction = 0.0
     """Share of the adapter's inputs that is dropped while training."""
@@ -108,15 +127,36 @@ class LoraConfig(Section):
     """Only these layers get adapters, counted from 0; with a list of targets alone."""
     layers_pattern: Annotated[list[str], Field(min_length=1)] | str | None = None
     """The name of the list that `layers_to_transform` counts in, such as `layers` or `h`."""
-    init_lora_weights: bool | Literal["gaussian", "orthogonal"] = True
-    """How adapters begin. true: A uniform, B zero; `gaussian`: A normal, B zero; false: both
-    uniform, `orthogonal`: from one orthogonal basis; with these two the start is not the base."""
+    init_lora_weights: bool | Literal["gaussian", "orthogonal", "eva"] = True
+    """How adapters begin. true: A uniform, B zero; `gaussian`: A normal, B zero; `eva`: A the
+    directions in which the module's inputs vary most, B zero, and ranks where they explain most;
+    false: both uniform, `orthogonal`: from one orthogonal basis; with these two the start is not
+    the base."""
+    eva_config: EvaConfig | None = None
+    """Of `eva`: how it is measured."""
     lora_bias: bool = False
     """Also train a bias on the output of B."""
     bias: Literal["none", "all", "lora_only"] = "none"
     """Which biases are trained: none, all of the model's, or those of adapted modules."""
     modules_to_save: Annotated[list[str], Field(min_length=1)] | None = None
     """Endings of module names that are trained as a whole and saved with the adapter."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _eva_has_its_options(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("init_lora_weights") == "eva":
+            return data | {"eva_config": data.get("eva_config") or {}}
+        return data
+
+    @model_validator(mode="after")
+    def _eva_config_belongs_to_eva(self) -> LoraConfig:
+        if self.eva_config is not None and self.init_lora_weights != "eva":
+            raise conflict(
+                "eva_config",
+                f"eva_config is set together with init_lora_weights={self.init_lora_weights!r}",
+                "Write init_lora_weights=eva, or leave eva_config out.",
+            )
+        return self
 
     @model_validator(mode="after")
     def _layers_are_counted_in_lists_of_targets(self) -> LoraConfig:

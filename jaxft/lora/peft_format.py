@@ -68,6 +68,7 @@ def adapter_config(
         "init_lora_weights": config.init_lora_weights,
         # Unknown to old versions of PEFT, so it is there only where it says something.
         **({"lora_bias": True} if config.lora_bias else {}),
+        **({"eva_config": config.eva_config.model_dump()} if config.eva_config else {}),
     }
 
 

@@ -7,6 +7,7 @@ ending after a dot, a string is a regular expression for the whole name) and
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError, nearest
@@ -18,6 +19,7 @@ from jaxft.weights import names
 ALL_LINEAR = "all-linear"
 HEAD = "head"
 _PATTERNS = ("rank_pattern", "alpha_pattern")
+Number = TypeVar("Number", int, float)
 
 
 def adapted_network(config: LoraConfig, family: Family, spec: ModelSpec) -> Network:
@@ -99,7 +101,7 @@ def _adapter(config: LoraConfig, module: names.Module) -> Adapter:
     return adapter
 
 
-def by_pattern(patterns: Mapping[str, int], name: str, default: int) -> int:
+def by_pattern(patterns: Mapping[str, Number], name: str, default: Number) -> Number:
     """Return the value of the first pattern that matches a name. Source: peft `get_pattern_key`."""
     found = (value for key, value in patterns.items() if _fits_pattern(key, name))
     return next(found, default)

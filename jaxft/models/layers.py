@@ -57,6 +57,8 @@ class Context:
         segment_ids: int32 [b t], 0 in padding.
         dropout_seeds: uint32 [b t] in training, else `None`.
         past: In decoding, what each token sees of the cache and of the new tokens; else `None`.
+        inputs: Where linear modules note what they read, by path; `None` to note nothing. The
+            notes are of one trace: who puts a dict here takes them out again in the same function.
     """
 
     mesh: Mesh
@@ -65,6 +67,7 @@ class Context:
     segment_ids: Int32[Array, "b t"]
     dropout_seeds: UInt32[Array, "b t"] | None
     past: Past | None
+    inputs: dict[str, jax.Array] | None = None
 
 
 class Lora(nnx.Module):
@@ -116,6 +119,8 @@ class Linear(Lora):
         self, x: Float[Array, "b t i"], context: Context, layer: Any
     ) -> Float[Array, "b t o"]:
         """Apply to activations; `layer` as in `delta`."""
+        if context.inputs is not None:
+            context.inputs[self.path] = x
         stored = quantized.Stored(rules.gather_module(context.mesh, self.path))
         y = linear.product(x, self.kernel.get_value(), stored, x.dtype)
         if hasattr(self, "bias"):

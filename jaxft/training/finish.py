@@ -64,9 +64,7 @@ def write_adapter(plan: Plan, outcome: Outcome) -> Path:
     """
     folder = plan.folder / "adapter"
     source, spec = plan.source, plan.network.spec
-    content = peft_format.adapter_config(
-        plan.config.lora, plan.family, spec, source.name, source.revision
-    )
+    content = peft_format.adapter_config(plan.lora, plan.family, spec, source.name, source.revision)
     tensors = peft_format.to_tensors(outcome.trainable, plan.family, plan.network)
 
     def verify(written: Path) -> None:
