@@ -27,7 +27,10 @@ from jaxft.models.network import Adapter, Network
 from jaxft.models.spec import ModelSpec
 from jaxft.weights import names
 
-_SWEEPS = 6  # of subspace iteration a batch; each multiplies the error by a ratio of variances
+# Of subspace iteration a batch. Each multiplies the error of a direction by a ratio of variances:
+# of the first one that is not looked for to its own.
+_SWEEPS = 6
+_SPARE = 16  # directions looked for beyond twice those kept, so that the ratio is small for few
 # Which module's input a module reads, where it is not its own.
 _SHARED = {
     "attn/k": "attn/q",
@@ -149,8 +152,8 @@ def include(sketch: Sketch, x: Float[Array, "b t i"], is_counted: Bool[Array, "b
 
     The directions are those of the matrix whose rows are the old directions times their spread,
     the new tokens less their mean, and what the mean has moved: neither it nor its product with
-    itself is ever there. Twice as many directions are looked for as are kept, half of them from
-    random ones, by subspace iteration.
+    itself is ever there. By subspace iteration, more than twice as many directions are looked for
+    as are kept, from those that are kept and from random ones.
     """
     num_kept, num_in = sketch.directions.shape
     is_counted = is_counted[..., None]
@@ -164,7 +167,7 @@ def include(sketch: Sketch, x: Float[Array, "b t i"], is_counted: Bool[Array, "b
     step = jnp.sqrt(sketch.num_tokens * share) * moved
     rows = jnp.concatenate([sketch.directions * sketch.spread[:, None], step[None, :]])
 
-    width = min(2 * num_kept, num_in)
+    width = min(2 * num_kept + _SPARE, num_in)
     basis = jax.random.normal(jax.random.key(0), (num_in, width))
     basis = jnp.where(sketch.num_tokens > 0, basis.at[:, :num_kept].set(sketch.directions.T), basis)
     for _ in range(_SWEEPS):
