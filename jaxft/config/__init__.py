@@ -8,10 +8,10 @@ answered at once.
 
 from __future__ import annotations
 
+from jaxft.config.eva import EvaConfig
 from jaxft.config.recipe import dump_config, load_config, section_error
 from jaxft.config.sections import (
     DataConfig,
-    EvaConfig,
     LoraConfig,
     MeshConfig,
     ModelConfig,

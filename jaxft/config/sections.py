@@ -9,14 +9,14 @@ out of range and contradictions between options never get past construction.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field, model_validator
 
 from jaxft.config import known
+from jaxft.config.eva import EvaConfig
+from jaxft.config.section import Section, conflict
 
 FilePath = Annotated[Path, Field(strict=False)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -26,41 +26,6 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 # One update under three names: torch's plain and fused implementations of AdamW are a matter
 # of speed there, and have no counterpart here.
 _ADAMW_NAMES = ("adamw_torch", "adamw_torch_fused")
-
-
-def conflict(key: str, found: str, remedy: str) -> PydanticCustomError:
-    """Build the error for options that contradict each other.
-
-    Args:
-        key: The option to point at, as a dotted path within the section that raises.
-        found: What the options say together.
-        remedy: What to change.
-    """
-    return PydanticCustomError(
-        "conflict", "{found}", {"key": key, "found": found, "remedy": remedy}
-    )
-
-
-class Section(BaseModel):
-    """A frozen part of a recipe that refuses what it does not know."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
-    known_elsewhere: ClassVar[Mapping[str, known.Known]] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_what_asks_for_nothing(cls, data: Any) -> Any:
-        """Leave out names known from elsewhere that are set to a value of no effect."""
-        if not isinstance(data, dict):
-            return data
-        table = cls.known_elsewhere
-        return {k: v for k, v in data.items() if not (k in table and table[k].accepts(v))}
 
 
 class ModelConfig(Section):
@@ -83,24 +48,6 @@ class ModelConfig(Section):
         return {"path": data} if isinstance(data, str) else data
 
 
-class EvaConfig(Section):
-    """How `init_lora_weights: eva` measures the inputs of modules, in PEFT's names."""
-
-    rho: Annotated[float, Field(ge=1)] = 2.0
-    """How many times its rank a module can get; 1 leaves all ranks as they are."""
-    tau: Annotated[float, Field(ge=0, le=1)] = 0.99
-    """The cosine between a direction and what it was a batch before, from which it counts as
-    found."""
-    use_label_mask: bool = True
-    """Measure only at tokens that are learned from."""
-    label_mask_value: Literal[-100] = -100
-    """What labels have where nothing is learned."""
-    whiten: bool = False
-    """Divide each direction by the root of its singular value."""
-    adjust_scaling_factors: bool = True
-    """Give modules of another rank another alpha, so that alpha / r stays."""
-
-
 class LoraConfig(Section):
     """The adapter, in PEFT's names."""
 
@@ -112,9 +59,9 @@ class LoraConfig(Section):
     """Numerator of the scaling, `lora_alpha / r`."""
     use_rslora: bool = False
     """Scale by `lora_alpha / sqrt(r)` instead."""
-    rank_pattern: dict[str, PositiveInt] = {}
+    rank_pattern: dict[str, PositiveInt] = Field(default_factory=dict)
     """Other ranks by module: endings of names, or regular expressions for them."""
-    alpha_pattern: dict[str, PositiveInt | PositiveFloat] = {}
+    alpha_pattern: dict[str, PositiveInt | PositiveFloat] = Field(default_factory=dict)
     """Other alphas by module, in the same way."""
     lora_dropout: Fraction = 0.0
     """Share of the adapter's inputs that is dropped while training."""
