@@ -40,7 +40,8 @@ pytestmark = [
 class Case(NamedTuple):
     """A model, what is asked for, and how it is measured.
 
-    The lengths of rows are such that the tokens that count are no more than twice the directions
+    In none of them the budget ends among k and v, or among their like: PEFT's sort is not stable,
+    and gives the last rank to either. The lengths of rows are such that the tokens that count are no more than twice the directions
     that are looked for: PEFT finds these in a random basis of that size, which is exact then.
     """
 
@@ -74,7 +75,7 @@ CASES = {
     "gpt2-same-ranks": Case("gpt2", ALL, {"rho": 1.0}, (8, 5)),
     "head": Case("llama", {"target_modules": ["lm_head", "v_proj"]}, {"rho": 2.0}),
     "one-norm": Case("gptj", ALL, {"rho": 2.0}),
-    "every-token": Case("llama", ALL, {"rho": 1.5, "use_label_mask": False}, (7, 5)),
+    "every-token": Case("llama", ALL, {"rho": 1.5, "use_label_mask": False}, (6, 6)),
     # Where modules share an input, PEFT divides by the root once for each of them.
     "white": Case("gpt2", ALL, {"whiten": True, "adjust_scaling_factors": False}),
     "none-for-some": Case("llama-tied", FEWER, {"rho": 6.0}),
