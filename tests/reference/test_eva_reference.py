@@ -41,8 +41,9 @@ class Case(NamedTuple):
     """A model, what is asked for, and how it is measured.
 
     In none of them the budget ends among k and v, or among their like: PEFT's sort is not stable,
-    and gives the last rank to either. The lengths of rows are such that the tokens that count are no more than twice the directions
-    that are looked for: PEFT finds these in a random basis of that size, which is exact then.
+    and gives the last rank to either. The lengths of rows are such that the tokens that count are
+    no more than twice the directions that are looked for: PEFT finds these in a random basis of
+    that size, which is exact then.
     """
 
     model: str
