@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import runs
@@ -34,6 +36,12 @@ def run(recipe, words, plan):
     return plan.folder
 
 
+@pytest.fixture
+def elsewhere(tmp_path):
+    """Overrides of such a run in a folder that is not there yet."""
+    return [*EVA, *SHORT, f"train.output_dir={tmp_path / 'run'}"]
+
+
 def ranks_of(plan):
     return {name: len(a) for name, a in plan.directions.items()}
 
@@ -52,29 +60,26 @@ def test_the_budget_is_kept_and_a_is_orthonormal_and_b_zero(plan, plan_of):
             assert not np.asarray(leaf).any()
 
 
-def test_measuring_again_gives_the_same_bytes(plan, plan_of, words):
-    again = measure.decided(plan_of(*words)).directions
+def test_measuring_again_gives_the_same_bytes(plan, plan_of, elsewhere):
+    again = measure.decided(plan_of(*elsewhere)).directions
     assert again.keys() == plan.directions.keys()
     for name, a in plan.directions.items():
         assert a.tobytes() == again[name].tobytes()
 
 
-@pytest.mark.parametrize(
-    "other",
-    [["mesh.data=1", "mesh.fsdp=2", "mesh.tensor=2", "train.per_device_train_batch_size=8"]],
-)
-def test_how_devices_share_the_work_changes_nothing_but_rounding(plan, plan_of, words, other):
-    shared = measure.decided(plan_of(*words, *other))
+def test_how_devices_share_the_work_changes_nothing_but_rounding(plan, plan_of, elsewhere):
+    mesh = ["mesh.data=1", "mesh.fsdp=2", "mesh.tensor=2", "train.per_device_train_batch_size=8"]
+    shared = measure.decided(plan_of(*elsewhere, *mesh))
     assert ranks_of(shared) == ranks_of(plan)
     for name, a in plan.directions.items():
         np.testing.assert_allclose(shared.directions[name], a, atol=2e-3)
 
 
-def test_packing_and_padding_change_nothing_but_the_order(plan_of, words):
+def test_packing_and_padding_change_nothing_but_the_order(plan_of, elsewhere):
     """Over an epoch of one batch, the same tokens are measured."""
     one_batch = ["train.gradient_accumulation_steps=1", "train.per_device_train_batch_size=15"]
     packed, apart = (
-        measure.decided(plan_of(*words, *one_batch, f"data.packing={packing}"))
+        measure.decided(plan_of(*elsewhere, *one_batch, f"data.packing={packing}"))
         for packing in ("true", "false")
     )
     assert packed.train.steps_per_epoch == apart.train.steps_per_epoch == 1
@@ -139,14 +144,14 @@ def test_checkpoints_of_another_measurement_are_refused(run, plan_of, words):
         folder.check(plan_of(*words, "lora.eva_config.tau=0.9"))
 
 
-def test_too_few_tokens_are_refused(plan_of, words, tmp_path):
+def test_too_few_tokens_are_refused(plan_of, elsewhere, tmp_path):
     rows = runs.write_rows(tmp_path / "rows.jsonl", runs.make_rows(1, seed=9))
     with pytest.raises(AdapterError, match="tokens were measured, in which to find up to 32 dir"):
-        measure.decided(plan_of(*words, f"data.train={rows}", "lora.r=16"))
+        measure.decided(plan_of(*elsewhere, f"data.train={rows}", "lora.r=16"))
 
 
-def test_what_modules_get_is_said_and_what_did_not_come_to_rest(plan_of, words, capsys):
-    measure.decided(plan_of(*words, "lora.eva_config.tau=1.0"))
+def test_what_modules_get_is_said_and_what_did_not_come_to_rest(plan_of, elsewhere, capsys):
+    measure.decided(plan_of(*elsewhere, "lora.eva_config.tau=1.0"))
     said = capsys.readouterr().err
     assert "EVA: " in said
     assert "56 over 14 modules" in said
@@ -154,14 +159,14 @@ def test_what_modules_get_is_said_and_what_did_not_come_to_rest(plan_of, words, 
     assert "had not come to rest" in said
 
 
-def test_a_quantised_base_is_measured_as_it_is(plan, plan_of, words):
-    quantised = measure.decided(plan_of(*words, "model.quantization=nf4"))
+def test_a_quantised_base_is_measured_as_it_is(plan, plan_of, elsewhere):
+    quantised = measure.decided(plan_of(*elsewhere, "model.quantization=nf4"))
     name = "model.layers.1.mlp.down_proj"
     assert np.abs(quantised.directions[name][0] - plan.directions[name][0]).max() > 1e-4
 
 
-def test_without_the_label_mask_every_token_counts(plan_of, words, capsys):
-    plan = plan_of(*words, "lora.eva_config.use_label_mask=false")
+def test_without_the_label_mask_every_token_counts(plan_of, elsewhere, capsys):
+    plan = plan_of(*elsewhere, "lora.eva_config.use_label_mask=false")
     measure.decided(plan)
     tokens = int(plan.train.examples.lengths.sum())
     said = capsys.readouterr().err.partition("EVA: ")[2]
