@@ -17,7 +17,8 @@ from jaxft.lora import algebra, compare, kinds, peft_format, serving
 from jaxft.lora.algebra import LoraAdapter
 
 _TAIL = re.compile(r"(\.lora_[AB])?\.(weight|bias)$")
-_COLUMNS = ("module", "count", "in", "out", "rank", "norm", "largest", "directions")
+_SHAPES = ("module", "count", "in", "out", "rank")
+_SIZES = ("norm", "largest", "directions")
 
 
 def info(folder: Path) -> None:
@@ -29,23 +30,18 @@ def info(folder: Path) -> None:
     content, tensors = peft_format.read_adapter(folder)
     adapter = algebra.parse(content, tensors, folder)
     console.facts(str(folder), _facts(adapter, tensors))
-    console.table(
-        "Updates by kind of module",
-        _COLUMNS,
-        [
-            (
-                kind.name,
-                kind.count,
-                _cell(num_in for num_in, _ in kind.dims),
-                _cell(num_out for _, num_out in kind.dims),
-                _cell(kind.ranks),
-                kind.norm,
-                kind.largest,
-                kind.effective_rank,
-            )
-            for kind in compare.summary(adapter)
-        ],
-    )
+    is_dora = adapter.lora.use_dora
+    rows = []
+    for kind in compare.summary(adapter):
+        dims = [_cell(side) for side in zip(*kind.dims, strict=True)]
+        sizes = () if is_dora else (kind.norm, kind.largest, kind.effective_rank)
+        rows.append((kind.name, kind.count, *dims, _cell(kind.ranks), *sizes))
+    columns = _SHAPES if is_dora else _SHAPES + _SIZES
+    console.table("Updates by kind of module", columns, rows)
+    if is_dora:
+        console.result("How large the updates are cannot be said without the base: DoRA rescales")
+        console.result("its weights.")
+        return
     console.result("norm: of what is added to the weights, over all modules of the kind;")
     console.result("largest: the largest singular value in any; directions: how many of the rank's")
     console.result("are in use, on average (the effective rank).")
@@ -98,6 +94,9 @@ def _facts(adapter: LoraAdapter, tensors: Mapping[str, Any]) -> Iterable[tuple[s
         yield "alpha", _listed(sorted({lora.lora_alpha, *lora.alpha_pattern.values()})) + kind
         yield "scaling", _listed(scalings)
         yield "adapted", f"{len(adapter.updates):,} modules"
+    if lora.use_dora:
+        lengths = sum(each.size for each in adapter.magnitudes.values())
+        yield "DoRA", f"yes, with the lengths of {lengths:,} rows"
     yield "parameters", f"{adapter.num_parameters:,}"
     dtypes = sorted({str(each.dtype) for each in tensors.values()})
     size = sum(each.nbytes for each in tensors.values())
@@ -106,13 +105,18 @@ def _facts(adapter: LoraAdapter, tensors: Mapping[str, Any]) -> Iterable[tuple[s
         yield "biases", {"all": "all of the model's", "lora_only": "of adapted modules"}[lora.bias]
     if lora.modules_to_save:
         yield "saved whole", ", ".join(lora.modules_to_save)
+    rows = [each for name, each in adapter.whole.items() if "trainable_tokens" in name]
+    if rows:
+        yield "trained tokens", f"{sum(len(each) for each in rows):,}"
     objections = serving.vllm_objections(adapter.content, tensors)
-    yield "vLLM", f"no: {'; '.join(objections)}" if objections else _rank_needed(adapter)
+    yield "vLLM", f"no: {'; '.join(objections)}" if objections else _served_where(adapter)
 
 
-def _rank_needed(adapter: LoraAdapter) -> str:
+def _served_where(adapter: LoraAdapter) -> str:
     rank = adapter.lora.r
-    return "yes" if rank <= serving.VLLM_RANK else f"yes, with --max-lora-rank {rank}"
+    option = "" if rank <= serving.VLLM_RANK else f" with --max-lora-rank {rank},"
+    # The adapter does not tell the model's family, which decides it: see docs/lora.md.
+    return f"yes,{option} if its class for the model takes LoRA"
 
 
 def _shared_facts(

@@ -29,7 +29,7 @@ from jaxft.weights.checkpoint import Checkpoint
 from jaxft.weights.gguf import GgufCheckpoint
 
 _RANK = 8
-_EVERY_LINEAR = ".*"  # as a regular expression of targets: the head too
+_EVERY_MODULE = ".*"  # as a regular expression of targets: embeddings and the head too
 # Of a trained parameter: itself, its gradient, and Adam's two moments, all in float32.
 _STATE_BYTES = 4 * 4
 _FROZEN_DTYPES = {"bfloat16": 2, "float32": 4}
@@ -79,11 +79,11 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Target:
-    """A kind of linear module, one of which most often stands in each layer.
+    """A kind of module that can be adapted, one of which most often stands in each layer.
 
     Attributes:
         name: The shortest name in `target_modules` that means this kind alone.
-        dims: (in, out).
+        dims: (in, out); of an embedding, its rows and its width.
         count: How many there are.
         num_trained: Parameters of adapters on all of them, at the report's rank.
         is_default: Whether it is adapted when `target_modules` is null.
@@ -117,7 +117,7 @@ class Inspection:
         num_in_tables: Those of them in embedding and head.
         rank: Of the adapters that are counted.
         tunings: Ways to tune it, the smallest first.
-        targets: What `target_modules` can name, the head last.
+        targets: What `target_modules` can name, embeddings first, the head last.
     """
 
     name: str
@@ -154,7 +154,7 @@ def inspect(model: str, revision: str | None) -> Inspection:
     checkpoint, weights = found.checkpoint(), found.weight_files()
     quantised.refuse_quantised_tensors(checkpoint.path, checkpoint.infos())
     leaves = _sizes(base_network(spec))
-    rank = min(_RANK, *(min(module.dims) for module in names.linear_modules(family, spec)))
+    rank = min(_RANK, *(min(module.dims) for module in names.adaptable_modules(family, spec)))
     return Inspection(
         name=found.name,
         origin=found.origin,
@@ -211,13 +211,13 @@ def tunings(family: Family, spec: ModelSpec, rank: int) -> tuple[Tuning, ...]:
 
 def adaptable(family: Family, spec: ModelSpec, rank: int) -> tuple[Target, ...]:
     """Return the kinds of modules that `target_modules` can name, in the model's order."""
-    modules = names.linear_modules(family, spec)
+    modules = names.adaptable_modules(family, spec)
     defaults = list(family.default_targets)
     in_default = {module.path for module in targets.select(modules, defaults)}
     in_linear = {module.path for module in targets.select(modules, targets.ALL_LINEAR)}
     counts = Counter(module.path for module in modules)
     kinds = {module.path: module for module in reversed(modules)}  # the first of each stays
-    everywhere = LoraConfig(r=rank, target_modules=_EVERY_LINEAR)
+    everywhere = LoraConfig(r=rank, target_modules=_EVERY_MODULE)
     trained: Counter[str] = Counter()
     for path, size in _sizes(targets.adapted_network(everywhere, family, spec)).items():
         if is_adapter_leaf(path):

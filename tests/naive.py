@@ -23,7 +23,7 @@ def logits(network: Network, tree: Any, micro: Mapping[str, Any], xp: Any = np) 
     spec = network.spec
     if xp is np:
         tree = jax.tree.map(np.asarray, tree)
-    x = _embedded(spec, tree, micro, xp)
+    x = _embedded(network, tree, micro, xp)
     for block, leaves in zip(spec.blocks, tiny.layers_of(network, tree), strict=True):
 
         def attend(y: Any, block: Any = block, leaves: Any = leaves) -> Any:
@@ -40,16 +40,37 @@ def logits(network: Network, tree: Any, micro: Mapping[str, Any], xp: Any = np) 
     head = _leaves(tree, "head")
     if not network.has_own_head:
         head["head/kernel"] = tree["embed"]["kernel"].T
+    if network.head_rows is not None:
+        owner, rows = network.head_rows
+        head["head/kernel"] = _with_rows(head["head/kernel"].T, rows, tree[owner]["rows"], xp).T
+    if network.ties_adapters:
+        head |= {"head/lora_a": tree["embed"]["lora_b"], "head/lora_b": tree["embed"]["lora_a"]}
     scores = _linear(head, "head", x) * spec.logit_scale
     return _capped(scores, spec.logit_softcap, xp)
 
 
-def _embedded(spec: ModelSpec, tree: Any, micro: Any, xp: Any) -> Any:
-    x = tree["embed"]["kernel"][micro["input_ids"]] * spec.embed_scale
+def _table(network: Network, tree: Any, module: str, xp: Any) -> Any:
+    """Return a whole table of embeddings with what is trained of it."""
+    leaves, rows = tree[module], dict(network.rows).get(module)
+    table = leaves["kernel"]
+    if "lora_a" in leaves:
+        table = table + tiny.SCALING * leaves["lora_a"].T @ leaves["lora_b"]
+    return table if rows is None else _with_rows(table, rows, leaves["rows"], xp)
+
+
+def _with_rows(table: Any, rows: Any, trained: Any, xp: Any) -> Any:
+    by_token = dict(zip(rows, trained, strict=True))
+    return xp.stack([by_token.get(token, row) for token, row in enumerate(table)])
+
+
+def _embedded(network: Network, tree: Any, micro: Any, xp: Any) -> Any:
+    spec = network.spec
+    x = _table(network, tree, "embed", xp)[micro["input_ids"]] * spec.embed_scale
     if spec.embed_dim != spec.model_dim:
         x = _linear(_leaves(tree, "embed_in"), "embed_in", x)
     if isinstance(spec.positions, Learned):
-        x = x + tree["positions"]["kernel"][micro["positions"] + spec.positions.offset]
+        rows = micro["positions"] + spec.positions.offset
+        x = x + _table(network, tree, "positions", xp)[rows]
     if isinstance(spec.positions, Sinusoidal):
         half = spec.model_dim // 2
         powers = 10_000.0 ** (-np.arange(half) / (half - 1))
@@ -160,12 +181,7 @@ def alibi_slopes(num_heads: int) -> list[float]:
 
 def _attention(spec: ModelSpec, block: Any, leaves: Any, x: Any, micro: Any, xp: Any) -> Any:
     b, t, g, width = *x.shape[:2], spec.num_kv_heads, spec.head_dim
-    q, k, v = (_linear(leaves, f"attn/{name}", x) for name in "qkv")
-    if "attn/qkv/lora_a" in leaves:
-        delta, q_width = _lora(leaves, "attn/qkv", x), spec.num_heads * width
-        q = q + delta[..., :q_width]
-        k = k + delta[..., q_width : q_width + g * width]
-        v = v + delta[..., q_width + g * width :]
+    q, k, v = _linears(leaves, "attn/qkv", ["attn/q", "attn/k", "attn/v"], x, xp)
     if spec.qk_norm == "full":
         q, k = (_norm(spec, leaves, f"attn/{n}_norm", y, xp) for n, y in (("q", q), ("k", k)))
     q, k, v = q.reshape(b, t, -1, width), k.reshape(b, t, g, width), v.reshape(b, t, g, width)
@@ -189,28 +205,41 @@ def _attention(spec: ModelSpec, block: Any, leaves: Any, x: Any, micro: Any, xp:
 
 
 def _linear(leaves: Mapping[str, Any], module: str, x: Any) -> Any:
-    y = x @ leaves[f"{module}/kernel"]
+    kernel = leaves[f"{module}/kernel"]
+    if f"{module}/lora_a" in leaves:
+        kernel = kernel + tiny.SCALING * leaves[f"{module}/lora_a"].T @ leaves[f"{module}/lora_b"]
+    if f"{module}/lora_magnitude" in leaves:
+        norms = _constant((kernel**2).sum(axis=0) ** 0.5)
+        kernel = kernel * (leaves[f"{module}/lora_magnitude"] / norms)[None, :]
+    y = x @ kernel
     if f"{module}/bias" in leaves:
         y = y + leaves[f"{module}/bias"][None, None, :]
-    return y + _lora(leaves, module, x) if f"{module}/lora_a" in leaves else y
-
-
-def _lora(leaves: Mapping[str, Any], module: str, x: Any) -> Any:
-    delta = x @ leaves[f"{module}/lora_a"].T @ leaves[f"{module}/lora_b"]
     if f"{module}/lora_bias" in leaves:
-        delta = delta + leaves[f"{module}/lora_bias"][None, None, :]
-    return tiny.SCALING * delta
+        y = y + tiny.SCALING * leaves[f"{module}/lora_bias"][None, None, :]
+    return y
+
+
+def _linears(leaves: Mapping[str, Any], fused: str, parts: list[str], x: Any, xp: Any) -> list[Any]:
+    """Apply several modules, as the one that they are for an adapter if there is one."""
+    if f"{fused}/lora_a" not in leaves:
+        return [_linear(leaves, part, x) for part in parts]
+    joined = {path: leaf for path, leaf in leaves.items() if path.startswith(f"{fused}/")}
+    for name in ("kernel", "bias"):
+        if f"{parts[0]}/{name}" in leaves:
+            joined[f"{fused}/{name}"] = xp.concatenate([leaves[f"{p}/{name}"] for p in parts], -1)
+    ends = np.cumsum([leaves[f"{part}/kernel"].shape[-1] for part in parts])[:-1]
+    return xp.split(_linear(joined, fused, x), ends, axis=-1)
+
+
+def _constant(values: Any) -> Any:
+    return values if isinstance(values, np.ndarray) else jax.lax.stop_gradient(values)
 
 
 def _mlp(spec: ModelSpec, leaves: Mapping[str, Any], x: Any, xp: Any) -> Any:
     """Apply SwiGLU, or two linear maps with a ReLU between them; no other activation."""
-    up = _linear(leaves, "mlp/up", x)
     if spec.mlp == "plain":
-        return _linear(leaves, "mlp/down", xp.maximum(up, 0))
-    gate = _linear(leaves, "mlp/gate", x)
-    if "mlp/gate_up/lora_a" in leaves:
-        delta = _lora(leaves, "mlp/gate_up", x)
-        gate, up = gate + delta[..., : spec.mlp_dim], up + delta[..., spec.mlp_dim :]
+        return _linear(leaves, "mlp/down", xp.maximum(_linear(leaves, "mlp/up", x), 0))
+    gate, up = _linears(leaves, "mlp/gate_up", ["mlp/gate", "mlp/up"], x, xp)
     return _linear(leaves, "mlp/down", gate / (1 + xp.exp(-gate)) * up)
 
 

@@ -13,7 +13,7 @@ import runs
 import small_models
 
 import jaxft
-from jaxft.lora import algebra, peft_format
+from jaxft.lora import algebra, peft_format, serving
 
 IDS = np.random.default_rng(1).integers(0, small_models.VOCABULARY, (2, 11)).astype(np.int32)
 PATTERNS = {"rank_pattern": {"v_proj": 2}, "alpha_pattern": {"fc1": 5}, "use_rslora": True}
@@ -34,6 +34,7 @@ def place(tmp_path_factory):
     tune(folder, "a", seed=1, r=3, target_modules=["q_proj", "fc1"])
     tune(folder, "b", seed=2, r=2, lora_alpha=5, target_modules=["v_proj", "fc1"], lora_bias=True)
     tune(folder, "patterned", seed=3, r=4, target_modules=["v_proj", "fc1"], **PATTERNS)
+    tune(folder, "dora", seed=5, r=3, target_modules=["q_proj", "fc1"], use_dora=True)
     tune(folder, "head", seed=4, r=4, target_modules=["v_proj"], modules_to_save=["lm_head"])
     runs.write_rows(folder / "rows.jsonl", [{"text": "He said unto them, Go ye forth."}] * 3)
     return folder
@@ -196,6 +197,27 @@ def test_info_says_what_an_adapter_is(place, capsys):
     assert "saved whole lm_head" in " ".join(capsys.readouterr().out.split())
 
 
+def test_info_says_of_dora_what_can_be_said_without_the_base(place, capsys):
+    assert run("info", place / "dora") == 0
+    out = capsys.readouterr().out
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    rows = 2 * (24 + 40)
+    assert f"DoRA yes, with the lengths of {rows} rows" in lines
+    assert "vLLM no: use_dora is set" in lines
+    assert "norm" not in out
+    assert "cannot be said without the base" in out
+    trained = sum(t.size for t in peft_format.read_adapter(place / "dora")[1].values())
+    assert f"parameters {trained:,}" in lines
+
+
+@pytest.mark.parametrize(("largest", "option"), [(3, ""), (2, " with --max-lora-rank 3,")])
+def test_info_says_that_serving_hangs_on_the_class_too(place, capsys, monkeypatch, largest, option):
+    monkeypatch.setattr(serving, "VLLM_RANK", largest)
+    assert run("info", place / "a") == 0
+    said = f"vLLM yes,{option} if its class for the model takes LoRA"
+    assert said in [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+
+
 def test_diff_says_in_what_two_adapters_differ(place, capsys):
     assert run("diff", place / "a", place / "b") == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
@@ -236,7 +258,7 @@ def edited(**changes):
         (cut_short, "cannot be read"),
         (lambda folder: (folder / "adapter_config.json").write_text("[]"), "holds no object"),
         (lambda folder: (folder / "adapter_model.safetensors").unlink(), "does not exist"),
-        (edited(use_dora=True), "use_dora"),
+        (edited(use_dora=True), "where (40,) was expected: use_dora is true"),
         (edited(r=5), "and a rank of 5 in"),
         (edited(base_model_name_or_path="someone/else"), "for someone/else"),
     ],
@@ -264,6 +286,12 @@ def test_one_base_under_two_names_is_told_with_model(place, tmp_path):
         (["scale", "a", "2", "--output", "b"], "exists and is not empty"),
         (["scale", "head", "2", "--output", "new"], "which was trained as a whole"),
         (["scale", "a", "nan", "--output", "new"], "FACTOR is nan"),
+        (["scale", "dora", "2", "--output", "new"], "is DoRA's (use_dora)"),
+        (["fold", "dora", "--output", "new"], "is DoRA's (use_dora)"),
+        (["add", "a", "dora", "--output", "new"], "is DoRA's (use_dora)"),
+        (["interpolate", "dora", "a", "--at", "0.5", "--output", "new"], "is DoRA's (use_dora)"),
+        (["interpolate", "dora", "--data", "rows.jsonl"], "is DoRA's (use_dora)"),
+        (["diff", "a", "dora"], "is DoRA's (use_dora)"),
         (["add", "a", "b", "--output", "a"], "exists and is not empty"),
         (["add", "a", "b", "--output", "new", "--weights", "1"], "--weights has 1 numbers"),
         (["add", "a", "b", "--output", "new", "--weights", "1,x"], "which is no list of numbers"),

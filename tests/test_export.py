@@ -23,12 +23,24 @@ from jaxft.weights import safetensors as shards
 IDS = np.random.default_rng(1).integers(0, small_models.VOCABULARY, (2, 11)).astype(np.int32)
 UNTIED = {**small_models.LLAMA, "tie_word_embeddings": False}
 POST = {**small_models.OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 16}
+TOKENS = [7, 3, 100]
 # What an adapter may train, and whether the model's head is tied in what comes of it.
 TUNINGS = {
     "opt": (small_models.OPT, {"target_modules": ["q_proj", "fc1"], "bias": "all"}, True),
     "opt after": (POST, {"target_modules": ["k_proj", "out_proj", "fc2"]}, True),
     "gpt2": (small_models.GPT2, {"target_modules": ["c_attn", "c_proj"]}, True),
     "llama": (small_models.LLAMA, {"target_modules": "all-linear"}, True),
+    "dora": (small_models.LLAMA, {"target_modules": "all-linear", "use_dora": True}, True),
+    "dora fused": (
+        small_models.GPT2,
+        {"target_modules": ["c_attn", "c_proj"], "use_dora": True, "bias": "lora_only"},
+        True,
+    ),
+    "dora on a tied head": (
+        small_models.OPT,
+        {"target_modules": ["fc1", "lm_head"], "use_dora": True},
+        False,
+    ),
     "own head": (UNTIED, {"target_modules": ["v_proj", "lm_head"]}, False),
     "adapter on a tied head": (
         small_models.OPT,
@@ -43,6 +55,39 @@ TUNINGS = {
     "trained embedding": (
         small_models.GPT2,
         {"target_modules": ["c_attn"], "modules_to_save": ["wte"]},
+        False,
+    ),
+    "adapter on a tied embedding": (
+        small_models.GPT2,
+        {"target_modules": ["wte", "wpe", "c_attn"]},
+        False,
+    ),
+    "adapters on both": (small_models.OPT, {"target_modules": ["embed_tokens", "lm_head"]}, False),
+    "tied adapter": (
+        POST,
+        {"target_modules": ["embed_tokens", "fc1"], "ensure_weight_tying": True},
+        True,
+    ),
+    "tied copy": (
+        small_models.GPT2,
+        {"modules_to_save": ["lm_head"], "ensure_weight_tying": True},
+        True,
+    ),
+    "own embedding": (UNTIED, {"target_modules": ["embed_tokens"]}, False),
+    "tokens": (small_models.LLAMA, {"trainable_token_indices": TOKENS}, True),
+    "tokens of a tied head": (
+        small_models.OPT,
+        {"trainable_token_indices": {"lm_head": TOKENS}},
+        False,
+    ),
+    "tokens below an adapter": (
+        small_models.OPT,
+        {"target_modules": ["lm_head"], "trainable_token_indices": TOKENS},
+        False,
+    ),
+    "tokens of both": (
+        UNTIED,
+        {"trainable_token_indices": {"lm_head": TOKENS, "embed_tokens": [3, 200]}},
         False,
     ),
 }

@@ -152,13 +152,15 @@ def test_a_fused_projection_is_one_target_and_like_names_are_told_apart(gpt2):
     found = inspection.inspect(str(gpt2), None)
     assert found.context == 48
     assert found.targets == (
+        Target("wte", (258, 24), 1, 8 * 282, is_default=False, is_linear=False),
+        Target("wpe", (48, 24), 1, 8 * 72, is_default=False, is_linear=False),
         Target("c_attn", (24, 72), 2, 2 * 8 * 96, is_default=True, is_linear=True),
         Target("attn.c_proj", (24, 24), 2, 2 * 8 * 48, is_default=False, is_linear=True),
         Target("c_fc", (24, 96), 2, 2 * 8 * 120, is_default=False, is_linear=True),
         Target("mlp.c_proj", (96, 24), 2, 2 * 8 * 120, is_default=False, is_linear=True),
         Target("lm_head", (24, 258), 1, 8 * 282, is_default=False, is_linear=False),
     )
-    assert numbers(found)["LoRA, default"] == (found.targets[0].num_trained, found.num_parameters)
+    assert numbers(found)["LoRA, default"] == (found.targets[2].num_trained, found.num_parameters)
 
 
 def test_targets_add_up_to_the_tunings_that_choose_them(llama):

@@ -158,11 +158,15 @@ def adapted(
     layers: Sequence[int] | None = None,
     dropout: float = 0.0,
     bias: bool = False,
+    start: bool = False,
+    dora: bool = False,
     head: bool = False,
     outside: Sequence[str] = (),
     trained: Sequence[str] = (),
     outer_trained: Sequence[str] = (),
     keeps_tie: bool = False,
+    rows: Mapping[str, tuple[int, ...]] | None = None,
+    follows: bool = False,
 ) -> Network:
     """Return the network of `spec` with adapters on `modules` of `layers` (of all, if None).
 
@@ -172,13 +176,17 @@ def adapted(
         layers: Which have something that is trained.
         dropout: Of the adapters in layers.
         bias: Whether adapters have one.
+        start: Whether adapters take away what they began as.
+        dora: Whether they are DoRA's.
         head: Whether the head has an adapter.
         outside: Other modules outside the layers with adapters.
         trained: A layer's own leaves that are trained.
         outer_trained: The same outside the layers.
         keeps_tie: Whether a tied head stays tied to an embedding that is trained.
+        rows: Tokens of which a row is trained, of "embed" and of "head".
+        follows: Whether a tied head takes the embedding's adapter and rows.
     """
-    adapter = Adapter(RANK, SCALING, dropout, bias)
+    adapter = Adapter(RANK, SCALING, dropout, bias, start, dora)
     chosen = range(len(spec.blocks)) if layers is None else layers
     per_layer = [
         Tuning(dict.fromkeys(modules, adapter), trained) if layer in chosen else FROZEN
@@ -188,7 +196,10 @@ def adapted(
     outer = dict.fromkeys(named, dataclasses.replace(adapter, dropout=0.0))
     is_copied = not {"head/kernel", "embed/kernel"}.isdisjoint(outer_trained)
     unties_head = spec.tied_head and is_copied and not keeps_tie
-    return build_network(spec, per_layer, Tuning(outer, outer_trained), unties_head=unties_head)
+    network = build_network(spec, per_layer, Tuning(outer, outer_trained), unties_head=unties_head)
+    return dataclasses.replace(
+        network, rows=tuple(sorted((rows or {}).items())), head_follows=follows
+    )
 
 
 def ungrouped(network: Network) -> Network:
@@ -212,10 +223,13 @@ def random_leaves(network: Network, seed: int = 0) -> trees.Tree:
         if name == "scale":
             start = 0 if network.spec.norm.scale == "offset" else 1
             return (start + 0.3 * values).astype(np.float32)
-        if name in ("bias", "lora_b", "lora_bias"):
+        if name == "lora_magnitude":  # of columns that are about 1 long
+            return (1 + 0.3 * values).astype(np.float32)
+        if name in ("bias", "lora_b", "lora_b0", "lora_bias"):
             return (0.3 * values).astype(np.float32)
         is_table = path in ("embed/kernel", "positions/kernel")
-        fan_in = leaf.shape[-1] if name == "lora_a" or is_table else leaf.shape[-2]
+        fan_in_last = name in ("lora_a", "lora_a0", "rows") or is_table
+        fan_in = leaf.shape[-1] if fan_in_last else leaf.shape[-2]
         return values * np.float32(fan_in**-0.5)
 
     return trees.map_with_path(draw, bind.abstract_tree(network))

@@ -20,7 +20,7 @@ from jaxft import tree as trees
 from jaxft.errors import AdapterError, ConfigError, DataError
 from jaxft.generation.decoding import Decoder
 from jaxft.generation.sampling import Sampling
-from jaxft.lora import init, mask, peft_format, targets
+from jaxft.lora import conversion, mask, peft_format, starts, targets
 from jaxft.models import forward
 from jaxft.models.bind import abstract_tree
 from jaxft.models.network import Network, base_network, is_adapter_leaf
@@ -244,25 +244,24 @@ class PeftModel(CausalLM):
     def _first_tree(self, mesh: Mesh) -> trees.Tree:
         own = super()._first_tree(mesh)
         if self._start is None:
-            return trees.combine(own, self._drawn(mesh))
+            return self._begun(own, mesh)
         return self._with(own, self._start, mesh)
 
     def _with(self, tree: trees.Tree, trained: Mapping[str, Any], mesh: Mesh) -> trees.Tree:
-        _, frozen = trees.partition(tree, mask.trainable_mask(self.network, tree))
-        return trees.combine(frozen, jax.device_put(trained, rules.shardings(trained, mesh)))
+        placed = jax.device_put(trained, rules.shardings(trained, mesh))
+        return trees.unflatten({**trees.flatten(tree), **trees.flatten(placed)})
 
     def start_from(self, seed: int) -> None:
         """Draw the adapter from a seed, unless it was read from a folder or trained."""
         self._seed = seed
         if self._start is None and self._tree is not None and self._mesh is not None:
             adapters = trees.map_with_path(lambda path, _: is_adapter_leaf(path), self._tree)
-            own = trees.partition(self._tree, adapters)[1]
-            self._tree = trees.combine(own, self._drawn(self._mesh))
+            own = starts.without(trees.partition(self._tree, adapters)[1])
+            self._tree = self._begun(own, self._mesh)
 
-    def _drawn(self, mesh: Mesh) -> trees.Tree:
-        return init.init_adapters(
-            self.network, kind=self.lora.init_lora_weights, seed=self._seed, mesh=mesh
-        )
+    def _begun(self, own: trees.Tree, mesh: Mesh) -> trees.Tree:
+        kind, seed = self.lora.init_lora_weights, self._seed
+        return starts.with_adapters(own, self.family, self.network, kind=kind, seed=seed, mesh=mesh)
 
     def trained_leaves(self) -> trees.Tree:
         """Return the leaves that are trained, adapters and others."""
@@ -270,7 +269,7 @@ class PeftModel(CausalLM):
         return trees.partition(tree, mask.trainable_mask(self.network, tree))[0]
 
     def set_trained_leaves(self, trained: trees.Tree) -> None:
-        """Replace the leaves that are trained."""
+        """Replace the leaves that are trained, and what adapters began as if it comes with them."""
         tree = self.tree()
         assert self._mesh is not None
         self._start, self._tree = trained, self._with(tree, trained, self._mesh)
@@ -280,7 +279,7 @@ class PeftModel(CausalLM):
         leaves = abstract_tree(self.network)
         trained, frozen = trees.partition(leaves, mask.trainable_mask(self.network, leaves))
         count = trees.num_parameters(trained)
-        return count, count + trees.num_parameters(frozen)
+        return count, count + trees.num_parameters(starts.without(frozen))
 
     def print_trainable_parameters(self) -> None:
         """Say how many parameters are trained."""
@@ -292,10 +291,14 @@ class PeftModel(CausalLM):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the adapter in PEFT's format."""
-        content = peft_format.adapter_config(
-            self.lora, self.family, self.network.spec, self.source.name, self.source.revision
+        content, tensors = conversion.to_peft(
+            self.lora,
+            self.family,
+            self.network,
+            self.tree(),
+            base_model=self.source.name,
+            revision=self.source.revision,
         )
-        tensors = peft_format.to_tensors(self.trained_leaves(), self.family, self.network)
         peft_format.save_adapter(Path(folder), tensors, content)
 
 

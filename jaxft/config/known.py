@@ -43,7 +43,6 @@ MODEL: Mapping[str, Known] = {
 LORA: Mapping[str, Known] = {
     **_off(
         "init_from",
-        "trainable_token_indices",
         "corda_config",
         "lora_ga_config",
         "velora_config",
@@ -59,7 +58,7 @@ LORA: Mapping[str, Known] = {
         "runtime_config",
         values=(None,),
     ),
-    **_off("use_dora", "use_qalora", "ensure_weight_tying"),
+    **_off("use_qalora"),
     **_off("target_parameters", values=(None, [])),
     **_off("loftq_config", values=(None, {})),
     # How a kernel is stored is the model's affair, not the user's.
@@ -203,9 +202,7 @@ VALUES: Mapping[str, frozenset[str]] = {
             "greedy",
         ]
     ),
-    "init_lora_weights": frozenset(
-        ["corda", "loftq", "lora_ga", "mica", "olora", "pissa", "pissa_niter_16"]
-    ),
+    "init_lora_weights": frozenset(["corda", "loftq", "lora_ga", "mica"]),
     "optim": frozenset(
         [
             "adafactor",

@@ -5,7 +5,8 @@ the two files. All functions are pure. The invariant: a result is an adapter lik
 update is exactly the linear combination asked for, up to one rounding to float32.
 
 Whole tensors (trained biases, modules to save) are no differences from the base. A combination of
-them means something only where its weights sum to 1, so nothing else is done with them.
+them means something only where its weights sum to 1, so nothing else is done with them. DoRA
+rescales the base's weights: what it adds to them cannot be said without them, and is not combined.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ from jaxft.errors import AdapterError
 from jaxft.lora import kinds, low_rank, peft_format, targets
 from jaxft.lora.low_rank import Update
 
-_LORA = re.compile(r"base_model\.model\.(.+)\.lora_(A\.weight|B\.weight|B\.bias)")
-_FROZEN = ".base_layer.weight"  # PEFT stores a head beside the adapter on it
+_LORA = re.compile(
+    r"base_model\.model\.(.+)\.lora_"
+    r"(A\.weight|B\.weight|B\.bias|magnitude_vector|embedding_[AB])"
+)
+_FROZEN = ".base_layer.weight"  # PEFT stores a head, or an embedding, beside the adapter on it
 _TARGETING = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
-_WHOLE = ("bias", "modules_to_save")
+_WHOLE = ("bias", "modules_to_save", "trainable_token_indices", "ensure_weight_tying")
 _CLOSE = 1e-6  # how far from 1 a sum of weights such as 0.7 + 0.3 may be
 
 
@@ -40,14 +44,18 @@ class LoraAdapter:
         content: Of adapter_config.json.
         lora: The same, checked.
         updates: By the name of their module.
-        whole: Biases and modules that are trained as a whole, under PEFT's names.
+        magnitudes: Of DoRA, by the name of their module, [out]; none without it.
+        whole: Biases, rows and modules that are trained as a whole, under PEFT's names.
+        tables: The modules that are embeddings, whose tensors have other names.
     """
 
     origin: Path
     content: Mapping[str, Any]
     lora: LoraConfig
     updates: Mapping[str, Update]
+    magnitudes: Mapping[str, np.ndarray]
     whole: Mapping[str, np.ndarray]
+    tables: frozenset[str]
 
     @property
     def base_model(self) -> str | None:
@@ -58,7 +66,8 @@ class LoraAdapter:
     def num_parameters(self) -> int:
         """The parameters that were trained."""
         adapted = sum(each.num_parameters for each in self.updates.values())
-        return adapted + sum(tensor.size for tensor in self.whole.values())
+        others = [*self.magnitudes.values(), *self.whole.values()]
+        return adapted + sum(tensor.size for tensor in others)
 
 
 def read(folder: Path) -> LoraAdapter:
@@ -80,7 +89,7 @@ def parse(
     """
     lora = peft_format.read_lora_config(content, origin)
     parts: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
-    whole = {}
+    whole, tables = {}, set()
     for name, tensor in tensors.items():
         values = np.asarray(tensor, np.float32)
         if not np.isfinite(values).all():
@@ -90,16 +99,45 @@ def parse(
             )
         found = _LORA.fullmatch(name)
         if found:
-            parts[found[1]][found[2]] = values
+            module, part = found.groups()
+            if part.startswith("embedding_"):
+                tables.add(module)
+            parts[module][_OF_TABLE.get(part, part)] = values
         elif ".lora_" in name:
             raise AdapterError(
                 f"{origin}: {name} is of a kind of adapter that is not supported.",
-                "Adapters on linear modules, without DoRA, are.",
+                "Adapters on linear modules are.",
             )
         elif not name.endswith(_FROZEN):
             whole[name] = values
     updates = {module: _update(module, each, lora, origin) for module, each in parts.items()}
-    return LoraAdapter(origin, content, lora, updates, whole)
+    magnitudes = {
+        module: each["magnitude_vector"]
+        for module, each in parts.items()
+        if "magnitude_vector" in each
+    }
+    _check_magnitudes(magnitudes, updates, lora, origin)
+    return LoraAdapter(origin, content, lora, updates, magnitudes, whole, frozenset(tables))
+
+
+def _check_magnitudes(
+    magnitudes: Mapping[str, np.ndarray],
+    updates: Mapping[str, Update],
+    lora: LoraConfig,
+    origin: Path,
+) -> None:
+    for module, update in updates.items():
+        wanted = (update.dims[1],) if lora.use_dora else None
+        found = magnitudes[module].shape if module in magnitudes else None
+        if found != wanted:
+            raise AdapterError(
+                f"{origin}: {module} has a lora_magnitude_vector of {found}, where {wanted} was "
+                f"expected: use_dora is {str(lora.use_dora).lower()} in {peft_format.CONFIG_FILE}.",
+                f"Use the {peft_format.CONFIG_FILE} that the adapter was made with.",
+            )
+
+
+_OF_TABLE = {"embedding_A": "A.weight", "embedding_B": "B.weight"}
 
 
 def _update(module: str, parts: Mapping[str, np.ndarray], lora: LoraConfig, origin: Path) -> Update:
@@ -124,9 +162,14 @@ def tensors_of(adapter: LoraAdapter) -> dict[str, np.ndarray]:
     tensors = dict(adapter.whole)
     for module, update in adapter.updates.items():
         stem = f"base_model.model.{module}.lora_"
-        tensors |= {f"{stem}A.weight": update.a, f"{stem}B.weight": update.b}
+        sides = _OF_TABLE if module in adapter.tables else _OF_TABLE.values()
+        tensors |= {
+            f"{stem}{each}": side for each, side in zip(sides, (update.a, update.b), strict=True)
+        }
         if update.bias is not None:
             tensors[f"{stem}B.bias"] = update.bias
+        if module in adapter.magnitudes:
+            tensors[f"{stem}magnitude_vector"] = adapter.magnitudes[module]
     return {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
 
 
@@ -136,7 +179,8 @@ def scale(adapter: LoraAdapter, factor: float) -> LoraAdapter:
     Raises:
         AdapterError: If it has tensors that are no updates.
     """
-    whole = _combined_whole([(adapter, factor)])
+    check_plain(adapter)
+    whole, adapter = _combined_whole([(adapter, factor)]), _untied(adapter)
     updates = {name: low_rank.times(each, factor) for name, each in adapter.updates.items()}
     return dataclasses.replace(adapter, updates=updates, whole=whole)
 
@@ -149,19 +193,27 @@ def combine(terms: Sequence[tuple[LoraAdapter, float]]) -> LoraAdapter:
     Raises:
         AdapterError: If they are not for the same modules, or have tensors that cannot be added.
     """
+    for adapter, _ in terms:
+        check_plain(adapter)
     whole = _combined_whole(terms)
+    terms = [(_untied(adapter), weight) for adapter, weight in terms]
+    tables = frozenset[str]().union(*(adapter.tables for adapter, _ in terms))
     updates = {}
     for module in dict.fromkeys(name for adapter, _ in terms for name in adapter.updates):
         found = [(each, weight) for each, weight in terms if module in each.updates]
         check_dims(module, [each for each, _ in found])
         updates[module] = low_rank.total([(each.updates[module], weight) for each, weight in found])
     if any(each.bias is not None for each in updates.values()):
+        if tables:
+            raise AdapterError(
+                f"{sorted(tables)[0]} is an embedding, and other modules have a bias (lora_bias).",
+                "PEFT has no bias beside an embedding: such adapters cannot be written as one.",
+            )
         updates = {name: _with_bias(each) for name, each in updates.items()}
     first = terms[0][0]
     content = {**first.content, **_merged_fields([adapter for adapter, _ in terms], updates)}
-    return LoraAdapter(
-        first.origin, content, peft_format.read_lora_config(content, first.origin), updates, whole
-    )
+    lora = peft_format.read_lora_config(content, first.origin)
+    return LoraAdapter(first.origin, content, lora, updates, {}, whole, tables)
 
 
 def fold(adapter: LoraAdapter) -> LoraAdapter:
@@ -169,7 +221,12 @@ def fold(adapter: LoraAdapter) -> LoraAdapter:
 
     That is for programs that read `r` and `lora_alpha` and no patterns: smaller ranks are filled up
     with zeros, and each module's scaling goes into its B.
+
+    Raises:
+        AdapterError: If it is DoRA's.
     """
+    check_plain(adapter)
+    adapter = _untied(adapter)
     rank = max((each.rank for each in adapter.updates.values()), default=adapter.lora.r)
     updates = {name: low_rank.padded(each, rank) for name, each in adapter.updates.items()}
     content = {**adapter.content, **_rank_fields({}, rank)}
@@ -177,10 +234,38 @@ def fold(adapter: LoraAdapter) -> LoraAdapter:
     return dataclasses.replace(adapter, content=content, lora=lora, updates=updates)
 
 
+def _untied(adapter: LoraAdapter) -> LoraAdapter:
+    """Return the same adapter as PEFT reads it where embedding and head are not one.
+
+    The file has both, and what is done to an update is done to one of its two sides: the B of the
+    one, which would have to be the A of the other.
+    """
+    if not (adapter.lora.ensure_weight_tying and adapter.tables):
+        return adapter
+    modules = {**dict.fromkeys(_TARGETING), "target_modules": list(adapter.updates)}
+    content = {**adapter.content, **modules, "ensure_weight_tying": False}
+    lora = peft_format.read_lora_config(content, adapter.origin)
+    return dataclasses.replace(adapter, content=content, lora=lora)
+
+
 def with_base(adapter: LoraAdapter, base_model: str) -> LoraAdapter:
     """Return the adapter, naming another base model."""
     content = {**adapter.content, "base_model_name_or_path": base_model, "revision": None}
     return dataclasses.replace(adapter, content=content)
+
+
+def check_plain(adapter: LoraAdapter) -> None:
+    """Refuse an adapter of DoRA's.
+
+    Raises:
+        AdapterError: If it is one.
+    """
+    if adapter.lora.use_dora:
+        raise AdapterError(
+            f"{adapter.origin} is DoRA's (use_dora): it rescales the weights of the base, so it "
+            "is no update that could be scaled, added or compared without them.",
+            "Merge it with `jaxft export`; `jaxft adapter info` says what it is.",
+        )
 
 
 def check_base(first: LoraAdapter, second: LoraAdapter) -> None:
@@ -280,7 +365,7 @@ def _combined_whole(terms: Sequence[tuple[LoraAdapter, float]]) -> dict[str, np.
             )
         if len({_whole_fields(each) for each in owners}) > 1:
             raise AdapterError(
-                f"{owners[0].origin} and {owners[1].origin} differ in bias or modules_to_save.",
+                f"{owners[0].origin} and {owners[1].origin} differ in one of {', '.join(_WHOLE)}.",
                 "Combine adapters that train the same parts of the model as a whole.",
             )
     return {

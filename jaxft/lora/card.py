@@ -103,6 +103,15 @@ def _facts(content: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dic
         if value not in (None, []):
             several = value if isinstance(value, list) else [value]
             facts[label] = ", ".join(f"`{each}`" for each in several)
+    if content.get("use_dora"):
+        facts["DoRA"] = "yes: the lengths of the adapted weights' rows are trained too"
+    tokens = content.get("trainable_token_indices")
+    if tokens:
+        named = tokens if isinstance(tokens, dict) else {"the embedding": tokens}
+        counts = (f"{len(each):,} rows of {name}" for name, each in named.items())
+        facts["Trained tokens"] = ", ".join(counts)
+    if content.get("ensure_weight_tying"):
+        facts["Embedding and head"] = "trained as one where they are tied"
     if content.get("bias", "none") != "none":
         facts["Biases"] = f"trained (`{content['bias']}`)"
     facts["Parameters"] = f"{sum(tensor.size for tensor in tensors.values()):,}"

@@ -66,7 +66,7 @@ class Difference:
 
 
 def summary(adapter: LoraAdapter) -> list[Kind]:
-    """Describe an adapter's updates by kind."""
+    """Describe an adapter's updates by kind; of DoRA's, ``scaling * B A`` alone."""
     return [
         _kind(name, [adapter.updates[module] for module in modules])
         for name, modules in kinds.grouped(adapter.updates).items()
@@ -90,8 +90,10 @@ def differences(first: LoraAdapter, second: LoraAdapter) -> list[Difference]:
     """Compare the updates of two adapters by kind; a module without an adapter has an update of 0.
 
     Raises:
-        AdapterError: If they have a module in different shapes.
+        AdapterError: If they have a module in different shapes, or one is DoRA's.
     """
+    for adapter in (first, second):
+        algebra.check_plain(adapter)
     found = []
     names = dict.fromkeys((*first.updates, *second.updates))
     for name, modules in kinds.grouped(names).items():

@@ -226,7 +226,16 @@ def beginning(sketch: Sketch, rank: int, *, whiten: bool) -> np.ndarray:
     return a / np.sqrt(np.asarray(sketch.spread[:rank]))[:, None] if whiten else a
 
 
-def decided(config: LoraConfig, sites: Sequence[Site], ranks: Mapping[str, int]) -> LoraConfig:
+def tables(asked: Network, family: Family) -> list[str]:
+    """Return the names of adapted tables of embeddings: what they read are no directions."""
+    outer = dict(asked.outer_adapters)
+    modules = names.adaptable_modules(family, asked.spec)
+    return [module.name for module in modules if module.is_table and module.path in outer]
+
+
+def decided(
+    config: LoraConfig, sites: Sequence[Site], ranks: Mapping[str, int], tables: Sequence[str]
+) -> LoraConfig:
     """Return what a recipe asks for with the ranks decided, as patterns of full names.
 
     A module of rank 0 is no longer a target.
@@ -235,44 +244,63 @@ def decided(config: LoraConfig, sites: Sequence[Site], ranks: Mapping[str, int])
         config: With `eva_config`.
         sites: The modules.
         ranks: Of each by name; of those that are not named 0.
+        tables: Names of adapted tables, whose ranks stay.
 
     Source: `peft/tuners/lora/eva.py: _load_eva_state_dict`.
     """
     assert config.eva_config is not None
-    rank_pattern, alpha_pattern = {}, {}
+    rank_pattern: dict[str, int] = {}
+    alpha_pattern: dict[str, float] = {}
+
+    def add(name: str, rank: int, alpha: float) -> None:
+        if rank != config.r:
+            rank_pattern[name] = rank
+        if alpha != config.lora_alpha:
+            alpha_pattern[name] = alpha
+
+    def alpha_of(name: str) -> float:
+        return targets.by_pattern(config.alpha_pattern, name, config.lora_alpha)
+
+    for name in tables:
+        add(name, targets.by_pattern(config.rank_pattern, name, config.r), alpha_of(name))
     adapted = [site.module.name for site in sites if ranks.get(site.module.name)]
     for site in sites:
-        name, rank = site.module.name, ranks.get(site.module.name, 0)
-        alpha: float = targets.by_pattern(config.alpha_pattern, name, config.lora_alpha)
+        rank, alpha = ranks.get(site.module.name, 0), alpha_of(site.module.name)
         if rank != site.rank and config.eva_config.adjust_scaling_factors:
             alpha *= rank / site.rank
-        if rank and rank != config.r:
-            rank_pattern[name] = rank
-        if rank and alpha != config.lora_alpha:
-            alpha_pattern[name] = alpha
+        if rank:
+            add(site.module.name, rank, alpha)
     fields = {"rank_pattern": rank_pattern, "alpha_pattern": alpha_pattern}
     if len(adapted) < len(sites):
-        fields |= {"target_modules": adapted, "exclude_modules": None, "layers_to_transform": None}
+        fields |= {
+            "target_modules": [*tables, *adapted],
+            "exclude_modules": None,
+            "layers_to_transform": None,
+        }
         fields |= {"layers_pattern": None}
     return config.model_copy(update=fields)
 
 
 def begun(
-    adapters: Mapping[str, Any],
+    tree: Mapping[str, Any],
     directions: Mapping[str, np.ndarray],
     family: Family,
     network: Network,
 ) -> trees.Tree:
-    """Return fresh adapters with their As replaced by `directions`, [rank, in] by module name."""
+    """Return leaves, the As replaced by `directions`, [rank, in] by module name; not of tables."""
     called = {
         (module.layer, module.path): module.name
         for module in names.linear_modules(family, network.spec)
     }
-    leaves = trees.flatten(adapters)
+    leaves = trees.flatten(tree)
     new = {
         f"{block}/{path}/lora_a": np.stack([directions[called[layer, path]] for layer in layers])
         for block, described, layers in network.stacked_blocks()
         for path, _ in described.adapters
-    } | {f"{path}/lora_a": directions[called[None, path]] for path, _ in network.outer_adapters}
+    } | {
+        f"{path}/lora_a": directions[called[None, path]]
+        for path, _ in network.outer_adapters
+        if (None, path) in called
+    }
     placed = {path: jax.device_put(a, leaves[path].sharding) for path, a in new.items()}
     return trees.unflatten(leaves | placed)

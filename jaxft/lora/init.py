@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxft import tree as trees
 from jaxft.errors import AdapterError
 from jaxft.models.bind import abstract_tree
-from jaxft.models.network import Network
+from jaxft.models.network import EMBED, POSITIONS, Network
 from jaxft.parallel import mesh as meshes
 
 DTYPE = jnp.float32  # of adapters and their optimizer state, whatever the base's dtype
@@ -54,13 +54,17 @@ def init_adapters(network: Network, *, kind: bool | str, seed: int, mesh: Mesh) 
     leaves: dict[str, Any] = {}
     for path, leaf in shapes.items():
         module, _, name = path.rpartition("/")
-        if name != "lora_a":
+        if name != "lora_a" or f"{module}/lora_a0" in shapes:  # `starts` decomposes
             continue
         block, local = _split(module)
         rank, num_in = leaf.shape[-2:]
         num_out = shapes[f"{module}/lora_b"].shape[-1]
+        if local in (EMBED, POSITIONS):
+            draw = _of_table(kind, is_tied=local == EMBED and network.ties_adapters)
+        else:
+            draw = _STARTS[kind]
         starts = [
-            _STARTS[kind](_generator(seed, local, layer), rank, num_in, num_out)
+            draw(generator(seed, local, layer), rank, num_in, num_out)
             for layer in layers.get(block, [-1])
         ]
         for part in Start._fields:
@@ -79,7 +83,8 @@ def _split(module: str) -> tuple[str, str]:
     return "/".join(parts[:3]), "/".join(parts[3:])
 
 
-def _generator(seed: int, module: str, layer: int) -> np.random.Generator:
+def generator(seed: int, module: str, layer: int) -> np.random.Generator:
+    """Return the random numbers of a module, "attn/q" of a layer or "head" with layer -1."""
     key = np.array([seed, zlib.crc32(module.encode()) * 2**16 + layer + 1], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key))
 
@@ -101,6 +106,34 @@ def _both_uniform(rng: np.random.Generator, rank: int, num_in: int, num_out: int
 def _normal_and_zero(rng: np.random.Generator, rank: int, num_in: int, num_out: int) -> Start:
     a = rng.standard_normal((rank, num_in), np.float32) / np.float32(rank)
     return Start(a, np.zeros((rank, num_out), np.float32), np.zeros(num_out, np.float32))
+
+
+def _of_table(kind: bool | str, *, is_tied: bool) -> Draw:
+    """Return how an adapter on a table begins: one way, whatever the kind, unless that is false.
+
+    One that is tied to the head's begins as the head's, the other way about.
+    """
+    if kind is False:
+        return _both_normal
+    return _mirrored(_STARTS[kind]) if is_tied else _zero_and_normal
+
+
+def _zero_and_normal(rng: np.random.Generator, rank: int, num_in: int, num_out: int) -> Start:
+    b = rng.standard_normal((rank, num_out), np.float32)
+    return Start(np.zeros((rank, num_in), np.float32), b, np.zeros(num_out, np.float32))
+
+
+def _both_normal(rng: np.random.Generator, rank: int, num_in: int, num_out: int) -> Start:
+    a, b = (rng.standard_normal((rank, size), np.float32) for size in (num_in, num_out))
+    return Start(a, b, np.zeros(num_out, np.float32))
+
+
+def _mirrored(draw: Draw) -> Draw:
+    def mirrored(rng: np.random.Generator, rank: int, num_in: int, num_out: int) -> Start:
+        a, b, _ = draw(rng, rank, num_out, num_in)
+        return Start(b, a, np.zeros(num_out, np.float32))
+
+    return mirrored
 
 
 def _orthogonal(rng: np.random.Generator, rank: int, num_in: int, num_out: int) -> Start:

@@ -22,7 +22,7 @@ import safetensors.numpy
 from jaxft import tree as trees
 from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError
-from jaxft.lora import card, targets
+from jaxft.lora import card, targets, tying
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network
 from jaxft.models.spec import ModelSpec
@@ -31,17 +31,18 @@ from jaxft.weights import layout, names, save
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_ROWS = "token_adapter.trainable_tokens_delta"  # whole rows, whatever the name says
 
 
 def adapter_config(
     config: LoraConfig, family: Family, spec: ModelSpec, base_model: str, revision: str | None
 ) -> dict[str, Any]:
     """Return the content of adapter_config.json: the fields that every PEFT version knows."""
-    chosen = targets.target_modules(config, family)
+    chosen, tokens = targets.target_modules(config, family), config.trainable_token_indices
     if chosen == targets.ALL_LINEAR or family.text_families:
         # Resolved, as PEFT does: a reader may define "all" otherwise. In full where the model has
         # other parts, whose modules may end alike.
-        modules = targets.select(names.linear_modules(family, spec), chosen)
+        modules = targets.select(names.adaptable_modules(family, spec), chosen)
         found = [module.name for module in modules]
         endings = dict.fromkeys(name.rpartition(".")[2] for name in found)
         chosen = found if family.text_families else list(endings)
@@ -58,7 +59,7 @@ def adapter_config(
         "exclude_modules": config.exclude_modules,
         "bias": config.bias,
         "use_rslora": config.use_rslora,
-        "use_dora": False,
+        "use_dora": config.use_dora,
         "modules_to_save": config.modules_to_save,
         "rank_pattern": config.rank_pattern,
         "alpha_pattern": config.alpha_pattern,
@@ -69,14 +70,17 @@ def adapter_config(
         # Unknown to old versions of PEFT, so it is there only where it says something.
         **({"lora_bias": True} if config.lora_bias else {}),
         **({"eva_config": config.eva_config.model_dump()} if config.eva_config else {}),
+        **({"trainable_token_indices": tokens} if tokens is not None else {}),
+        **({"ensure_weight_tying": True} if config.ensure_weight_tying else {}),
     }
 
 
-def to_tensors(
-    trained: Mapping[str, Any], family: Family, network: Network
-) -> dict[str, np.ndarray]:
-    """Return the trained leaves as PEFT's tensors by name, float32 and in torch's layout."""
-    leaves = trees.flatten(trained)
+def to_tensors(tree: Mapping[str, Any], family: Family, network: Network) -> dict[str, np.ndarray]:
+    """Return the trained leaves as PEFT's tensors by name, float32 and in torch's layout.
+
+    `tree` may have the frozen leaves too.
+    """
+    leaves = trees.flatten(tree)
     return {
         name: layout.join(leaves, slots).astype(np.float32)
         for name, slots in _places(family, network).items()
@@ -92,9 +96,12 @@ def from_tensors(
         AdapterError: If tensors are missing, unexpected or misshapen; `origin` is named.
     """
     places = _places(family, network)
-    # Beside an adapter on the head, PEFT stores the frozen head that it belongs to.
-    head = f"{_PREFIX}{family.head_name}.base_layer.weight"
-    tensors = {name: tensor for name, tensor in tensors.items() if name != head}
+    # Beside an adapter on the head or the embedding, PEFT stores them as they are, frozen.
+    frozen = {
+        f"{_PREFIX}{module}.base_layer.weight"
+        for module in (family.head_name, tying.embedding_module(family))
+    }
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in frozen}
     wrong = sorted(places.keys() ^ tensors.keys())
     if wrong:
         kind = "lacks" if wrong[0] in places else "has an unexpected"
@@ -113,11 +120,17 @@ def from_tensors(
                 f"needs {expected}.",
                 "Use the adapter with the base model it was made for.",
             )
-        for slot in slots:
-            leaf = leaves[slot.path]
-            target = leaf if slot.index is None else leaf[slot.index]
-            columns = slice(*(slot.columns or (None,)))
-            target[..., columns] = layout.oriented(layout.cut(tensors[name], slot), slot)
+        layout.fill(leaves, slots, tensors[name])
+    for name, slots in places.items():
+        # What is tied is in the file twice, for the embedding and for the head.
+        if not np.array_equal(
+            layout.join(leaves, slots), tensors[name].astype(np.float32), equal_nan=True
+        ):
+            raise AdapterError(
+                f"{origin}: {name} is not what the module that it is tied to has.",
+                "The tie was lost where it was trained. Set ensure_weight_tying to false in "
+                f"{CONFIG_FILE}, and name both modules in target_modules, to use both as they are.",
+            )
     return trees.unflatten(leaves)
 
 
@@ -185,7 +198,8 @@ def read_lora_config(config: Mapping[str, Any], folder: Path) -> LoraConfig:
     """Return the `LoraConfig` that an adapter_config.json describes.
 
     Raises:
-        AdapterError: If it is no LoRA, or uses a feature that is not supported.
+        AdapterError: If it is no LoRA, uses a feature that is not supported, or is not for the
+            unchanged base.
     """
     if config.get("peft_type") != "LORA":
         raise AdapterError(
@@ -194,13 +208,21 @@ def read_lora_config(config: Mapping[str, Any], folder: Path) -> LoraConfig:
         )
     fields = {key: value for key, value in config.items() if key not in _DESCRIPTIVE}
     try:
-        return LoraConfig.model_validate(fields)
+        lora = LoraConfig.model_validate(fields)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         raise AdapterError(
             f"{folder / CONFIG_FILE}: {'.'.join(map(str, first['loc']))}: {first['msg']}.",
             "The adapter uses something that is not supported here.",
         ) from None
+    if lora.begins_with_weights:
+        raise AdapterError(
+            f"{folder / CONFIG_FILE} has init_lora_weights {lora.init_lora_weights!r}: it is an "
+            "adapter for a base that PEFT changed as it began, and that is not in the file.",
+            "Save it in PEFT with save_pretrained(folder, path_initial_model_for_weight_conversion"
+            "=...), which makes a plain adapter for the unchanged base of it.",
+        )
+    return lora
 
 
 _DESCRIPTIVE = frozenset(
@@ -226,19 +248,35 @@ def _places(family: Family, network: Network) -> dict[str, tuple[names.Slot, ...
     }
     places: dict[str, tuple[names.Slot, ...]] = {}
     adapted = set()
-    for module in names.linear_modules(family, network.spec):
+    for module in names.adaptable_modules(family, network.spec):
         prefix, index = ("", None) if module.layer is None else where[module.layer]
         stem, leaf = f"{_PREFIX}{module.name}", f"{prefix}{module.path}/lora_"
-        if f"{leaf}a" in shapes:
+        if module.is_table:
+            places |= _places_of_table(f"{stem}.", module.path, shapes)
+        elif f"{leaf}a" in shapes:
             adapted.add(module.name)
             places[f"{stem}.lora_A.weight"] = (names.Slot(f"{leaf}a", index, False, None, None),)
             for path, name, transposed in (("b", "weight", True), ("bias", "bias", False)):
                 if f"{leaf}{path}" in shapes:
-                    places[f"{stem}.lora_B.{name}"] = tuple(
-                        names.Slot(f"{leaf}{path}", index, transposed, outputs, columns)
-                        for outputs, columns in module.parts
+                    places[f"{stem}.lora_B.{name}"] = module.slots(
+                        f"{leaf}{path}", index, transposed=transposed
                     )
-    trained = network.trained_leaves()
+            if f"{leaf}magnitude" in shapes:
+                places[f"{stem}.lora_magnitude_vector"] = tuple(
+                    names.Slot(f"{leaf}magnitude", index, False, outputs, columns)
+                    for outputs, columns in module.parts
+                )
+    trained, embed = network.trained_leaves(), names.embedding_name(family)
+    head = f"{_PREFIX}{family.head_name}."
+    if network.ties_adapters:
+        places |= {
+            f"{head}lora_A.weight": (names.Slot("embed/lora_b", None, False, None, None),),
+            f"{head}lora_B.weight": (names.Slot("embed/lora_a", None, True, None, None),),
+        }
+    if "head/rows" in shapes:
+        places[f"{head}{_ROWS}"] = (names.Slot("head/rows", None, False, None, None),)
+    if "embed/kernel" in trained and not network.has_own_head:
+        places[f"{head}weight"] = names.own_tensors(family, network)[embed]
     for name, slots in names.own_tensors(family, network).items():
         if slots[0].path in trained:
             stem, _, kind = name.rpartition(".")
@@ -246,3 +284,19 @@ def _places(family: Family, network: Network) -> dict[str, tuple[names.Slot, ...
             wrapped = ".base_layer" if stem in adapted else ""
             places[f"{_PREFIX}{stem}{wrapped}.{kind}"] = slots
     return places
+
+
+def _places_of_table(
+    stem: str, path: str, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[names.Slot, ...]]:
+    """Return the slots of what is trained of a table, whose parameters PEFT names otherwise."""
+    leaves = {
+        "lora_embedding_A": (f"{path}/lora_a", False),
+        "lora_embedding_B": (f"{path}/lora_b", True),
+        _ROWS: (f"{path}/rows", False),
+    }
+    return {
+        f"{stem}{name}": (names.Slot(leaf, None, transposed, None, None),)
+        for name, (leaf, transposed) in leaves.items()
+        if leaf in shapes
+    }

@@ -11,13 +11,13 @@ from typing import TypeVar
 
 from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError, nearest
+from jaxft.lora import tying
 from jaxft.models.families.family import Family
-from jaxft.models.network import Adapter, Network, Tuning, build_network
+from jaxft.models.network import EMBED, HEAD, Adapter, Network, Tuning, build_network
 from jaxft.models.spec import ModelSpec
 from jaxft.weights import names
 
 ALL_LINEAR = "all-linear"
-HEAD = "head"
 _PATTERNS = ("rank_pattern", "alpha_pattern")
 Number = TypeVar("Number", int, float)
 
@@ -34,8 +34,11 @@ def adapted_network(config: LoraConfig, family: Family, spec: ModelSpec) -> Netw
         for key in getattr(config, field):
             _compiled(key, field)
     owned = names.owned_leaves(family, spec)
+    tie = tying.of(config, family, spec)
     saved = _saved_modules(config.modules_to_save or [], owned)
-    modules = targeted(config, family, names.linear_modules(family, spec))
+    if tie == "saved":  # as one leaf, the embedding's
+        saved = saved - {family.head_name} | {tying.embedding_module(family)}
+    modules = targeted(config, family, spec)
     adapted = {module: _adapter(config, module) for module in modules if module.name not in saved}
     _check_patterns(config, [module.name for module in adapted])
     with_trained_bias = {
@@ -61,7 +64,9 @@ def adapted_network(config: LoraConfig, family: Family, spec: ModelSpec) -> Netw
     # PEFT trains a copy of a tied head, or of the embedding, and what it was tied to stays.
     is_copied = not {"head/kernel", "embed/kernel"}.isdisjoint(outside.leaves)
     layers = [tuning(layer) for layer in range(len(spec.blocks))]
-    return build_network(spec, layers, outside, unties_head=spec.tied_head and is_copied)
+    unties_head = spec.tied_head and is_copied and tie != "saved"
+    network = build_network(spec, layers, outside, unties_head=unties_head)
+    return tying.completed(config, family, network)
 
 
 def _saved_modules(endings: Sequence[str], owned: Sequence[names.Owned]) -> frozenset[str]:
@@ -96,7 +101,15 @@ def _adapter(config: LoraConfig, module: names.Module) -> Adapter:
     rank = by_pattern(config.rank_pattern, module.name, config.r)
     alpha = by_pattern(config.alpha_pattern, module.name, config.lora_alpha)
     scaling = alpha / (rank**0.5 if config.use_rslora else rank)
-    adapter = Adapter(rank, scaling, config.lora_dropout, config.lora_bias)
+    adapter = Adapter(
+        rank,
+        scaling,
+        # PEFT has none where it looks up, and begins there as without the weights.
+        0.0 if module.is_table else config.lora_dropout,
+        bias=config.lora_bias,
+        subtracts_start=config.begins_with_weights and not module.is_table,
+        is_dora=config.use_dora,
+    )
     _check(module, adapter)
     return adapter
 
@@ -121,15 +134,18 @@ def _check_patterns(config: LoraConfig, adapted: Sequence[str]) -> None:
                 )
 
 
-def targeted(
-    config: LoraConfig, family: Family, modules: Sequence[names.Module]
-) -> list[names.Module]:
+def targeted(config: LoraConfig, family: Family, spec: ModelSpec) -> list[names.Module]:
     """Return the modules that a config's targets choose, those it excludes left out.
+
+    Of an embedding and a head that are adapted as one, both.
 
     Raises:
         AdapterError: If a target, an exclusion or a layer matches nothing.
     """
+    modules = names.adaptable_modules(family, spec)
     chosen = select(modules, target_modules(config, family))
+    if tying.of(config, family, spec) == "adapters":
+        chosen = [each for each in modules if each in chosen or each.path in (EMBED, HEAD)]
     excluded: list[names.Module] = []
     if config.exclude_modules is not None:
         excluded = select(modules, config.exclude_modules, field="exclude_modules")
@@ -138,6 +154,7 @@ def targeted(
         raise AdapterError(
             "lora.exclude_modules leaves no module to adapt.", "Exclude less, or target more."
         )
+    tying.check(config, family, spec, kept)
     return kept
 
 
@@ -189,7 +206,7 @@ def select(
             regular expression.
     """
     if targets == ALL_LINEAR:
-        return [module for module in modules if module.path != HEAD]
+        return [module for module in modules if module.path != HEAD and not module.is_table]
     if isinstance(targets, str):
         pattern = _compiled(targets, field)
         chosen = [module for module in modules if pattern.fullmatch(module.name)]
@@ -223,7 +240,7 @@ def _no_match(target: str, modules: Sequence[names.Module], field: str) -> Adapt
     close = nearest(target, endings)
     hint = f"Did you mean {close!r}? " if close else ""
     return AdapterError(
-        f"lora.{field} has {target!r}, which matches no linear module of this model.",
+        f"lora.{field} has {target!r}, which matches no linear module or embedding of this model.",
         f"{hint}It has {', '.join(endings)}, in modules such as {modules[0].name}.",
     )
 
@@ -234,6 +251,16 @@ def _check(module: names.Module, adapter: Adapter) -> None:
             f"lora.r={adapter.rank} is larger than {module.name}, which is "
             f"{module.dims[1]} x {module.dims[0]}.",
             f"Choose an r of at most {min(module.dims)}; 8 to 64 is usual.",
+        )
+    if module.is_table and adapter.bias:
+        raise AdapterError(
+            f"lora.target_modules has {module.name} together with lora_bias.",
+            f"An adapter on an embedding has no bias, in PEFT too: leave {module.name} out.",
+        )
+    if module.is_table and adapter.is_dora:
+        raise AdapterError(
+            f"lora.target_modules has {module.name} together with use_dora.",
+            f"DoRA on an embedding is not supported: leave {module.name} out, or use_dora.",
         )
     if module.path == HEAD and adapter.dropout > 0:
         raise AdapterError(

@@ -14,49 +14,42 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int32
 
+from jaxft.models.embedding import Table
 from jaxft.models.layers import Block, Context, Linear, Norm
-from jaxft.models.network import Group, Network
+from jaxft.models.network import EMBED, HEAD, POSITIONS, Group, Network
 from jaxft.models.spec import Learned, Sinusoidal
-from jaxft.parallel import rules
 from jaxft.parallel.mesh import ROW_AXES
 
 Kept = Mapping[str, Mapping[str, Any]]  # what is kept of a module's inputs, by block and path
 Fold = Callable[[Any, jax.Array], Any]
 
 
-class Table(nnx.Module):
-    """A table of embeddings, of tokens or of positions, [rows, width]."""
-
-    def __init__(self, path: str, rows: int, width: int, rngs: nnx.Rngs):
-        """Make the table whose leaf is at `path`."""
-        self.path = path
-        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (rows, width)))
-
-    def __call__(self, rows: Int32[Array, "b t"], mesh: Mesh, dtype: Any) -> Float[Array, "b t d"]:
-        """Look rows up."""
-        table = self.kernel[...]
-        return rules.gather(mesh, self.path)(table, table.dtype)[rows].astype(dtype)
-
-
 class Head(nnx.Module):
-    """The leaves of the output projection: a kernel unless it is tied, a bias, an adapter."""
+    """The leaves of the output projection: a kernel unless it is tied, a bias, what is trained."""
 
     def __init__(self, network: Network, rngs: nnx.Rngs):
         """Make the leaves."""
-        spec, adapter = network.spec, dict(network.outer_adapters).get("head")
+        spec, adapter = network.spec, dict(network.outer_adapters).get(HEAD)
         if network.has_own_head:
             dims = (spec.embed_dim, spec.vocab_size)
             self.kernel = nnx.Param(jax.random.normal(rngs.params(), dims) * dims[0] ** -0.5)
         if spec.head_bias:
             self.bias = nnx.Param(jnp.zeros(spec.vocab_size))
-        if adapter is not None:
+        if adapter is not None and not network.ties_adapters:
             self.lora_a = nnx.Param(jnp.zeros((adapter.rank, spec.embed_dim)))
             self.lora_b = nnx.Param(jnp.zeros((adapter.rank, spec.vocab_size)))
             if adapter.bias:
                 self.lora_bias = nnx.Param(jnp.zeros(spec.vocab_size))
+            if adapter.subtracts_start:
+                self.lora_a0 = nnx.Param(jnp.zeros((adapter.rank, spec.embed_dim)))
+                self.lora_b0 = nnx.Param(jnp.zeros((adapter.rank, spec.vocab_size)))
+            if adapter.is_dora:
+                self.lora_magnitude = nnx.Param(jnp.ones(spec.vocab_size))
+        if HEAD in dict(network.rows):
+            self.rows = nnx.Param(jnp.zeros((len(dict(network.rows)[HEAD]), spec.embed_dim)))
 
 
 class Decoder(nnx.Module):
@@ -66,9 +59,10 @@ class Decoder(nnx.Module):
         """Make all leaves; those of a group's blocks are stacked on dimension 0."""
         spec, adapters = network.spec, dict(network.outer_adapters)
         self.network = network
-        self.embed = Table("embed/kernel", spec.vocab_size, spec.embed_dim, rngs)
+        self.embed = Table(EMBED, (spec.vocab_size, spec.embed_dim), network, rngs)
         if isinstance(spec.positions, Learned):
-            self.positions = Table("positions/kernel", spec.positions.rows, spec.model_dim, rngs)
+            dims = (spec.positions.rows, spec.model_dim)
+            self.positions = Table(POSITIONS, dims, network, rngs)
         if spec.embed_norm:
             self.embed_norm = Norm(spec.norm, spec.model_dim)
         if spec.embed_dim != spec.model_dim:

@@ -6,6 +6,7 @@ operations an element; threefry costs twenty times as much on a CPU, and `rbg` c
 `vmap`.
 """
 
+import functools
 import zlib
 from typing import Any
 
@@ -46,6 +47,12 @@ def apply(x: Float[Array, "b t n"], rate: float, seeds: Any) -> Float[Array, "b 
     bits = _mix(seeds[..., None] + _mix(channels)[None, None, :])
     keep = bits >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype)).astype(x.dtype)
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=1)
+def recomputed(x: Float[Array, "b t n"], rate: float, seeds: Any) -> Float[Array, "b t n"]:
+    """Return what `apply` does, its mask computed again in the backward pass, not kept."""
+    return apply(x, rate, seeds)
 
 
 def _mix(x: jax.Array) -> jax.Array:

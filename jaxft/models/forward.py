@@ -4,6 +4,7 @@
 generation. Each binds the tree to the modules at trace time, which costs nothing at run time.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,11 +13,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
-from jaxft.models import linear, rope
+from jaxft.models import dora, embedding, linear, rope
 from jaxft.models.bind import bind
 from jaxft.models.decoder import Fold, Kept
 from jaxft.models.layers import Context, Past
-from jaxft.models.network import Network
+from jaxft.models.network import EMBED, HEAD, Network
 from jaxft.models.spec import ModelSpec, Rope
 from jaxft.parallel import rules
 
@@ -99,24 +100,45 @@ def head_leaves(network: Network, tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return the leaves that `head_logits` needs, by path."""
     leaves = {f"head/{name}": leaf for name, leaf in tree.get("head", {}).items()}
     if not network.has_own_head:
-        leaves["embed/kernel"] = tree["embed"]["kernel"]
+        leaves["embed/kernel"] = tree[EMBED]["kernel"]
+    if network.head_follows:
+        shared = ("lora_a", "lora_b", "rows")
+        leaves |= {f"embed/{name}": tree[EMBED][name] for name in shared if name in tree[EMBED]}
     return leaves
+
+
+def head_weight(network: Network, mesh: Mesh) -> tuple[str, linear.Materialise]:
+    """Return the path of the leaf that is the head's weight, and how it becomes [in, out]."""
+    path = "head/kernel" if network.has_own_head else "embed/kernel"
+    gather = rules.gather(mesh, path)
+    return path, gather if network.has_own_head else _Transposed(gather)
 
 
 def head_logits(
     network: Network, mesh: Mesh, leaves: Mapping[str, Any], hidden: Float[Array, "b t d"]
 ) -> Float[Array, "b t v"]:
     """Return float32 logits; `leaves` are those that `head_leaves` selects."""
-    path = "head/kernel" if network.has_own_head else "embed/kernel"
-    gather = rules.gather(mesh, path)
-    materialise: Any = gather if network.has_own_head else _Transposed(gather)
+    path, materialise = head_weight(network, mesh)
     logits = linear.product(hidden, leaves[path], materialise, jnp.float32)
-    adapter = dict(network.outer_adapters).get("head")
+    if network.head_rows is not None:
+        owner, rows = network.head_rows
+        logits = embedding.with_columns(logits, hidden, rows, leaves[f"{owner}/rows"])
+    adapter = dict(network.outer_adapters).get(HEAD)
     if adapter is not None:
-        a, b = leaves["head/lora_a"], leaves["head/lora_b"]
-        logits = logits + linear.lora(hidden, a, b, adapter.scaling, 0.0, None)
+        # The embedding's, where they are tied: what leads out of it leads in here.
+        ours = ("embed/lora_b", "embed/lora_a") if network.ties_adapters else _OWN
+        a, b = (leaves[name] for name in ours)
+        delta = linear.lora(hidden, a, b, adapter.scaling, 0.0, None)
         if adapter.bias:
-            logits = logits + adapter.scaling * leaves["head/lora_bias"][None, None, :]
+            delta = delta + adapter.scaling * leaves["head/lora_bias"][None, None, :]
+        if adapter.subtracts_start:
+            a0, b0 = leaves["head/lora_a0"], leaves["head/lora_b0"]
+            delta = linear.minus_start(delta, hidden, a0, b0, adapter.scaling)
+        logits = logits + delta
+        if adapter.is_dora:
+            matrix = materialise(leaves[path], jnp.float32)
+            norms = dora.norms([matrix], a, b, adapter.scaling)
+            logits = dora.rescaled(logits, leaves["head/lora_magnitude"], norms)
     spec = network.spec
     if spec.head_bias:
         logits = logits + leaves["head/bias"].astype(jnp.float32)[None, None, :]
@@ -142,7 +164,11 @@ def logits(
     return head_logits(network, mesh, head_leaves(network, tree), hidden)
 
 
-class _Transposed(NamedTuple):
+_OWN = ("head/lora_a", "head/lora_b")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Transposed:
     """The embedding table used as a head: gathered, then transposed."""
 
     gather: rules.Gather

@@ -10,7 +10,7 @@ their own choosing: each feature is read from the `ModelSpec`.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
-from jaxft.models import attention, dropout, linear, quantized, rope
+from jaxft.models import attention, dora, dropout, linear, quantized, rope
 from jaxft.models.network import Adapter, Layer
 from jaxft.models.spec import Alibi, ModelSpec, NormSpec, Rope
 from jaxft.parallel import rules
@@ -71,7 +71,10 @@ class Context:
 
 
 class Lora(nnx.Module):
-    """The adapter of one Hugging Face module, which may be several of ours: A, B, maybe a bias."""
+    """The adapter of one Hugging Face module, which may be several of ours.
+
+    A and B, and maybe a bias, or magnitudes.
+    """
 
     def __init__(self, path: str, dims: tuple[int, int], adapter: Adapter | None):
         """Make the leaves; without an adapter there are none.
@@ -87,20 +90,58 @@ class Lora(nnx.Module):
             self.lora_b = nnx.Param(jnp.zeros((adapter.rank, dims[1])))
             if adapter.bias:
                 self.lora_bias = nnx.Param(jnp.zeros(dims[1]))
+            if adapter.subtracts_start:
+                self.lora_a0 = nnx.Param(jnp.zeros((adapter.rank, dims[0])))
+                self.lora_b0 = nnx.Param(jnp.zeros((adapter.rank, dims[1])))
+            if adapter.is_dora:
+                self.lora_magnitude = nnx.Param(jnp.ones(dims[1]))
 
-    def delta(
-        self, x: Float[Array, "b t i"], context: Context, layer: Any
+    def outputs(
+        self, parts: "Sequence[Linear]", x: Float[Array, "b t i"], context: Context, layer: Any
+    ) -> list[Float[Array, "b t _"]]:
+        """Return the outputs of the modules that the adapter is on, with what it adds to them.
+
+        Args:
+            parts: The modules; their outputs side by side are those of the adapter.
+            x: Activations.
+            context: What is known of the tokens.
+            layer: The (traced) index that dropout is keyed by.
+        """
+        products = [part.product(x, context) for part in parts]
+        ends = np.cumsum([product.shape[-1] for product in products])[:-1]
+        added = jnp.split(self._added(parts, products, x, context, layer), ends, axis=-1)
+        outputs = [part.biased(y) for part, y in zip(parts, products, strict=True)]
+        return [output + part for output, part in zip(outputs, added, strict=True)]
+
+    def _added(
+        self,
+        parts: "Sequence[Linear]",
+        products: Sequence[Any],
+        x: Any,
+        context: Context,
+        layer: Any,
     ) -> Float[Array, "b t o"]:
-        """Return what the adapter adds; `layer` is the (traced) index dropout is keyed by."""
+        """Return what the adapter adds to the products of its modules' kernels."""
         assert self.adapter is not None
-        seeds = context.dropout_seeds
+        a, b, seeds = self.lora_a[...], self.lora_b[...], context.dropout_seeds
         if seeds is not None:
             seeds = dropout.module_seeds(seeds, layer, self.path)
         scaling, rate = self.adapter.scaling, self.adapter.dropout
-        out = linear.lora(x, self.lora_a[...], self.lora_b[...], scaling, rate, seeds)
+        out = linear.lora(x, a, b, scaling, rate, seeds)
         if self.adapter.bias:
             out = out + scaling * self.lora_bias[...][None, None, :]
-        return out.astype(x.dtype)
+        if self.adapter.subtracts_start:
+            out = linear.minus_start(out, x, self.lora_a0[...], self.lora_b0[...], scaling)
+        out = out.astype(x.dtype)
+        if not self.adapter.is_dora:
+            return out
+        if seeds is not None and rate > 0:
+            # As in PEFT, the kernels too see the dropped input in what DoRA changes.
+            dropped = dropout.recomputed(x, rate, seeds)
+            products = [part.product(dropped, context) for part in parts]
+        plain = jnp.concatenate(products, axis=-1)
+        norms = dora.norms([part.matrix(context) for part in parts], a, b, scaling)
+        return dora.rescaled(plain + out, self.lora_magnitude[...], norms) - plain
 
 
 class Linear(Lora):
@@ -118,14 +159,27 @@ class Linear(Lora):
     def __call__(
         self, x: Float[Array, "b t i"], context: Context, layer: Any
     ) -> Float[Array, "b t o"]:
-        """Apply to activations; `layer` as in `delta`."""
+        """Apply to activations; `layer` as in `outputs`."""
         if context.inputs is not None:
             context.inputs[self.path] = x
-        stored = quantized.Stored(rules.gather_module(context.mesh, self.path))
-        y = linear.product(x, self.kernel.get_value(), stored, x.dtype)
-        if hasattr(self, "bias"):
-            y = y + self.bias[...].astype(x.dtype)[None, None, :]
-        return y if self.adapter is None else y + self.delta(x, context, layer)
+        if self.adapter is None:
+            return self.biased(self.product(x, context))
+        return self.outputs([self], x, context, layer)[0]
+
+    def product(self, x: Float[Array, "b t i"], context: Context) -> Float[Array, "b t o"]:
+        """Return ``x W``."""
+        return linear.product(x, self.kernel.get_value(), self._stored(context), x.dtype)
+
+    def biased(self, y: Float[Array, "b t o"]) -> Float[Array, "b t o"]:
+        """Return `y` and the bias, if there is one."""
+        return y + self.bias[...].astype(y.dtype)[None, None, :] if hasattr(self, "bias") else y
+
+    def matrix(self, context: Context) -> Float[Array, "i o"]:
+        """Return W, float32."""
+        return self._stored(context)(self.kernel.get_value(), jnp.float32)
+
+    def _stored(self, context: Context) -> quantized.Stored:
+        return quantized.Stored(rules.gather_module(context.mesh, self.path))
 
 
 class Norm(nnx.Module):
@@ -198,9 +252,11 @@ class Attention(nnx.Module):
     def _projections(self, x: Float[Array, "b t d"], context: Context, layer: Any) -> Any:
         """Return queries, keys and values, [b t h k] and twice [b t g k]."""
         spec = self.spec
-        flat = [module(x, context, layer) for module in (self.q, self.k, self.v)]
-        if self.qkv.adapter is not None:
-            flat = _with_fused(self.qkv, flat, x, context, layer)
+        parts = [self.q, self.k, self.v]
+        if self.qkv.adapter is None:
+            flat = [part(x, context, layer) for part in parts]
+        else:
+            flat = self.qkv.outputs(parts, x, context, layer)
         if spec.qk_norm == "full":
             flat = [self.q_norm(flat[0]), self.k_norm(flat[1]), flat[2]]
         q, k, v = (part.reshape(*x.shape[:2], -1, spec.head_dim) for part in flat)
@@ -265,18 +321,12 @@ class MLP(nnx.Module):
         def hidden(up: jax.Array, gate: jax.Array | None) -> jax.Array:
             return activation(up) if gate is None else activation(gate) * up
 
-        up = self.up(x, context, layer)
-        gate = self.gate(x, context, layer) if self.spec.mlp == "gated" else None
-        if self.gate_up.adapter is not None:
-            gate, up = _with_fused(self.gate_up, [gate, up], x, context, layer)
+        if self.gate_up.adapter is None:
+            up = self.up(x, context, layer)
+            gate = self.gate(x, context, layer) if self.spec.mlp == "gated" else None
+        else:
+            gate, up = self.gate_up.outputs([self.gate, self.up], x, context, layer)
         return self.down(hidden(up, gate), context, layer)
-
-
-def _with_fused(lora: Lora, parts: list[Any], x: Any, context: Context, layer: Any) -> list[Any]:
-    """Add the output of an adapter over several projections to each of them."""
-    ends = np.cumsum([part.shape[-1] for part in parts])[:-1]
-    deltas = jnp.split(lora.delta(x, context, layer), ends, axis=-1)
-    return [part + delta for part, delta in zip(parts, deltas, strict=True)]
 
 
 class Block(nnx.Module):

@@ -19,28 +19,50 @@ _MAX_PERIOD = 12  # the longest alternation looked for; every extra layer adds t
 class Adapter:
     """One LoRA adapter's static part: ``y = x W + scaling * (dropout(x) A^T B + bias)``.
 
+    Where A and B begin with a part of W (PiSSA, OLoRA), that start is kept frozen beside them and
+    taken away again, ``- scaling * x A0^T B0``: PEFT takes it from W, which stays as it is here.
+
     Attributes:
         rank: Inner dimension of A [rank, in] and B [rank, out].
         scaling: Factor on the adapter's output, alpha / rank.
         dropout: Probability with which a channel of the adapter's input is zeroed in training.
         bias: Whether B has a bias.
+        subtracts_start: Whether there are A0 and B0.
+        is_dora: Whether the lengths of the rows of W + scaling * A^T B are trained apart (DoRA).
     """
 
     rank: int
     scaling: float
     dropout: float
     bias: bool
+    subtracts_start: bool
+    is_dora: bool
 
 
-_ADAPTER_LEAF = re.compile(r"(?:.*/)?lora_(a|b|bias)")
+HEAD, EMBED, POSITIONS = "head", "embed", "positions"  # modules outside the layers
+
+# An adapter may be on a module that is one in the checkpoint and several here.
+FUSED: Mapping[str, tuple[str, ...]] = {
+    "attn/qkv": ("attn/q", "attn/k", "attn/v"),
+    "mlp/gate_up": ("mlp/gate", "mlp/up"),
+}
+# What PEFT adds to a model: adapters, and copies of rows that are trained.
+_ADAPTER_LEAF = re.compile(r"(?:.*/)?lora_(a|b|bias|magnitude)|(embed|head)/rows")
+_START_LEAF = re.compile(r"(?:.*/)?lora_(a0|b0)")
 
 
 def is_adapter_leaf(path: str) -> bool:
-    """Return whether the leaf at `path` belongs to a LoRA adapter."""
+    """Return whether the leaf at `path` is trained, and stands beside the model's own."""
     return _ADAPTER_LEAF.fullmatch(path) is not None
 
 
+def is_start_leaf(path: str) -> bool:
+    """Return whether the leaf at `path` is what an adapter began as, which is frozen."""
+    return _START_LEAF.fullmatch(path) is not None
+
+
 Adapters = tuple[tuple[str, Adapter], ...]  # (module path within its block, adapter), sorted
+Rows = tuple[int, ...]  # tokens, as positions in the vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +104,10 @@ class Network:
         outer_trained: Own leaves outside the layers that are trained, "final_norm/bias", sorted.
         unties_head: Whether a head that is tied becomes a leaf of its own, to be trained apart
             from what it was tied to.
+        rows: Tokens of which a trained row stands in the place of the table's, for "embed" and
+            for "head".
+        head_follows: Whether a tied head takes the adapter and the rows of the embedding; without,
+            it is the frozen table.
     """
 
     spec: ModelSpec
@@ -89,11 +115,25 @@ class Network:
     outer_adapters: Adapters
     outer_trained: tuple[str, ...]
     unties_head: bool
+    rows: tuple[tuple[str, Rows], ...]
+    head_follows: bool
 
     @property
     def has_own_head(self) -> bool:
         """Whether the head is a leaf of its own."""
         return not self.spec.tied_head or self.unties_head
+
+    @property
+    def ties_adapters(self) -> bool:
+        """Whether the head's adapter is the embedding's, the other way about."""
+        return self.head_follows and EMBED in dict(self.outer_adapters)
+
+    @property
+    def head_rows(self) -> tuple[str, Rows] | None:
+        """Where the head's trained rows are, "head" or "embed", and which; `None` without any."""
+        rows = dict(self.rows)
+        owner = EMBED if self.head_follows else HEAD
+        return (owner, rows[owner]) if owner in rows else None
 
     def trained_leaves(self) -> frozenset[str]:
         """Return the paths of the model's own leaves that are trained, adapters left out."""
@@ -103,6 +143,25 @@ class Network:
             for leaf in layer.trained
         ]
         return frozenset([*self.outer_trained, *stacked])
+
+    def grouped_as(self, other: "Network") -> "Network":
+        """Return the network with its layers in the groups of another, whose leaves it can share.
+
+        Raises:
+            ValueError: If layers that are one group there differ here.
+        """
+        layers = {index: layer for _, layer, found in self.stacked_blocks() for index in found}
+        groups = []
+        for group in other.groups:
+            count = len(group.period)
+            indices = [
+                [group.layer_index(n, p) for p in range(count)] for n in range(group.repeats)
+            ]
+            first, *others = [tuple(layers[index] for index in each) for each in indices]
+            if any(each != first for each in others):
+                raise ValueError(f"layers from {group.first_layer} on are no repetition")
+            groups.append(dataclasses.replace(group, period=first))
+        return dataclasses.replace(self, groups=tuple(groups))
 
     def stacked_blocks(self) -> Iterator[tuple[str, Layer, list[int]]]:
         """Yield (path "groups/g/p", layer description, indices of the layers stacked there)."""
@@ -148,7 +207,8 @@ def build_network(
         for start, repeats, length in find_periods(described)
     )
     adapters = tuple(sorted(outside.adapters.items()))
-    return Network(spec, groups, adapters, tuple(sorted(outside.leaves)), unties_head)
+    leaves = tuple(sorted(outside.leaves))
+    return Network(spec, groups, adapters, leaves, unties_head, rows=(), head_follows=False)
 
 
 def base_network(spec: ModelSpec) -> Network:

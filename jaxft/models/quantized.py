@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +78,8 @@ def dequantize(weight: Quantized) -> Float[Array, "i o"]:
     return qwix.dequantize(qwix.QArray(codes, weight.scale, qtype=_TYPES[weight.kind]))
 
 
-class Stored(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Stored:
     """From a weight as it is stored, quantised or not, to a matrix to multiply with."""
 
     gather: Callable[[Any, Any], jax.Array]

@@ -22,6 +22,7 @@ from jaxft import tree as trees
 from jaxft.errors import DeviceError
 
 _BLOCK = r"groups/\d+/\d+/"
+_ADAPTED = r"(" + _BLOCK + r"(attn|mlp)/\w+|head|embed|embed_in|embed_out|positions)"
 
 RULES: tuple[tuple[str, P], ...] = (
     (r"embed/kernel", P("tensor", "fsdp")),
@@ -41,7 +42,8 @@ RULES: tuple[tuple[str, P], ...] = (
     (_BLOCK + r"mlp/(gate|up)/bias", P(None, "tensor")),
     (_BLOCK + r"mlp/down/kernel", P(None, "tensor", "fsdp")),
     (_BLOCK + r"mlp/down/bias", P()),
-    (r"(" + _BLOCK + r"(attn|mlp)/\w+|head|embed_in|embed_out)/lora_(a|b|bias)", P()),
+    (_ADAPTED + r"/lora_(a|b|bias|a0|b0|magnitude)", P()),
+    (r"(embed|head)/rows", P()),
 )
 
 

@@ -4,6 +4,7 @@ Nothing is called saved before it has been read again from the disk and gives th
 logits.
 """
 
+import functools
 import itertools
 import math
 from pathlib import Path
@@ -20,9 +21,10 @@ from jaxft.generation import completion
 from jaxft.generation.completion import Generator, Prompt
 from jaxft.generation.decoding import Decoder
 from jaxft.generation.sampling import Sampling
-from jaxft.lora import peft_format, whole
+from jaxft.lora import conversion, magnitude, peft_format, starts, targets, whole
 from jaxft.lora.tuned import Tuned
 from jaxft.models import forward
+from jaxft.models.network import Network
 from jaxft.parallel import mesh as meshes
 from jaxft.parallel import rules
 from jaxft.training.setup import Plan
@@ -63,9 +65,14 @@ def write_adapter(plan: Plan, outcome: Outcome) -> Path:
         AdapterError: If what is on disk does not give the live model's logits.
     """
     folder = plan.folder / "adapter"
-    source, spec = plan.source, plan.network.spec
-    content = peft_format.adapter_config(plan.lora, plan.family, spec, source.name, source.revision)
-    tensors = peft_format.to_tensors(outcome.trainable, plan.family, plan.network)
+    content, tensors = conversion.to_peft(
+        plan.lora,
+        plan.family,
+        plan.network,
+        trees.combine(outcome.trainable, outcome.frozen),
+        base_model=plan.source.name,
+        revision=plan.source.revision,
+    )
 
     def verify(written: Path) -> None:
         try:
@@ -112,21 +119,30 @@ def _not_as_written(folder: Path, found: str) -> AdapterError:
 
 def _difference(plan: Plan, folder: Path, outcome: Outcome) -> float:
     """Return the largest difference of logits on a row, over the largest logit."""
-    _, tensors = peft_format.read_adapter(folder)
-    adapters = peft_format.from_tensors(tensors, plan.family, plan.network, folder)
+    content, tensors = peft_format.read_adapter(folder)
+    lora = peft_format.read_lora_config(content, folder)
+    described = targets.adapted_network(lora, plan.family, plan.network.spec)
+    # In the groups of the live network, whose frozen leaves it shares.
+    written = described.grouped_as(plan.network)
+    adapters = peft_format.from_tensors(tensors, plan.family, written, folder)
     adapters = jax.device_put(adapters, rules.shardings(adapters, plan.mesh))
+    started = bool(starts.of(outcome.frozen))
     row = (plan.eval or plan.train).examples[0].input_ids[:_COMPARED_TOKENS]
     # As many copies of the row as the mesh divides rows into.
     ids = jnp.tile(jnp.asarray(row, jnp.int32)[None], (meshes.row_shards(plan.mesh), 1))
 
-    @jax.jit
-    def logits(trainable: Any, frozen: Any) -> jax.Array:
+    # A difference of products in another order: only in float32 it is the same to be told.
+    where: Any = {"mesh": plan.mesh, "dtype": "float32" if started else plan.dtype}
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def logits(network: Network, trainable: Any, frozen: Any) -> jax.Array:
         tree = trees.combine(trainable, frozen)
         positions = jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
-        where: Any = {"mesh": plan.mesh, "dtype": plan.dtype}
-        return forward.logits(plan.network, tree, ids, jnp.ones_like(ids), positions, **where)
+        return forward.logits(network, tree, ids, jnp.ones_like(ids), positions, **where)
 
-    live, reread = (logits(each, outcome.frozen) for each in (outcome.trainable, adapters))
+    with jax.default_matmul_precision("highest" if started else None):
+        live = logits(plan.network, outcome.trainable, outcome.frozen)
+        reread = logits(written, adapters, starts.without(outcome.frozen))
     return float(jnp.max(jnp.abs(live - reread)) / jnp.max(jnp.abs(live)))
 
 
@@ -143,29 +159,34 @@ def answers(plan: Plan, outcome: Outcome) -> list[console.Sample]:
     decoder = Decoder(plan.network, stop_ids=stop_ids, mesh=plan.mesh, dtype=plan.dtype)
     generator = Generator(decoder, plan.tokenizer)
 
-    def texts(trainable: trees.Tree) -> list[str]:
+    def texts(tree: trees.Tree) -> list[str]:
         return completion.complete(
             generator,
-            trees.combine(outcome.frozen, trainable),
+            tree,
             prompts,
             max_new_tokens=_ANSWER_TOKENS,
             how=Sampling(temperature=0.0, top_k=0, top_p=1.0, seed=0),
         )
 
     with console.loading("Answering held-out prompts", None):
-        by_model = zip(
-            map(_shown, prompts), texts(_base(outcome.start)), texts(outcome.trainable), strict=True
-        )
+        tuned = trees.combine(outcome.frozen, outcome.trainable)
+        by_model = zip(map(_shown, prompts), texts(_base(plan, outcome)), texts(tuned), strict=True)
         return [console.Sample(*sample) for sample in by_model]
 
 
-def _base(start: trees.Tree) -> trees.Tree:
-    """Return the trained leaves with which the model is its base: not every start of B is zero."""
+def _base(plan: Plan, outcome: Outcome) -> trees.Tree:
+    """Return leaves with which the model is its base: not every start of B is zero.
+
+    Where the start is taken away again, it is that start.
+    """
+    tree = trees.combine(outcome.frozen, outcome.start)
+    if starts.of(tree):
+        return starts.as_begun(tree)
 
     def without(path: str, leaf: Any) -> Any:
         return leaf * 0 if path.endswith(("/lora_b", "/lora_bias")) else leaf
 
-    return trees.map_with_path(without, start)
+    return magnitude.with_magnitudes(plan.network, trees.map_with_path(without, tree), plan.mesh)
 
 
 def _held_out_prompts(plan: Plan) -> list[Prompt]:

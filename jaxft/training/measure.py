@@ -74,7 +74,8 @@ def decided(plan: Plan) -> Plan:
     else:
         directions = _measured(plan, bare, sites, plan.config.lora.eva_config)
     ranks = {name: len(a) for name, a in directions.items()}
-    lora = eva.decided(plan.config.lora, sites, ranks)
+    tables = eva.tables(plan.network, plan.family)
+    lora = eva.decided(plan.config.lora, sites, ranks, tables)
     network = targets.adapted_network(lora, plan.family, plan.network.spec)
     return dataclasses.replace(plan, lora=lora, network=network, directions=directions)
 

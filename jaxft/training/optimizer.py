@@ -13,10 +13,12 @@ import optax
 from jaxft import tree as trees
 from jaxft.config import TrainConfig
 
-_NOT_DECAYED = re.compile(r".*/(bias|scale|lora_bias)")
+_NOT_DECAYED = re.compile(r".*/(bias|scale|lora_bias|lora_magnitude)")
 # What LoRA+ trains faster: all that is not the A of an adapter, or a matrix of the model's own.
 # Source: `peft/optimizers/loraplus.py: create_loraplus_optimizer`.
-_FASTER = re.compile(r".*/(lora_b|lora_bias|bias|scale)")
+_FASTER = re.compile(r".*/(lora_b|lora_bias|lora_magnitude|bias|scale)")
+# And the rate of both sides of an adapter on an embedding, its `loraplus_lr_embedding`.
+_OF_TABLE, _TABLE_RATE = re.compile(r"(embed|positions)/lora_(a|b)"), 1e-6
 
 
 def make_schedule(config: TrainConfig, num_steps: int) -> optax.Schedule:
@@ -47,7 +49,8 @@ def make_schedule(config: TrainConfig, num_steps: int) -> optax.Schedule:
 def make_optimizer(config: TrainConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Return AdamW behind clipping by global norm, with another rate for B if LoRA+ is asked for.
 
-    Norms and biases are not decayed.
+    Norms and biases are not decayed, nor are DoRA's magnitudes, though transformers' Trainer does:
+    decay would draw them to 0, where a module is switched off, not to where it is the base's.
     """
     adamw = optax.adamw(
         schedule,
@@ -61,14 +64,16 @@ def make_optimizer(config: TrainConfig, schedule: optax.Schedule) -> optax.Gradi
     if config.max_grad_norm:
         parts = [optax.clip_by_global_norm(config.max_grad_norm), *parts]
     if config.loraplus_lr_ratio is not None:
-        parts = [*parts, _faster(config.loraplus_lr_ratio)]
+        parts = [*parts, _faster(config.loraplus_lr_ratio, config.learning_rate)]
     return optax.chain(*parts) if len(parts) > 1 else adamw
 
 
-def _faster(ratio: float) -> optax.GradientTransformation:
+def _faster(ratio: float, peak: float) -> optax.GradientTransformation:
     """Multiply the updates of B: LoRA+ (Hayou et al. 2024), `lr_B = ratio * lr_A`."""
 
     def scale(path: str, update: Any) -> Any:
+        if _OF_TABLE.fullmatch(path):
+            return update * (_TABLE_RATE / peak)
         return update * ratio if _FASTER.fullmatch(path) else update
 
     return optax.stateless(lambda updates, params: trees.map_with_path(scale, updates))

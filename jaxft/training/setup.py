@@ -21,7 +21,7 @@ from jaxft.data.encode import Examples
 from jaxft.data.loader import Batches
 from jaxft.data.rows import Row
 from jaxft.errors import ConfigError
-from jaxft.lora import eva, init, tuning
+from jaxft.lora import eva, starts, tuning
 from jaxft.models.families.config_reader import unapplied_dropout
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network
@@ -153,7 +153,7 @@ def plan_rows(
 
 
 def load_tree(plan: Plan) -> trees.Tree:
-    """Read the base weights onto the mesh, and draw the adapters, if there are any."""
+    """Read the base weights onto the mesh, and begin the adapters, if there are any."""
     own = base.load_base(
         plan.source,
         plan.family,
@@ -164,10 +164,12 @@ def load_tree(plan: Plan) -> trees.Tree:
     )
     _note_quantised(own)
     kind, seed = plan.config.lora.init_lora_weights, plan.config.train.seed
-    adapters = init.init_adapters(plan.network, kind=kind, seed=seed, mesh=plan.mesh)
-    if plan.directions is not None:
-        adapters = eva.begun(adapters, plan.directions, plan.family, plan.network)
-    return trees.combine(own, adapters)
+    tree = starts.with_adapters(
+        own, plan.family, plan.network, kind=kind, seed=seed, mesh=plan.mesh
+    )
+    if plan.directions is None:
+        return tree
+    return eva.begun(tree, plan.directions, plan.family, plan.network)
 
 
 def _note_quantised(tree: trees.Tree) -> None:

@@ -17,8 +17,8 @@ import numpy as np
 from jaxft import tree as trees
 from jaxft.models.bind import abstract_tree
 from jaxft.models.families.family import Family, Tensor
-from jaxft.models.network import Network, base_network
-from jaxft.models.spec import ModelSpec
+from jaxft.models.network import EMBED, POSITIONS, Network, base_network
+from jaxft.models.spec import Learned, ModelSpec
 from jaxft.weights.checkpoint import Checkpoint, TensorInfo
 
 
@@ -59,13 +59,13 @@ class Slot:
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """A linear module that an adapter can be put on.
+    """A module that an adapter can be put on: a linear one, or a table of embeddings.
 
     Attributes:
         name: Hugging Face's full name, "model.layers.0.self_attn.q_proj".
-        path: Ours within the block, "attn/q", or outside of the layers, "head".
+        path: Ours within the block, "attn/q", or outside of the layers, "head" or "embed".
         layer: The layer's index; `None` outside the layers.
-        dims: (in, out).
+        dims: (in, out); of a table, its rows and its width.
         parts: For each of ours that it is made of, which of its outputs that is in Hugging Face's
             order, and which of them in ours; `None` twice where it is one.
     """
@@ -75,6 +75,17 @@ class Module:
     layer: int | None
     dims: tuple[int, int]
     parts: tuple[tuple[Outputs | None, tuple[int, int] | None], ...]
+
+    def slots(self, path: str, index: int | None, *, transposed: bool) -> tuple[Slot, ...]:
+        """Return the slots, all in one leaf, of a tensor with the module's outputs."""
+        return tuple(
+            Slot(path, index, transposed, outputs, columns) for outputs, columns in self.parts
+        )
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it is looked up, and not multiplied with."""
+        return self.path in (EMBED, POSITIONS)
 
 
 def slots(family: Family, network: Network) -> dict[str, tuple[Slot, ...]]:
@@ -208,6 +219,20 @@ def expected_shape(
         assert last is not None
         shape = (*shape[:-1], last.stop * last.groups)
     return tuple(reversed(shape)) if first.transposed else tuple(shape)
+
+
+def adaptable_modules(family: Family, spec: ModelSpec) -> list[Module]:
+    """Return every module that PEFT puts LoRA on: tables of embeddings, then all linear modules."""
+    tables = {EMBED: (spec.vocab_size, spec.embed_dim)}
+    # Learned positions that are not counted from 0 are of a class that PEFT cannot call.
+    if isinstance(spec.positions, Learned) and spec.positions.offset == 0:
+        tables[POSITIONS] = (spec.positions.rows, spec.model_dim)
+    names = {line.ours: line.theirs.removesuffix(".weight") for line in family.lines(spec)}
+    found = [
+        Module(names[(f"{path}/kernel",)], path, None, dims, _WHOLE)
+        for path, dims in tables.items()
+    ]
+    return [*found, *linear_modules(family, spec)]
 
 
 def linear_modules(family: Family, spec: ModelSpec) -> list[Module]:

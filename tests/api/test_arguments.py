@@ -23,7 +23,7 @@ def test_the_output_folder_is_text_a_path_or_the_first_argument():
 
 def test_what_asks_for_nothing_is_accepted():
     plain = jaxft.LoraConfig(r=4)
-    assert jaxft.LoraConfig(r=4, task_type="CAUSAL_LM", use_dora=False) == plain
+    assert jaxft.LoraConfig(r=4, task_type="CAUSAL_LM", use_qalora=False) == plain
     args = jaxft.TrainingArguments("x", report_to="none", fp16=False, remove_unused_columns=False)
     assert args == jaxft.TrainingArguments("x")
 
@@ -31,7 +31,7 @@ def test_what_asks_for_nothing_is_accepted():
 @pytest.mark.parametrize(
     ("make", "values", "found", "remedy"),
     [
-        (jaxft.LoraConfig, {"use_dora": True}, "lora: `lora.use_dora: true` is known, and not", ""),
+        (jaxft.LoraConfig, {"use_qalora": True}, "lora: `lora.use_qalora: true` is known, and", ""),
         (jaxft.LoraConfig, {"task_type": "SEQ_CLS"}, "is known, and not supported yet", ""),
         (jaxft.LoraConfig, {"lora_alhpa": 8}, "unknown key", "`lora.lora_alpha`"),
         (jaxft.LoraConfig, {"r": 0}, "`lora.r` is 0", "at least 1"),

@@ -230,7 +230,7 @@ def test_decided_ranks_become_patterns_that_keep_the_scaling():
     )
     sites = sites_of(config)
     ranks = {site.module.name: rank for site, rank in zip(sites, [4, 4, 7, 0, 6, 3], strict=True)}
-    decided = eva.decided(config, sites, ranks)
+    decided = eva.decided(config, sites, ranks, [])
     layer = "model.layers.{}.self_attn.{}_proj".format
     assert decided.rank_pattern == {layer(1, "q"): 7, layer(2, "q"): 6, layer(2, "o"): 3}
     assert decided.alpha_pattern == {
@@ -263,7 +263,7 @@ def test_without_adjusting_alphas_are_as_the_recipe_has_them():
     fields = {"adjust_scaling_factors": False}
     config = eva_config(target_modules=["q_proj"], alpha_pattern={"q_proj": 3}, eva_config=fields)
     sites = sites_of(config)
-    decided = eva.decided(config, sites, {site.module.name: 5 for site in sites})
+    decided = eva.decided(config, sites, {site.module.name: 5 for site in sites}, [])
     assert set(decided.alpha_pattern.values()) == {3}
     assert decided.target_modules == ["q_proj"]
 

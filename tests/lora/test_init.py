@@ -127,7 +127,36 @@ def test_orthogonal_starts_lie_in_two_halves_of_one_basis():
 def test_orthogonal_starts_need_an_even_rank():
     spec = tiny.with_windows([None])
     odd = build_network(
-        spec, [Tuning({"attn/q": Adapter(3, 1.0, 0.0, False)}, ())], FROZEN, unties_head=False
+        spec,
+        [Tuning({"attn/q": Adapter(3, 1.0, 0.0, False, False)}, ())],
+        FROZEN,
+        unties_head=False,
     )
     with pytest.raises(AdapterError, match="rank of 3"):
         begun(odd, kind="orthogonal")
+
+
+def test_an_adapter_on_a_table_begins_in_one_way_with_its_a_at_zero():
+    network = tiny.adapted(tiny.LEARNED, modules=[], outside=["embed", "positions"])
+    first, *others = (begun(network, kind=kind) for kind in (True, "gaussian", "orthogonal"))
+    for found in others:
+        assert all(np.array_equal(leaf, found[path]) for path, leaf in first.items())
+    for module in ("embed", "positions"):
+        assert not first[f"{module}/lora_a"].any()
+        assert np.std(first[f"{module}/lora_b"]) == pytest.approx(1, rel=0.15)
+    assert not np.array_equal(first["embed/lora_b"], first["positions/lora_b"])
+
+
+def test_false_draws_both_sides_of_an_adapter_on_a_table_from_a_normal():
+    found = begun(tiny.adapted(modules=[], outside=["embed"]), kind=False)
+    for leaf in found.values():
+        assert np.std(leaf) == pytest.approx(1, rel=0.15)
+
+
+def test_one_that_is_tied_begins_as_the_heads_the_other_way_about():
+    network = tiny.adapted(modules=[], outside=["embed"], head=True, follows=True)
+    found = begun(network)
+    assert found.keys() == {"embed/lora_a", "embed/lora_b"}
+    assert not found["embed/lora_a"].any()
+    bound = tiny.SPEC.embed_dim**-0.5
+    assert 0.97 * bound < np.abs(found["embed/lora_b"]).max() <= bound

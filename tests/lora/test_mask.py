@@ -19,6 +19,14 @@ def test_mask_marks_every_adapter_leaf_and_nothing_else():
     }
 
 
+def test_what_adapters_began_as_is_frozen():
+    leaves = bind.abstract_tree(tiny.adapted(head=True, start=True))
+    trained, frozen = tiny.split(leaves, tiny.adapted(head=True, start=True))
+    assert trained == tiny.split(bind.abstract_tree(tiny.adapted(head=True)))[0]
+    began = {path for path in trees.flatten(frozen) if "lora_" in path}
+    assert began == {f"{path}0" for path in trees.flatten(trained)}
+
+
 def test_mask_marks_the_leaves_that_the_network_names():
     network = tiny.adapted(
         modules=["attn/q"], layers=[0], trained=["mlp_norm/scale"], outer_trained=["embed/kernel"]
@@ -32,9 +40,17 @@ def test_mask_marks_the_leaves_that_the_network_names():
     }
 
 
+def test_mask_marks_trained_rows_and_adapters_on_tables():
+    network = tiny.adapted(tiny.PARALLEL, modules=[], rows={"head": (3,)}, outside=["embed"])
+    marks = trees.flatten(mask.trainable_mask(network, bind.abstract_tree(network)))
+    trained = {path for path, trained in marks.items() if trained}
+    assert trained == {"embed/lora_a", "embed/lora_b", "head/rows"}
+
+
 def test_a_name_that_only_resembles_one_is_not_an_adapter():
     assert is_adapter_leaf("groups/0/0/attn/q/lora_a")
     assert is_adapter_leaf("lora_b")
+    assert is_adapter_leaf("head/lora_magnitude")
     for path in ["attn/q/lora_a/scale", "attn/q/my_lora_a", "attn/q/lora_c", "attn/lora_a0"]:
         assert not is_adapter_leaf(path)
 

@@ -242,7 +242,7 @@ def test_a_damaged_file_is_named(tmp_path, damaged):
     ("change", "message"),
     [
         ({"peft_type": "IA3"}, "peft_type 'IA3'"),
-        ({"use_dora": True}, "use_dora"),
+        ({"use_qalora": True}, "use_qalora"),
         ({"r": "eight"}, "r: "),
     ],
 )

@@ -253,6 +253,7 @@ def test_a_choice_that_matches_nothing_is_an_error(fields, match):
         {"layers_pattern": "layers"},
         {"layers_to_transform": [0], "target_modules": "all-linear"},
         {"lora_bias": True, "init_lora_weights": "gaussian"},
+        {"lora_bias": True, "use_dora": True},
     ],
 )
 def test_choices_that_contradict_each_other_are_refused(fields):

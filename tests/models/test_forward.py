@@ -71,8 +71,21 @@ OTHERS = {
     ),
     "own head": tiny.adapted(outer_trained=["head/kernel"]),
     "biased adapters": tiny.adapted(bias=True, head=True),
+    "minus a start": tiny.adapted(start=True, head=True),
     "fused MLP": tiny.adapted(modules=["mlp/gate_up"]),
+    "dora": tiny.adapted(modules=[*tiny.MODULES, "mlp/gate_up"], dora=True, head=True),
+    "dora, fused": tiny.adapted(
+        dataclasses.replace(tiny.POST, num_kv_heads=2),
+        modules=["attn/qkv", "attn/o", "mlp/up"],
+        outside=["embed_in", "embed_out"],
+        dora=True,
+    ),
     **{name: tiny.adapted(spec, head=True) for name, spec in tiny.SPECS.items()},
+    "tables": tiny.adapted(tiny.LEARNED, outside=["embed", "positions"], head=True),
+    "tied adapter": tiny.adapted(tiny.SANDWICH, outside=["embed"], head=True, follows=True),
+    "rows": tiny.adapted(tiny.PARALLEL, rows={"embed": (5, 111, 0, 40), "head": (7, 5)}),
+    "tied rows": tiny.adapted(tiny.SANDWICH, rows={"embed": (40, 5, 3)}, head=True, follows=True),
+    "rows of a tied head": tiny.adapted(tiny.POST, rows={"head": (40, 5, 3)}),
 }
 
 
@@ -237,13 +250,17 @@ def extend_in_pieces(network, tree, ids, valid, pieces):
     return np.concatenate(hidden, axis=1)
 
 
-@pytest.mark.parametrize(
-    "spec",
-    [tiny.with_windows([None, 5]), tiny.LEARNED, tiny.POST, *tiny.SPECS.values()],
-    ids=["windows", "pre", "post", *tiny.SPECS],
-)
-def test_tokens_given_piece_by_piece_get_the_logits_of_whole_rows(spec):
-    network = tiny.adapted(spec)
+IN_PIECES = {
+    "windows": tiny.adapted(tiny.with_windows([None, 5])),
+    "pre": tiny.adapted(tiny.LEARNED),
+    "post": tiny.adapted(tiny.POST),
+    **{name: tiny.adapted(spec) for name, spec in tiny.SPECS.items()},
+    **{name: OTHERS[name] for name in ("tables", "tied rows")},
+}
+
+
+@pytest.mark.parametrize("network", IN_PIECES.values(), ids=IN_PIECES)
+def test_tokens_given_piece_by_piece_get_the_logits_of_whole_rows(network):
     tree, length, padding = tiny.random_leaves(network), 14, np.array([0, 4])
     ids = np.random.default_rng(1).integers(0, 112, (2, length)).astype(np.int32)
     valid = np.arange(length)[None, :] >= padding[:, None]

@@ -24,6 +24,7 @@ NETWORKS = {
     "windows": tiny.adapted(tiny.with_windows([4, 4, None] * 3 + [4])),
     "learned": tiny.adapted(tiny.LEARNED, modules=["attn/qkv", "mlp/up"]),
     "post": tiny.adapted(tiny.POST, outside=["embed_in", "embed_out"], head=True),
+    "rows": tiny.adapted(FULL, rows={"embed": (3, 1), "head": (2,)}),
     **{name: tiny.adapted(spec) for name, spec in tiny.SPECS.items()},
     "many groups": tiny.adapted(tiny.with_windows(range(3, 15))),
 }

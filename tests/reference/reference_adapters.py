@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,23 +14,28 @@ import numpy as np
 import peft
 import pytest
 import reference_models
+import reference_runs
 import torch
 from jax.sharding import Mesh
 from reference_models import TinyModel
 
 from jaxft import tree as trees
 from jaxft.config import LoraConfig
-from jaxft.lora import mask, peft_format, targets
+from jaxft.lora import conversion, mask, peft_format, starts, targets
 from jaxft.models import bind
 from jaxft.models.network import Network, is_adapter_leaf
 
+GEMMA = cases.FIRST["gemma"]  # tied, and its embeddings are scaled
+TOKENS = [61, 5, 17, 40, 2]  # not in order: rows stand as they are named
 RANK, ALPHA = 4, 12  # a scaling of 3, which nobody gets by chance
 # Of a size with the kernels' own, so that an adapter that is not there is missed.
 STD = 0.15
+ROUNDING = 1e-6  # of the largest gradient
 
 # Of PEFT 0.21 beside transformers 5.23; the first asks for a property under its older name, the
 # others speak of an adapter on the head, which is saved with its frozen head and moves it alone,
-# and of a trained head, which is a copy.
+# and of a trained head, which is a copy. The last two are true: such an adapter cannot be merged,
+# and a head lies the other way about than GPT-2's other modules, which PEFT finds out by itself.
 IGNORED_WARNINGS = [
     pytest.mark.filterwarnings(f"ignore:{message}")
     for message in (
@@ -36,8 +43,12 @@ IGNORED_WARNINGS = [
         "Setting `save_embedding_layers` to `True`:UserWarning",
         "Model has `tie_word_embeddings=True`:UserWarning",
         "Input and output embeddings are no longer tied:UserWarning",
+        # Where it ties nothing, and where rows of tokens are tied without being asked for.
+        "You have requested `ensure_weight_tying`:UserWarning",
         # Of biases, which it saves and loads all the same.
         r"Adapter 'default'. \d+ LoRA tensor\(s\) have invalid shape",
+        "`lora_bias=True` was passed but the targeted layer",
+        "fan_in_fan_out is set to True but the target module is `torch.nn.Linear`",
     )
 ]
 
@@ -54,6 +65,30 @@ def every_linear(case: str) -> Choice:
     has_text_part = "text_config" in cases.COMMON[config_class]
     return {"target_modules": OF_THE_TEXT if has_text_part else "all-linear"}
 
+
+# One magnitude for each output of a fused module, of one whose parts stand head by head, of a head
+# that is tied, of modules outside the layers.
+DORA: dict[str, tuple[str, Choice]] = {
+    "dora": (
+        "llama",
+        {
+            "use_dora": True,
+            "target_modules": "all-linear",
+            "rank_pattern": {"q_proj": 2},
+            "use_rslora": True,
+        },
+    ),
+    "dora-fused": (
+        "gpt2",
+        {"use_dora": True, "target_modules": ["c_attn", "c_proj"], "bias": "lora_only"},
+    ),
+    "dora-by-head": ("bloom", {"use_dora": True, "target_modules": "all-linear"}),
+    "dora-tied-head": ("llama-tied", {"use_dora": True, "target_modules": ["lm_head", "v_proj"]}),
+    "dora-350m": (
+        "opt-350m-smooth",
+        {"use_dora": True, "target_modules": "all-linear", "modules_to_save": ["lm_head"]},
+    ),
+}
 
 EVERY_FAMILY: dict[str, tuple[str, Choice]] = {
     f"all-linear-{family}": (case, every_linear(case)) for family, case in cases.FIRST.items()
@@ -80,14 +115,14 @@ def peft_on(model: TinyModel, choice: Choice, seed: int | None) -> peft.PeftMode
         task_type="CAUSAL_LM",
         lora_dropout=0.0,
         fan_in_fan_out=model.family.is_conv1d,
-        **choice,
+        **copy.deepcopy(dict(choice)),  # PEFT changes lists that it is given
     )
     adapted = peft.get_peft_model(reference_models.open_torch(model.folder), config).eval()
     if seed is not None:
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in adapted.named_parameters():
             if parameter.requires_grad:
-                start = 0 if ".lora_" in name else parameter.detach()
+                start = 0 if re.search(r"\.lora_[AB]\.", name) else parameter.detach()
                 drawn = torch.randn(parameter.shape, generator=generator)
                 parameter.data = start + drawn * STD
     return adapted
@@ -113,13 +148,29 @@ def own_leaves(model: TinyModel, network: Network, mesh: Mesh) -> tuple[trees.Tr
     return trees.partition(base, mask.trainable_mask(network, base))
 
 
+def begun(model: TinyModel, choice: Choice, theirs: peft.PeftModel, mesh: Mesh) -> Adapted:
+    """Return our adapter with PEFT's A and B, beside what it begins as here."""
+    lora = lora_config(choice)
+    network = targets.adapted_network(lora, model.family, model.spec)
+    own = model.load(network, mesh)
+    kind: Any = lora.init_lora_weights
+    tree = starts.with_adapters(own, model.family, network, kind=kind, seed=0, mesh=mesh)
+    tensors = {
+        saved_name(name): parameter.detach().numpy()
+        for name, parameter in theirs.named_parameters()
+        if parameter.requires_grad
+    }
+    trained = peft_format.from_tensors(tensors, model.family, network, model.folder)
+    return Adapted(network, trained, trees.partition(tree, mask.trainable_mask(network, tree))[1])
+
+
 def ours_on(model: TinyModel, choice: Choice, mesh: Mesh, seed: int) -> Adapted:
     """Return our adapter on a model, all that is trained moved."""
     network = targets.adapted_network(lora_config(choice), model.family, model.spec)
     rng = np.random.default_rng(seed)
     start, frozen = own_leaves(model, network, mesh)
     leaves = {
-        path: np.zeros(leaf.shape, np.float32)
+        path: np.full(leaf.shape, path.endswith("lora_magnitude"), np.float32)
         for path, leaf in trees.flatten(bind.abstract_tree(network)).items()
         if is_adapter_leaf(path)
     } | trees.flatten(start)
@@ -133,11 +184,15 @@ def ours_on(model: TinyModel, choice: Choice, mesh: Mesh, seed: int) -> Adapted:
 def export(
     model: TinyModel, choice: Choice, network: Network, adapters: Mapping[str, Any], folder: Path
 ) -> None:
-    """Write an adapter folder with jaxft."""
-    config = peft_format.adapter_config(
-        lora_config(choice), model.family, model.spec, str(model.folder), None
+    """Write an adapter folder with jaxft; what it began as is among `adapters`, if anything."""
+    config, tensors = conversion.to_peft(
+        lora_config(choice),
+        model.family,
+        network,
+        jax.device_get(adapters),
+        base_model=str(model.folder),
+        revision=None,
     )
-    tensors = peft_format.to_tensors(jax.device_get(adapters), model.family, network)
     peft_format.save_adapter(folder, tensors, config)
 
 
@@ -147,7 +202,8 @@ def lora_config(choice: Choice) -> LoraConfig:
 
 def saved_name(name: str) -> str:
     """Return the name under which PEFT saves a parameter of its model."""
-    return name.replace(".modules_to_save.default.", ".").replace(".default.", ".")
+    name = name.replace("magnitude_vector.default.weight", "magnitude_vector")
+    return re.sub(r"\.default(?=\.|$)", "", name.replace(".modules_to_save.", "."))
 
 
 def gradients_by_name(adapted: peft.PeftModel) -> dict[str, np.ndarray]:
@@ -157,3 +213,19 @@ def gradients_by_name(adapted: peft.PeftModel) -> dict[str, np.ndarray]:
         for name, parameter in adapted.named_parameters()
         if parameter.grad is not None
     }
+
+
+def furthest(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:
+    """Return the largest relative difference in norm of any tensor's gradient.
+
+    A bias of all keys moves all scores of a query alike, which softmax does not see: its gradient
+    is 0, and what either side has instead is rounding.
+    """
+    assert ours.keys() == theirs.keys()
+    zero = {name for name in theirs if re.search(r"k_proj\.(.*\.)?bias$", name)}
+    largest = max(np.linalg.norm(gradient) for gradient in theirs.values())
+    for name in zero:
+        assert max(np.linalg.norm(side[name]) for side in (ours, theirs)) < ROUNDING * largest
+    return max(
+        reference_runs.norm_difference(ours[name], theirs[name]) for name in theirs.keys() - zero
+    )

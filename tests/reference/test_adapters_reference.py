@@ -20,12 +20,12 @@ import reference_texts
 from jax.sharding import Mesh
 from peft.tuners.lora import LoraLayer
 from peft.utils.other import ModulesToSaveWrapper
-from reference_adapters import Choice
+from reference_adapters import GEMMA, TOKENS, Choice
 from reference_models import TinyModel
 from reference_runs import TOLERANCE, Record
 
 from jaxft import tree as trees
-from jaxft.lora import peft_format, targets
+from jaxft.lora import peft_format, targets, tying
 from jaxft.weights import names
 
 pytestmark = [pytest.mark.reference, *reference_adapters.IGNORED_WARNINGS]
@@ -89,6 +89,37 @@ CHOICES: dict[str, tuple[str, Choice]] = {
     "rank-stabilised": ("mistral-window", {"use_rslora": True, "rank_pattern": {"v_proj": 9}}),
     "biased": ("opt", {"lora_bias": True, "target_modules": ["q_proj", "fc2"]}),
     "biased-fused": ("gpt2", {"lora_bias": True}),
+    **reference_adapters.DORA,
+    "embedding": ("llama", {"target_modules": ["embed_tokens", "q_proj"]}),
+    "embedding-tied": ("llama-tied", {"target_modules": ["embed_tokens", "lm_head"]}),
+    "embedding-scaled": (GEMMA, {"target_modules": ["embed_tokens"], "use_rslora": True}),
+    "embedding-projected": ("opt-350m", {"target_modules": r".*(embed_tokens|project_in)"}),
+    "embedding-and-positions": ("gpt2", {"target_modules": ["wte", "wpe", "c_attn"]}),
+    # PEFT does not know this name, and ties nothing.
+    "embedding-of-another-name": ("gpt2", {"target_modules": ["wte"], "ensure_weight_tying": True}),
+    "tokens": ("llama", {"trainable_token_indices": TOKENS}),
+    "tokens-tied": ("llama-tied", {"trainable_token_indices": TOKENS}),
+    "tokens-tied-gpt2": ("gpt2", {"trainable_token_indices": TOKENS, "bias": "all"}),
+    "tokens-scaled": (GEMMA, {"trainable_token_indices": TOKENS, "ensure_weight_tying": True}),
+    "tokens-projected": ("opt-350m", {"trainable_token_indices": {"embed_tokens": TOKENS}}),
+    "tokens-of-the-head": ("llama", {"trainable_token_indices": {"lm_head": TOKENS}}),
+    "tokens-of-a-tied-head": ("llama-tied", {"trainable_token_indices": {"lm_head": TOKENS}}),
+    "tokens-of-both": (
+        "llama-tied",
+        {"trainable_token_indices": {"lm_head": TOKENS, "embed_tokens": TOKENS}},
+    ),
+    "tokens-of-both-apart": (
+        "gpt2",
+        {"trainable_token_indices": {"lm_head": TOKENS, "wte": TOKENS[::-1]}},
+    ),
+    "tokens-below-an-adapter": (
+        "llama-tied",
+        {"trainable_token_indices": TOKENS, "target_modules": ["lm_head", "q_proj"]},
+    ),
+    "tokens-beside-a-trained-head": (
+        "llama",
+        {"trainable_token_indices": TOKENS, "modules_to_save": ["lm_head"]},
+    ),
     **reference_adapters.EVERY_FAMILY,
 }
 
@@ -162,8 +193,8 @@ def test_the_adapted_modules_and_their_size_are_those_of_peft(
         for name, module in theirs.named_modules()
         if isinstance(module, ModulesToSaveWrapper)
     }
-    modules = names.linear_modules(model.family, model.spec)
-    targeted = targets.targeted(reference_adapters.lora_config(chosen), model.family, modules)
+    config = reference_adapters.lora_config(chosen)
+    targeted = targets.targeted(config, model.family, model.spec)
     assert {module.name for module in targeted} - saved == adapted
     ours = reference_adapters.ours_on(model, chosen, one_device, seed=3)
     trainable, total = theirs.get_nb_trainable_parameters()
@@ -199,13 +230,14 @@ def test_an_adapter_of_peft_is_written_again_as_it_was(
     (written, tensors), (expected, their_tensors) = (
         peft_format.read_adapter(tmp_path / side) for side in ("ours", "theirs")
     )
-    # Beside an adapter on the head, PEFT also stores the frozen head.
-    their_tensors.pop(f"base_model.model.{model.family.head_name}.base_layer.weight", None)
+    # Beside an adapter on the head or the embedding, PEFT also stores them as they are.
+    for frozen in (model.family.head_name, tying.embedding_module(model.family)):
+        their_tensors.pop(f"base_model.model.{frozen}.base_layer.weight", None)
     assert {name: bits(tensor) for name, tensor in tensors.items()} == {
         name: bits(tensor) for name, tensor in their_tensors.items()
     }
     # Full names or their endings: what counts is which modules they mean.
-    modules = names.linear_modules(model.family, model.spec)
+    modules = names.adaptable_modules(model.family, model.spec)
     for config in (written, expected):
         if isinstance(config["exclude_modules"], list):
             config["exclude_modules"].sort()  # a set in PEFT

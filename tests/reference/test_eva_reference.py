@@ -154,7 +154,7 @@ def started_here(
         mesh=mesh,
         dtype="float32",
     )
-    decided = eva.decided(lora, sites, found.ranks)
+    decided = eva.decided(lora, sites, found.ranks, [])
     network = targets.adapted_network(decided, model.family, model.spec)
     drawn = init.init_adapters(network, kind="eva", seed=0, mesh=mesh)
     adapters = eva.begun(drawn, found.directions, model.family, network)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -23,7 +22,7 @@ import reference_models
 import reference_runs
 import reference_texts
 from jax.sharding import Mesh
-from reference_adapters import Choice
+from reference_adapters import GEMMA, TOKENS, Choice
 from reference_models import CALM_STD, TinyModel
 from reference_runs import Record
 
@@ -38,7 +37,6 @@ pytestmark = [pytest.mark.reference, *reference_adapters.IGNORED_WARNINGS]
 
 TOLERANCE = 1e-4  # norm of the difference over the norm, for each tensor
 ACCUMULATION_TOLERANCE = 1e-5
-ROUNDING = 1e-6  # of the largest gradient
 
 CHOICES: dict[str, tuple[str, Choice]] = {
     "all-linear": ("llama-rope-llama3", {"target_modules": "all-linear"}),
@@ -54,6 +52,7 @@ CHOICES: dict[str, tuple[str, Choice]] = {
         },
     ),
     "biased-fused": ("gpt2", {"lora_bias": True}),
+    **reference_adapters.DORA,
     **reference_adapters.EVERY_FAMILY,
     "regex": ("mistral-window", {"target_modules": r".*layers\.[02]\..*(q|k|down)_proj"}),
     "tied-head": ("llama-tied", {"target_modules": ["lm_head", "v_proj"]}),
@@ -69,6 +68,20 @@ CHOICES: dict[str, tuple[str, Choice]] = {
             "target_modules": ["q_proj", "fc1"],
             "modules_to_save": ["lm_head", "final_layer_norm", "layers.1.fc1"],
         },
+    ),
+    "embedding": ("llama", {"target_modules": ["embed_tokens", "lm_head"]}),
+    "embedding-tied": ("llama-tied", {"target_modules": ["embed_tokens", "q_proj"]}),
+    "embedding-scaled": (GEMMA, {"target_modules": ["embed_tokens"]}),
+    "embedding-projected": ("opt-350m-smooth", {"target_modules": ["embed_tokens"]}),
+    "embedding-and-positions": ("gpt2", {"target_modules": ["wte", "wpe", "c_attn"]}),
+    "tokens": ("llama", {"trainable_token_indices": {"embed_tokens": TOKENS, "lm_head": [7]}}),
+    "tokens-tied": ("llama-tied", {"trainable_token_indices": TOKENS}),
+    "tokens-tied-gpt2": ("gpt2", {"trainable_token_indices": TOKENS}),
+    "tokens-scaled": (GEMMA, {"trainable_token_indices": TOKENS}),
+    "tokens-projected": ("opt-350m-smooth", {"trainable_token_indices": TOKENS}),
+    "tokens-below-an-adapter": (
+        "llama-tied",
+        {"trainable_token_indices": TOKENS, "target_modules": ["lm_head", "q_proj"]},
     ),
 }
 LENGTHS = (43, 31, 22, 37, 43, 9, 40, 28)
@@ -118,22 +131,6 @@ def comparison(
     return make
 
 
-def furthest(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
-    """Return the largest relative difference in norm of any tensor.
-
-    A bias of all keys moves all scores of a query alike, which softmax does not see: its gradient
-    is 0, and what either side has instead is rounding.
-    """
-    assert ours.keys() == theirs.keys()
-    zero = {name for name in theirs if name.endswith(("k_proj.bias", "k_proj.base_layer.bias"))}
-    largest = max(np.linalg.norm(gradient) for gradient in theirs.values())
-    for name in zero:
-        assert max(np.linalg.norm(side[name]) for side in (ours, theirs)) < ROUNDING * largest
-    return max(
-        reference_runs.norm_difference(ours[name], theirs[name]) for name in theirs.keys() - zero
-    )
-
-
 @pytest.mark.parametrize(
     ("name", "remat"),
     [
@@ -150,7 +147,7 @@ def test_every_gradient_equals_that_of_peft(
 ) -> None:
     case = comparison(name)
     loss, gradients = case.run(accumulation=1, remat=remat)
-    distance = furthest(gradients, case.gradients)
+    distance = reference_adapters.furthest(gradients, case.gradients)
     record_property("difference", distance)
     assert loss == pytest.approx(case.loss, rel=1e-5)
     assert distance < TOLERANCE
@@ -162,11 +159,11 @@ def test_accumulated_gradients_equal_those_of_one_batch(
     case = comparison("all-linear")
     whole, gradients = case.run(accumulation=1, remat=False)
     in_parts, accumulated = case.run(accumulation=4, remat=False)
-    distance = furthest(accumulated, gradients)
+    distance = reference_adapters.furthest(accumulated, gradients)
     record_property("difference", distance)
     assert in_parts == pytest.approx(whole, rel=1e-6)
     assert distance < ACCUMULATION_TOLERANCE
-    assert furthest(accumulated, case.gradients) < TOLERANCE
+    assert reference_adapters.furthest(accumulated, case.gradients) < TOLERANCE
 
 
 PARTS: dict[str, tuple[str, TuningConfig]] = {
@@ -209,6 +206,6 @@ def test_gradients_of_the_models_own_weights_equal_those_of_torch(
         assert sum(map(np.size, ours.values())) == theirs.num_parameters()
     else:
         assert 0 < len(ours) < len(expected)
-    distance = furthest(ours, {each: expected[each] for each in ours})
+    distance = reference_adapters.furthest(ours, {each: expected[each] for each in ours})
     record_property("difference", distance)
     assert distance < TOLERANCE

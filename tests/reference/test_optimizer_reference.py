@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,15 @@ pytest.importorskip("peft")
 
 import peft
 import peft.optimizers
+import reference_adapters
 import torch
 import transformers
+from jax.sharding import Mesh
+from reference_models import TinyModel
 from reference_runs import Record
 
 from jaxft.config import TrainConfig
+from jaxft.lora import peft_format
 from jaxft.training import optimizer
 
 pytestmark = pytest.mark.reference
@@ -31,7 +36,7 @@ PEAK = 3e-4
 
 
 def config(**fields: Any) -> TrainConfig:
-    return TrainConfig(output_dir=Path("unused"), learning_rate=PEAK, **fields)
+    return TrainConfig(output_dir=Path("unused"), **{"learning_rate": PEAK, **fields})
 
 
 @pytest.mark.parametrize(
@@ -95,19 +100,20 @@ def test_updates_equal_those_of_torch(
 
 
 class Adapted(torch.nn.Module):
-    """What PEFT trains of a module, under PEFT's names: A, B and a bias."""
+    """What PEFT trains of a module, under PEFT's names: A, B, a bias and DoRA's magnitudes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.lora_A = torch.nn.ModuleDict({"default": torch.nn.Linear(7, 5, bias=False)})
         self.lora_B = torch.nn.ModuleDict({"default": torch.nn.Linear(5, 6)})
+        self.lora_magnitude_vector = torch.nn.ParameterDict({"default": torch.rand(6)})
 
 
 def test_lora_plus_is_that_of_peft(record_property: Record) -> None:
     ratio, model = 8.0, Adapted()
     run = config(lr_scheduler_type="constant", max_grad_norm=0.0, loraplus_lr_ratio=ratio)
     of = {"lora_a": "lora_A.default.weight", "lora_b": "lora_B.default.weight"}
-    of["lora_bias"] = "lora_B.default.bias"
+    of |= {"lora_bias": "lora_B.default.bias", "lora_magnitude": "lora_magnitude_vector.default"}
     theirs = dict(model.named_parameters())
     start = {name: theirs[full].detach().numpy().copy() for name, full in of.items()}
     rng = np.random.default_rng(1)
@@ -128,6 +134,37 @@ def test_lora_plus_is_that_of_peft(record_property: Record) -> None:
     for name in of:
         np.testing.assert_allclose(ours[name] - start[name], moved[name], rtol=1e-3, atol=1e-7)
     assert np.abs(moved["lora_b"]).mean() > 5 * np.abs(moved["lora_a"]).mean()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_lora_plus_is_as_fast_as_pefts_on_embeddings_and_rows(
+    tiny_model: Callable[..., TinyModel], one_device: Mesh
+) -> None:
+    model, rate, ratio = tiny_model("llama"), 1e-3, 8.0
+    chosen = {
+        "trainable_token_indices": {"lm_head": [3]},
+        "target_modules": ["embed_tokens", "q_proj"],
+    }
+    theirs = reference_adapters.peft_on(model, chosen, seed=None)
+    adamw = peft.optimizers.create_loraplus_optimizer(
+        theirs, torch.optim.AdamW, lr=rate, loraplus_lr_ratio=ratio
+    )
+    rates = {id(each): group["lr"] for group in adamw.param_groups for each in group["params"]}
+    expected = {
+        reference_adapters.saved_name(name): rates[id(each)]
+        for name, each in theirs.named_parameters()
+        if each.requires_grad
+    }
+    ours = reference_adapters.ours_on(model, chosen, one_device, seed=1)
+    run = config(learning_rate=rate, lr_scheduler_type="constant", loraplus_lr_ratio=ratio)
+    adamw = optimizer.make_optimizer(run, optimizer.make_schedule(run, NUM_STEPS))
+    leaves = jax.tree.map(jnp.asarray, ours.adapters)
+    # Adam's first step goes as far as the rate, whatever the gradient.
+    steps, _ = adamw.update(jax.tree.map(jnp.ones_like, leaves), adamw.init(leaves), leaves)
+    moved = peft_format.to_tensors(steps, model.family, ours.network)
+    assert moved.keys() == expected.keys()
+    for name, step in moved.items():
+        np.testing.assert_allclose(np.abs(step), expected[name], rtol=0.01)
 
 
 def updated_by_us(run: TrainConfig, start: Arrays, gradients: list[Arrays]) -> Arrays:

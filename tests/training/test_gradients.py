@@ -80,7 +80,22 @@ OTHERS = {
         tiny.with_windows([None]), trained=["mlp_norm/scale"], outer_trained=["embed/kernel"]
     ),
     "sandwich": tiny.adapted(tiny.SANDWICH, modules=["mlp/gate_up"], head=True),
+    "minus a start": tiny.adapted(modules=["attn/qkv", "mlp/down"], head=True, start=True),
     "parallel": tiny.adapted(tiny.PARALLEL, modules=["attn/q"], bias=True),
+    "dora": tiny.adapted(modules=["attn/k", "mlp/gate_up", "mlp/down"], dora=True, head=True),
+    "dora, fused": tiny.adapted(
+        tiny.POST, modules=["attn/qkv"], outside=["embed_out"], dora=True, trained=["attn/o/bias"]
+    ),
+    "tied adapter": tiny.adapted(
+        tiny.with_windows([None]), outside=["embed"], head=True, follows=True
+    ),
+    # Rows that are trained are not the table's, whose own gradient there is 0.
+    "tied rows": tiny.adapted(
+        tiny.with_windows([None]), rows={"embed": (5, 0, 90)}, head=True, follows=True
+    ),
+    "rows": tiny.adapted(
+        tiny.with_windows([None], tied_head=False), rows={"embed": (9, 5), "head": (5, 0, 90)}
+    ),
 }
 
 

@@ -16,6 +16,7 @@ PARAMS = {
     "groups": {"0": {"0": {"attn": {"q": {"kernel": jnp.full((2, 3), 2.0)}}}}},
     "final_norm": {"scale": jnp.full(3, 2.0)},
     "o": {"bias": jnp.full(3, 2.0), "lora_a": jnp.full((2, 3), 2.0)},
+    "dora": {"lora_magnitude": jnp.full(3, 2.0)},
 }
 
 
@@ -114,6 +115,7 @@ def test_kernels_and_adapters_decay_and_norms_and_biases_do_not():
     )
     np.testing.assert_allclose(update["o"]["lora_a"], decayed, rtol=1e-6)
     assert not update["o"]["bias"].any()
+    assert not update["dora"]["lora_magnitude"].any()
     assert not update["final_norm"]["scale"].any()
 
 

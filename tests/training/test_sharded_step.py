@@ -17,21 +17,24 @@ from jaxft.training import step as steps
 ROWS, LENGTH, NUM_STEPS = 8, 16, 20
 # Windows, packed texts, ragged targets and dropout: all that could depend on where a row lies.
 NETWORK = tiny.adapted(tiny.with_windows([5] * 2), dropout=0.2)
-TRAINABLE, FROZEN = tiny.split(tiny.random_leaves(NETWORK))
+DORA = tiny.adapted(
+    tiny.with_windows([5] * 2), modules=("attn/qkv", "mlp/down"), dropout=0.2, dora=True, head=True
+)
 LEARNING_RATE = 1e-3
 # `trace` without decay keeps the last gradient, so one compiled step shows gradients and losses.
 OPTIMIZER = optax.chain(optax.trace(0.0), optax.adamw(LEARNING_RATE))
 
 
 @functools.cache
-def run(shape=(1, 1, 1), accumulation=1):
+def run(shape=(1, 1, 1), accumulation=1, network=NETWORK):
     """Return the first step's gradients, every step's loss, and how often the step compiled."""
     mesh = meshes.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
     capacity = ROWS * LENGTH // accumulation // meshes.row_shards(mesh)
-    program = steps.Program(NETWORK, mesh, "float32", capacity, False, steps.causal_lm)
-    step = steps.make_train_step(program, OPTIMIZER, lambda _: LEARNING_RATE, TRAINABLE)
-    state = states.init_state(tiny.placed(TRAINABLE, mesh), OPTIMIZER, mesh)
-    frozen, losses, gradients = tiny.placed(FROZEN, mesh), [], None
+    trainable, frozen = tiny.split(tiny.random_leaves(network))
+    program = steps.Program(network, mesh, "float32", capacity, False, steps.causal_lm)
+    step = steps.make_train_step(program, OPTIMIZER, lambda _: LEARNING_RATE, trainable)
+    state = states.init_state(tiny.placed(trainable, mesh), OPTIMIZER, mesh)
+    frozen, losses, gradients = tiny.placed(frozen, mesh), [], None
     for number in range(NUM_STEPS):
         batch = tiny.make_batch(ROWS, LENGTH, seed=number, accumulation=accumulation)
         state, metrics = step(state, frozen, batch, 3)
@@ -54,6 +57,10 @@ def assert_same_run(found, expected):
 @pytest.mark.parametrize("shape", [(4, 1, 1), (2, 2, 1), (1, 2, 2), (2, 1, 2)])
 def test_four_devices_equal_one(shape):
     assert_same_run(run(shape), run())
+
+
+def test_dora_on_four_devices_equals_one():
+    assert_same_run(run((1, 2, 2), network=DORA), run(network=DORA))
 
 
 def test_four_micro_batches_equal_one():
