@@ -8,6 +8,7 @@ answered at once.
 
 from __future__ import annotations
 
+from jaxft.config.eva import EvaConfig
 from jaxft.config.recipe import dump_config, load_config, section_error
 from jaxft.config.sections import (
     DataConfig,
@@ -21,6 +22,7 @@ from jaxft.config.sections import (
 
 __all__ = [
     "DataConfig",
+    "EvaConfig",
     "LoraConfig",
     "MeshConfig",
     "ModelConfig",

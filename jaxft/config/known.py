@@ -43,7 +43,6 @@ MODEL: Mapping[str, Known] = {
 LORA: Mapping[str, Known] = {
     **_off(
         "init_from",
-        "eva_config",
         "corda_config",
         "lora_ga_config",
         "velora_config",
@@ -203,7 +202,7 @@ VALUES: Mapping[str, frozenset[str]] = {
             "greedy",
         ]
     ),
-    "init_lora_weights": frozenset(["corda", "eva", "loftq", "lora_ga", "mica"]),
+    "init_lora_weights": frozenset(["corda", "loftq", "lora_ga", "mica"]),
     "optim": frozenset(
         [
             "adafactor",

@@ -20,7 +20,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from jaxft.config import known
-from jaxft.config.sections import RunConfig, Section
+from jaxft.config.section import Section
+from jaxft.config.sections import RunConfig
 from jaxft.errors import ConfigError, nearest
 
 _NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?")

@@ -9,14 +9,14 @@ out of range and contradictions between options never get past construction.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field, model_validator
 
 from jaxft.config import known
+from jaxft.config.eva import EvaConfig
+from jaxft.config.section import Section, conflict
 
 FilePath = Annotated[Path, Field(strict=False)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -28,41 +28,6 @@ FastPissa = Annotated[str, Field(pattern=r"^pissa_niter_[0-9]+$")]
 # One update under three names: torch's plain and fused implementations of AdamW are a matter
 # of speed there, and have no counterpart here.
 _ADAMW_NAMES = ("adamw_torch", "adamw_torch_fused")
-
-
-def conflict(key: str, found: str, remedy: str) -> PydanticCustomError:
-    """Build the error for options that contradict each other.
-
-    Args:
-        key: The option to point at, as a dotted path within the section that raises.
-        found: What the options say together.
-        remedy: What to change.
-    """
-    return PydanticCustomError(
-        "conflict", "{found}", {"key": key, "found": found, "remedy": remedy}
-    )
-
-
-class Section(BaseModel):
-    """A frozen part of a recipe that refuses what it does not know."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
-    known_elsewhere: ClassVar[Mapping[str, known.Known]] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_what_asks_for_nothing(cls, data: Any) -> Any:
-        """Leave out names known from elsewhere that are set to a value of no effect."""
-        if not isinstance(data, dict):
-            return data
-        table = cls.known_elsewhere
-        return {k: v for k, v in data.items() if not (k in table and table[k].accepts(v))}
 
 
 class ModelConfig(Section):
@@ -96,9 +61,9 @@ class LoraConfig(Section):
     """Numerator of the scaling, `lora_alpha / r`."""
     use_rslora: bool = False
     """Scale by `lora_alpha / sqrt(r)` instead."""
-    rank_pattern: dict[str, PositiveInt] = {}
+    rank_pattern: dict[str, PositiveInt] = Field(default_factory=dict)
     """Other ranks by module: endings of names, or regular expressions for them."""
-    alpha_pattern: dict[str, PositiveInt] = {}
+    alpha_pattern: dict[str, PositiveInt | PositiveFloat] = Field(default_factory=dict)
     """Other alphas by module, in the same way."""
     lora_dropout: Fraction = 0.0
     """Share of the adapter's inputs that is dropped while training."""
@@ -111,12 +76,17 @@ class LoraConfig(Section):
     """Only these layers get adapters, counted from 0; with a list of targets alone."""
     layers_pattern: Annotated[list[str], Field(min_length=1)] | str | None = None
     """The name of the list that `layers_to_transform` counts in, such as `layers` or `h`."""
-    init_lora_weights: bool | Literal["gaussian", "orthogonal", "olora", "pissa"] | FastPissa = True
+    init_lora_weights: (
+        bool | Literal["gaussian", "orthogonal", "eva", "olora", "pissa"] | FastPissa
+    ) = True
     """How adapters begin. true: A uniform, B zero; `gaussian`: A normal, B zero; false: both
     uniform, `orthogonal`: from one orthogonal basis; with these two the start is not the base.
     `pissa`: with the largest singular vectors of the weight, `pissa_niter_4`: the same, faster, by
     4 iterations from a random subspace, `olora`: with the QR decomposition of the weight; with
-    these the start is taken away again, so that it is the base."""
+    these the start is taken away again, so that it is the base. `eva`: A with the directions in
+    which the module's inputs vary most, B zero, and ranks where these explain most."""
+    eva_config: EvaConfig | None = None
+    """Of `eva`: how inputs are measured."""
     use_dora: bool = False
     """Train the length of each row of the adapted weights apart from its direction (DoRA)."""
     lora_bias: bool = False
@@ -137,6 +107,23 @@ class LoraConfig(Section):
     def begins_with_weights(self) -> bool:
         """Whether adapters begin with a part of the weights that they stand beside."""
         return str(self.init_lora_weights).startswith(("pissa", "olora"))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _eva_has_its_options(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("init_lora_weights") == "eva":
+            return data | {"eva_config": data.get("eva_config") or {}}
+        return data
+
+    @model_validator(mode="after")
+    def _eva_config_belongs_to_eva(self) -> LoraConfig:
+        if self.eva_config is not None and self.init_lora_weights != "eva":
+            raise conflict(
+                "eva_config",
+                f"eva_config is set together with init_lora_weights={self.init_lora_weights!r}",
+                "Write init_lora_weights=eva, or leave eva_config out.",
+            )
+        return self
 
     @model_validator(mode="after")
     def _layers_are_counted_in_lists_of_targets(self) -> LoraConfig:

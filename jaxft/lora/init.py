@@ -152,6 +152,7 @@ def _orthogonal(rng: np.random.Generator, rank: int, num_in: int, num_out: int) 
 _STARTS: dict[Any, Draw] = {
     True: _uniform_and_zero,
     False: _both_uniform,
+    "eva": _uniform_and_zero,  # until inputs are measured: A is then `eva.begun`
     "gaussian": _normal_and_zero,
     "orthogonal": _orthogonal,
 }

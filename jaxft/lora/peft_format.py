@@ -69,6 +69,7 @@ def adapter_config(
         "init_lora_weights": config.init_lora_weights,
         # Unknown to old versions of PEFT, so it is there only where it says something.
         **({"lora_bias": True} if config.lora_bias else {}),
+        **({"eva_config": config.eva_config.model_dump()} if config.eva_config else {}),
         **({"trainable_token_indices": tokens} if tokens is not None else {}),
         **({"ensure_weight_tying": True} if config.ensure_weight_tying else {}),
     }

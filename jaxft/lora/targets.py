@@ -18,8 +18,8 @@ from jaxft.models.spec import ModelSpec
 from jaxft.weights import names
 
 ALL_LINEAR = "all-linear"
-Number = TypeVar("Number", int, float)
 _PATTERNS = ("rank_pattern", "alpha_pattern")
+Number = TypeVar("Number", int, float)
 
 
 def adapted_network(config: LoraConfig, family: Family, spec: ModelSpec) -> Network:

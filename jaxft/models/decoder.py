@@ -5,7 +5,9 @@ and a cache for generation. Both stop at the last hidden state: the head is appl
 (`forward.head_logits`), because the loss wants it only where there is something to predict.
 """
 
+import dataclasses
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +22,9 @@ from jaxft.models.layers import Block, Context, Linear, Norm
 from jaxft.models.network import EMBED, HEAD, POSITIONS, Group, Network
 from jaxft.models.spec import Learned, Sinusoidal
 from jaxft.parallel.mesh import ROW_AXES
+
+Kept = Mapping[str, Mapping[str, Any]]  # what is kept of a module's inputs, by block and path
+Fold = Callable[[Any, jax.Array], Any]
 
 
 class Head(nnx.Module):
@@ -77,6 +82,39 @@ class Decoder(nnx.Module):
         for group, blocks in zip(self.network.groups, self.groups, strict=True):
             x = _run_group(group, blocks, x, context, remat=remat)
         return self._finished(x, context)
+
+    def fold_inputs(
+        self,
+        input_ids: Int32[Array, "b t"],
+        context: Context,
+        kept: Kept,
+        fold: Fold,
+        *,
+        dtype: Any,
+    ) -> Kept:
+        """Run whole rows and take what linear modules read into what is kept of it.
+
+        Args:
+            input_ids: The rows.
+            context: What is known of them.
+            kept: By block ("groups/0/0", or "" outside of the layers) and path of the module; of a
+                group's blocks stacked on dimension 0, as their leaves are.
+            fold: From what is kept of one module in one layer, and what it reads [b t i], to what
+                is then kept; traced once for each place in a period.
+            dtype: The dtype computed in.
+        """
+        outer: dict[str, jax.Array] = {}
+        context = dataclasses.replace(context, inputs=outer)
+        x = self._embedded(input_ids, context, dtype)
+        new: dict[str, Any] = {}
+        for index, (group, blocks) in enumerate(zip(self.network.groups, self.groups, strict=True)):
+            prefixes = [f"groups/{index}/{position}" for position in range(len(group.period))]
+            before = [kept.get(prefix, {}) for prefix in prefixes]
+            x, after = _fold_group(group, blocks, x, context, before, fold)
+            new |= dict(zip(prefixes, after, strict=True))
+        outer["head"] = self._finished(x, context)
+        new[""] = {path: fold(each, outer[path]) for path, each in kept.get("", {}).items()}
+        return {prefix: new[prefix] for prefix in kept}
 
     def extend(
         self, input_ids: Int32[Array, "b t"], context: Context, cached_kv: Any, *, dtype: Any
@@ -169,6 +207,27 @@ def _run_group(group: Group, blocks: nnx.List, x: Any, context: Context, *, rema
     if remat:
         period = jax.checkpoint(period, prevent_cse=False)
     return jax.lax.scan(period, x, (state, _layer_indices(group)))[0]
+
+
+def _fold_group(
+    group: Group, blocks: nnx.List, x: Any, context: Context, kept: list[Any], fold: Fold
+) -> tuple[Any, list[Any]]:
+    graphdef: Any
+    graphdef, state = nnx.split(blocks)
+    rows = NamedSharding(context.mesh, PartitionSpec(ROW_AXES))
+
+    def period(x: Any, slices: Any) -> Any:
+        leaves, layers, kept = slices
+        x = jax.lax.with_sharding_constraint(x, rows)
+        new = []
+        for position, block in enumerate(nnx.merge(graphdef, leaves)):
+            read: dict[str, jax.Array] = {}
+            here = dataclasses.replace(context, inputs=read)
+            x, _ = block(x, here, layers[position], None)
+            new.append({path: fold(each, read[path]) for path, each in kept[position].items()})
+        return x, new
+
+    return jax.lax.scan(period, x, (state, _layer_indices(group), kept))
 
 
 def _extend_group(group: Group, blocks: nnx.List, x: Any, context: Context, cached_kv: Any) -> Any:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int32, UInt32
 
 from jaxft.models import dora, embedding, linear, rope
 from jaxft.models.bind import bind
+from jaxft.models.decoder import Fold, Kept
 from jaxft.models.layers import Context, Past
 from jaxft.models.network import EMBED, HEAD, Network
 from jaxft.models.spec import ModelSpec, Rope
@@ -52,6 +53,39 @@ def hidden_states(
     rotations = _rotations(network.spec, positions, segment_ids)
     context = Context(mesh, positions, rotations, segment_ids, dropout_seeds, past=None)
     return bind(network, tree)(input_ids, context, dtype=dtype, remat=remat)
+
+
+def fold_inputs(
+    network: Network,
+    tree: Mapping[str, Any],
+    kept: Kept,
+    fold: Fold,
+    input_ids: Int32[Array, "b t"],
+    segment_ids: Int32[Array, "b t"],
+    positions: Int32[Array, "b t"],
+    *,
+    mesh: Mesh,
+    dtype: Any,
+) -> Kept:
+    """Run whole rows and take what linear modules read into what is kept of it.
+
+    Args:
+        network: What `tree` is bound to.
+        tree: All leaves.
+        kept: As in `Decoder.fold_inputs`, and so are `fold` and what is returned.
+        fold: From what is kept of a module, and what it reads [b t i], to what is then kept.
+        input_ids: As in `hidden_states`, and so are the others.
+        segment_ids: Of the texts packed in a row.
+        positions: Within these.
+        mesh: Where the arrays live.
+        dtype: The dtype computed in.
+
+    Raises:
+        WeightsError: If the tree does not fit the network.
+    """
+    rotations = _rotations(network.spec, positions, segment_ids)
+    context = Context(mesh, positions, rotations, segment_ids, None, past=None)
+    return bind(network, tree).fold_inputs(input_ids, context, kept, fold, dtype=dtype)
 
 
 def _rotations(

@@ -57,6 +57,8 @@ class Context:
         segment_ids: int32 [b t], 0 in padding.
         dropout_seeds: uint32 [b t] in training, else `None`.
         past: In decoding, what each token sees of the cache and of the new tokens; else `None`.
+        inputs: Where linear modules note what they read, by path; `None` to note nothing. The
+            notes are of one trace: who puts a dict here takes them out again in the same function.
     """
 
     mesh: Mesh
@@ -65,6 +67,7 @@ class Context:
     segment_ids: Int32[Array, "b t"]
     dropout_seeds: UInt32[Array, "b t"] | None
     past: Past | None
+    inputs: dict[str, jax.Array] | None = None
 
 
 class Lora(nnx.Module):
@@ -157,6 +160,8 @@ class Linear(Lora):
         self, x: Float[Array, "b t i"], context: Context, layer: Any
     ) -> Float[Array, "b t o"]:
         """Apply to activations; `layer` as in `outputs`."""
+        if context.inputs is not None:
+            context.inputs[self.path] = x
         if self.adapter is None:
             return self.biased(self.product(x, context))
         return self.outputs([self], x, context, layer)[0]

@@ -66,7 +66,7 @@ def write_adapter(plan: Plan, outcome: Outcome) -> Path:
     """
     folder = plan.folder / "adapter"
     content, tensors = conversion.to_peft(
-        plan.config.lora,
+        plan.lora,
         plan.family,
         plan.network,
         trees.combine(outcome.trainable, outcome.frozen),

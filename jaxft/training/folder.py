@@ -12,7 +12,8 @@ from typing import Any
 
 from jaxft.config import dump_config
 from jaxft.errors import CheckpointError, ConfigError
-from jaxft.training import checkpoint
+from jaxft.models.network import base_network
+from jaxft.training import checkpoint, measure
 from jaxft.training.setup import Plan
 from jaxft.weights import names
 
@@ -96,7 +97,7 @@ def check(plan: Plan) -> None:
 
 
 def open_checkpoints(plan: Plan) -> checkpoint.Checkpoints:
-    """Write the resolved recipe into the run's folder, and open its checkpoints.
+    """Write recipe and measured start into the run's folder, and open its checkpoints.
 
     Raises:
         ConfigError: If the folder cannot be written to.
@@ -106,6 +107,7 @@ def open_checkpoints(plan: Plan) -> checkpoint.Checkpoints:
         plan.folder.mkdir(parents=True, exist_ok=True)
         text = _RECIPE_HEAD + dump_config(plan.config)
         (plan.folder / _RECIPE_FILE).write_text(text, encoding="utf-8")
+        measure.write(plan)
     except OSError as error:
         raise _unusable(plan.folder, f"cannot be written to: {error.strerror}") from error
     limit = plan.config.train.save_total_limit
@@ -137,7 +139,8 @@ def _weights(plan: Plan) -> str:
     another model, or another tuning of the same one.
     """
     source = names.under_full_names(plan.source.checkpoint(), plan.family)
-    slots = names.slots(plan.family, plan.network)
+    # Of the base, whose groups are there before it is decided what is trained.
+    slots = names.slots(plan.family, base_network(plan.network.spec))
     digest = hashlib.sha256()
     for name, info in sorted(source.infos().items()):
         digest.update(f"{name} {info.shape} {info.dtype}\n".encode())

@@ -8,7 +8,7 @@ from jaxft.config import RunConfig
 from jaxft.data import report
 from jaxft.lora import mask, starts
 from jaxft.models.bind import abstract_tree
-from jaxft.training import finish, folder, setup
+from jaxft.training import finish, folder, measure, setup
 from jaxft.training.setup import Plan
 from jaxft.training.trainer import Outcome, Trainer
 from jaxft.training.watcher import Watcher
@@ -23,6 +23,7 @@ def run(config: RunConfig) -> None:
     """
     plan = setup.make_plan(config)
     folder.check(plan)
+    plan = measure.decided(plan)
     _show_plan(plan)
     # All that can be refused has been before anything is written.
     tree = setup.load_tree(plan)

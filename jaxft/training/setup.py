@@ -6,20 +6,22 @@ the rows, the targets of the adapter.
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxft import console
 from jaxft import tree as trees
-from jaxft.config import RunConfig
+from jaxft.config import LoraConfig, RunConfig
 from jaxft.data import encode, loader, report, sources
 from jaxft.data.encode import Examples
 from jaxft.data.loader import Batches
 from jaxft.data.rows import Row
 from jaxft.errors import ConfigError
-from jaxft.lora import starts, tuning
+from jaxft.lora import eva, starts, tuning
 from jaxft.models.families.config_reader import unapplied_dropout
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network
@@ -49,6 +51,8 @@ class Plan:
         eval: The held-out rows, or `None`.
         eval_rows: The same as they were written, for prompts to show.
         num_steps: Steps of the whole run.
+        lora: The recipe's section, but for what `measure.decided` has decided.
+        directions: What A begins as, by module, where that was measured; `None` where it is drawn.
     """
 
     config: RunConfig
@@ -62,6 +66,8 @@ class Plan:
     eval: Batches | None
     eval_rows: list[Row]
     num_steps: int
+    lora: LoraConfig
+    directions: Mapping[str, np.ndarray] | None
 
     @property
     def folder(self) -> Path:
@@ -141,6 +147,8 @@ def plan_rows(
         eval=held_out,
         eval_rows=eval_rows,
         num_steps=num_steps,
+        lora=config.lora,
+        directions=None,
     )
 
 
@@ -156,9 +164,12 @@ def load_tree(plan: Plan) -> trees.Tree:
     )
     _note_quantised(own)
     kind, seed = plan.config.lora.init_lora_weights, plan.config.train.seed
-    return starts.with_adapters(
+    tree = starts.with_adapters(
         own, plan.family, plan.network, kind=kind, seed=seed, mesh=plan.mesh
     )
+    if plan.directions is None:
+        return tree
+    return eva.begun(tree, plan.directions, plan.family, plan.network)
 
 
 def _note_quantised(tree: trees.Tree) -> None:

@@ -1,0 +1,306 @@
+"""EVA: adapters begin along the directions in which their modules' inputs vary most.
+
+Three parts. `include` keeps, of the inputs of a module, their mean and their principal directions,
+batch by batch and in memory that does not grow; `allocate` gives ranks to the modules whose
+directions explain the largest shares of variance; `decided` says that in PEFT's patterns, so that
+the network, the file and its readers need to know nothing of EVA.
+
+Source: Paischer et al. 2024, "One Initialization to Rule them All", section 3;
+`peft/tuners/lora/eva.py`, `peft/utils/incremental_pca.py: IncrementalPCA.partial_fit`.
+"""
+
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int32
+
+from jaxft import tree as trees
+from jaxft.config import LoraConfig
+from jaxft.lora import targets
+from jaxft.models.families.family import Family
+from jaxft.models.network import Adapter, Network
+from jaxft.models.spec import ModelSpec
+from jaxft.weights import names
+
+# Of subspace iteration a batch. Each multiplies the error of a direction by a ratio of variances:
+# of the first one that is not looked for to its own.
+_SWEEPS = 6
+_SPARE = 16  # directions looked for beyond twice those kept, so that the ratio is small for few
+# Which module's input a module reads, where it is not its own.
+_SHARED = {
+    "attn/k": "attn/q",
+    "attn/v": "attn/q",
+    "attn/qkv": "attn/q",
+    "mlp/gate": "mlp/up",
+    "mlp/gate_up": "mlp/up",
+}
+
+
+class Sketch(NamedTuple):
+    """What is kept of the inputs of a module: their mean, and in which directions they vary most.
+
+    Attributes:
+        num_tokens: int32, the tokens seen.
+        mean: float32 [i], of them.
+        scatter: float32, the sum of their squared distances from the mean.
+        directions: float32 [k i], orthonormal, that of the largest variance first. The largest
+            entry of each is positive, as PEFT has it.
+        spread: float32 [k], the singular values that belong to them, of the centred inputs.
+        likeness: float32 [k], the cosine between each and what it was a batch before.
+    """
+
+    num_tokens: Int32[Array, ""]
+    mean: Float[Array, " i"]
+    scatter: Float[Array, ""]
+    directions: Float[Array, "k i"]
+    spread: Float[Array, " k"]
+    likeness: Float[Array, " k"]
+
+
+class Site(NamedTuple):
+    """A module that is to be adapted.
+
+    Attributes:
+        module: It.
+        block: Where its layer is stacked, "groups/0/0", or "".
+        slot: Which slice of the stack it is.
+        input: The path of the module whose input it reads.
+        rank: What the recipe gives it.
+        most: The most that it can get.
+    """
+
+    module: names.Module
+    block: str
+    slot: int
+    input: str
+    rank: int
+    most: int
+
+
+def sites(asked: Network, base: Network, family: Family, rho: float) -> list[Site]:
+    """Return the modules to be adapted, in the model's order.
+
+    Args:
+        asked: The network with adapters of the ranks that the recipe gives.
+        base: The same without adapters: its blocks are what is measured.
+        family: Its family.
+        rho: How many times its rank a module can get; those that read one input can get what the
+            largest of them can, and none more than its smaller side.
+    """
+    adapters: dict[tuple[int | None, str], Adapter] = {
+        (layer, path): adapter
+        for _, described, layers in asked.stacked_blocks()
+        for layer in layers
+        for path, adapter in described.adapters
+    } | {(None, path): adapter for path, adapter in asked.outer_adapters}
+    places: dict[int | None, tuple[str, int]] = {
+        layer: (block, slot)
+        for block, _, layers in base.stacked_blocks()
+        for slot, layer in enumerate(layers)
+    } | {None: ("", 0)}
+    found = [
+        Site(module, *places[module.layer], read_by(module.path, asked.spec), adapter.rank, 0)
+        for module in names.linear_modules(family, asked.spec)
+        if (adapter := adapters.get((module.layer, module.path)))
+    ]
+    widest: dict[tuple[str, int, str], int] = {}
+    for site in found:
+        key = site.block, site.slot, site.input
+        widest[key] = max(widest.get(key, 0), round(site.rank * rho))
+    return [
+        site._replace(most=min(widest[site.block, site.slot, site.input], *site.module.dims))
+        for site in found
+    ]
+
+
+def read_by(path: str, spec: ModelSpec) -> str:
+    """Return the path of the module whose input the module at `path` reads, of those that do."""
+    path = _SHARED.get(path, path)
+    return "attn/q" if path == "mlp/up" and spec.parallel == "one_norm" else path
+
+
+def empty(sites: Sequence[Site], base: Network) -> dict[str, dict[str, Sketch]]:
+    """Return sketches of nothing for what `sites` read, as `Decoder.fold_inputs` keeps them."""
+    repeats = {block: len(layers) for block, _, layers in base.stacked_blocks()}
+    kept: dict[str, dict[str, Sketch]] = {}
+    by_place = sorted(sites, key=lambda site: (site.block, site.input))
+    for (block, path), found in itertools.groupby(by_place, lambda site: (site.block, site.input)):
+        same = list(found)
+        width, num_in = max(site.most for site in same), same[0].module.dims[0]
+        stack = (repeats[block],) if block else ()
+        kept.setdefault(block, {})[path] = Sketch(
+            num_tokens=jnp.zeros(stack, jnp.int32),
+            mean=jnp.zeros((*stack, num_in)),
+            scatter=jnp.zeros(stack),
+            directions=jnp.zeros((*stack, width, num_in)),
+            spread=jnp.zeros((*stack, width)),
+            likeness=jnp.zeros((*stack, width)),
+        )
+    return kept
+
+
+_times = functools.partial(jnp.matmul, precision="highest")
+
+
+def include(sketch: Sketch, x: Float[Array, "b t i"], is_counted: Bool[Array, "b t"]) -> Sketch:
+    """Return the sketch of what was seen before and `x`, at the tokens that count.
+
+    The directions are those of the matrix whose rows are the old directions times their spread,
+    the new tokens less their mean, and what the mean has moved: neither it nor its product with
+    itself is ever there. By subspace iteration, more than twice as many directions are looked for
+    as are kept, from those that are kept and from random ones.
+    """
+    num_kept, num_in = sketch.directions.shape
+    is_counted = is_counted[..., None]
+    x = jnp.where(is_counted, x.astype(jnp.float32), 0.0)
+    num_new = jnp.sum(is_counted, dtype=jnp.int32)
+    new_mean = jnp.sum(x, axis=(0, 1)) / jnp.maximum(num_new, 1)
+    tokens = jnp.where(is_counted, x - new_mean[None, None, :], 0.0).reshape(-1, num_in)
+    count = sketch.num_tokens + num_new
+    share = num_new / jnp.maximum(count, 1)
+    moved = new_mean - sketch.mean
+    step = jnp.sqrt(sketch.num_tokens * share) * moved
+    rows = jnp.concatenate([sketch.directions * sketch.spread[:, None], step[None, :]])
+
+    width = min(2 * num_kept + _SPARE, num_in)
+    basis = jax.random.normal(jax.random.key(0), (num_in, width))
+    basis = jnp.where(sketch.num_tokens > 0, basis.at[:, :num_kept].set(sketch.directions.T), basis)
+    for _ in range(_SWEEPS):
+        on_tokens, on_rows = _times(tokens, basis), _times(rows, basis)
+        basis, _ = jnp.linalg.qr(_times(tokens.T, on_tokens) + _times(rows.T, on_rows))
+    projected = jnp.concatenate([_times(tokens, basis), _times(rows, basis)])
+    _, spread, turn = jnp.linalg.svd(projected, full_matrices=False)
+    directions = _times(turn, basis.T)[:num_kept]
+    largest = jnp.argmax(jnp.abs(directions), axis=1)
+    directions *= jnp.sign(jnp.take_along_axis(directions, largest[:, None], axis=1))
+    return Sketch(
+        num_tokens=count,
+        mean=sketch.mean + share * moved,
+        scatter=sketch.scatter + jnp.sum(tokens**2) + jnp.sum(step**2),
+        directions=directions,
+        spread=spread[:num_kept],
+        likeness=jnp.sum(directions * sketch.directions, axis=1),
+    )
+
+
+def sketch_of(site: Site, kept: Mapping[str, Mapping[str, Sketch]]) -> Sketch:
+    """Return the sketch of what a module reads, of the host's arrays that `kept` is made of."""
+    stacked = kept[site.block][site.input]
+    return Sketch(*(part[site.slot] for part in stacked)) if site.block else stacked
+
+
+def ratios(site: Site, sketch: Sketch) -> np.ndarray:
+    """Return which share of its input's variance each direction that a module can get explains."""
+    spread = np.asarray(sketch.spread[: site.most], np.float64)
+    return spread**2 / max(float(sketch.scatter), float(np.finfo(np.float32).tiny))
+
+
+def allocate(ratios: Sequence[np.ndarray], budget: int) -> list[int]:
+    """Return a rank for each module: how many of the largest `budget` ratios are its own.
+
+    Of equal ratios those of the module that comes first are taken, so of modules that read one
+    input no later one has a larger rank.
+
+    Args:
+        ratios: Of each module, descending.
+        budget: The ranks to give, no more than there are ratios.
+    """
+    owners = np.repeat(np.arange(len(ratios)), [len(each) for each in ratios])
+    chosen = np.argsort(-np.concatenate(ratios), kind="stable")[:budget]
+    return np.bincount(owners[chosen], minlength=len(ratios)).tolist()
+
+
+def is_found(sketch: Sketch, rank: int, tau: float) -> bool:
+    """Tell whether the first `rank` directions are what they were a batch before."""
+    return bool((np.asarray(sketch.likeness[:rank]) >= tau).all())
+
+
+def beginning(sketch: Sketch, rank: int, *, whiten: bool) -> np.ndarray:
+    """Return A [rank, in], float32."""
+    a = np.array(sketch.directions[:rank])
+    return a / np.sqrt(np.asarray(sketch.spread[:rank]))[:, None] if whiten else a
+
+
+def tables(asked: Network, family: Family) -> list[str]:
+    """Return the names of adapted tables of embeddings: what they read are no directions."""
+    outer = dict(asked.outer_adapters)
+    modules = names.adaptable_modules(family, asked.spec)
+    return [module.name for module in modules if module.is_table and module.path in outer]
+
+
+def decided(
+    config: LoraConfig, sites: Sequence[Site], ranks: Mapping[str, int], tables: Sequence[str]
+) -> LoraConfig:
+    """Return what a recipe asks for with the ranks decided, as patterns of full names.
+
+    A module of rank 0 is no longer a target.
+
+    Args:
+        config: With `eva_config`.
+        sites: The modules.
+        ranks: Of each by name; of those that are not named 0.
+        tables: Names of adapted tables, whose ranks stay.
+
+    Source: `peft/tuners/lora/eva.py: _load_eva_state_dict`.
+    """
+    assert config.eva_config is not None
+    rank_pattern: dict[str, int] = {}
+    alpha_pattern: dict[str, float] = {}
+
+    def add(name: str, rank: int, alpha: float) -> None:
+        if rank != config.r:
+            rank_pattern[name] = rank
+        if alpha != config.lora_alpha:
+            alpha_pattern[name] = alpha
+
+    def alpha_of(name: str) -> float:
+        return targets.by_pattern(config.alpha_pattern, name, config.lora_alpha)
+
+    for name in tables:
+        add(name, targets.by_pattern(config.rank_pattern, name, config.r), alpha_of(name))
+    adapted = [site.module.name for site in sites if ranks.get(site.module.name)]
+    for site in sites:
+        rank, alpha = ranks.get(site.module.name, 0), alpha_of(site.module.name)
+        if rank != site.rank and config.eva_config.adjust_scaling_factors:
+            alpha *= rank / site.rank
+        if rank:
+            add(site.module.name, rank, alpha)
+    fields = {"rank_pattern": rank_pattern, "alpha_pattern": alpha_pattern}
+    if len(adapted) < len(sites):
+        fields |= {
+            "target_modules": [*tables, *adapted],
+            "exclude_modules": None,
+            "layers_to_transform": None,
+        }
+        fields |= {"layers_pattern": None}
+    return config.model_copy(update=fields)
+
+
+def begun(
+    tree: Mapping[str, Any],
+    directions: Mapping[str, np.ndarray],
+    family: Family,
+    network: Network,
+) -> trees.Tree:
+    """Return leaves, the As replaced by `directions`, [rank, in] by module name; not of tables."""
+    called = {
+        (module.layer, module.path): module.name
+        for module in names.linear_modules(family, network.spec)
+    }
+    leaves = trees.flatten(tree)
+    new = {
+        f"{block}/{path}/lora_a": np.stack([directions[called[layer, path]] for layer in layers])
+        for block, described, layers in network.stacked_blocks()
+        for path, _ in described.adapters
+    } | {
+        f"{path}/lora_a": directions[called[None, path]]
+        for path, _ in network.outer_adapters
+        if (None, path) in called
+    }
+    placed = {path: jax.device_put(a, leaves[path].sharding) for path, a in new.items()}
+    return trees.unflatten(leaves | placed)
