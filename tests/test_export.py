@@ -97,8 +97,8 @@ def test_an_export_is_the_tuned_model(tmp_path, name, kind):
 
 def write(folder: Path, *, kind="merged", **changes) -> None:
     """Export the adapter in `folder` beside it."""
-    options = {"adapter": folder / "adapter", "model": None, "dtype": "auto", "kind": kind}
-    export.export(output=folder / "whole", **{**options, **changes})
+    options = {"adapter": folder / "adapter", "model": None, "dtype": "auto", "data": None}
+    export.export(output=folder / "whole", kind=kind, **{**options, **changes})
 
 
 @pytest.fixture

@@ -124,7 +124,7 @@ def save_adapter(
     folder: Path,
     tensors: Mapping[str, np.ndarray],
     config: Mapping[str, Any],
-    verify: Callable[[Path], None] = lambda _: None,
+    verify: Callable[[Path], Mapping[str, str]] = lambda _: {},
     facts: Mapping[str, str] | None = None,
 ) -> None:
     """Write an adapter folder, replacing one that is there only once the new one is complete.
@@ -133,9 +133,14 @@ def save_adapter(
         folder: The adapter's folder.
         tensors: Under PEFT's names.
         config: The content of adapter_config.json.
-        verify: Given the new folder before it takes its place; if it raises, all is as before.
+        verify: Given the new folder before it takes its place, to look at it, to add files and to
+            return what the card says of it, by label; if it raises, all is as before.
         facts: What its model card says beside what the config says, by label.
+
+    Raises:
+        WeightsError: If the folder holds something that is no adapter.
     """
+    save.check_gives_way(folder, CONFIG_FILE)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         new = Path(temporary) / "new"
@@ -144,9 +149,8 @@ def save_adapter(
         text = json.dumps(config, indent=2)
         (new / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
         safetensors.numpy.save_file(dict(tensors), new / TENSOR_FILE, metadata={"format": "pt"})
-        text = card.model_card(config, tensors, facts or {})
+        text = card.model_card(config, tensors, {**(facts or {}), **verify(new)})
         (new / card.FILE).write_text(text, encoding="utf-8")
-        verify(new)
         save.put_in_place(new, folder)
 
 

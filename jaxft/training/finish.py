@@ -9,30 +9,22 @@ import math
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from jaxft import console
 from jaxft import tree as trees
 from jaxft.data import templates, tokens
-from jaxft.errors import AdapterError
 from jaxft.generation import completion
 from jaxft.generation.completion import Generator, Prompt
 from jaxft.generation.decoding import Decoder
 from jaxft.generation.sampling import Sampling
-from jaxft.lora import peft_format, whole
+from jaxft.lora import adapter, verify, whole
 from jaxft.lora.tuned import Tuned
-from jaxft.models import forward
-from jaxft.parallel import mesh as meshes
-from jaxft.parallel import rules
+from jaxft.lora.verify import Rows
 from jaxft.training.setup import Plan
 from jaxft.training.trainer import Outcome
 from jaxft.weights import base
 
 _SHOWN_PROMPTS = 3
 _ANSWER_TOKENS = 48
-_COMPARED_TOKENS = 64
-_TOLERANCE = 1e-5  # of the largest logit; the arrays are the same, so this is the program's noise
 
 
 def write_result(plan: Plan, outcome: Outcome) -> Path:
@@ -43,17 +35,17 @@ def write_result(plan: Plan, outcome: Outcome) -> Path:
     """
     if plan.config.tuning.method == "lora":
         return write_adapter(plan, outcome)
-    folder = plan.folder / "model"
     whole.write_model(
-        folder,
+        plan.folder / "model",
         plan.source,
-        Tuned(plan.family, plan.network, trees.combine(outcome.trainable, outcome.frozen)),
+        _live(plan, outcome),
+        _rows(plan),
         mesh=plan.mesh,
         kind="merged",
         dtype=whole.stored_dtype(plan.source),
         replaces=True,
     )
-    return folder
+    return plan.folder / "model"
 
 
 def write_adapter(plan: Plan, outcome: Outcome) -> Path:
@@ -63,25 +55,28 @@ def write_adapter(plan: Plan, outcome: Outcome) -> Path:
         AdapterError: If what is on disk does not give the live model's logits.
     """
     folder = plan.folder / "adapter"
-    source, spec = plan.source, plan.network.spec
-    content = peft_format.adapter_config(
-        plan.config.lora, plan.family, spec, source.name, source.revision
+    adapter.write_adapter(
+        folder,
+        plan.source,
+        plan.config.lora,
+        _live(plan, outcome),
+        _rows(plan),
+        mesh=plan.mesh,
+        dtype=plan.dtype,
+        facts=_facts(plan, outcome),
     )
-    tensors = peft_format.to_tensors(outcome.trainable, plan.family, plan.network)
-
-    def verify(written: Path) -> None:
-        try:
-            difference = _difference(plan, written, outcome)
-        except AdapterError as error:
-            raise _not_as_written(folder, error.found) from error
-        if not difference <= _TOLERANCE:
-            found = f"its logits differ from the live model's by {difference:.1e} of the largest"
-            raise _not_as_written(folder, found)
-        same = f"to {difference:.0e} of the largest" if difference else "exactly"
-        console.note(f"The adapter, read back, gives the live model's logits {same}.")
-
-    peft_format.save_adapter(folder, tensors, content, verify, _facts(plan, outcome))
     return folder
+
+
+def _live(plan: Plan, outcome: Outcome) -> Tuned:
+    return Tuned(plan.family, plan.network, trees.combine(outcome.trainable, outcome.frozen))
+
+
+def _rows(plan: Plan) -> Rows:
+    """Return the rows that the live model and what was written of it are compared on."""
+    if plan.eval is None:
+        return verify.first_rows("training rows", plan.train.examples, plan.network)
+    return verify.first_rows("held-out rows", plan.eval.examples, plan.network)
 
 
 def _facts(plan: Plan, outcome: Outcome) -> dict[str, str]:
@@ -101,35 +96,6 @@ def _facts(plan: Plan, outcome: Outcome) -> dict[str, str]:
             f"{before}{outcome.after.loss:.4f} after, in nats a token, on {held_out}"
         )
     return facts
-
-
-def _not_as_written(folder: Path, found: str) -> AdapterError:
-    return AdapterError(
-        f"The adapter was written to the disk of {folder.parent}, but read back it is not the live "
-        f"model's: {found}",
-        "It is not kept. Look to the disk and run the same command again: what was trained is in "
-        "the checkpoints.",
-    )
-
-
-def _difference(plan: Plan, folder: Path, outcome: Outcome) -> float:
-    """Return the largest difference of logits on a row, over the largest logit."""
-    _, tensors = peft_format.read_adapter(folder)
-    adapters = peft_format.from_tensors(tensors, plan.family, plan.network, folder)
-    adapters = jax.device_put(adapters, rules.shardings(adapters, plan.mesh))
-    row = (plan.eval or plan.train).examples[0].input_ids[:_COMPARED_TOKENS]
-    # As many copies of the row as the mesh divides rows into.
-    ids = jnp.tile(jnp.asarray(row, jnp.int32)[None], (meshes.row_shards(plan.mesh), 1))
-
-    @jax.jit
-    def logits(trainable: Any, frozen: Any) -> jax.Array:
-        tree = trees.combine(trainable, frozen)
-        positions = jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
-        where: Any = {"mesh": plan.mesh, "dtype": plan.dtype}
-        return forward.logits(plan.network, tree, ids, jnp.ones_like(ids), positions, **where)
-
-    live, reread = (logits(each, outcome.frozen) for each in (outcome.trainable, adapters))
-    return float(jnp.max(jnp.abs(live - reread)) / jnp.max(jnp.abs(live)))
 
 
 def answers(plan: Plan, outcome: Outcome) -> list[console.Sample]:
