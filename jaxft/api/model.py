@@ -307,20 +307,31 @@ class AutoModelForCausalLM:
     """Finds models; what it returns is a `CausalLM`."""
 
     @staticmethod
-    def from_pretrained(path: str | Path, **options: Any) -> CausalLM:
+    def from_pretrained(
+        path: str | Path,
+        *,
+        revision: str | None = None,
+        dtype: str = "auto",
+        quantization: str | None = None,
+        **others: Any,
+    ) -> CausalLM:
         """Find a model; its weights are read when they are first needed.
 
         Args:
             path: A folder, a GGUF file, or a Hub id.
-            **options: `revision`, `dtype` and `quantization`, as in the `model` section of a
-                recipe.
+            revision: Branch, tag or commit on the Hub.
+            dtype: "float32", "bfloat16", or "auto" for the faster one here.
+            quantization: To what the frozen matrices of the layers are quantised: "nf4", "int4",
+                "int8", "fp8"; `None` for not at all.
+            **others: Names of transformers', if they ask for nothing.
 
         Raises:
             ConfigError: If an option is unknown or not supported, or a value is none of its own.
             WeightsError: If the model cannot be found.
             UnsupportedModelError: If its architecture is not handled.
         """
-        values = {"path": str(path), **options}
+        values = {"path": str(path), "revision": revision, "dtype": dtype} | others
+        values["quantization"] = quantization
         try:
             wanted = configs.ModelConfig(**values)
         except pydantic.ValidationError as invalid:

@@ -13,7 +13,7 @@ from jaxft import config as configs
 from jaxft import tree as trees
 from jaxft.api.model import CausalLM
 from jaxft.errors import AdapterError, ConfigError
-from jaxft.lora import init, peft_format, targets, verify
+from jaxft.lora import init, peft_format, targets, tuned, verify
 from jaxft.lora.adapter import write_adapter
 from jaxft.models.network import is_adapter_leaf
 
@@ -62,9 +62,9 @@ class PeftModel(CausalLM):
         origin = Path(adapter)
         content, tensors = peft_format.read_adapter(origin)
         lora = peft_format.read_lora_config(content, origin)
-        self = cls(model, lora, None, is_trainable=is_trainable)
-        self._start = peft_format.from_tensors(tensors, self.family, self.network, origin)
-        return self
+        tuned.note_other_base(content, model.source, origin)
+        _, trained = tuned.fit(lora, tensors, model.family, model.network.spec, origin)
+        return cls(model, lora, trained, is_trainable=is_trainable)
 
     def tune(self, how: configs.TuningConfig) -> None:
         """Refuse to train the model itself beside an adapter.
@@ -118,7 +118,8 @@ def get_peft_model(model: CausalLM, peft_config: object) -> PeftModel:
         peft_config: A `LoraConfig`.
 
     Raises:
-        AdapterError: If a target matches nothing, or the model has an adapter already.
+        AdapterError: If a target matches nothing or is a module to save as well, or the model has
+            an adapter already.
         ConfigError: If the configuration is another library's.
     """
     if not isinstance(peft_config, configs.LoraConfig):
@@ -126,4 +127,5 @@ def get_peft_model(model: CausalLM, peft_config: object) -> PeftModel:
             f"peft_config is a {type(peft_config).__module__}.{type(peft_config).__qualname__}.",
             "Expected a jaxft.LoraConfig, which takes the same names.",
         )
+    targets.refuse_collisions(peft_config, model.family, model.network.spec)
     return PeftModel(model, peft_config, None, is_trainable=True)

@@ -14,7 +14,7 @@ from jaxft import console
 from jaxft import tree as trees
 from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError
-from jaxft.lora import mask, peft_format, targets, verify
+from jaxft.lora import mask, peft_format, tuned, verify
 from jaxft.lora.tuned import Tuned
 from jaxft.lora.verify import Rows
 from jaxft.parallel import rules
@@ -63,8 +63,7 @@ def write_adapter(
             config, again = peft_format.read_adapter(written)
             # As a reader would have it who knows nothing but the folder and the base.
             described = peft_format.read_lora_config(config, written)
-            theirs = targets.adapted_network(described, family, network.spec)
-            leaves = peft_format.from_tensors(again, family, theirs, written)
+            theirs, leaves = tuned.fit(described, again, family, network.spec, written)
         except AdapterError as error:
             raise _not_as_written(folder, error.found) from error
         placed = jax.device_put(leaves, rules.shardings(leaves, mesh))

@@ -9,27 +9,27 @@ Source: `peft/utils/save_and_load.py: get_peft_model_state_dict` (key names).
 """
 
 import json
+import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydantic
-import safetensors
 import safetensors.numpy
 
 from jaxft import tree as trees
 from jaxft.config import LoraConfig
-from jaxft.errors import AdapterError
-from jaxft.lora import card, targets
+from jaxft.errors import AdapterError, nearest
+from jaxft.lora import adapter_tensors, card, targets
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network
 from jaxft.models.spec import ModelSpec
 from jaxft.weights import layout, names, save
 
 CONFIG_FILE = "adapter_config.json"
-TENSOR_FILE = "adapter_model.safetensors"
+TENSOR_FILE = adapter_tensors.FILE
 _PREFIX = "base_model.model."
 
 
@@ -82,6 +82,25 @@ def to_tensors(
     }
 
 
+def refuse_other_parts(tensors: Iterable[str], family: Family, origin: Path) -> None:
+    """Refuse an adapter on parts of a model that have nothing to do with text.
+
+    Raises:
+        AdapterError: If it is one.
+    """
+    if not family.text_families:
+        return
+    ignored = re.compile("|".join(family.ignored))
+    others = [name for name in tensors if ignored.fullmatch(name.removeprefix(_PREFIX))]
+    if others:
+        module = others[0].removeprefix(_PREFIX).partition(".lora_")[0]
+        raise AdapterError(
+            f"{origin}: the adapter is also on what sees: on {module}, in {len(others)} tensors.",
+            f"Of a {family.model_type} model the text part alone is used here. Train an adapter "
+            f"with target_modules that name it in full, such as {family.base_prefix}layers.0....",
+        )
+
+
 def from_tensors(
     tensors: Mapping[str, np.ndarray], family: Family, network: Network, origin: Path
 ) -> trees.Tree:
@@ -97,8 +116,9 @@ def from_tensors(
     wrong = sorted(places.keys() ^ tensors.keys())
     if wrong:
         kind = "lacks" if wrong[0] in places else "has an unexpected"
+        more = f" (and {len(wrong) - 1} more mismatches)" if len(wrong) > 1 else ""
         raise AdapterError(
-            f"{origin}: the adapter {kind} {wrong[0]} (and {len(wrong) - 1} more mismatches).",
+            f"{origin}: the adapter {kind} {wrong[0]}{more}.",
             "Use the adapter with the base model and the adapter_config.json it was made with.",
         )
     shapes = names.leaf_shapes(network)
@@ -158,41 +178,43 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Read an adapter folder: its config as written, and its tensors.
 
     Raises:
-        AdapterError: If a file is missing or damaged.
+        AdapterError: If a file is missing or damaged, or a tensor holds what is no number.
     """
-    config_path, tensor_path = folder / CONFIG_FILE, folder / TENSOR_FILE
-    for path in (config_path, tensor_path):
-        if not path.is_file():
-            raise AdapterError(
-                f"{path} does not exist.",
-                f"Give the folder of an adapter, with {CONFIG_FILE} and {TENSOR_FILE}.",
-            )
+    path = folder / CONFIG_FILE
     try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise AdapterError(
+            f"{path} does not exist.",
+            f"Give the folder of an adapter, with {CONFIG_FILE} and {TENSOR_FILE}.",
+        ) from None
+    except OSError as error:
+        raise AdapterError(
+            f"{path} cannot be read: {error.strerror}.", "Give the folder of an adapter."
+        ) from None
     except ValueError as error:
-        raise AdapterError(
-            f"{config_path} is no JSON: {error}.", "Copy the adapter anew."
-        ) from None
+        raise AdapterError(f"{path} is no JSON: {error}.", "Copy the adapter anew.") from None
     if not isinstance(config, dict):
-        raise AdapterError(f"{config_path} holds no object.", "Copy the adapter anew.")
-    try:
-        tensors = safetensors.numpy.load_file(tensor_path)
-    except safetensors.SafetensorError as error:
-        raise AdapterError(
-            f"{tensor_path} cannot be read: {error}.", "It is damaged or cut short: copy it anew."
-        ) from None
-    return config, tensors
+        raise AdapterError(f"{path} holds no object.", "Copy the adapter anew.")
+    for key in ("base_model_name_or_path", "revision"):
+        if not isinstance(config.get(key), str | None):
+            raise AdapterError(
+                f"{path}: {key} is {json.dumps(config[key])}.",
+                "Expected a name, or null: copy the adapter anew.",
+            )
+    return config, adapter_tensors.read(folder)
 
 
 def read_lora_config(config: Mapping[str, Any], folder: Path) -> LoraConfig:
     """Return the `LoraConfig` that an adapter_config.json describes.
 
     Raises:
-        AdapterError: If it is no LoRA, or uses a feature that is not supported.
+        AdapterError: If it is no LoRA, has an unknown field, or uses what is not supported.
     """
+    path = folder / CONFIG_FILE
     if config.get("peft_type") != "LORA":
         raise AdapterError(
-            f"{folder / CONFIG_FILE} has peft_type {config.get('peft_type')!r}.",
+            f"{path} has peft_type {config.get('peft_type')!r}.",
             "Only LORA adapters are supported.",
         )
     fields = {key: value for key, value in config.items() if key not in _DESCRIPTIVE}
@@ -200,19 +222,40 @@ def read_lora_config(config: Mapping[str, Any], folder: Path) -> LoraConfig:
         return LoraConfig.model_validate(fields)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        raise AdapterError(
-            f"{folder / CONFIG_FILE}: {'.'.join(map(str, first['loc']))}: {first['msg']}.",
-            "The adapter uses something that is not supported here.",
-        ) from None
+        key = str(first["loc"][0]) if first["loc"] else ""
+        raise AdapterError(*_worded(path, key, fields.get(key), first)) from None
+
+
+def _worded(path: Path, key: str, value: Any, error: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what is wrong with a field, and what to do."""
+    if error["type"] == "conflict":
+        return f"{path}: {error['ctx']['found']}.", "No adapter can be like that: copy it anew."
+    if error["type"] != "extra_forbidden":
+        return (
+            f"{path}: {key}: {error['msg']}, and not {json.dumps(value)}.",
+            f"Copy the adapter anew, with the {CONFIG_FILE} it was made with.",
+        )
+    if key in LoraConfig.known_elsewhere:
+        return (
+            f"{path}: {key} is {json.dumps(value)}, which is not supported here.",
+            "Merge the adapter with PEFT (merge_and_unload), and use the merged model.",
+        )
+    close = nearest(key, LoraConfig.model_fields)
+    return (
+        f"{path}: unknown field {key}.",
+        f"Did you mean {close}?"
+        if close
+        else "It is none of PEFT's LoraConfig. If a newer PEFT wrote it, merge the adapter there.",
+    )
 
 
 _DESCRIPTIVE = frozenset(
     [
         "peft_type",
-        "task_type",
         "base_model_name_or_path",
         "revision",
         "inference_mode",
+        "merge_weights",  # of PEFT before 0.3: when to merge
         "peft_version",
         "auto_mapping",
     ]

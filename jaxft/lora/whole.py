@@ -52,7 +52,7 @@ def write_model(
         mesh: Where its leaves lie.
         kind: "merged" (safetensors) or "flax" (msgpack).
         dtype: Of the weights written.
-        replaces: Whether a folder that is there gives way once the new one is complete.
+        replaces: Whether a folder that was written by this gives way once the new one is complete.
 
     Raises:
         JaxftError: If it cannot be written, or is not the same model when it is read back.
@@ -79,7 +79,7 @@ def write_model(
             read,
             kind,
             lambda folder: _finish(folder, found, model, rows, mesh, rounding),
-            replaces=replaces,
+            replaces=verify.FILE if replaces else None,
         )
 
 

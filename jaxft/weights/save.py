@@ -84,7 +84,7 @@ def save_model(
     kind: Format,
     finish: Callable[[Path], None],
     *,
-    replaces: bool,
+    replaces: str | None,
 ) -> None:
     """Write a model folder.
 
@@ -95,15 +95,16 @@ def save_model(
         read: Returns a tensor by name, in torch's layout.
         kind: "merged" is safetensors, "flax" is `flax_model.msgpack`.
         finish: Given the new folder before it takes its place, to add files and to check it.
-        replaces: Whether a model that is there gives way, once the new one is complete.
+        replaces: A file by which a folder is known that gives way, once the new one is complete;
+            `None` for none that does.
 
     Raises:
         WeightsError: If the folder holds something that may not give way.
     """
-    if replaces:
-        check_gives_way(folder, "config.json")
-    else:
+    if replaces is None:
         check_folder(folder)
+    else:
+        check_gives_way(folder, replaces)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         new = Path(temporary) / "new"
