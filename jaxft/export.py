@@ -28,7 +28,7 @@ def export(
     output: Path,
     kind: save.Format,
     dtype: str,
-    data: Path | None,
+    data: Path | None = None,
 ) -> None:
     """Merge an adapter into its base model and write the whole, checked.
 

@@ -220,3 +220,32 @@ def test_a_folder_that_cannot_be_made_is_said(plan_of, tmp_path, monkeypatch):
     monkeypatch.setattr(folder.os, "access", lambda path, mode: False)
     with pytest.raises(ConfigError, match="is not yours to write"):
         folder.check(plan)
+
+
+@pytest.mark.parametrize(
+    "where", ["model", "model/run", "model/deep/run", "run/../model/x", "link/x"]
+)
+def test_the_base_models_folder_is_not_written_to(plan_of, recipe, where):
+    link = recipe.parent / "link"
+    if not link.is_symlink():
+        link.symlink_to(recipe.parent / "model")
+    with pytest.raises(ConfigError, match="is the base model's folder, lies in it"):
+        folder.check(plan_of(f"train.output_dir={recipe.parent / where}"))
+
+
+@pytest.mark.parametrize("name", ["adapter", "checkpoints", "model"])
+def test_a_base_model_that_the_run_would_write_over_is_refused(plan_of, tmp_path, name):
+    model = runs.write_model(tmp_path / "run" / name)
+    with pytest.raises(ConfigError, match="or has it inside"):
+        folder.check(plan_of(f"model.path={model}", f"train.output_dir={tmp_path / 'run'}"))
+
+
+def test_the_rows_of_a_run_are_found_by_its_recipe_while_they_are_there(plan_of, tmp_path):
+    rows = runs.write_rows(tmp_path / "eval.jsonl", runs.make_rows(3, seed=1))
+    plan = plan_of(f"train.output_dir={tmp_path / 'run'}", f"data.eval={rows}")
+    assert folder.data_of(plan.folder) is None
+    with folder.open_checkpoints(plan):
+        pass
+    assert folder.data_of(plan.folder) == plan.config.data
+    rows.unlink()
+    assert folder.data_of(plan.folder) is None
