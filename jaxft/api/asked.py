@@ -93,6 +93,7 @@ def recipe(
     Raises:
         ConfigError: If its parts contradict each other.
     """
+    lora = model.lora if isinstance(model, PeftModel) and tuning.method == "lora" else LoraConfig()
     try:
         return RunConfig(
             model=ModelConfig(
@@ -101,7 +102,7 @@ def recipe(
                 quantization=model.quantization,  # type: ignore[arg-type]  # checked there
             ),
             tuning=tuning,
-            lora=model.lora if isinstance(model, PeftModel) else LoraConfig(),
+            lora=lora,
             # Names, not paths: the rows are in memory.
             data=DataConfig(
                 train=Path("train_dataset"),
