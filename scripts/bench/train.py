@@ -175,7 +175,7 @@ def write_start(args: argparse.Namespace, folder: Path) -> None:
     family, spec = base.read_spec(source.resolve(args.model, None, print_note))
     config = lora_config(args)
     network = targets.adapted_network(config, family, spec)
-    leaves = init.init_adapters(network, seed=0, mesh=meshes.single_device_mesh())
+    leaves = init.init_adapters(network, kind=True, seed=0, mesh=meshes.single_device_mesh())
     tensors = peft_format.to_tensors(leaves, family, network)
     content = peft_format.adapter_config(config, family, spec, args.model, None)
     peft_format.save_adapter(folder, tensors, content)

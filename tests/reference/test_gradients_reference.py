@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -38,7 +37,6 @@ pytestmark = [pytest.mark.reference, *reference_adapters.IGNORED_WARNINGS]
 
 TOLERANCE = 1e-4  # norm of the difference over the norm, for each tensor
 ACCUMULATION_TOLERANCE = 1e-5
-ROUNDING = 1e-6  # of the largest gradient
 
 CHOICES: dict[str, tuple[str, Choice]] = {
     "all-linear": ("llama-rope-llama3", {"target_modules": "all-linear"}),
@@ -118,22 +116,6 @@ def comparison(
     return make
 
 
-def furthest(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
-    """Return the largest relative difference in norm of any tensor.
-
-    A bias of all keys moves all scores of a query alike, which softmax does not see: its gradient
-    is 0, and what either side has instead is rounding.
-    """
-    assert ours.keys() == theirs.keys()
-    zero = {name for name in theirs if name.endswith(("k_proj.bias", "k_proj.base_layer.bias"))}
-    largest = max(np.linalg.norm(gradient) for gradient in theirs.values())
-    for name in zero:
-        assert max(np.linalg.norm(side[name]) for side in (ours, theirs)) < ROUNDING * largest
-    return max(
-        reference_runs.norm_difference(ours[name], theirs[name]) for name in theirs.keys() - zero
-    )
-
-
 @pytest.mark.parametrize(
     ("name", "remat"),
     [
@@ -150,7 +132,7 @@ def test_every_gradient_equals_that_of_peft(
 ) -> None:
     case = comparison(name)
     loss, gradients = case.run(accumulation=1, remat=remat)
-    distance = furthest(gradients, case.gradients)
+    distance = reference_adapters.furthest(gradients, case.gradients)
     record_property("difference", distance)
     assert loss == pytest.approx(case.loss, rel=1e-5)
     assert distance < TOLERANCE
@@ -162,11 +144,11 @@ def test_accumulated_gradients_equal_those_of_one_batch(
     case = comparison("all-linear")
     whole, gradients = case.run(accumulation=1, remat=False)
     in_parts, accumulated = case.run(accumulation=4, remat=False)
-    distance = furthest(accumulated, gradients)
+    distance = reference_adapters.furthest(accumulated, gradients)
     record_property("difference", distance)
     assert in_parts == pytest.approx(whole, rel=1e-6)
     assert distance < ACCUMULATION_TOLERANCE
-    assert furthest(accumulated, case.gradients) < TOLERANCE
+    assert reference_adapters.furthest(accumulated, case.gradients) < TOLERANCE
 
 
 PARTS: dict[str, tuple[str, TuningConfig]] = {
@@ -209,6 +191,6 @@ def test_gradients_of_the_models_own_weights_equal_those_of_torch(
         assert sum(map(np.size, ours.values())) == theirs.num_parameters()
     else:
         assert 0 < len(ours) < len(expected)
-    distance = furthest(ours, {each: expected[each] for each in ours})
+    distance = reference_adapters.furthest(ours, {each: expected[each] for each in ours})
     record_property("difference", distance)
     assert distance < TOLERANCE

@@ -1,0 +1,187 @@
+"""Compare full fine-tuning with LoRA: memory, time, what is learned and what is forgotten.
+
+    python scripts/bench/tuning.py                      # the quickstart's model and rows
+    python scripts/bench/tuning.py --rounds 5 --steps 4
+    python scripts/bench/tuning.py --full-rate 2e-4     # another learning rate for the whole model
+
+Table 4.5 of the course chapter that jaxft grew from, in figures. Both ways run the quickstart's
+recipe, with a learning rate of their own. Steps are timed in short processes that take turns, and
+ratios are taken round by round. One long process each then trains to the end. "Learned" is the
+loss on the recipe's held-out rows; "forgotten" is how much the loss has grown on general questions
+(configs/data/general.eval.jsonl), which have nothing to do with what was trained.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from train import forget_host_peak, host_peak, print_note
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+METHODS = ("full", "lora")
+WARMUP_STEPS = 2
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", type=Path, default=CONFIGS / "quickstart.yaml")
+    parser.add_argument("--general", type=Path, default=CONFIGS / "data/general.eval.jsonl")
+    parser.add_argument("--full-rate", default="1e-4", help="learning rate of full tuning")
+    parser.add_argument("--steps", type=int, default=6, help="timed steps of each process")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=METHODS)
+    parser.add_argument("--worker", choices=METHODS, help=argparse.SUPPRESS)
+    parser.add_argument("--to-the-end", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure in turns and print the tables, or be one of the processes that are measured."""
+    args = parse()
+    if args.worker:
+        print(json.dumps(run(args)))
+        return
+    methods = [args.only] if args.only else list(METHODS)
+    rounds = [{method: measure(method) for method in methods} for _ in range(args.rounds)]
+    ends = {method: measure(method, "--to-the-end") for method in methods}
+    show(args, rounds, ends)
+
+
+def measure(method: str, *options: str) -> dict[str, Any]:
+    """Run one process and return what it measured."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--worker", method, *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{method} failed:\n{done.stderr}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print_note(f"{method}: {result}")
+    return result
+
+
+def run(args: argparse.Namespace) -> dict[str, float]:
+    """Train one way, a few steps or to the end, and return what was seen of it."""
+    import jax
+
+    from jaxft import tree as trees
+    from jaxft.config import load_config
+    from jaxft.lora import mask
+    from jaxft.training import optimizer as optimizers
+    from jaxft.training import setup
+    from jaxft.training import state as states
+    from jaxft.training import step as steps
+
+    options = ["train.output_dir=unused"]
+    if args.worker == "full":
+        options += ["lora=null", "tuning=full", f"train.learning_rate={args.full_rate}"]
+    plan = setup.make_plan(load_config(args.recipe, options))
+    tree = setup.load_tree(plan)
+    config = plan.config.train
+    schedule = optimizers.make_schedule(config, plan.num_steps)
+    optimizer = optimizers.make_optimizer(config, schedule)
+    trainable, frozen = trees.partition(tree, mask.trainable_mask(plan.network, tree))
+    del tree
+    program = steps.Program(
+        plan.network,
+        plan.mesh,
+        plan.dtype,
+        plan.train.target_capacity,
+        config.gradient_checkpointing,
+        steps.causal_lm,
+    )
+    seed = np.uint32(config.seed)
+    step = steps.make_train_step(program, optimizer, schedule, trainable)
+    state = states.init_state(trainable, optimizer, plan.mesh)
+    shardings = steps.batch_shardings(plan.mesh)
+    num_steps = plan.num_steps if args.to_the_end else WARMUP_STEPS + args.steps
+    found: dict[str, float] = {"trained": trees.num_parameters(trainable)}
+    if args.to_the_end:
+        found |= losses(args, plan, program, state["trainable"], frozen, "before")
+    del trainable
+    seconds = []
+    forget_host_peak()
+    for _, batch in plan.train.iterate(0, num_steps):
+        placed = jax.device_put(batch, shardings)
+        if not seconds:
+            memory = step.lower(state, frozen, placed, seed).compile().memory_analysis()
+            found["step_mb"] = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e6
+        began = time.perf_counter()
+        state, metrics = step(state, frozen, placed, seed)
+        jax.block_until_ready((state, metrics))
+        seconds.append(time.perf_counter() - began)
+    on_device = jax.devices()[0].memory_stats()  # `None` on the CPU
+    found["peak_mb"] = (on_device["peak_bytes_in_use"] if on_device else host_peak()) / 1e6
+    found["seconds_a_step"] = statistics.median(seconds[WARMUP_STEPS:])
+    found["kept_mb"] = trees.num_bytes(state["trainable"]) / 1e6
+    if args.to_the_end:
+        found |= losses(args, plan, program, state["trainable"], frozen, "after")
+    return found
+
+
+def losses(
+    args: argparse.Namespace, plan: Any, program: Any, trainable: Any, frozen: Any, when: str
+) -> dict[str, float]:
+    """Return the loss on the recipe's held-out rows and on general questions."""
+    import dataclasses
+
+    from jaxft.config import load_config
+    from jaxft.training import evaluate, setup
+    from jaxft.training import step as steps
+
+    options = ["train.output_dir=unused", f"data.eval={args.general.absolute()}"]
+    general = setup.make_plan(load_config(args.recipe, options)).eval
+    found = {}
+    for name, batches in (("held_out", plan.eval), ("general", general)):
+        step = steps.make_eval_step(dataclasses.replace(program, capacity=batches.target_capacity))
+        seen = evaluate.evaluate(
+            step, batches, plan.mesh, trainable, frozen, lambda _: None, lambda: False
+        )
+        found[f"{name}_{when}"] = seen.loss
+    return found
+
+
+def show(
+    args: argparse.Namespace, rounds: list[dict[str, Any]], ends: dict[str, dict[str, Any]]
+) -> None:
+    """Print medians, with the medians of the rounds' ratios, and the losses of the long runs."""
+    from jaxft import console
+
+    figures = {
+        "trained": "parameters trained",
+        "step_mb": "weights, optimizer and activations of a step, MB",
+        "peak_mb": "peak memory, MB",
+        "seconds_a_step": "seconds a step",
+        "kept_mb": "what the run leaves (float32), MB",
+    }
+    names = list(ends)
+    rows = []
+    for key, label in figures.items():
+        values = [f"{statistics.median(one[name][key] for one in rounds):,.4g}" for name in names]
+        if len(names) == 2:
+            ratios = [one["full"][key] / one["lora"][key] for one in rounds]
+            low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
+            values.append(f"{middle:,.4g}  ({low:,.4g} to {high:,.4g})")
+        rows.append([label, *values])
+    title = f"{args.recipe.stem}, {args.rounds} rounds of {args.steps} steps"
+    columns = ["", *names] + (["full / lora"] if len(names) == 2 else [])
+    console.table(title, columns, rows)
+    rows = []
+    for key, label in {"held_out": "held-out rows", "general": "general questions"}.items():
+        values = []
+        for name in names:
+            before, after = (ends[name][f"{key}_{when}"] for when in ("before", "after"))
+            values.append(f"{before:.4f} to {after:.4f}  ({after / before - 1:+.1%})")
+        rows.append([label, *values])
+    console.table("Loss before and after, nats a token", ["", *names], rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""Every way to ask for an adapter, by every kind of model: what is combined, and what is compared.
+
+A row of factors, one level each, makes a `Choice`. `compare` then holds what jaxft does with it to
+PEFT, in both directions. The suite runs a covering set of the rows, `scripts/cross_variants.py` all
+of them.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import peft
+import reference_adapters
+import reference_runs
+import reference_texts
+from covering import Row
+from jax.sharding import Mesh
+from reference_adapters import Adapted, Choice
+from reference_models import TinyModel
+
+from jaxft import tree as trees
+from jaxft.lora import peft_format
+from jaxft.training import step
+from jaxft.training.losses import IGNORED
+from jaxft.weights import names
+
+# By what an adapter has to do with: how projections are fused, what is tied, what lies outside.
+KINDS = {
+    "apart": "llama",
+    "apart, tied, biased": "opt-smooth",
+    "apart, tied, scaled embedding": "gemma2",
+    "narrow embedding": "opt-350m-smooth",
+    "fused, transposed, tied": "gpt2",
+    "fused by head, tied": "bloom",
+    "fused side by side": "phi3",
+    "part of a multimodal model": "gemma3",
+}
+
+FACTORS: dict[str, tuple[str, ...]] = {
+    "kind": tuple(KINDS),
+    "targets": ("null", "list", "regex", "all-linear", "head"),
+    "whole": ("nothing", "all biases", "biases beside", "head", "norm"),
+    "form": ("plain", "biased"),
+    "scaling": ("plain", "rank-stabilised", "patterns"),
+    "layers": ("all", "some", "excluded"),
+}
+
+
+def is_allowed(row: Row) -> bool:
+    """Return whether PEFT takes a row, or what there is of it yet, and means something by it."""
+    has_regex = row.get("targets") == "regex"
+    is_multimodal = row.get("kind") == "part of a multimodal model"
+    return not (
+        # Layers are counted for lists alone, and the head is in none.
+        (row.get("layers") == "some" and row.get("targets") in ("regex", "all-linear", "head"))
+        # A head that is trained as a whole has no adapter.
+        or (row.get("whole") == "head" and row.get("targets") == "head")
+        # PEFT has no choice of its own for this type, nor for the next.
+        or (row.get("kind") == "fused side by side" and row.get("targets") == "null")
+        # "All" would be the modules that see as well.
+        or (is_multimodal and row.get("targets") in ("null", "all-linear"))
+        # The names end alike in the parts that see.
+        or (is_multimodal and not has_regex and row.get("targets") is not None)
+        # Biases of what sees would be trained as well.
+        or (is_multimodal and row.get("whole") == "all biases")
+    )
+
+
+def choice_of(row: Row, model: TinyModel) -> Choice:
+    """Return the fields of `LoraConfig` that a row means for a model."""
+    modules = [
+        module for module in names.linear_modules(model.family, model.spec) if module.layer == 1
+    ]
+    # One that is adapted whatever the targets are.
+    ending = model.family.default_targets[0] if row["targets"] == "null" else ""
+    in_attention, in_mlp = (
+        next(each.name for each in modules if each.path.startswith(part) and each.name.endswith(to))
+        for part, to in (("attn/", ending), ("mlp/", ""))
+    )
+    attn, mlp = (name.rpartition(".")[2] for name in (in_attention, in_mlp))
+    head = model.family.head_name
+    norm = next(
+        one.module
+        for one in names.owned_leaves(model.family, model.spec)
+        if one.layer == 1 and "norm" in one.leaves[0]
+    )
+    levels: dict[str, dict[str, Choice]] = {
+        "targets": {
+            "list": {"target_modules": [attn, mlp]},
+            "regex": {"target_modules": rf"{in_attention.partition('.1.')[0]}.*\.({attn}|{mlp})"},
+            "all-linear": {"target_modules": "all-linear"},
+            "head": {"target_modules": [attn, head]},
+        },
+        "whole": {
+            "all biases": {"bias": "all"},
+            "biases beside": {"bias": "lora_only"},
+            "head": {"modules_to_save": [head]},
+            "norm": {"modules_to_save": [norm]},
+        },
+        "form": {"biased": {"lora_bias": True}},
+        "scaling": {
+            "rank-stabilised": {"use_rslora": True},
+            "patterns": {"rank_pattern": {attn: 2}, "alpha_pattern": {in_attention: 5}},
+        },
+        "layers": {
+            "some": {"layers_to_transform": [0, 1]},
+            "excluded": {"exclude_modules": [in_attention.replace(".1.", ".0.")]},
+        },
+    }
+    chosen: dict[str, Any] = {}
+    for factor, level in row.items():
+        chosen |= levels.get(factor, {}).get(level, {})
+    return chosen
+
+
+class Seen(NamedTuple):
+    """What was seen of one row.
+
+    Attributes:
+        logits: How far ours are from PEFT's, relative; an adapter that PEFT wrote.
+        gradients: The same of what is trained: of the tensor that is furthest off.
+        returned: How far PEFT's logits are from ours, when it reads what we wrote.
+        moved: How far the adapter moves the logits from the base's.
+    """
+
+    logits: float
+    gradients: float
+    returned: float
+    moved: float
+
+
+def compare(model: TinyModel, row: Row, folder: Path, mesh: Mesh) -> Seen:
+    """Hold one row to PEFT; counts and tensors are asserted, the rest is returned."""
+    choice = choice_of(row, model)
+    theirs = reference_adapters.peft_on(model, choice, seed=1)
+    theirs.save_pretrained(folder / "theirs")
+    ours = reference_adapters.read(model, folder / "theirs", mesh)
+    assert trees.num_parameters(ours.adapters) == theirs.get_nb_trainable_parameters()[0]
+
+    text = reference_texts.draw((21, 17), "left", model.spec.vocab_size, seed=5)
+    expected = reference_runs.torch_logits(theirs, text)
+    logits = reference_runs.our_logits(ours.network, ours.tree, text, mesh)
+    base = reference_runs.torch_logits(model.torch_model, text)
+
+    reference_adapters.export(model, choice, ours.network, ours.adapters, folder / "ours")
+    assert _bits(folder / "ours", model) == _bits(folder / "theirs", model)
+    returned = reference_runs.torch_logits(
+        reference_adapters.peft_from(model, folder / "ours"), text
+    )
+    return Seen(
+        logits=reference_runs.difference(logits, expected, text),
+        gradients=_furthest_gradient(model, ours, theirs, mesh),
+        returned=reference_runs.difference(returned, logits, text),
+        moved=reference_runs.difference(expected, base, text),
+    )
+
+
+def _bits(folder: Path, model: TinyModel) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    _, tensors = peft_format.read_adapter(folder)
+    # Beside an adapter on the head, PEFT also stores the frozen head.
+    tensors.pop(f"base_model.model.{model.family.head_name}.base_layer.weight", None)
+    return {name: (each.dtype.name, each.shape, each.tobytes()) for name, each in tensors.items()}
+
+
+def _furthest_gradient(
+    model: TinyModel, ours: Adapted, theirs: peft.PeftModel, mesh: Mesh
+) -> float:
+    text = reference_texts.draw((21, 17, 9), "right", model.spec.vocab_size, seed=6)
+    labels = reference_texts.ragged_labels(text, (0.9, 0.4, 0.0), seed=7)
+    reference_runs.torch_loss_sum(theirs, text, labels).backward()
+    batch = reference_texts.batch_of(text, labels, 1)
+    capacity = int((labels != IGNORED).sum())
+    program = step.Program(ours.network, mesh, "float32", capacity, False, step.causal_lm)
+    gradients = jax.jit(functools.partial(step.gradients, program))
+    grads = gradients(ours.adapters, ours.frozen, batch, 0, 0)[2]
+    return reference_adapters.furthest(
+        peft_format.to_tensors(grads, model.family, ours.network),
+        reference_adapters.gradients_by_name(theirs),
+    )
