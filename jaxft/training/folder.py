@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxft.config import DataConfig, dump_config, load_config
 from jaxft.errors import CheckpointError, ConfigError
+from jaxft.lora import peft_format, verify
 from jaxft.training import checkpoint
 from jaxft.training.setup import Plan
 from jaxft.weights import names, save
@@ -76,6 +77,7 @@ def check(plan: Plan) -> None:
 
     Raises:
         ConfigError: If it is no folder, holds a recipe that no run wrote, or is the base model's.
+        WeightsError: If something else lies where its result goes.
         CheckpointError: If the checkpoints there are another run's, or not what
             `resume_from_checkpoint` asks for.
     """
@@ -83,6 +85,10 @@ def check(plan: Plan) -> None:
         plan.folder, plan.source, replaced=_WRITTEN, called=f"train.output_dir={plan.folder}"
     )
     _check_place(plan.folder)
+    # Said now, and not after hours of training.
+    is_adapter = plan.config.tuning.method == "lora"
+    mark = peft_format.CONFIG_FILE if is_adapter else verify.FILE
+    save.check_gives_way(plan.folder / ("adapter" if is_adapter else "model"), mark)
     resume, checkpoints = plan.config.train.resume_from_checkpoint, checkpoint_folder(plan)
     steps = checkpoint.saved_steps(checkpoints)
     if resume is False and steps:

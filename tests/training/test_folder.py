@@ -10,7 +10,7 @@ import runs
 import safetensors.numpy
 
 from jaxft.config import TrainConfig, load_config
-from jaxft.errors import CheckpointError, ConfigError
+from jaxft.errors import CheckpointError, ConfigError, WeightsError
 from jaxft.training import folder
 
 # Another value for every option of the recipe's train section.
@@ -40,6 +40,7 @@ OTHER = {
     "seed": 8,
     "dataloader_drop_last": "true",
 }
+NO_ADAPTER = ["lora.r=8", "lora.lora_alpha=8", "lora.lora_dropout=0.0"]
 # The batch, the steps and the folder are in it by themselves; there is one optimizer.
 NOT_TRIED = {"output_dir", "max_steps", "optim"}
 NUMERIC = {
@@ -249,3 +250,21 @@ def test_the_rows_of_a_run_are_found_by_its_recipe_while_they_are_there(plan_of,
     assert folder.data_of(plan.folder) == plan.config.data
     rows.unlink()
     assert folder.data_of(plan.folder) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "mark", "words"),
+    [
+        ("adapter", "adapter_config.json", []),
+        ("model", "verification.json", ["tuning=full", *NO_ADAPTER]),
+    ],
+)
+def test_what_lies_in_the_place_of_the_result_is_said_at_once(plan_of, tmp_path, name, mark, words):
+    plan = plan_of(f"train.output_dir={tmp_path / 'run'}", *words)
+    (plan.folder / name).mkdir(parents=True)
+    folder.check(plan)
+    (plan.folder / name / "mine").touch()
+    with pytest.raises(WeightsError, match=f"{name} exists and is not empty"):
+        folder.check(plan)
+    (plan.folder / name / mark).touch()
+    folder.check(plan)
