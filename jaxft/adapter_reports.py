@@ -107,12 +107,14 @@ def _facts(adapter: LoraAdapter, tensors: Mapping[str, Any]) -> Iterable[tuple[s
     if lora.modules_to_save:
         yield "saved whole", ", ".join(lora.modules_to_save)
     objections = serving.vllm_objections(adapter.content, tensors)
-    yield "vLLM", f"no: {'; '.join(objections)}" if objections else _rank_needed(adapter)
+    yield "vLLM", f"no: {'; '.join(objections)}" if objections else _served_where(adapter)
 
 
-def _rank_needed(adapter: LoraAdapter) -> str:
+def _served_where(adapter: LoraAdapter) -> str:
     rank = adapter.lora.r
-    return "yes" if rank <= serving.VLLM_RANK else f"yes, with --max-lora-rank {rank}"
+    option = "" if rank <= serving.VLLM_RANK else f" with --max-lora-rank {rank},"
+    # The adapter does not tell the model's family, which decides it: see docs/lora.md.
+    return f"yes,{option} if its class for the model takes LoRA"
 
 
 def _shared_facts(

@@ -199,6 +199,8 @@ def _lora(leaves: Mapping[str, Any], module: str, x: Any) -> Any:
     delta = x @ leaves[f"{module}/lora_a"].T @ leaves[f"{module}/lora_b"]
     if f"{module}/lora_bias" in leaves:
         delta = delta + leaves[f"{module}/lora_bias"][None, None, :]
+    if f"{module}/lora_a0" in leaves:
+        delta = delta - x @ leaves[f"{module}/lora_a0"].T @ leaves[f"{module}/lora_b0"]
     return tiny.SCALING * delta
 
 

@@ -13,7 +13,7 @@ import runs
 import small_models
 
 import jaxft
-from jaxft.lora import algebra, peft_format
+from jaxft.lora import algebra, peft_format, serving
 
 IDS = np.random.default_rng(1).integers(0, small_models.VOCABULARY, (2, 11)).astype(np.int32)
 PATTERNS = {"rank_pattern": {"v_proj": 2}, "alpha_pattern": {"fc1": 5}, "use_rslora": True}
@@ -194,6 +194,14 @@ def test_info_says_what_an_adapter_is(place, capsys):
     assert row[:5] == ["fc1", "2", "24", "40", "4"]
     assert run("info", place / "head") == 0
     assert "saved whole lm_head" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(("largest", "option"), [(3, ""), (2, " with --max-lora-rank 3,")])
+def test_info_says_that_serving_hangs_on_the_class_too(place, capsys, monkeypatch, largest, option):
+    monkeypatch.setattr(serving, "VLLM_RANK", largest)
+    assert run("info", place / "a") == 0
+    said = f"vLLM yes,{option} if its class for the model takes LoRA"
+    assert said in [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
 
 
 def test_diff_says_in_what_two_adapters_differ(place, capsys):

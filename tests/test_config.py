@@ -248,7 +248,11 @@ def test_a_misspelt_required_key_is_not_called_missing(recipe):
         ("lora.r=0", "`lora.r` is 0", "a whole number (at least 1)."),
         ("lora.r=2.5", "`lora.r` is 2.5", "a whole number (at least 1)."),
         ("lora.r=true", "`lora.r` is true", "a whole number (at least 1)."),
-        ("lora.lora_alpha=-1", "`lora.lora_alpha` is -1", "a whole number (at least 1)."),
+        (
+            "lora.lora_alpha=-1",
+            "`lora.lora_alpha` is -1",
+            "(at least 1) or a number (more than 0).",
+        ),
         ("lora.lora_dropout=1", "`lora.lora_dropout` is 1", "a number (at least 0, less than 1)."),
         ("lora.lora_dropout=-0.1", "`lora.lora_dropout` is -0.1", "at least 0"),
         ("lora.target_modules=[]", "`lora.target_modules` is []", "a list (not empty), text or"),
@@ -432,7 +436,7 @@ def test_a_known_name_that_is_not_supported_says_so(recipe, override, remedy):
 @pytest.mark.parametrize(
     "override",
     [
-        "lora.init_lora_weights=pissa",
+        "lora.init_lora_weights=loftq",
         "train.optim=adafactor",
         "train.lr_scheduler_type=polynomial",
         "train.save_strategy=best",
@@ -443,6 +447,29 @@ def test_a_known_value_that_is_not_supported_says_so(recipe, override):
     error = mistake(recipe, override)
     assert error.found.endswith("is known, and not supported yet")
     assert error.remedy.startswith("Expected ")
+
+
+@pytest.mark.parametrize("kind", ["pissa_niter_-1", "pissa_niter_", "pissa_niter_2.5", "pissa-4"])
+def test_iterations_are_a_whole_number_from_zero(recipe, kind):
+    error = mistake(recipe, f"lora.init_lora_weights={kind}")
+    assert f'is "{kind}"' in error.found
+    assert "text (of the form pissa_niter_[0-9]+)" in error.remedy
+
+
+@pytest.mark.parametrize("kind", ["pissa", "pissa_niter_0", "pissa_niter_16", "olora"])
+def test_a_start_from_the_weights_leaves_no_room_for_a_bias_of_b(kind):
+    lora = config.LoraConfig(init_lora_weights=kind)
+    assert lora.begins_with_weights
+    with pytest.raises(pydantic.ValidationError, match=f"init_lora_weights='{kind}'"):
+        config.LoraConfig(init_lora_weights=kind, lora_bias=True)
+    assert not config.LoraConfig(init_lora_weights="gaussian").begins_with_weights
+
+
+def test_an_alpha_may_be_no_whole_number_as_those_that_peft_converts_are():
+    assert config.LoraConfig(lora_alpha=2**0.5).lora_alpha == 2**0.5
+    assert isinstance(config.LoraConfig(lora_alpha=16).lora_alpha, int)
+    with pytest.raises(pydantic.ValidationError):
+        config.LoraConfig(lora_alpha=0.0)
 
 
 @pytest.mark.parametrize("override", ["lora.bias=some", "lora.modules_to_save=[]"])

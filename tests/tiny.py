@@ -158,6 +158,7 @@ def adapted(
     layers: Sequence[int] | None = None,
     dropout: float = 0.0,
     bias: bool = False,
+    start: bool = False,
     head: bool = False,
     outside: Sequence[str] = (),
     trained: Sequence[str] = (),
@@ -172,13 +173,14 @@ def adapted(
         layers: Which have something that is trained.
         dropout: Of the adapters in layers.
         bias: Whether adapters have one.
+        start: Whether adapters take away what they began as.
         head: Whether the head has an adapter.
         outside: Other modules outside the layers with adapters.
         trained: A layer's own leaves that are trained.
         outer_trained: The same outside the layers.
         keeps_tie: Whether a tied head stays tied to an embedding that is trained.
     """
-    adapter = Adapter(RANK, SCALING, dropout, bias)
+    adapter = Adapter(RANK, SCALING, dropout, bias, start)
     chosen = range(len(spec.blocks)) if layers is None else layers
     per_layer = [
         Tuning(dict.fromkeys(modules, adapter), trained) if layer in chosen else FROZEN
@@ -212,10 +214,10 @@ def random_leaves(network: Network, seed: int = 0) -> trees.Tree:
         if name == "scale":
             start = 0 if network.spec.norm.scale == "offset" else 1
             return (start + 0.3 * values).astype(np.float32)
-        if name in ("bias", "lora_b", "lora_bias"):
+        if name in ("bias", "lora_b", "lora_b0", "lora_bias"):
             return (0.3 * values).astype(np.float32)
         is_table = path in ("embed/kernel", "positions/kernel")
-        fan_in = leaf.shape[-1] if name == "lora_a" or is_table else leaf.shape[-2]
+        fan_in = leaf.shape[-1] if name in ("lora_a", "lora_a0") or is_table else leaf.shape[-2]
         return values * np.float32(fan_in**-0.5)
 
     return trees.map_with_path(draw, bind.abstract_tree(network))

@@ -21,7 +21,7 @@ from jaxft import tree as trees
 from jaxft.errors import ConfigError, DataError
 from jaxft.generation.decoding import Decoder
 from jaxft.generation.sampling import Sampling
-from jaxft.lora import mask, tuning, verify, whole
+from jaxft.lora import mask, starts, tuning, verify, whole
 from jaxft.lora.tuned import Tuned
 from jaxft.models import forward
 from jaxft.models.bind import abstract_tree
@@ -101,16 +101,16 @@ class CausalLM:
             quantization=self.quantization,
         )
         if self._start is None:
-            return trees.combine(own, self._drawn(mesh))
+            return self._begun(own, mesh)
         return self._with(own, self._start, mesh)
 
-    def _drawn(self, mesh: Mesh) -> trees.Tree:
-        """Return what the model's files do not have: nothing, without an adapter."""
-        return {}
+    def _begun(self, own: trees.Tree, mesh: Mesh) -> trees.Tree:
+        """Return all leaves as they are before training, from those that the model's files have."""
+        return own
 
     def _with(self, tree: trees.Tree, trained: Mapping[str, Any], mesh: Mesh) -> trees.Tree:
-        _, frozen = trees.partition(tree, mask.trainable_mask(self.network, tree))
-        return trees.combine(frozen, jax.device_put(trained, rules.shardings(trained, mesh)))
+        placed = jax.device_put(trained, rules.shardings(trained, mesh))
+        return trees.unflatten({**trees.flatten(tree), **trees.flatten(placed)})
 
     def tune(self, how: configs.TuningConfig) -> None:
         """Say what of the model itself is trained: all of it, or a part.
@@ -143,7 +143,7 @@ class CausalLM:
         return trees.partition(tree, mask.trainable_mask(self.network, tree))[0]
 
     def set_trained_leaves(self, trained: trees.Tree) -> None:
-        """Replace the leaves that are trained."""
+        """Replace the leaves that are trained, and what adapters began as if it comes with them."""
         tree = self.tree()
         assert self._mesh is not None
         self._start, self._tree = trained, self._with(tree, trained, self._mesh)
@@ -153,7 +153,7 @@ class CausalLM:
         leaves = abstract_tree(self.network)
         trained, frozen = trees.partition(leaves, mask.trainable_mask(self.network, leaves))
         count = trees.num_parameters(trained)
-        return count, count + trees.num_parameters(frozen)
+        return count, count + trees.num_parameters(starts.without(frozen))
 
     def print_trainable_parameters(self) -> None:
         """Say how many parameters are trained."""

@@ -13,7 +13,7 @@ from jaxft import config as configs
 from jaxft import tree as trees
 from jaxft.api.model import CausalLM
 from jaxft.errors import AdapterError, ConfigError
-from jaxft.lora import init, peft_format, targets, tuned, verify
+from jaxft.lora import peft_format, starts, targets, tuned, verify
 from jaxft.lora.adapter import write_adapter
 from jaxft.models.network import is_adapter_leaf
 
@@ -63,8 +63,10 @@ class PeftModel(CausalLM):
         content, tensors = peft_format.read_adapter(origin)
         lora = peft_format.read_lora_config(content, origin)
         tuned.note_other_base(content, model.source, origin)
-        _, trained = tuned.fit(lora, tensors, model.family, model.network.spec, origin)
-        return cls(model, lora, trained, is_trainable=is_trainable)
+        tuned.network_of(lora, tensors, model.family, model.network.spec, origin)
+        self = cls(model, lora, None, is_trainable=is_trainable)
+        self._start = peft_format.from_tensors(tensors, self.family, self.network, origin)
+        return self
 
     def tune(self, how: configs.TuningConfig) -> None:
         """Refuse to train the model itself beside an adapter.
@@ -82,13 +84,12 @@ class PeftModel(CausalLM):
         self._seed = seed
         if self._start is None and self._tree is not None and self._mesh is not None:
             adapters = trees.map_with_path(lambda path, _: is_adapter_leaf(path), self._tree)
-            own = trees.partition(self._tree, adapters)[1]
-            self._tree = trees.combine(own, self._drawn(self._mesh))
+            own = starts.without(trees.partition(self._tree, adapters)[1])
+            self._tree = self._begun(own, self._mesh)
 
-    def _drawn(self, mesh: Mesh) -> trees.Tree:
-        return init.init_adapters(
-            self.network, kind=self.lora.init_lora_weights, seed=self._seed, mesh=mesh
-        )
+    def _begun(self, own: trees.Tree, mesh: Mesh) -> trees.Tree:
+        kind, seed = self.lora.init_lora_weights, self._seed
+        return starts.with_adapters(own, self.family, self.network, kind=kind, seed=seed, mesh=mesh)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the adapter in PEFT's format, read back and compared.

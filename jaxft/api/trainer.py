@@ -25,6 +25,7 @@ from jaxft.config import TrainConfig, TuningConfig
 from jaxft.data import sources
 from jaxft.data.rows import Tokenized
 from jaxft.errors import ConfigError
+from jaxft.lora import starts
 from jaxft.models import forward
 from jaxft.parallel import devices
 from jaxft.parallel import mesh as meshes
@@ -177,7 +178,8 @@ class Trainer:
         with folder.open_checkpoints(plan) as checkpoints:
             run = trainer.Trainer(plan, tree, _Listener(self, plan), self._loss())
             outcome = run.run(checkpoints)
-        self.model.set_trained_leaves(outcome.trainable)
+        began = starts.of(outcome.frozen)
+        self.model.set_trained_leaves(trees.combine(outcome.trainable, began))
         finish.write_result(plan, outcome)
         # With the lines of a run that this one went on from.
         lines = metrics.read(plan.folder / "metrics.jsonl", plan.num_steps)

@@ -209,9 +209,7 @@ VALUES: Mapping[str, frozenset[str]] = {
             "greedy",
         ]
     ),
-    "init_lora_weights": frozenset(
-        ["corda", "eva", "loftq", "lora_ga", "mica", "olora", "pissa", "pissa_niter_16"]
-    ),
+    "init_lora_weights": frozenset(["corda", "eva", "loftq", "lora_ga", "mica"]),
     "optim": frozenset(
         [
             "adafactor",

@@ -226,6 +226,8 @@ def _limit(constraint: Any) -> str:
             return f"less than {lt}"
         case annotated_types.MinLen():
             return "not empty"
+        case object(pattern=str(pattern)):
+            return f"of the form {pattern.strip('^$')}"
     return ""
 
 

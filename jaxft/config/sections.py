@@ -20,8 +20,10 @@ from jaxft.config import known
 
 FilePath = Annotated[Path, Field(strict=False)]
 PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 LayerIndex = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+FastPissa = Annotated[str, Field(pattern=r"^pissa_niter_[0-9]+$")]
 # One update under three names: torch's plain and fused implementations of AdamW are a matter
 # of speed there, and have no counterpart here.
 _ADAMW_NAMES = ("adamw_torch", "adamw_torch_fused")
@@ -89,7 +91,7 @@ class LoraConfig(Section):
 
     r: PositiveInt = 8
     """Rank of the update."""
-    lora_alpha: PositiveInt = 8
+    lora_alpha: PositiveInt | PositiveFloat = 8
     """Numerator of the scaling, `lora_alpha / r`."""
     use_rslora: bool = False
     """Scale by `lora_alpha / sqrt(r)` instead."""
@@ -108,15 +110,23 @@ class LoraConfig(Section):
     """Only these layers get adapters, counted from 0; with a list of targets alone."""
     layers_pattern: Annotated[list[str], Field(min_length=1)] | str | None = None
     """The name of the list that `layers_to_transform` counts in, such as `layers` or `h`."""
-    init_lora_weights: bool | Literal["gaussian", "orthogonal"] = True
+    init_lora_weights: bool | Literal["gaussian", "orthogonal", "olora", "pissa"] | FastPissa = True
     """How adapters begin. true: A uniform, B zero; `gaussian`: A normal, B zero; false: both
-    uniform, `orthogonal`: from one orthogonal basis; with these two the start is not the base."""
+    uniform, `orthogonal`: from one orthogonal basis; with these two the start is not the base.
+    `pissa`: with the largest singular vectors of the weight, `pissa_niter_4`: the same, faster, by
+    4 iterations from a random subspace, `olora`: with the QR decomposition of the weight; with
+    these the start is taken away again, so that it is the base."""
     lora_bias: bool = False
     """Also train a bias on the output of B."""
     bias: Literal["none", "all", "lora_only"] = "none"
     """Which biases are trained: none, all of the model's, or those of adapted modules."""
     modules_to_save: Annotated[list[str], Field(min_length=1)] | None = None
     """Endings of module names that are trained as a whole and saved with the adapter."""
+
+    @property
+    def begins_with_weights(self) -> bool:
+        """Whether adapters begin with a part of the weights that they stand beside."""
+        return str(self.init_lora_weights).startswith(("pissa", "olora"))
 
     @model_validator(mode="after")
     def _layers_are_counted_in_lists_of_targets(self) -> LoraConfig:

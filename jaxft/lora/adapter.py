@@ -14,7 +14,7 @@ from jaxft import console
 from jaxft import tree as trees
 from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError
-from jaxft.lora import mask, peft_format, tuned, verify
+from jaxft.lora import conversion, mask, peft_format, starts, tuned, verify
 from jaxft.lora.tuned import Tuned
 from jaxft.lora.verify import Rows
 from jaxft.parallel import rules
@@ -54,22 +54,31 @@ def write_adapter(
     """
     save.check_apart(folder, base)
     family, network = model.family, model.network
-    content = peft_format.adapter_config(lora, family, network.spec, base.name, base.revision)
-    trained, frozen = trees.partition(model.tree, mask.trainable_mask(network, model.tree))
-    tensors = peft_format.to_tensors(trained, family, network)
+    content, tensors = conversion.to_peft(
+        lora, family, network, model.tree, base_model=base.name, revision=base.revision
+    )
+    _, frozen = trees.partition(model.tree, mask.trainable_mask(network, model.tree))
+    has_start = bool(starts.of(frozen))
+    # Of such an adapter a difference of products is written: another order of the same sums, which
+    # only in float32 is the same to be told.
+    dtype, precision = ("float32", "highest") if has_start else (dtype, None)
 
     def check(written: Path) -> dict[str, str]:
         try:
             config, again = peft_format.read_adapter(written)
             # As a reader would have it who knows nothing but the folder and the base.
             described = peft_format.read_lora_config(config, written)
-            theirs, leaves = tuned.fit(described, again, family, network.spec, written)
+            theirs = tuned.network_of(described, again, family, network.spec, written)
+            # In the groups of the live network, whose frozen leaves it shares.
+            theirs = theirs.grouped_as(network)
+            leaves = peft_format.from_tensors(again, family, theirs, written)
         except AdapterError as error:
             raise _not_as_written(folder, error.found) from error
         placed = jax.device_put(leaves, rules.shardings(leaves, mesh))
         live = verify.Model(network, model.tree)
-        reread = verify.Model(theirs, trees.combine(frozen, placed))
-        found = verify.compare(live, reread, rows, mesh=mesh, dtype=dtype)
+        reread = verify.Model(theirs, trees.combine(starts.without(frozen), placed))
+        with jax.default_matmul_precision(precision):
+            found = verify.compare(live, reread, rows, mesh=mesh, dtype=dtype)
         if not found.relative <= _TOLERANCE:
             by = f"its logits differ from the live model's by {found.relative:.1e} of the largest"
             raise _not_as_written(folder, by)

@@ -60,7 +60,7 @@ def init_adapters(network: Network, *, kind: bool | str, seed: int, mesh: Mesh) 
         rank, num_in = leaf.shape[-2:]
         num_out = shapes[f"{module}/lora_b"].shape[-1]
         starts = [
-            _STARTS[kind](_generator(seed, local, layer), rank, num_in, num_out)
+            _STARTS[kind](generator(seed, local, layer), rank, num_in, num_out)
             for layer in layers.get(block, [-1])
         ]
         for part in Start._fields:
@@ -79,7 +79,8 @@ def _split(module: str) -> tuple[str, str]:
     return "/".join(parts[:3]), "/".join(parts[3:])
 
 
-def _generator(seed: int, module: str, layer: int) -> np.random.Generator:
+def generator(seed: int, module: str, layer: int) -> np.random.Generator:
+    """Return the random numbers of a module, "attn/q" of a layer or "head" with layer -1."""
     key = np.array([seed, zlib.crc32(module.encode()) * 2**16 + layer + 1], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key))
 

@@ -96,7 +96,12 @@ class Merged:
             return np.asarray(value if index is None else value[index], np.float32)
 
         scaling = np.float32(adapter.scaling)
-        return scaling * (leaf("bias") if kind == "bias" else leaf("a").T @ leaf("b"))
+        if kind == "bias":
+            return scaling * leaf("bias")
+        update = leaf("a").T @ leaf("b")
+        if adapter.subtracts_start:
+            update -= leaf("a0").T @ leaf("b0")
+        return scaling * update
 
     def _check_biases(self) -> None:
         """Refuse biases of adapters on modules that have none of their own to take them."""

@@ -71,11 +71,12 @@ def adapter_config(
     }
 
 
-def to_tensors(
-    trained: Mapping[str, Any], family: Family, network: Network
-) -> dict[str, np.ndarray]:
-    """Return the trained leaves as PEFT's tensors by name, float32 and in torch's layout."""
-    leaves = trees.flatten(trained)
+def to_tensors(tree: Mapping[str, Any], family: Family, network: Network) -> dict[str, np.ndarray]:
+    """Return the trained leaves as PEFT's tensors by name, float32 and in torch's layout.
+
+    `tree` may have the frozen leaves too.
+    """
+    leaves = trees.flatten(tree)
     return {
         name: layout.join(leaves, slots).astype(np.float32)
         for name, slots in _places(family, network).items()
@@ -132,11 +133,7 @@ def from_tensors(
                 f"needs {expected}.",
                 "Use the adapter with the base model it was made for.",
             )
-        for slot in slots:
-            leaf = leaves[slot.path]
-            target = leaf if slot.index is None else leaf[slot.index]
-            columns = slice(*(slot.columns or (None,)))
-            target[..., columns] = layout.oriented(layout.cut(tensors[name], slot), slot)
+        layout.fill(leaves, slots, tensors[name])
     return trees.unflatten(leaves)
 
 
@@ -209,7 +206,8 @@ def read_lora_config(config: Mapping[str, Any], folder: Path) -> LoraConfig:
     """Return the `LoraConfig` that an adapter_config.json describes.
 
     Raises:
-        AdapterError: If it is no LoRA, has an unknown field, or uses what is not supported.
+        AdapterError: If it is no LoRA, has an unknown field, uses what is not supported, or is not
+            for the unchanged base.
     """
     path = folder / CONFIG_FILE
     if config.get("peft_type") != "LORA":
@@ -219,11 +217,19 @@ def read_lora_config(config: Mapping[str, Any], folder: Path) -> LoraConfig:
         )
     fields = {key: value for key, value in config.items() if key not in _DESCRIPTIVE}
     try:
-        return LoraConfig.model_validate(fields)
+        lora = LoraConfig.model_validate(fields)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0]) if first["loc"] else ""
         raise AdapterError(*_worded(path, key, fields.get(key), first)) from None
+    if lora.begins_with_weights:
+        raise AdapterError(
+            f"{path} has init_lora_weights {lora.init_lora_weights!r}: it is an "
+            "adapter for a base that PEFT changed as it began, and that is not in the file.",
+            "Save it in PEFT with save_pretrained(folder, path_initial_model_for_weight_conversion"
+            "=...), which makes a plain adapter for the unchanged base of it.",
+        )
+    return lora
 
 
 def _worded(path: Path, key: str, value: Any, error: Mapping[str, Any]) -> tuple[str, str]:
@@ -280,9 +286,8 @@ def _places(family: Family, network: Network) -> dict[str, tuple[names.Slot, ...
             places[f"{stem}.lora_A.weight"] = (names.Slot(f"{leaf}a", index, False, None, None),)
             for path, name, transposed in (("b", "weight", True), ("bias", "bias", False)):
                 if f"{leaf}{path}" in shapes:
-                    places[f"{stem}.lora_B.{name}"] = tuple(
-                        names.Slot(f"{leaf}{path}", index, transposed, outputs, columns)
-                        for outputs, columns in module.parts
+                    places[f"{stem}.lora_B.{name}"] = module.slots(
+                        f"{leaf}{path}", index, transposed=transposed
                     )
     trained = network.trained_leaves()
     for name, slots in names.own_tensors(family, network).items():

@@ -2,9 +2,11 @@
 
 Separate from `peft_format`, which writes what PEFT reads. vLLM reads one rank and one alpha, so
 an adapter with patterns is taken, and is served with the wrong scalings: that counts as refused.
+Whether the class that serves the model takes adapters, and on which modules, is no fact of the
+adapter: docs/lora.md has a table by family.
 
-Source: vLLM (`vllm/lora/peft_helper.py: PEFTHelper`, `vllm/lora/lora_model.py: LoRAModel`), as they
-were in the summer of 2026.
+Source: vLLM at 1f486d96a17303ce8db8e02be39545b2be338446, of 3 July 2026 (`vllm/lora/peft_helper.py:
+PEFTHelper`, `vllm/lora/lora_model.py: LoRAModel`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,7 +17,7 @@ _REQUIRED = ("r", "lora_alpha", "target_modules")
 
 
 def vllm_objections(content: Mapping[str, Any], tensors: Iterable[str]) -> list[str]:
-    """Return why vLLM would not serve an adapter as it is; empty if it would.
+    """Return what of an adapter keeps vLLM from serving it, whatever the model; empty if nothing.
 
     Args:
         content: Of adapter_config.json.

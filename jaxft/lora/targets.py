@@ -7,6 +7,7 @@ ending after a dot, a string is a regular expression for the whole name) and
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError, nearest
@@ -17,6 +18,7 @@ from jaxft.weights import names
 
 ALL_LINEAR = "all-linear"
 HEAD = "head"
+Number = TypeVar("Number", int, float)
 _PATTERNS = ("rank_pattern", "alpha_pattern")
 
 
@@ -116,12 +118,14 @@ def _adapter(config: LoraConfig, module: names.Module) -> Adapter:
     rank = by_pattern(config.rank_pattern, module.name, config.r)
     alpha = by_pattern(config.alpha_pattern, module.name, config.lora_alpha)
     scaling = alpha / (rank**0.5 if config.use_rslora else rank)
-    adapter = Adapter(rank, scaling, config.lora_dropout, config.lora_bias)
+    adapter = Adapter(
+        rank, scaling, config.lora_dropout, config.lora_bias, config.begins_with_weights
+    )
     _check(module, adapter)
     return adapter
 
 
-def by_pattern(patterns: Mapping[str, int], name: str, default: int) -> int:
+def by_pattern(patterns: Mapping[str, Number], name: str, default: Number) -> Number:
     """Return the value of the first pattern that matches a name. Source: peft `get_pattern_key`."""
     found = (value for key, value in patterns.items() if _fits_pattern(key, name))
     return next(found, default)

@@ -1,6 +1,6 @@
 """A base model with an adapter in place: what generation and export begin from."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,18 +115,18 @@ def note_other_base(content: Mapping[str, Any], found: Source, adapter: Path) ->
         )
 
 
-def fit(
+def network_of(
     lora: LoraConfig,
-    tensors: Mapping[str, Any],
+    tensors: Iterable[str],
     family: Family,
     spec: ModelSpec,
     origin: Path,
-) -> tuple[Network, trees.Tree]:
-    """Return the network that an adapter makes of a model, and the leaves that it trained.
+) -> Network:
+    """Return the network that an adapter makes of a model.
 
     Args:
         lora: What the adapter is.
-        tensors: The adapter's, under PEFT's names.
+        tensors: The names of the adapter's.
         family: Of the model.
         spec: The model.
         origin: The adapter's folder, for messages.
@@ -136,13 +136,12 @@ def fit(
     """
     peft_format.refuse_other_parts(tensors, family, origin)
     try:
-        network = targets.adapted_network(lora, family, spec)
+        return targets.adapted_network(lora, family, spec)
     except AdapterError as error:
         raise AdapterError(
             f"{origin}: the adapter does not fit the base model: {error.found}",
             "Use the adapter with the base model and the adapter_config.json it was made with.",
         ) from error
-    return network, peft_format.from_tensors(tensors, family, network, origin)
 
 
 def load(
@@ -168,9 +167,10 @@ def load(
         JaxftError: If the model cannot be read, or the adapter does not fit it.
     """
     family, spec = base.read_spec(found)
-    network, trained = (
-        (base_network(spec), {}) if lora is None else fit(lora, tensors, family, spec, origin)
-    )
+    network, trained = base_network(spec), dict[str, Any]()
+    if lora is not None:
+        network = network_of(lora, tensors, family, spec, origin)
+        trained = peft_format.from_tensors(tensors, family, network, origin)
     own = base.load_base(found, family, network, dtype=dtype, mesh=mesh, quantization=None)
     _, frozen = trees.partition(own, mask.trainable_mask(network, own))
     placed = jax.device_put(trained, rules.shardings(trained, mesh))

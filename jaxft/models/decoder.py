@@ -52,6 +52,9 @@ class Head(nnx.Module):
             self.lora_b = nnx.Param(jnp.zeros((adapter.rank, spec.vocab_size)))
             if adapter.bias:
                 self.lora_bias = nnx.Param(jnp.zeros(spec.vocab_size))
+            if adapter.subtracts_start:
+                self.lora_a0 = nnx.Param(jnp.zeros((adapter.rank, spec.embed_dim)))
+                self.lora_b0 = nnx.Param(jnp.zeros((adapter.rank, spec.vocab_size)))
 
 
 class Decoder(nnx.Module):

@@ -80,9 +80,13 @@ def head_logits(
     adapter = dict(network.outer_adapters).get("head")
     if adapter is not None:
         a, b = leaves["head/lora_a"], leaves["head/lora_b"]
-        logits = logits + linear.lora(hidden, a, b, adapter.scaling, 0.0, None)
+        delta = linear.lora(hidden, a, b, adapter.scaling, 0.0, None)
         if adapter.bias:
-            logits = logits + adapter.scaling * leaves["head/lora_bias"][None, None, :]
+            delta = delta + adapter.scaling * leaves["head/lora_bias"][None, None, :]
+        if adapter.subtracts_start:
+            a, b = leaves["head/lora_a0"], leaves["head/lora_b0"]
+            delta = linear.minus_start(delta, hidden, a, b, adapter.scaling)
+        logits = logits + delta
     spec = network.spec
     if spec.head_bias:
         logits = logits + leaves["head/bias"].astype(jnp.float32)[None, None, :]

@@ -84,6 +84,9 @@ class Lora(nnx.Module):
             self.lora_b = nnx.Param(jnp.zeros((adapter.rank, dims[1])))
             if adapter.bias:
                 self.lora_bias = nnx.Param(jnp.zeros(dims[1]))
+            if adapter.subtracts_start:
+                self.lora_a0 = nnx.Param(jnp.zeros((adapter.rank, dims[0])))
+                self.lora_b0 = nnx.Param(jnp.zeros((adapter.rank, dims[1])))
 
     def delta(
         self, x: Float[Array, "b t i"], context: Context, layer: Any
@@ -97,6 +100,8 @@ class Lora(nnx.Module):
         out = linear.lora(x, self.lora_a[...], self.lora_b[...], scaling, rate, seeds)
         if self.adapter.bias:
             out = out + scaling * self.lora_bias[...][None, None, :]
+        if self.adapter.subtracts_start:
+            out = linear.minus_start(out, x, self.lora_a0[...], self.lora_b0[...], scaling)
         return out.astype(x.dtype)
 
 

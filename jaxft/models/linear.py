@@ -4,7 +4,8 @@ Both are primitives with their own backward pass, for the sake of what they keep
 
 - `product` keeps the weight as it is stored (divided, perhaps narrower than the activations),
   never a gathered or cast copy; and it keeps its input only if the weight is being trained.
-- `lora` keeps its input and ``x A^T``; the dropout mask is computed again, not kept.
+- `lora` keeps its input and ``x A^T``, if A or B is being trained; the dropout mask is computed
+  again, not kept.
 
 Which operands are trained is not a flag: JAX says at trace time which ones carry a tangent
 (`symbolic_zeros`), so the mask over the parameter tree is the only place where it is decided.
@@ -102,8 +103,8 @@ def _lora_fwd(x: Any, a: Any, b: Any, scaling: float, rate: float, seeds: Any) -
     seeds = None if seeds is None else seeds.value
     y, inner = _lora_fwd_arrays(x.value, a.value, b.value, scaling, rate, seeds)
     trained = a.perturbed or b.perturbed
-    kept_x = x.value if trained else None
-    return y, (kept_x, inner, a.value, b.value, seeds, jnp.zeros((), x.value.dtype))
+    kept = (x.value, inner) if trained else (None, None)
+    return y, (*kept, a.value, b.value, seeds, jnp.zeros((), x.value.dtype))
 
 
 def _lora_bwd(scaling: float, rate: float, kept: Any, dy: Any) -> Any:
@@ -123,6 +124,23 @@ def _lora_bwd(scaling: float, rate: float, kept: Any, dy: Any) -> Any:
 
 
 lora.defvjp(_lora_fwd, _lora_bwd, symbolic_zeros=True)
+
+
+def minus_start(
+    out: Float[Array, "b t m"],
+    x: Float[Array, "b t n"],
+    a: Float[Array, "r n"],
+    b: Float[Array, "r m"],
+    scaling: float,
+) -> Float[Array, "b t m"]:
+    """Return what `lora` gave less what it gives for the A and B that it began with.
+
+    There is no dropout: the start stands for a part of the weight. Both are computed apart, so that
+    nothing, not even rounding, is left of them before the first step: fused with the subtraction,
+    one of them would be rounded otherwise.
+    """
+    out, start = jax.lax.optimization_barrier((out, lora(x, a, b, scaling, 0.0, None)))
+    return out - start
 
 
 def _dot(x: jax.Array, matrix: jax.Array, out_dtype: Any) -> jax.Array:

@@ -19,25 +19,36 @@ _MAX_PERIOD = 12  # the longest alternation looked for; every extra layer adds t
 class Adapter:
     """One LoRA adapter's static part: ``y = x W + scaling * (dropout(x) A^T B + bias)``.
 
+    Where A and B begin with a part of W (PiSSA, OLoRA), that start is kept frozen beside them and
+    taken away again, ``- scaling * x A0^T B0``: PEFT takes it from W, which stays as it is here.
+
     Attributes:
         rank: Inner dimension of A [rank, in] and B [rank, out].
         scaling: Factor on the adapter's output, alpha / rank.
         dropout: Probability with which a channel of the adapter's input is zeroed in training.
         bias: Whether B has a bias.
+        subtracts_start: Whether there are A0 and B0.
     """
 
     rank: int
     scaling: float
     dropout: float
     bias: bool
+    subtracts_start: bool
 
 
 _ADAPTER_LEAF = re.compile(r"(?:.*/)?lora_(a|b|bias)")
+_START_LEAF = re.compile(r"(?:.*/)?lora_(a0|b0)")
 
 
 def is_adapter_leaf(path: str) -> bool:
-    """Return whether the leaf at `path` belongs to a LoRA adapter."""
+    """Return whether the leaf at `path` is what is trained of a LoRA adapter."""
     return _ADAPTER_LEAF.fullmatch(path) is not None
+
+
+def is_start_leaf(path: str) -> bool:
+    """Return whether the leaf at `path` is what an adapter began as, which is frozen."""
+    return _START_LEAF.fullmatch(path) is not None
 
 
 Adapters = tuple[tuple[str, Adapter], ...]  # (module path within its block, adapter), sorted
@@ -103,6 +114,25 @@ class Network:
             for leaf in layer.trained
         ]
         return frozenset([*self.outer_trained, *stacked])
+
+    def grouped_as(self, other: "Network") -> "Network":
+        """Return the network with its layers in the groups of another, whose leaves it can share.
+
+        Raises:
+            ValueError: If layers that are one group there differ here.
+        """
+        layers = {index: layer for _, layer, found in self.stacked_blocks() for index in found}
+        groups = []
+        for group in other.groups:
+            count = len(group.period)
+            indices = [
+                [group.layer_index(n, p) for p in range(count)] for n in range(group.repeats)
+            ]
+            first, *others = [tuple(layers[index] for index in each) for each in indices]
+            if any(each != first for each in others):
+                raise ValueError(f"layers from {group.first_layer} on are no repetition")
+            groups.append(dataclasses.replace(group, period=first))
+        return dataclasses.replace(self, groups=tuple(groups))
 
     def stacked_blocks(self) -> Iterator[tuple[str, Layer, list[int]]]:
         """Yield (path "groups/g/p", layer description, indices of the layers stacked there)."""

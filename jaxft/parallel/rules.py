@@ -41,7 +41,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (_BLOCK + r"mlp/(gate|up)/bias", P(None, "tensor")),
     (_BLOCK + r"mlp/down/kernel", P(None, "tensor", "fsdp")),
     (_BLOCK + r"mlp/down/bias", P()),
-    (r"(" + _BLOCK + r"(attn|mlp)/\w+|head|embed_in|embed_out)/lora_(a|b|bias)", P()),
+    (r"(" + _BLOCK + r"(attn|mlp)/\w+|head|embed_in|embed_out)/lora_(a|b|bias|a0|b0)", P()),
 )
 
 

@@ -16,7 +16,7 @@ from jaxft.generation import completion
 from jaxft.generation.completion import Generator, Prompt
 from jaxft.generation.decoding import Decoder
 from jaxft.generation.sampling import Sampling
-from jaxft.lora import adapter, verify, whole
+from jaxft.lora import adapter, starts, verify, whole
 from jaxft.lora.tuned import Tuned
 from jaxft.lora.verify import Rows
 from jaxft.training.setup import Plan
@@ -111,29 +111,34 @@ def answers(plan: Plan, outcome: Outcome) -> list[console.Sample]:
     decoder = Decoder(plan.network, stop_ids=stop_ids, mesh=plan.mesh, dtype=plan.dtype)
     generator = Generator(decoder, plan.tokenizer)
 
-    def texts(trainable: trees.Tree) -> list[str]:
+    def texts(tree: trees.Tree) -> list[str]:
         return completion.complete(
             generator,
-            trees.combine(outcome.frozen, trainable),
+            tree,
             prompts,
             max_new_tokens=_ANSWER_TOKENS,
             how=Sampling(temperature=0.0, top_k=0, top_p=1.0, seed=0),
         )
 
     with console.loading("Answering held-out prompts", None):
-        by_model = zip(
-            map(_shown, prompts), texts(_base(outcome.start)), texts(outcome.trainable), strict=True
-        )
+        tuned = trees.combine(outcome.frozen, outcome.trainable)
+        by_model = zip(map(_shown, prompts), texts(_base(outcome)), texts(tuned), strict=True)
         return [console.Sample(*sample) for sample in by_model]
 
 
-def _base(start: trees.Tree) -> trees.Tree:
-    """Return the trained leaves with which the model is its base: not every start of B is zero."""
+def _base(outcome: Outcome) -> trees.Tree:
+    """Return leaves with which the model is its base: not every start of B is zero.
+
+    Where the start is taken away again, it is that start.
+    """
+    tree = trees.combine(outcome.frozen, outcome.start)
+    if starts.of(tree):
+        return starts.as_begun(tree)
 
     def without(path: str, leaf: Any) -> Any:
         return leaf * 0 if path.endswith(("/lora_b", "/lora_bias")) else leaf
 
-    return trees.map_with_path(without, start)
+    return trees.map_with_path(without, tree)
 
 
 def _held_out_prompts(plan: Plan) -> list[Prompt]:

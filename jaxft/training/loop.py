@@ -6,7 +6,7 @@ from jaxft import console
 from jaxft import tree as trees
 from jaxft.config import RunConfig
 from jaxft.data import report
-from jaxft.lora import mask
+from jaxft.lora import mask, starts
 from jaxft.models.bind import abstract_tree
 from jaxft.training import finish, folder, setup
 from jaxft.training.setup import Plan
@@ -46,7 +46,7 @@ def _show_plan(plan: Plan) -> None:
     batches = plan.train
     console.note(
         f"Training {trees.num_parameters(trained):,} parameters "
-        f"beside {trees.num_parameters(frozen):,} frozen ones in {plan.dtype}."
+        f"beside {trees.num_parameters(starts.without(frozen)):,} frozen ones in {plan.dtype}."
     )
     console.note(
         f"{plan.num_steps} steps of {batches.global_batch} sequences of "

@@ -19,7 +19,7 @@ from jaxft.data.encode import Examples
 from jaxft.data.loader import Batches
 from jaxft.data.rows import Row
 from jaxft.errors import ConfigError
-from jaxft.lora import init, tuning
+from jaxft.lora import starts, tuning
 from jaxft.models.families.config_reader import unapplied_dropout
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network
@@ -142,7 +142,7 @@ def plan_rows(
 
 
 def load_tree(plan: Plan) -> trees.Tree:
-    """Read the base weights onto the mesh, and draw the adapters, if there are any."""
+    """Read the base weights onto the mesh, and begin the adapters, if there are any."""
     own = base.load_base(
         plan.source,
         plan.family,
@@ -152,8 +152,9 @@ def load_tree(plan: Plan) -> trees.Tree:
         quantization=plan.config.model.quantization,
     )
     kind, seed = plan.config.lora.init_lora_weights, plan.config.train.seed
-    adapters = init.init_adapters(plan.network, kind=kind, seed=seed, mesh=plan.mesh)
-    return trees.combine(own, adapters)
+    return starts.with_adapters(
+        own, plan.family, plan.network, kind=kind, seed=seed, mesh=plan.mesh
+    )
 
 
 def _batches(

@@ -18,7 +18,7 @@ import optax
 from jaxft import console
 from jaxft import tree as trees
 from jaxft.errors import Stopped, TrainingError
-from jaxft.lora import mask
+from jaxft.lora import mask, starts
 from jaxft.training import evaluate, interrupt, metrics, optimizer
 from jaxft.training import state as states
 from jaxft.training import step as steps
@@ -108,11 +108,13 @@ class Trainer:
         """
         plan = self.plan
         abstract = states.abstract_state(self.start, self.optimizer, plan.mesh)
-        restored = checkpoints.restore_latest(abstract)
+        restored = checkpoints.restore_latest(self._kept(abstract))
         if restored is None:
             state, first = states.init_state(self.start, self.optimizer, plan.mesh), 0
         else:
             state, self._window = restored[0], metrics.Window(**restored[1])
+            began = state.pop("began", {})
+            self.frozen = trees.combine(starts.without(self.frozen), began)
             first = int(state["step"])
             console.note(_resuming(first, plan.num_steps))
         log = metrics.MetricsFile(plan.folder / "metrics.jsonl", first if restored else None)
@@ -133,6 +135,14 @@ class Trainer:
             after=_evaluation(log, last),
             num_steps=last,
         )
+
+    def _kept(self, state: states.State) -> states.State:
+        """Return a state with what adapters began as, where they are trained against it.
+
+        It does not change, but computed again it might be another decomposition of the same weight.
+        """
+        began = starts.of(self.frozen)
+        return {**state, "began": began} if began else state
 
     def _train(
         self, state: Any, first: int, checkpoints: Checkpoints, log: metrics.MetricsFile
@@ -156,7 +166,7 @@ class Trainer:
                     self._read(pending, log, bar)
                     pending = None
                 if self._saves(done):
-                    checkpoints.save(done, state, dataclasses.asdict(self._window))
+                    checkpoints.save(done, self._kept(state), dataclasses.asdict(self._window))
                     self.watcher.saved(done)
                 if self._evaluates(done):
                     self._evaluate(state, done, log, lambda: signal() is not None)
@@ -169,12 +179,12 @@ class Trainer:
         # Asked here, so that one that came after the last step counts too.
         number = signal()
         if number is not None:
-            checkpoints.save(done, state, dataclasses.asdict(self._window))
+            checkpoints.save(done, self._kept(state), dataclasses.asdict(self._window))
             checkpoints.wait()
             console.note(f"Stopped after step {done} of {plan.num_steps}, which is saved.")
             raise Stopped(number)
         if is_ended and plan.config.train.save_strategy != "no" and done not in checkpoints.steps:
-            checkpoints.save(done, state, dataclasses.asdict(self._window))
+            checkpoints.save(done, self._kept(state), dataclasses.asdict(self._window))
             self.watcher.saved(done)
         return state, done
 

@@ -28,6 +28,14 @@ def oriented(part: np.ndarray, slot: Slot) -> np.ndarray:
     return part.T if slot.transposed else part
 
 
+def fill(leaves: Mapping[str, np.ndarray], slots: tuple[Slot, ...], tensor: np.ndarray) -> None:
+    """Write a tensor into its slots of leaves by path."""
+    for slot in slots:
+        leaf = leaves[slot.path]
+        target = leaf if slot.index is None else leaf[slot.index]
+        target[..., slice(*(slot.columns or (None,)))] = oriented(cut(tensor, slot), slot)
+
+
 def join(leaves: Mapping[str, Any], slots: tuple[Slot, ...]) -> np.ndarray:
     """Return the tensor that fills `slots`, from leaves by path: the inverse of cutting it."""
     parts = []

@@ -19,7 +19,7 @@ from jaxft.errors import WeightsError
 from jaxft.models.bind import abstract_tree
 from jaxft.models.families import quantised
 from jaxft.models.families.family import Family
-from jaxft.models.network import Network, is_adapter_leaf
+from jaxft.models.network import Network, is_adapter_leaf, is_start_leaf
 from jaxft.parallel import rules
 from jaxft.weights import filling, layout, names, quantising
 from jaxft.weights.checkpoint import Checkpoint
@@ -64,7 +64,7 @@ def load_base(
     leaves = {
         path: jax.ShapeDtypeStruct(leaf.shape, jnp.float32 if path in trained else dtype)
         for path, leaf in trees.flatten(abstract_tree(network)).items()
-        if not is_adapter_leaf(path)
+        if not is_adapter_leaf(path) and not is_start_leaf(path)
     }
     _check_filled(family, leaves, table)
     placed = trees.flatten(rules.shardings(trees.unflatten(leaves), mesh))

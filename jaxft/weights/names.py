@@ -76,6 +76,12 @@ class Module:
     dims: tuple[int, int]
     parts: tuple[tuple[Outputs | None, tuple[int, int] | None], ...]
 
+    def slots(self, path: str, index: int | None, *, transposed: bool) -> tuple[Slot, ...]:
+        """Return the slots, all in one leaf, of a tensor with the module's outputs."""
+        return tuple(
+            Slot(path, index, transposed, outputs, columns) for outputs, columns in self.parts
+        )
+
 
 def slots(family: Family, network: Network) -> dict[str, tuple[Slot, ...]]:
     """Return the slots of every tensor that a checkpoint of `network`'s base must have."""

@@ -191,3 +191,20 @@ def test_a_model_that_is_not_there_or_not_handled_is_refused(opt, tmp_path):
         auto(other)
     with pytest.raises(ConfigError, match="float16"):
         jaxft.AutoModelForCausalLM.from_pretrained(opt, dtype="float16")
+
+
+@pytest.mark.parametrize("kind", ["pissa", "pissa_niter_3", "olora"])
+def test_an_adapter_that_begins_with_the_weights_is_a_plain_one_once_it_is_saved(
+    kind, model, make_model, opt, tmp_path
+):
+    fresh = make_model(init_lora_weights=kind)
+    np.testing.assert_array_equal(logits(fresh, IDS), logits(model, IDS))
+    assert fresh.get_nb_trainable_parameters() == make_model().get_nb_trainable_parameters()
+    rng = np.random.default_rng(3)
+    move = lambda x: x + 0.3 * rng.standard_normal(x.shape).astype(np.float32)  # noqa: E731
+    fresh.set_trained_leaves(jax.tree.map(move, fresh.trained_leaves()))
+    assert np.abs(logits(fresh, IDS) - logits(model, IDS)).max() > 1e-2
+    fresh.save_pretrained(tmp_path / "adapter")
+    again = jaxft.PeftModel.from_pretrained(auto(opt), tmp_path / "adapter", is_trainable=True)
+    np.testing.assert_allclose(logits(again, IDS), logits(fresh, IDS), rtol=1e-4, atol=1e-5)
+    assert again.lora.init_lora_weights is True

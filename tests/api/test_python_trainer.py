@@ -377,3 +377,30 @@ def test_arguments_that_ask_for_nothing_are_accepted(make_trainer):
 def test_another_librarys_arguments_are_refused(make_model):
     with pytest.raises(ConfigError, match=r"(?s)args is a builtins\.dict.*TrainingArguments"):
         jaxft.Trainer(make_model(), {"output_dir": "x"}, train_dataset=api_runs.ROWS)
+
+
+def test_a_run_from_the_weights_goes_on_with_the_start_that_it_had(
+    make_trainer, make_model, tmp_path, monkeypatch
+):
+    def trainer(place, **options):
+        args = {"output_dir": tmp_path / place}
+        return make_trainer(model=make_model(init_lora_weights="pissa"), args=args, **options)
+
+    whole = trainer("whole")
+    whole.train()
+    trainer("run", callbacks=[Recorder(stop_after=2)]).train()
+    svd = np.linalg.svd
+    monkeypatch.setattr(
+        np.linalg,
+        "svd",
+        lambda w, **k: [f * s for f, s in zip(svd(w, **k), (-1, 1, -1), strict=True)],
+    )
+    again = trainer("run")
+    again.train()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        written = runs.adapter_bytes(tmp_path / "run")[name]
+        assert written == runs.adapter_bytes(tmp_path / "whole")[name]
+    # What the model has now is what was trained, beside what it began as then.
+    again.save_model(tmp_path / "saved")
+    saved = (tmp_path / "saved" / "adapter_model.safetensors").read_bytes()
+    assert saved == runs.adapter_bytes(tmp_path / "whole")["adapter_model.safetensors"]

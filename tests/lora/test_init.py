@@ -127,7 +127,10 @@ def test_orthogonal_starts_lie_in_two_halves_of_one_basis():
 def test_orthogonal_starts_need_an_even_rank():
     spec = tiny.with_windows([None])
     odd = build_network(
-        spec, [Tuning({"attn/q": Adapter(3, 1.0, 0.0, False)}, ())], FROZEN, unties_head=False
+        spec,
+        [Tuning({"attn/q": Adapter(3, 1.0, 0.0, False, False)}, ())],
+        FROZEN,
+        unties_head=False,
     )
     with pytest.raises(AdapterError, match="rank of 3"):
         begun(odd, kind="orthogonal")

@@ -71,6 +71,7 @@ OTHERS = {
     ),
     "own head": tiny.adapted(outer_trained=["head/kernel"]),
     "biased adapters": tiny.adapted(bias=True, head=True),
+    "minus a start": tiny.adapted(start=True, head=True),
     "fused MLP": tiny.adapted(modules=["mlp/gate_up"]),
     **{name: tiny.adapted(spec, head=True) for name, spec in tiny.SPECS.items()},
 }

@@ -135,9 +135,33 @@ def test_lora_keeps_its_input_and_inner_product_and_no_dropped_copy(active):
     )
 
 
-def test_a_frozen_adapter_does_not_keep_its_input():
+def test_a_frozen_adapter_keeps_neither_its_input_nor_the_inner_product():
     found = kept(lambda x: lora(x, A, B_UP, RATE, SEEDS), X)
-    assert ("float32", (B, T, N)) not in found
+    assert found == sorted([("float32", (R, N)), ("float32", (R, M)), ("uint32", (B, T))])
+
+
+@pytest.mark.parametrize("active", ["float32", "bfloat16"])
+def test_less_its_start_an_adapter_that_has_not_moved_gives_exactly_zero(active):
+    @jax.jit
+    def delta(x, a, b):
+        return linear.minus_start(lora(x, a, b), x, a, b, SCALING)
+
+    assert not delta(X.astype(active), A, B_UP).any()
+
+
+def test_a_start_is_taken_away_whole_where_the_adapter_drops_inputs():
+    a0, b0 = draw(R, N), draw(R, M)
+
+    def delta(x, a, b):
+        return linear.minus_start(lora(x, a, b, RATE, SEEDS), x, a0, b0, SCALING)
+
+    def plain(x, a, b):
+        return plain_lora(x, a, b, RATE, SEEDS) - SCALING * ((x @ a0.T) @ b0)
+
+    value, grads = pull_back(delta, (X, A, B_UP), (0, 1, 2))
+    plain_value, expected = pull_back(plain, (X, A, B_UP), (0, 1, 2))
+    for ours, theirs in zip((value, *grads), (plain_value, *expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-5)
 
 
 def test_inside_a_jitted_function_the_weight_is_still_seen_as_frozen():

@@ -20,7 +20,7 @@ from reference_models import TinyModel
 
 from jaxft import tree as trees
 from jaxft.config import LoraConfig
-from jaxft.lora import mask, peft_format, targets
+from jaxft.lora import conversion, mask, peft_format, starts, targets
 from jaxft.models import bind
 from jaxft.models.network import Network, is_adapter_leaf
 
@@ -119,6 +119,22 @@ def own_leaves(model: TinyModel, network: Network, mesh: Mesh) -> tuple[trees.Tr
     return trees.partition(base, mask.trainable_mask(network, base))
 
 
+def begun(model: TinyModel, choice: Choice, theirs: peft.PeftModel, mesh: Mesh) -> Adapted:
+    """Return our adapter with PEFT's A and B, beside what it begins as here."""
+    lora = lora_config(choice)
+    network = targets.adapted_network(lora, model.family, model.spec)
+    own = model.load(network, mesh)
+    kind: Any = lora.init_lora_weights
+    tree = starts.with_adapters(own, model.family, network, kind=kind, seed=0, mesh=mesh)
+    tensors = {
+        saved_name(name): parameter.detach().numpy()
+        for name, parameter in theirs.named_parameters()
+        if parameter.requires_grad
+    }
+    trained = peft_format.from_tensors(tensors, model.family, network, model.folder)
+    return Adapted(network, trained, trees.partition(tree, mask.trainable_mask(network, tree))[1])
+
+
 def ours_on(model: TinyModel, choice: Choice, mesh: Mesh, seed: int) -> Adapted:
     """Return our adapter on a model, all that is trained moved."""
     network = targets.adapted_network(lora_config(choice), model.family, model.spec)
@@ -139,11 +155,15 @@ def ours_on(model: TinyModel, choice: Choice, mesh: Mesh, seed: int) -> Adapted:
 def export(
     model: TinyModel, choice: Choice, network: Network, adapters: Mapping[str, Any], folder: Path
 ) -> None:
-    """Write an adapter folder with jaxft."""
-    config = peft_format.adapter_config(
-        lora_config(choice), model.family, model.spec, str(model.folder), None
+    """Write an adapter folder with jaxft; what it began as is among `adapters`, if anything."""
+    config, tensors = conversion.to_peft(
+        lora_config(choice),
+        model.family,
+        network,
+        jax.device_get(adapters),
+        base_model=str(model.folder),
+        revision=None,
     )
-    tensors = peft_format.to_tensors(jax.device_get(adapters), model.family, network)
     peft_format.save_adapter(folder, tensors, config)
 
 

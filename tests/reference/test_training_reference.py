@@ -26,6 +26,7 @@ from reference_runs import Record
 
 from jaxft import tree as trees
 from jaxft.config import TrainConfig
+from jaxft.lora import starts
 from jaxft.training import optimizer, step
 from jaxft.training import state as states
 from jaxft.training.losses import IGNORED
@@ -65,6 +66,12 @@ SETTINGS = {
     "opt": Setting(
         "opt", {"bias": "all", "modules_to_save": ["lm_head"]}, accumulation=1, remat=False
     ),
+    "pissa": Setting(
+        "llama",
+        {"target_modules": "all-linear", "init_lora_weights": "pissa"},
+        accumulation=1,
+        remat=True,
+    ),
     "gpt2": Setting("gpt2", {"target_modules": ["c_attn", "c_proj"]}, accumulation=2, remat=True),
 }
 
@@ -87,7 +94,10 @@ class Run:
         theirs = reference_adapters.peft_on(model, setting.chosen, seed=None)
         theirs.save_pretrained(folder / "start")
         self.model, self.setting, self.mesh, self.folder = model, setting, mesh, folder
-        self.start = reference_adapters.read(model, folder / "start", mesh)
+        if "init_lora_weights" in setting.chosen:
+            self.start = reference_adapters.begun(model, setting.chosen, theirs, mesh)
+        else:
+            self.start = reference_adapters.read(model, folder / "start", mesh)
         self.their_losses, self.their_norms = train_with_peft(theirs)
         self.losses, self.norms, self.trained = self._train()
 
@@ -190,7 +200,8 @@ def test_the_exported_adapter_has_the_held_out_loss_in_peft_that_we_print(
     run: Run, record_property: Record
 ) -> None:
     model, folder = run.model, run.folder / "trained"
-    reference_adapters.export(model, run.setting.chosen, run.start.network, run.trained, folder)
+    tree = trees.combine(run.trained, starts.of(run.start.frozen))
+    reference_adapters.export(model, run.setting.chosen, run.start.network, tree, folder)
     ours = run.held_out_loss(run.trained)
     theirs = held_out_loss_of(reference_adapters.peft_from(model, folder))
     record_property("difference", abs(ours - theirs))

@@ -80,6 +80,7 @@ OTHERS = {
         tiny.with_windows([None]), trained=["mlp_norm/scale"], outer_trained=["embed/kernel"]
     ),
     "sandwich": tiny.adapted(tiny.SANDWICH, modules=["mlp/gate_up"], head=True),
+    "minus a start": tiny.adapted(modules=["attn/qkv", "mlp/down"], head=True, start=True),
     "parallel": tiny.adapted(tiny.PARALLEL, modules=["attn/q"], bias=True),
 }
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import tiny
+from family_configs import CONFIGS
 
 from jaxft import tree as trees
 from jaxft.models import bind
@@ -20,68 +21,6 @@ NETWORKS = {
     "periods": base_network(tiny.with_windows([4, 4, None] * 3 + [4])),
 }
 GPT2 = dataclasses.replace(tiny.LEARNED, positions=Learned(rows=40, offset=0))
-_OF_GPT = {"vocab_size": 112, "n_embd": 64, "n_head": 4, "n_layer": 3}
-_OF_LLAMA = {
-    "vocab_size": 112,
-    "hidden_size": 64,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 3,
-}
-# The smallest config.json of families that no other spec here stands for.
-CONFIGS = [
-    {
-        "model_type": "gpt_neo",
-        "vocab_size": 112,
-        "hidden_size": 64,
-        "num_heads": 4,
-        "num_layers": 24,
-    },
-    {"model_type": "gptj", **_OF_GPT, "rotary_dim": 8},
-    {"model_type": "bloom", "vocab_size": 112, "n_embed": 64, "n_head": 4, "n_layer": 3},
-    {
-        "model_type": "xglm",
-        "vocab_size": 112,
-        "d_model": 64,
-        "ffn_dim": 160,
-        "attention_heads": 4,
-        "num_layers": 3,
-    },
-    {"model_type": "gpt_neox", **_OF_LLAMA, "intermediate_size": 160},
-    {"model_type": "phi", **_OF_LLAMA, "intermediate_size": 160, "qk_layernorm": True},
-    *(
-        {"model_type": "falcon", **_OF_LLAMA, **kind}
-        for kind in ({}, {"parallel_attn": False}, {"new_decoder_architecture": True})
-    ),
-    {"model_type": "gpt_bigcode", **_OF_GPT},
-    {"model_type": "mpt", "vocab_size": 112, "d_model": 64, "n_heads": 4, "n_layers": 3},
-    {"model_type": "biogpt", **_OF_LLAMA, "intermediate_size": 160},
-    {
-        "model_type": "granitemoehybrid",
-        **_OF_LLAMA,
-        "num_local_experts": 0,
-        "layer_types": ["attention"] * 3,
-        "position_embedding_type": "rope",
-    },
-]
-_OTHERWISE = {config["model_type"] for config in CONFIGS} | {"opt", "gpt2"}
-# All others have the keys of a Llama.
-CONFIGS += [
-    {"model_type": family.model_type, **_OF_LLAMA, "intermediate_size": 160}
-    for family in FAMILIES
-    if family.model_type not in _OTHERWISE and not family.text_families
-]
-CONFIGS += [
-    {
-        "model_type": family.model_type,
-        "text_config": {
-            "model_type": family.text_families[0].model_type,
-            **_OF_LLAMA,
-            "intermediate_size": 160,
-        },
-    }
-    for family in FAMILIES
-    if family.text_families
-]
 CASES = [
     *(
         (family_of(config), base_network(family_of(config).spec_from_config(config)))

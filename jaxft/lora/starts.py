@@ -1,0 +1,143 @@
+"""Fresh adapters on a base model, those included that begin with a part of its weights.
+
+Of these (PiSSA, OLoRA) the tree holds A and B, which are trained, and beside them what they began
+as, A0 and B0, which is frozen: the model is ``W + scaling * (B A - B0 A0)``. The invariant: the
+base's own leaves are never written, so that such a model begins as its base, and its tuning is a
+plain adapter (`conversion`). A decomposition is not computed again where a run goes on, as signs,
+and order among equal singular values, are for the machine to choose: checkpoints hold A0 and B0.
+
+Separate from `init`, whose adapters come from random numbers alone.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxft import console
+from jaxft import tree as trees
+from jaxft.lora import decomposition, init
+from jaxft.models import quantized
+from jaxft.models.families.family import Family
+from jaxft.models.network import Adapter, Network, is_start_leaf
+from jaxft.models.quantized import Quantized
+from jaxft.parallel import mesh as meshes
+from jaxft.weights import layout, names
+
+_SILENT_S = 2.0  # of decomposing; a randomised one takes less for a small model
+
+
+def with_adapters(
+    own: Mapping[str, Any],
+    family: Family,
+    network: Network,
+    *,
+    kind: bool | str,
+    seed: int,
+    mesh: Mesh,
+) -> trees.Tree:
+    """Return the base's leaves with fresh adapters among them, float32, replicated.
+
+    Args:
+        own: All leaves of `network` but the adapters'; a quantised one is decomposed as it is.
+        family: Of the model.
+        network: It says which adapters there are.
+        kind: `LoraConfig.init_lora_weights`.
+        seed: Of what is random in it.
+        mesh: Where they go.
+
+    Raises:
+        AdapterError: If a rank does not suit the kind.
+    """
+    shapes = names.leaf_shapes(network)
+    begun = {
+        path: np.zeros(shape, np.float32) for path, shape in shapes.items() if is_start_leaf(path)
+    }
+    if not begun:
+        return trees.combine(own, init.init_adapters(network, kind=kind, seed=seed, mesh=mesh))
+    decompose = decomposition.named(str(kind))
+    tensors, leaves = names.own_tensors(family, network), trees.flatten(own)
+    adapted = list(_adapted(family, network))
+    with console.loading("Decomposing weights", len(adapted), silent_s=_SILENT_S) as count:
+        for module, adapter, stem, at in adapted:
+            weight = _weight(module, leaves, tensors, family)
+            rng = init.generator(seed, module.path, -1 if module.layer is None else module.layer)
+            a, b = decompose(weight, adapter.rank, adapter.scaling, rng)
+            layout.fill(begun, (names.Slot(f"{stem}a0", at, False, None, None),), a)
+            layout.fill(begun, module.slots(f"{stem}b0", at, transposed=True), b)
+            count(1)
+    kept = jax.device_put(begun, meshes.replicated(mesh))
+    return trees.combine(own, trees.unflatten(kept), _as_trained(kept))
+
+
+def of(tree: Mapping[str, Any]) -> trees.Tree:
+    """Return the leaves that hold what adapters began as; none for adapters from nothing."""
+    return trees.unflatten({k: v for k, v in trees.flatten(tree).items() if is_start_leaf(k)})
+
+
+def without(tree: Mapping[str, Any]) -> trees.Tree:
+    """Return the other leaves."""
+    return trees.unflatten({k: v for k, v in trees.flatten(tree).items() if not is_start_leaf(k)})
+
+
+def as_begun(tree: Mapping[str, Any]) -> trees.Tree:
+    """Return leaves, those of A and B that have a start as they began."""
+    leaves = trees.flatten(tree)
+    began = _as_trained({k: leaf for k, leaf in leaves.items() if is_start_leaf(k)})
+    return trees.unflatten({**leaves, **trees.flatten(began)})
+
+
+def _as_trained(starts: Mapping[str, Any]) -> trees.Tree:
+    """Return leaves by path, of starts, as those of A and B."""
+    return trees.unflatten({path.removesuffix("0"): leaf for path, leaf in starts.items()})
+
+
+class _Adapted(NamedTuple):
+    """An adapter in its place: the leaves' paths up to "a" or "b", and which slice of them."""
+
+    module: names.Module
+    adapter: Adapter
+    stem: str
+    at: int | None
+
+
+def _adapted(family: Family, network: Network) -> Iterator[_Adapted]:
+    """Yield every adapter of a network."""
+    places: dict[int | None, tuple[str, int | None, dict[str, Adapter]]] = {
+        layer: (f"{prefix}/", index, dict(described.adapters))
+        for prefix, described, layers in network.stacked_blocks()
+        for index, layer in enumerate(layers)
+    }
+    places[None] = ("", None, dict(network.outer_adapters))
+    for module in names.linear_modules(family, network.spec):
+        prefix, index, adapters = places[module.layer]
+        if module.path in adapters:
+            yield _Adapted(module, adapters[module.path], f"{prefix}{module.path}/lora_", index)
+
+
+def _weight(
+    module: names.Module,
+    leaves: Mapping[str, Any],
+    tensors: Mapping[str, tuple[names.Slot, ...]],
+    family: Family,
+) -> np.ndarray:
+    """Return the weight of a module, float32 [out, in], its rows in Hugging Face's order."""
+    is_tied_head = f"{module.name}.weight" not in tensors
+    name = names.embedding_name(family) if is_tied_head else f"{module.name}.weight"
+    slots = tensors[name]
+    parts = {slot.path: _matrix(leaves[slot.path], slot.index) for slot in slots}
+    alone = tuple(dataclasses.replace(slot, index=None) for slot in slots)
+    tensor = layout.join(parts, alone)
+    return tensor if slots[0].transposed or is_tied_head else np.ascontiguousarray(tensor.T)
+
+
+def _matrix(leaf: Any, index: int | None) -> np.ndarray:
+    """Return a leaf, or one layer's slice of it, as a float32 matrix."""
+    if index is not None:
+        leaf = jax.tree.map(lambda stack: stack[index], leaf)
+    if isinstance(leaf, Quantized):
+        leaf = quantized.dequantize(leaf)
+    return np.asarray(leaf, np.float32)
