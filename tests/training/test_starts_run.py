@@ -13,7 +13,7 @@ import runs
 
 from jaxft import tree as trees
 from jaxft.errors import AdapterError, CheckpointError, Stopped
-from jaxft.lora import conversion, mask, starts, targets
+from jaxft.lora import conversion, mask, peft_format, starts, targets
 from jaxft.training import finish, folder, setup
 from jaxft.training.trainer import Outcome
 
@@ -143,7 +143,7 @@ def test_layers_of_one_group_stay_in_it_though_their_files_agree_with_other_laye
         plan.config.lora, plan.family, plan.network, tree, base_model="here", revision=None
     )
     described = targets.adapted_network(
-        finish.peft_format.read_lora_config(content, plan.folder), plan.family, plan.network.spec
+        peft_format.read_lora_config(content, plan.folder), plan.family, plan.network.spec
     )
     assert len(described.groups) == 1
     regrouped = described.grouped_as(plan.network)
