@@ -128,7 +128,7 @@ def test_orthogonal_starts_need_an_even_rank():
     spec = tiny.with_windows([None])
     odd = build_network(
         spec,
-        [Tuning({"attn/q": Adapter(3, 1.0, 0.0, False, False)}, ())],
+        [Tuning({"attn/q": Adapter(3, 1.0, 0.0, False, False, False)}, ())],
         FROZEN,
         unties_head=False,
     )

@@ -55,7 +55,7 @@ def test_the_sum_is_not_formed_and_norms_have_no_gradient():
 
 def applied(seeds, x, a, b, magnitude, w=W):
     """Apply a linear module of layer 1 with these leaves."""
-    adapter = Adapter(R, SCALING, RATE, bias=False, is_dora=True)
+    adapter = Adapter(R, SCALING, RATE, bias=False, subtracts_start=False, is_dora=True)
     module = layers.Linear("attn/q", (N, M), True, adapter, nnx.Rngs(0))
     leaves = {"kernel": w, "bias": BIAS, "lora_a": a, "lora_b": b, "lora_magnitude": magnitude}
     for name, leaf in leaves.items():

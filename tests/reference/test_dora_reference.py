@@ -79,7 +79,7 @@ def test_dropped_inputs_give_the_output_and_gradients_of_peft(
     ours = {name: turned(name, leaf) for name, leaf in leaves.items()}
 
     def apply(x: jax.Array, trained: dict[str, jax.Array]) -> jax.Array:
-        adapter = Adapter(R, ALPHA / R, RATE, bias=False, is_dora=True)
+        adapter = Adapter(R, ALPHA / R, RATE, bias=False, subtracts_start=False, is_dora=True)
         linear = layers.Linear("attn/q", (N, M), True, adapter, nnx.Rngs(0))
         for name, leaf in {**ours, **trained}.items():
             setattr(linear, name, nnx.Param(leaf))
