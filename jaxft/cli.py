@@ -214,14 +214,25 @@ def export(
         Literal["auto", "float32", "bfloat16"],
         typer.Option(help="Of the weights written. auto: as the base model's file has them."),
     ] = "auto",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Held-out rows to compare on. Without it: those of the adapter's run, if they "
+            "are still there.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Merge an adapter into its base model and write the whole.
 
-    What is written is read back and compared before it takes its place.
+    What is written is read back and compared before it takes its place; the differences are in
+    its verification.json.
     """
     from jaxft import export as exporting
 
-    exporting.export(adapter=adapter, model=model, output=output, kind=format, dtype=dtype)
+    exporting.export(
+        adapter=adapter, model=model, output=output, kind=format, dtype=dtype, data=data
+    )
 
 
 @app.command(no_args_is_help=True, epilog=_INSPECT_EXAMPLES)

@@ -7,14 +7,28 @@ former Flax classes did (msgpack).
 from pathlib import Path
 
 from jaxft import console
-from jaxft.lora import tuned, whole
+from jaxft.data import sources
+from jaxft.errors import JaxftError
+from jaxft.lora import tuned, verify, whole
+from jaxft.lora.tuned import Tuned
+from jaxft.lora.verify import Rows
 from jaxft.parallel import devices
 from jaxft.parallel import mesh as meshes
+from jaxft.training import folder, setup
 from jaxft.weights import save
+from jaxft.weights.source import Source
+
+_MAX_LENGTH = 1024  # tokens of a held-out row, where no run says it
 
 
 def export(
-    *, adapter: Path | None, model: str | None, output: Path, kind: save.Format, dtype: str
+    *,
+    adapter: Path | None,
+    model: str | None,
+    output: Path,
+    kind: save.Format,
+    dtype: str,
+    data: Path | None = None,
 ) -> None:
     """Merge an adapter into its base model and write the whole, checked.
 
@@ -24,6 +38,8 @@ def export(
         output: The new folder.
         kind: "merged" (safetensors) or "flax" (msgpack).
         dtype: Of the weights written; "auto" is that of the base model's file.
+        data: Held-out rows to check it on; `None` takes those of the run that made the adapter,
+            where they are still there.
 
     Raises:
         JaxftError: If something cannot be read, or what was written is not the same model.
@@ -31,6 +47,7 @@ def export(
     devices.check()
     save.check_folder(output)
     found, lora, tensors, origin = tuned.find(adapter, model)
+    save.check_apart(output, found)
     stored = whole.stored_dtype(found)
     mesh = meshes.single_device_mesh()
     loaded = tuned.load(found, lora, tensors, origin=origin, mesh=mesh, dtype=stored)
@@ -38,9 +55,32 @@ def export(
         output,
         found,
         loaded,
+        _rows(data, adapter, found, loaded),
         mesh=mesh,
         kind=kind,
         dtype=stored if dtype == "auto" else dtype,
         replaces=False,
     )
     console.result(f"Merged model: {output}")
+
+
+def _rows(data: Path | None, adapter: Path | None, found: Source, model: Tuned) -> Rows:
+    """Return the held-out rows of a file, or of the run that made an adapter, if there are any."""
+    if data is not None:
+        limit = model.network.spec.max_tokens
+        return _encoded(data, min(_MAX_LENGTH, limit or _MAX_LENGTH), found, model)
+    of_run = None if adapter is None else folder.data_of(adapter.resolve().parent)
+    if of_run is not None and of_run.eval is not None:
+        try:
+            return _encoded(of_run.eval, of_run.max_length, found, model)
+        except JaxftError as error:
+            console.note(f"The held-out rows of the run are not used: {error.found}")
+    return verify.spread_row(model.network)
+
+
+def _encoded(data: Path, max_length: int, found: Source, model: Tuned) -> Rows:
+    examples = setup.encoded(
+        "Held-out rows", sources.read_rows(data), found.tokenizer(), max_length
+    )
+    examples.check_ids(model.network.spec.vocab_size)
+    return verify.first_rows("held-out rows", examples, model.network)

@@ -310,3 +310,35 @@ def test_a_mistake_is_told_and_nothing_is_written(place, capsys, monkeypatch, wo
     assert run(*words) == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert sorted(path.name for path in place.iterdir()) == before
+
+
+VERBS = {
+    "scale": lambda place: ("scale", place / "a", 2),
+    "fold": lambda place: ("fold", place / "a"),
+    "add": lambda place: ("add", place / "a", place / "b"),
+    "interpolate": lambda place: ("interpolate", place / "a", "--at", 0.5),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_was_checked_is_in_the_folder(place, tmp_path, verb):
+    assert run(*VERBS[verb](place), "--output", tmp_path / "new") == 0
+    content = json.loads((tmp_path / "new" / "verification.json").read_text())
+    assert content == {
+        "compared": "every tensor in this folder, read back, with the one computed; no logits",
+        "num_tensors": len(peft_format.read_adapter(tmp_path / "new")[1]),
+        "max_difference": 0.0,
+    }
+    card = (tmp_path / "new" / "README.md").read_text()
+    assert "| Verified | read back, every tensor is the one computed, bit for bit |" in card
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("where", ["model/new", "model/deep/new", "a/../model/new", "link/new"])
+def test_the_base_models_folder_is_not_written_to(place, capsys, verb, where):
+    if not (place / "link").is_symlink():
+        (place / "link").symlink_to(place / "model")
+    before = sorted(place.rglob("*"))
+    assert run(*VERBS[verb](place), "--output", place / where) == 2
+    assert "is the base model's folder, lies in it" in capsys.readouterr().err
+    assert sorted(place.rglob("*")) == before

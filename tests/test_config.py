@@ -425,7 +425,6 @@ def test_evaluation_without_rows_is_refused(recipe):
         ("train.report_to=wandb", 'or write `report_to: "none"`.'),
         ("train.load_best_model_at_end=true", "or write `load_best_model_at_end: false`."),
         ("data.packing_strategy=wrapped", 'or write `packing_strategy: "bfd"`.'),
-        ("model.load_in_4bit=true", "or write `load_in_4bit: false`."),
     ],
 )
 def test_a_known_name_that_is_not_supported_says_so(recipe, override, remedy):

@@ -96,6 +96,7 @@ def test_a_run_leaves_its_recipe_its_record_its_checkpoints_and_its_adapter(fini
         "adapter_config.json",
         "adapter_model.safetensors",
         "README.md",
+        "verification.json",
     }
     assert runs.saved_steps(finished) == [2, 4, 6]
     losses = [line["loss"] for line in runs.records(finished) if "loss" in line]

@@ -15,7 +15,7 @@ import small_models
 
 import jaxft
 from jaxft import export
-from jaxft.errors import WeightsError
+from jaxft.errors import ConfigError, WeightsError
 from jaxft.lora import merge
 from jaxft.weights import flax_msgpack
 from jaxft.weights import safetensors as shards
@@ -143,7 +143,7 @@ def test_an_export_is_the_tuned_model(tmp_path, name, kind):
 def write(folder: Path, *, kind="merged", **changes) -> None:
     """Export the adapter in `folder` beside it."""
     options = {"adapter": folder / "adapter", "model": None, "dtype": "auto", "kind": kind}
-    export.export(output=folder / "whole", **{**options, **changes})
+    export.export(**{**options, "output": folder / "whole", **changes})
 
 
 @pytest.fixture
@@ -245,3 +245,97 @@ def test_what_is_not_the_live_model_is_not_kept(tuned, tmp_path, monkeypatch, ki
     with pytest.raises(WeightsError, match="differ from the live model's by"):
         write(tmp_path, kind=kind)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "model"]
+
+
+def record(folder: Path) -> dict:
+    return json.loads((folder / "verification.json").read_text())
+
+
+@pytest.mark.parametrize("kind", ["merged", "flax"])
+def test_the_differences_are_in_the_folder(tuned, tmp_path, kind):
+    write(tmp_path, kind=kind)
+    found = record(tmp_path / "whole")
+    largest = found.pop("largest_logit")
+    assert 0 < found.pop("max_difference") <= found.pop("max_relative_difference") * largest * 1.01
+    assert 0 <= found.pop("mean_kl") < 1e-6
+    assert found == {
+        "compared": "the model in this folder, in float32, read back, with the live model",
+        "rows": "tokens spread over the vocabulary",
+        "num_rows": 1,
+        "num_tokens": 128,
+        "computed_in": "float32",
+        "tolerance": 1e-4,
+        "rounding": {
+            "dtype": "float32",
+            "lost_of_update": 0.0,
+            "worst_tensor": "model.decoder.layers.0.self_attn.q_proj.weight",
+            "worst_lost_of_update": 0.0,
+        },
+    }
+
+
+def test_what_rounding_costs_is_measured_and_said(tuned, tmp_path, capsys):
+    write(tmp_path, dtype="bfloat16")
+    found = record(tmp_path / "whole")
+    assert "Rounding to bfloat16 lost" in capsys.readouterr().err
+    # The update beside the weight, both known here.
+    then, now = (auto(tmp_path / name).source.checkpoint() for name in ("model", "whole"))
+    write(tmp_path, dtype="float32", output=tmp_path / "exact")
+    exact = auto(tmp_path / "exact").source.checkpoint()
+    lost = update = 0.0
+    for layer in (0, 1):
+        name = f"model.decoder.layers.{layer}.self_attn.q_proj.weight"
+        merged = exact.read(name).astype(np.float64)
+        lost += np.square(now.read(name).astype(np.float64) - merged).sum()
+        update += np.square(merged - then.read(name)).sum()
+    assert found["rounding"]["lost_of_update"] == pytest.approx((lost / update) ** 0.5, rel=5e-3)
+    assert found["rounding"]["worst_lost_of_update"] >= found["rounding"]["lost_of_update"] > 1e-4
+    # So is what it costs in logits, of which float32 costs nearly none.
+    assert found["max_relative_difference"] > 1e-4 > record(tmp_path / "exact")["mean_kl"]
+
+
+def test_held_out_rows_of_a_file_are_compared(tuned, tmp_path):
+    rows = [{"prompt": "Go", "completion": " ye forth."}] * 3
+    file = runs.write_rows(tmp_path / "rows.jsonl", [*rows, *rows])
+    write(tmp_path, data=file)
+    found = record(tmp_path / "whole")
+    assert (found["rows"], found["num_rows"]) == ("held-out rows", 4)
+    assert found["num_tokens"] == 4 * len(tuned.tokenizer("Go ye forth.</s>")["input_ids"])
+
+
+def test_held_out_rows_of_the_adapters_run_are_found(tuned, tmp_path, capsys):
+    file = runs.write_rows(tmp_path / "rows.jsonl", [{"prompt": "Go", "completion": " forth"}] * 2)
+    recipe = {
+        "model": str(tmp_path / "model"),
+        "data": {"train": str(file), "eval": str(file), "max_length": 5},
+        "train": {"output_dir": str(tmp_path)},
+    }
+    (tmp_path / "config.yaml").write_text(json.dumps(recipe))
+    write(tmp_path)
+    found = record(tmp_path / "whole")
+    assert (found["rows"], found["num_rows"], found["num_tokens"]) == ("held-out rows", 2, 10)
+    # Rows that can be used no more are no reason not to export.
+    file.write_text("no rows")
+    write(tmp_path, output=tmp_path / "again")
+    assert "The held-out rows of the run are not used:" in capsys.readouterr().err
+    assert record(tmp_path / "again")["rows"] == "tokens spread over the vocabulary"
+
+
+@pytest.mark.parametrize(
+    "where", ["model/whole", "model/deep/whole", "adapter/../model/x", "link/x"]
+)
+def test_the_base_models_folder_is_not_written_to(tuned, tmp_path, monkeypatch, where):
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(export.tuned, "load", None)
+    with pytest.raises(ConfigError, match="is the base model's folder, lies in it"):
+        write(tmp_path, output=tmp_path / where)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_values_that_are_no_numbers_are_not_kept(tuned, tmp_path, monkeypatch):
+    read = merge.Merged.read
+    monkeypatch.setattr(merge.Merged, "read", lambda self, name: read(self, name) * np.nan)
+    with pytest.raises(WeightsError, match="differ from the live model's by nan"):
+        write(tmp_path)
+    assert not (tmp_path / "whole").exists()

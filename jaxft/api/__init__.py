@@ -6,7 +6,8 @@ and a tree; training is `training.trainer`. What is known there and not supporte
 
 from jaxft.api.arguments import LoraConfig, TrainingArguments
 from jaxft.api.callbacks import TrainerCallback, TrainerControl, TrainerState
-from jaxft.api.model import AutoModelForCausalLM, CausalLM, PeftModel, get_peft_model
+from jaxft.api.model import AutoModelForCausalLM, CausalLM
+from jaxft.api.peft_model import PeftModel, get_peft_model
 from jaxft.api.trainer import EvalPrediction, Trainer, TrainOutput
 
 __all__ = [

@@ -2,7 +2,7 @@
 
 A handle is lazy. It knows where the weights are; they are read when a `Trainer` or a first call
 says on which devices they are wanted. It owns no computation: it binds arguments that people
-know to `models.forward`, `generation.decoding` and `lora.peft_format`.
+know to `models.forward`, `generation.decoding` and `lora.whole`.
 """
 
 import functools
@@ -12,18 +12,20 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import pydantic
 from jax.sharding import Mesh
 
 from jaxft import config as configs
 from jaxft import console
 from jaxft import tree as trees
-from jaxft.errors import AdapterError, ConfigError, DataError
+from jaxft.errors import ConfigError, DataError
 from jaxft.generation.decoding import Decoder
 from jaxft.generation.sampling import Sampling
-from jaxft.lora import conversion, mask, peft_format, starts, targets
+from jaxft.lora import mask, starts, tuning, verify, whole
+from jaxft.lora.tuned import Tuned
 from jaxft.models import forward
 from jaxft.models.bind import abstract_tree
-from jaxft.models.network import Network, base_network, is_adapter_leaf
+from jaxft.models.network import Network, base_network
 from jaxft.parallel import mesh as meshes
 from jaxft.parallel import rules
 from jaxft.weights import base, source
@@ -48,13 +50,17 @@ class CausalLM:
         family: Its family.
         network: It, and what is trained of it.
         dtype: dtype of its weights and of activations.
+        quantization: To what the frozen matrices of its layers are quantised; `None` for nothing.
     """
 
-    def __init__(self, found: Source, network: Network | None, dtype: str) -> None:
+    def __init__(
+        self, found: Source, network: Network | None, dtype: str, quantization: str | None
+    ) -> None:
         """Describe the model; `network` is the base's own unless adapters are put on."""
-        self.source, self.dtype = found, dtype
+        self.source, self.dtype, self.quantization = found, dtype, quantization
         self.family, spec = base.read_spec(found)
         self.network = base_network(spec) if network is None else network
+        self._start: Mapping[str, Any] | None = None
         self._tree: trees.Tree | None = None
         self._mesh: Mesh | None = None
 
@@ -86,9 +92,109 @@ class CausalLM:
         return self._tree
 
     def _first_tree(self, mesh: Mesh) -> trees.Tree:
-        return base.load_base(
-            self.source, self.family, self.network, dtype=self.dtype, mesh=mesh, quantization=None
+        own = base.load_base(
+            self.source,
+            self.family,
+            self.network,
+            dtype=self.dtype,
+            mesh=mesh,
+            quantization=self.quantization,
         )
+        if self._start is None:
+            return self._begun(own, mesh)
+        return self._with(own, self._start, mesh)
+
+    def _begun(self, own: trees.Tree, mesh: Mesh) -> trees.Tree:
+        """Return all leaves as they are before training, from those that the model's files have."""
+        return own
+
+    def _with(self, tree: trees.Tree, trained: Mapping[str, Any], mesh: Mesh) -> trees.Tree:
+        placed = jax.device_put(trained, rules.shardings(trained, mesh))
+        return trees.unflatten({**trees.flatten(tree), **trees.flatten(placed)})
+
+    def tune(self, how: configs.TuningConfig) -> None:
+        """Say what of the model itself is trained: all of it, or a part.
+
+        Weights that were read already are read anew, those that are trained in float32.
+
+        Raises:
+            ConfigError: If a module or layer is not there, or the model was tuned otherwise.
+        """
+        spec = self.network.spec
+        network = tuning.tuned_network(how, configs.LoraConfig(), self.family, spec)
+        if network == self.network:
+            return
+        if self.is_tuned:
+            raise ConfigError(
+                "The model was tuned already, and other parts of it than are asked for now.",
+                "Write it with save_pretrained, and tune what from_pretrained reads from there.",
+            )
+        self.network, self._tree = network, None
+        self.__dict__.pop("_logits", None)
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether what is trained is no longer as the model's files have it."""
+        return self._start is not None
+
+    def trained_leaves(self) -> trees.Tree:
+        """Return the leaves that are trained, adapters and others."""
+        tree = self.tree()
+        return trees.partition(tree, mask.trainable_mask(self.network, tree))[0]
+
+    def set_trained_leaves(self, trained: trees.Tree) -> None:
+        """Replace the leaves that are trained, and what adapters began as if it comes with them."""
+        tree = self.tree()
+        assert self._mesh is not None
+        self._start, self._tree = trained, self._with(tree, trained, self._mesh)
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """Return the number of trained parameters, and of all."""
+        leaves = abstract_tree(self.network)
+        trained, frozen = trees.partition(leaves, mask.trainable_mask(self.network, leaves))
+        count = trees.num_parameters(trained)
+        return count, count + trees.num_parameters(starts.without(frozen))
+
+    def print_trainable_parameters(self) -> None:
+        """Say how many parameters are trained."""
+        trained, total = self.get_nb_trainable_parameters()
+        console.result(
+            f"trainable params: {trained:,} || all params: {total:,} || "
+            f"trainable%: {100 * trained / total:.4f}"
+        )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the whole model, read back and compared.
+
+        Raises:
+            ConfigError: If the folder is the base model's or lies in it, or the model is quantised.
+            WeightsError: If it holds something that is no model, or what is on disk does not give
+                the live model's logits.
+        """
+        if self.quantization is not None:
+            raise ConfigError(
+                f"The model is quantised to {self.quantization}: its original weights are gone.",
+                "Read it again without quantization to write it.",
+            )
+        whole.write_model(
+            Path(folder),
+            self.source,
+            self._live(),
+            verify.spread_row(self.network),
+            mesh=self._placed_on(),
+            kind="merged",
+            dtype=whole.stored_dtype(self.source),
+            replaces=True,
+        )
+
+    def _live(self) -> Tuned:
+        return Tuned(self.family, self.network, self.tree())
+
+    def _placed_on(self) -> Mesh:
+        """Return the mesh of the leaves, which are read for it if they were not."""
+        self.tree()
+        assert self._mesh is not None
+        return self._mesh
 
     def __call__(
         self, input_ids: Any, attention_mask: Any = None, position_ids: Any = None
@@ -197,117 +303,17 @@ def _check_below(numbers: np.ndarray, limit: int | None, what: str) -> None:
         raise DataError(f"There is a {what} {wrong}.", f"The model's go from 0 to {limit - 1}.")
 
 
-class PeftModel(CausalLM):
-    """A base model with an adapter.
-
-    Attributes:
-        base: The model that the adapter is on.
-        lora: What the adapter is.
-        is_trainable: Whether a `Trainer` may train it.
-    """
-
-    def __init__(
-        self,
-        model: CausalLM,
-        lora: configs.LoraConfig,
-        trained: Mapping[str, Any] | None,
-        *,
-        is_trainable: bool,
-    ) -> None:
-        """Put an adapter on a model: a fresh one, or the leaves of one that was read."""
-        if isinstance(model, PeftModel):
-            raise AdapterError(
-                "The model has an adapter already.", "Put the new one on the base model instead."
-            )
-        family, spec = base.read_spec(model.source)
-        network = targets.adapted_network(lora, family, spec)
-        super().__init__(model.source, network, model.dtype)
-        self.base, self.lora, self.is_trainable = model, lora, is_trainable
-        self._start, self._seed = trained, 0
-
-    @classmethod
-    def from_pretrained(
-        cls, model: CausalLM, adapter: str | Path, is_trainable: bool = False
-    ) -> "PeftModel":
-        """Read an adapter folder in PEFT's format and put it on `model`.
-
-        Raises:
-            AdapterError: If it cannot be read, or is not for this model.
-        """
-        folder = Path(adapter)
-        content, tensors = peft_format.read_adapter(folder)
-        lora = peft_format.read_lora_config(content, folder)
-        self = cls(model, lora, None, is_trainable=is_trainable)
-        self._start = peft_format.from_tensors(tensors, self.family, self.network, folder)
-        return self
-
-    def _first_tree(self, mesh: Mesh) -> trees.Tree:
-        own = super()._first_tree(mesh)
-        if self._start is None:
-            return self._begun(own, mesh)
-        return self._with(own, self._start, mesh)
-
-    def _with(self, tree: trees.Tree, trained: Mapping[str, Any], mesh: Mesh) -> trees.Tree:
-        placed = jax.device_put(trained, rules.shardings(trained, mesh))
-        return trees.unflatten({**trees.flatten(tree), **trees.flatten(placed)})
-
-    def start_from(self, seed: int) -> None:
-        """Draw the adapter from a seed, unless it was read from a folder or trained."""
-        self._seed = seed
-        if self._start is None and self._tree is not None and self._mesh is not None:
-            adapters = trees.map_with_path(lambda path, _: is_adapter_leaf(path), self._tree)
-            own = starts.without(trees.partition(self._tree, adapters)[1])
-            self._tree = self._begun(own, self._mesh)
-
-    def _begun(self, own: trees.Tree, mesh: Mesh) -> trees.Tree:
-        kind, seed = self.lora.init_lora_weights, self._seed
-        return starts.with_adapters(own, self.family, self.network, kind=kind, seed=seed, mesh=mesh)
-
-    def trained_leaves(self) -> trees.Tree:
-        """Return the leaves that are trained, adapters and others."""
-        tree = self.tree()
-        return trees.partition(tree, mask.trainable_mask(self.network, tree))[0]
-
-    def set_trained_leaves(self, trained: trees.Tree) -> None:
-        """Replace the leaves that are trained, and what adapters began as if it comes with them."""
-        tree = self.tree()
-        assert self._mesh is not None
-        self._start, self._tree = trained, self._with(tree, trained, self._mesh)
-
-    def get_nb_trainable_parameters(self) -> tuple[int, int]:
-        """Return the number of trained parameters, and of all."""
-        leaves = abstract_tree(self.network)
-        trained, frozen = trees.partition(leaves, mask.trainable_mask(self.network, leaves))
-        count = trees.num_parameters(trained)
-        return count, count + trees.num_parameters(starts.without(frozen))
-
-    def print_trainable_parameters(self) -> None:
-        """Say how many parameters are trained."""
-        trained, total = self.get_nb_trainable_parameters()
-        console.result(
-            f"trainable params: {trained:,} || all params: {total:,} || "
-            f"trainable%: {100 * trained / total:.4f}"
-        )
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the adapter in PEFT's format."""
-        content, tensors = conversion.to_peft(
-            self.lora,
-            self.family,
-            self.network,
-            self.tree(),
-            base_model=self.source.name,
-            revision=self.source.revision,
-        )
-        peft_format.save_adapter(Path(folder), tensors, content)
-
-
 class AutoModelForCausalLM:
     """Finds models; what it returns is a `CausalLM`."""
 
     @staticmethod
     def from_pretrained(
-        path: str | Path, *, revision: str | None = None, dtype: str = "auto"
+        path: str | Path,
+        *,
+        revision: str | None = None,
+        dtype: str = "auto",
+        quantization: str | None = None,
+        **others: Any,
     ) -> CausalLM:
         """Find a model; its weights are read when they are first needed.
 
@@ -315,34 +321,20 @@ class AutoModelForCausalLM:
             path: A folder, a GGUF file, or a Hub id.
             revision: Branch, tag or commit on the Hub.
             dtype: "float32", "bfloat16", or "auto" for the faster one here.
+            quantization: To what the frozen matrices of the layers are quantised: "nf4", "int4",
+                "int8", "fp8"; `None` for not at all.
+            **others: Names of transformers', if they ask for nothing.
 
         Raises:
-            ConfigError: If the dtype is another.
+            ConfigError: If an option is unknown or not supported, or a value is none of its own.
             WeightsError: If the model cannot be found.
             UnsupportedModelError: If its architecture is not handled.
         """
-        if dtype not in ("auto", "float32", "bfloat16"):
-            raise ConfigError(
-                f"dtype is {dtype!r}.", "Choose 'auto', 'float32' or 'bfloat16', as text."
-            )
-        found = source.resolve(str(path), revision, console.note)
-        return CausalLM(found, None, base.resolve_dtype(dtype))
-
-
-def get_peft_model(model: CausalLM, peft_config: object) -> PeftModel:
-    """Put a fresh adapter on a model.
-
-    Args:
-        model: From `AutoModelForCausalLM.from_pretrained`.
-        peft_config: A `LoraConfig`.
-
-    Raises:
-        AdapterError: If a target matches nothing, or the model has an adapter already.
-        ConfigError: If the configuration is another library's.
-    """
-    if not isinstance(peft_config, configs.LoraConfig):
-        raise ConfigError(
-            f"peft_config is a {type(peft_config).__module__}.{type(peft_config).__qualname__}.",
-            "Expected a jaxft.LoraConfig, which takes the same names.",
-        )
-    return PeftModel(model, peft_config, None, is_trainable=True)
+        values = {"path": str(path), "revision": revision, "dtype": dtype} | others
+        values["quantization"] = quantization
+        try:
+            wanted = configs.ModelConfig(**values)
+        except pydantic.ValidationError as invalid:
+            raise configs.section_error(invalid, "model", values) from None
+        found = source.resolve(wanted.path, wanted.revision, console.note)
+        return CausalLM(found, None, base.resolve_dtype(wanted.dtype), wanted.quantization)

@@ -6,7 +6,7 @@ metrics of the user's own, a loss of the user's own.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,15 +15,16 @@ import numpy as np
 
 from jaxft import config as configs
 from jaxft import tree as trees
+from jaxft.api import asked, loss
 from jaxft.api import callbacks as told
-from jaxft.api import loss
 from jaxft.api.callbacks import TrainerCallback, TrainerControl, TrainerState
 from jaxft.api.loss import ComputeLoss
-from jaxft.api.model import CausalLM, PeftModel
-from jaxft.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from jaxft.api.model import CausalLM
+from jaxft.api.peft_model import PeftModel
+from jaxft.config import TrainConfig, TuningConfig
 from jaxft.data import sources
 from jaxft.data.rows import Tokenized
-from jaxft.errors import ConfigError, nearest
+from jaxft.errors import ConfigError
 from jaxft.lora import starts
 from jaxft.models import forward
 from jaxft.parallel import devices
@@ -33,16 +34,6 @@ from jaxft.training import step as steps
 from jaxft.training.evaluate import Evaluation, evaluate
 from jaxft.training.setup import Plan
 from jaxft.training.watcher import Watcher
-
-# Arguments of transformers' Trainer, and what does here what they do there.
-_KNOWN = {
-    "data_collator": "Rows are batched by jaxft: give rows of text, or of input_ids and labels.",
-    "optimizers": "The optimizer and its schedule are in the TrainingArguments.",
-    "optimizer_cls_and_kwargs": "The optimizer is in the TrainingArguments: optim, adam_beta1, ...",
-    "model_init": "Pass the model itself; a run starts from its seed every time.",
-    "peft_config": "Put the adapter on with get_peft_model(model, LoraConfig(...)).",
-    "formatting_func": "Give rows of a known shape, such as prompt and completion.",
-}
 
 
 class EvalPrediction(NamedTuple):
@@ -72,7 +63,7 @@ class TrainOutput(NamedTuple):
 
 
 class Trainer:
-    """Trains a model with an adapter on rows, in the names of transformers' `Trainer`.
+    """Trains an adapter, or a model, on rows, in the names of transformers' `Trainer`.
 
     A subclass may define ``compute_loss(self, model, inputs)``; it is traced by JAX, calls
     ``model(**inputs)`` once, and returns the mean loss.
@@ -93,13 +84,15 @@ class Trainer:
         max_length: int | None = None,
         packing: bool = False,
         mesh: configs.MeshConfig | None = None,
+        tuning: str | Mapping[str, Any] | TuningConfig | None = None,
         tokenizer: Any = None,
         **others: Any,
     ) -> None:
         """Keep everything; nothing is read until `train` or `evaluate`.
 
         Args:
-            model: From `get_peft_model`, or `PeftModel.from_pretrained(..., is_trainable=True)`.
+            model: From `get_peft_model`, or `PeftModel.from_pretrained(..., is_trainable=True)`; or
+                a model without an adapter, of which `tuning` is trained.
             args: The run, as `TrainingArguments`.
             train_dataset: Rows of any shape that files may have, or token ids (`input_ids`,
                 `labels`): a list of dicts, a `datasets.Dataset`, or anything iterable.
@@ -116,30 +109,31 @@ class Trainer:
                 model has fewer positions.
             packing: Put several rows into one sequence.
             mesh: How devices are laid out; `None` divides the rows over all of them.
+            tuning: What is trained, as in a recipe: "lora", "full", or {"method": "freeze", ...}.
+                `None` is the adapter, and the whole model where there is none, as in transformers.
             tokenizer: The former name of `processing_class`.
             **others: Arguments of transformers' Trainer that are not supported, if not `None`.
 
         Raises:
-            ConfigError: If the model has no adapter that may be trained, or an argument is not
-                supported.
+            ConfigError: If what is asked for cannot be trained of this model, or an argument is
+                not supported.
         """
-        _refuse(others)
+        asked.refuse(others, list(inspect.signature(Trainer).parameters))
         if not isinstance(args, TrainConfig):
             raise ConfigError(
                 f"args is a {type(args).__module__}.{type(args).__qualname__}.",
                 "Expected a jaxft.TrainingArguments, which takes the same names.",
             )
-        if not isinstance(model, PeftModel):
-            raise ConfigError(
-                "The model has no adapter, and training the whole model is not supported yet.",
-                "Put one on with get_peft_model(model, LoraConfig(...)).",
-            )
-        if not model.is_trainable:
-            raise ConfigError(
-                "The adapter was read with is_trainable=False.",
-                "Read it with PeftModel.from_pretrained(model, folder, is_trainable=True).",
-            )
         self.model, self.args = model, args
+        self._recipe = asked.recipe(
+            model,
+            args,
+            asked.tuning_section(tuning, model),
+            mesh or configs.MeshConfig(),
+            max_length or min(1024, model.network.spec.max_tokens or 1024),
+            packing,
+        )
+        asked.prepare(model, self._recipe.tuning)
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.processing_class = tokenizer if processing_class is None else processing_class
         self.callbacks: list[TrainerCallback] = []
@@ -149,10 +143,6 @@ class Trainer:
         self._compute_loss_func = compute_loss_func
         self._compute_metrics = compute_metrics
         self._preprocess = preprocess_logits_for_metrics or (lambda logits, labels: logits)
-        self._mesh = mesh or configs.MeshConfig()
-        limit = model.network.spec.max_tokens
-        self._max_length = max_length or min(1024, limit or 1024)
-        self._packing = packing
 
     def add_callback(self, callback: Any) -> None:
         """Have one more callback told of what happens.
@@ -171,15 +161,16 @@ class Trainer:
         were the last: the step is logged, evaluated and, unless `save_strategy` is "no", saved. The
         same call again goes on from there.
 
-        The model then has the trained leaves, and `output_dir/adapter` holds them in PEFT's
-        format, read back and compared.
+        The model then has the trained leaves. `output_dir/adapter` holds them in PEFT's format or,
+        where the model itself was tuned, `output_dir/model` the whole; read back and compared.
 
         Raises:
             JaxftError: If the data, the folder or the model is not what training needs.
         """
         plan = self._plan(self.train_dataset, "train_dataset")
         folder.check(plan)
-        self.model.start_from(self.args.seed)
+        if isinstance(self.model, PeftModel):
+            self.model.start_from(self.args.seed)
         self.state, self.control = _new_state(), TrainerControl()
         self.state.max_steps = plan.num_steps
         tree = self.model.tree(plan.mesh)
@@ -189,7 +180,7 @@ class Trainer:
             outcome = run.run(checkpoints)
         began = starts.of(outcome.frozen)
         self.model.set_trained_leaves(trees.combine(outcome.trainable, began))
-        finish.write_adapter(plan, outcome)
+        finish.write_result(plan, outcome)
         # With the lines of a run that this one went on from.
         lines = metrics.read(plan.folder / "metrics.jsonl", plan.num_steps)
         self.state.log_history[:] = lines
@@ -235,8 +226,12 @@ class Trainer:
         return figures
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
-        """Write the adapter in PEFT's format, into `output_dir/adapter` unless told otherwise."""
-        self.model.save_pretrained(output_dir or self.args.output_dir / "adapter")
+        """Write the adapter in PEFT's format, or the whole model that was tuned.
+
+        Without a folder it is `output_dir/adapter`, or `output_dir/model`.
+        """
+        kind = "adapter" if isinstance(self.model, PeftModel) else "model"
+        self.model.save_pretrained(output_dir or self.args.output_dir / kind)
 
     def tell(self, event: str, **details: Any) -> None:
         """Call a method of every callback."""
@@ -275,7 +270,8 @@ class Trainer:
         if dataset is None:
             raise ConfigError(f"The Trainer was given no {name}.", f"Pass {name}=...")
         devices.check()
-        mesh = meshes.make_mesh(self._mesh.data, self._mesh.fsdp, self._mesh.tensor)
+        wanted = self._recipe.mesh
+        mesh = meshes.make_mesh(wanted.data, wanted.fsdp, wanted.tensor)
         rows = sources.rows_of(dataset, name)
         held_out = (
             [] if self.eval_dataset is None else sources.rows_of(self.eval_dataset, "eval_dataset")
@@ -283,21 +279,8 @@ class Trainer:
         tokenizer = self.processing_class
         if tokenizer is None and not all(isinstance(row, Tokenized) for row in (*rows, *held_out)):
             tokenizer = model.tokenizer
-        recipe = RunConfig(
-            model=ModelConfig(path=model.source.name, revision=model.source.revision),
-            lora=model.lora,
-            # Names, not paths: the rows are in memory.
-            data=DataConfig(
-                train=Path("train_dataset"),
-                eval=Path("eval_dataset"),
-                max_length=self._max_length,
-                packing=self._packing,
-            ),
-            train=self.args,
-            mesh=self._mesh,
-        )
         return setup.plan_rows(
-            recipe,
+            self._recipe,
             model.source,
             model.family,
             model.network,
@@ -319,26 +302,6 @@ class Trainer:
 
 def _new_state() -> TrainerState:
     return TrainerState(global_step=0, max_steps=0, epoch=0.0, log_history=[])
-
-
-def _refuse(others: dict[str, Any]) -> None:
-    """Refuse the arguments that a Trainer does not take.
-
-    Raises:
-        ConfigError: If a name is unknown, or known and set to something.
-    """
-    for name, value in others.items():
-        if name in _KNOWN and value not in (None, (None, None)):
-            raise ConfigError(
-                f"The Trainer's argument {name} is known, and not supported.", _KNOWN[name]
-            )
-        if name not in _KNOWN:
-            names = list(inspect.signature(Trainer).parameters)
-            near = nearest(name, [each for each in names if each not in ("others", "tokenizer")])
-            raise ConfigError(
-                f"The Trainer has no argument {name}.",
-                f"Did you mean {near}?" if near else f"It takes {', '.join(names[:-2])}.",
-            )
 
 
 class _Listener(Watcher):

@@ -33,7 +33,12 @@ def _off(*names: str, values: tuple[Any, ...] = (None, False)) -> dict[str, Know
 
 
 MODEL: Mapping[str, Known] = {
-    **_off("load_in_4bit", "load_in_8bit", "trust_remote_code"),
+    "load_in_4bit": Known((None, False), "model.quantization"),
+    "load_in_8bit": Known((None, False), "model.quantization"),
+    "quantization_config": Known((None,), "model.quantization"),
+    "device_map": Known((None, "auto"), "mesh"),
+    "low_cpu_mem_usage": Known((None, False, True)),
+    **_off("trust_remote_code"),
     **_off("attn_implementation", "model_init_kwargs", "bnb_4bit_quant_type", values=(None,)),
     "torch_dtype": Known((), "model.dtype"),
     "model_name_or_path": Known((), "model.path"),

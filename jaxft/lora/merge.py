@@ -63,6 +63,10 @@ class Merged:
         shapes = {slot.path: self._leaves[slot.path].shape for slot in slots}
         return names.expected_shape(slots, shapes)
 
+    def base(self, name: str) -> np.ndarray:
+        """Return a tensor as it is stored, with nothing added to it."""
+        return layout.join(self._leaves, self._slots[self._table_names[name]])
+
     def read(self, name: str) -> np.ndarray:
         """Return a tensor, float32 if something was added to it, else as it is stored."""
         name = self._table_names[name]

@@ -9,27 +9,27 @@ Source: `peft/utils/save_and_load.py: get_peft_model_state_dict` (key names).
 """
 
 import json
+import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydantic
-import safetensors
 import safetensors.numpy
 
 from jaxft import tree as trees
 from jaxft.config import LoraConfig
-from jaxft.errors import AdapterError
-from jaxft.lora import card, targets, tying
+from jaxft.errors import AdapterError, nearest
+from jaxft.lora import adapter_tensors, card, targets, tying
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network
 from jaxft.models.spec import ModelSpec
 from jaxft.weights import layout, names, save
 
 CONFIG_FILE = "adapter_config.json"
-TENSOR_FILE = "adapter_model.safetensors"
+TENSOR_FILE = adapter_tensors.FILE
 _PREFIX = "base_model.model."
 _ROWS = "token_adapter.trainable_tokens_delta"  # whole rows, whatever the name says
 
@@ -87,6 +87,25 @@ def to_tensors(tree: Mapping[str, Any], family: Family, network: Network) -> dic
     }
 
 
+def refuse_other_parts(tensors: Iterable[str], family: Family, origin: Path) -> None:
+    """Refuse an adapter on parts of a model that have nothing to do with text.
+
+    Raises:
+        AdapterError: If it is one.
+    """
+    if not family.text_families:
+        return
+    ignored = re.compile("|".join(family.ignored))
+    others = [name for name in tensors if ignored.fullmatch(name.removeprefix(_PREFIX))]
+    if others:
+        module = others[0].removeprefix(_PREFIX).partition(".lora_")[0]
+        raise AdapterError(
+            f"{origin}: the adapter is also on what sees: on {module}, in {len(others)} tensors.",
+            f"Of a {family.model_type} model the text part alone is used here. Train an adapter "
+            f"with target_modules that name it in full, such as {family.base_prefix}layers.0....",
+        )
+
+
 def from_tensors(
     tensors: Mapping[str, np.ndarray], family: Family, network: Network, origin: Path
 ) -> trees.Tree:
@@ -105,8 +124,9 @@ def from_tensors(
     wrong = sorted(places.keys() ^ tensors.keys())
     if wrong:
         kind = "lacks" if wrong[0] in places else "has an unexpected"
+        more = f" (and {len(wrong) - 1} more mismatches)" if len(wrong) > 1 else ""
         raise AdapterError(
-            f"{origin}: the adapter {kind} {wrong[0]} (and {len(wrong) - 1} more mismatches).",
+            f"{origin}: the adapter {kind} {wrong[0]}{more}.",
             "Use the adapter with the base model and the adapter_config.json it was made with.",
         )
     shapes = names.leaf_shapes(network)
@@ -138,7 +158,7 @@ def save_adapter(
     folder: Path,
     tensors: Mapping[str, np.ndarray],
     config: Mapping[str, Any],
-    verify: Callable[[Path], None] = lambda _: None,
+    verify: Callable[[Path], Mapping[str, str]] = lambda _: {},
     facts: Mapping[str, str] | None = None,
 ) -> None:
     """Write an adapter folder, replacing one that is there only once the new one is complete.
@@ -147,9 +167,14 @@ def save_adapter(
         folder: The adapter's folder.
         tensors: Under PEFT's names.
         config: The content of adapter_config.json.
-        verify: Given the new folder before it takes its place; if it raises, all is as before.
+        verify: Given the new folder before it takes its place, to look at it, to add files and to
+            return what the card says of it, by label; if it raises, all is as before.
         facts: What its model card says beside what the config says, by label.
+
+    Raises:
+        WeightsError: If the folder holds something that is no adapter.
     """
+    save.check_gives_way(folder, CONFIG_FILE)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         new = Path(temporary) / "new"
@@ -158,9 +183,8 @@ def save_adapter(
         text = json.dumps(config, indent=2)
         (new / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
         safetensors.numpy.save_file(dict(tensors), new / TENSOR_FILE, metadata={"format": "pt"})
-        text = card.model_card(config, tensors, facts or {})
+        text = card.model_card(config, tensors, {**(facts or {}), **verify(new)})
         (new / card.FILE).write_text(text, encoding="utf-8")
-        verify(new)
         save.put_in_place(new, folder)
 
 
@@ -168,42 +192,44 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Read an adapter folder: its config as written, and its tensors.
 
     Raises:
-        AdapterError: If a file is missing or damaged.
+        AdapterError: If a file is missing or damaged, or a tensor holds what is no number.
     """
-    config_path, tensor_path = folder / CONFIG_FILE, folder / TENSOR_FILE
-    for path in (config_path, tensor_path):
-        if not path.is_file():
-            raise AdapterError(
-                f"{path} does not exist.",
-                f"Give the folder of an adapter, with {CONFIG_FILE} and {TENSOR_FILE}.",
-            )
+    path = folder / CONFIG_FILE
     try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise AdapterError(
+            f"{path} does not exist.",
+            f"Give the folder of an adapter, with {CONFIG_FILE} and {TENSOR_FILE}.",
+        ) from None
+    except OSError as error:
+        raise AdapterError(
+            f"{path} cannot be read: {error.strerror}.", "Give the folder of an adapter."
+        ) from None
     except ValueError as error:
-        raise AdapterError(
-            f"{config_path} is no JSON: {error}.", "Copy the adapter anew."
-        ) from None
+        raise AdapterError(f"{path} is no JSON: {error}.", "Copy the adapter anew.") from None
     if not isinstance(config, dict):
-        raise AdapterError(f"{config_path} holds no object.", "Copy the adapter anew.")
-    try:
-        tensors = safetensors.numpy.load_file(tensor_path)
-    except safetensors.SafetensorError as error:
-        raise AdapterError(
-            f"{tensor_path} cannot be read: {error}.", "It is damaged or cut short: copy it anew."
-        ) from None
-    return config, tensors
+        raise AdapterError(f"{path} holds no object.", "Copy the adapter anew.")
+    for key in ("base_model_name_or_path", "revision"):
+        if not isinstance(config.get(key), str | None):
+            raise AdapterError(
+                f"{path}: {key} is {json.dumps(config[key])}.",
+                "Expected a name, or null: copy the adapter anew.",
+            )
+    return config, adapter_tensors.read(folder)
 
 
 def read_lora_config(config: Mapping[str, Any], folder: Path) -> LoraConfig:
     """Return the `LoraConfig` that an adapter_config.json describes.
 
     Raises:
-        AdapterError: If it is no LoRA, uses a feature that is not supported, or is not for the
-            unchanged base.
+        AdapterError: If it is no LoRA, has an unknown field, uses what is not supported, or is not
+            for the unchanged base.
     """
+    path = folder / CONFIG_FILE
     if config.get("peft_type") != "LORA":
         raise AdapterError(
-            f"{folder / CONFIG_FILE} has peft_type {config.get('peft_type')!r}.",
+            f"{path} has peft_type {config.get('peft_type')!r}.",
             "Only LORA adapters are supported.",
         )
     fields = {key: value for key, value in config.items() if key not in _DESCRIPTIVE}
@@ -211,13 +237,11 @@ def read_lora_config(config: Mapping[str, Any], folder: Path) -> LoraConfig:
         lora = LoraConfig.model_validate(fields)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        raise AdapterError(
-            f"{folder / CONFIG_FILE}: {'.'.join(map(str, first['loc']))}: {first['msg']}.",
-            "The adapter uses something that is not supported here.",
-        ) from None
+        key = str(first["loc"][0]) if first["loc"] else ""
+        raise AdapterError(*_worded(path, key, fields.get(key), first)) from None
     if lora.begins_with_weights:
         raise AdapterError(
-            f"{folder / CONFIG_FILE} has init_lora_weights {lora.init_lora_weights!r}: it is an "
+            f"{path} has init_lora_weights {lora.init_lora_weights!r}: it is an "
             "adapter for a base that PEFT changed as it began, and that is not in the file.",
             "Save it in PEFT with save_pretrained(folder, path_initial_model_for_weight_conversion"
             "=...), which makes a plain adapter for the unchanged base of it.",
@@ -225,13 +249,36 @@ def read_lora_config(config: Mapping[str, Any], folder: Path) -> LoraConfig:
     return lora
 
 
+def _worded(path: Path, key: str, value: Any, error: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what is wrong with a field, and what to do."""
+    if error["type"] == "conflict":
+        return f"{path}: {error['ctx']['found']}.", "No adapter can be like that: copy it anew."
+    if error["type"] != "extra_forbidden":
+        return (
+            f"{path}: {key}: {error['msg']}, and not {json.dumps(value)}.",
+            f"Copy the adapter anew, with the {CONFIG_FILE} it was made with.",
+        )
+    if key in LoraConfig.known_elsewhere:
+        return (
+            f"{path}: {key} is {json.dumps(value)}, which is not supported here.",
+            "Merge the adapter with PEFT (merge_and_unload), and use the merged model.",
+        )
+    close = nearest(key, LoraConfig.model_fields)
+    return (
+        f"{path}: unknown field {key}.",
+        f"Did you mean {close}?"
+        if close
+        else "It is none of PEFT's LoraConfig. If a newer PEFT wrote it, merge the adapter there.",
+    )
+
+
 _DESCRIPTIVE = frozenset(
     [
         "peft_type",
-        "task_type",
         "base_model_name_or_path",
         "revision",
         "inference_mode",
+        "merge_weights",  # of PEFT before 0.3: when to merge
         "peft_version",
         "auto_mapping",
     ]

@@ -69,6 +69,28 @@ def adapted_network(config: LoraConfig, family: Family, spec: ModelSpec) -> Netw
     return tying.completed(config, family, network)
 
 
+def refuse_collisions(config: LoraConfig, family: Family, spec: ModelSpec) -> None:
+    """Refuse what names a module to be adapted and to be trained as a whole, both by a list.
+
+    PEFT adapts it not, and does not say so; in files that it wrote that is read as it is there.
+
+    Raises:
+        AdapterError: If a module is in both lists.
+    """
+    if not isinstance(config.target_modules, list) or not config.modules_to_save:
+        return
+    saved = _saved_modules(config.modules_to_save, names.owned_leaves(family, spec))
+    modules = targeted(config, family, spec)
+    both = [module.name for module in modules if module.name in saved]
+    if both:
+        more = f" and {len(both) - 1} more" if len(both) > 1 else ""
+        raise AdapterError(
+            f"lora.target_modules and lora.modules_to_save both name {both[0]}{more}: a module is "
+            "adapted or trained as a whole.",
+            "Take it out of one of them, or name it in lora.exclude_modules.",
+        )
+
+
 def _saved_modules(endings: Sequence[str], owned: Sequence[names.Owned]) -> frozenset[str]:
     """Return the names of the modules that are trained as a whole.
 

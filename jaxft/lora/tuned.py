@@ -1,6 +1,6 @@
 """A base model with an adapter in place: what generation and export begin from."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from jaxft.errors import AdapterError
 from jaxft.lora import mask, peft_format, targets
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network, base_network
+from jaxft.models.spec import ModelSpec
 from jaxft.parallel import rules
 from jaxft.weights import base, source
 from jaxft.weights.source import Source
@@ -89,11 +90,58 @@ def find(adapter: Path | None, model: str | None) -> Found:
         JaxftError: If the adapter cannot be read, or the model not be found.
     """
     content, tensors = ({}, {}) if adapter is None else peft_format.read_adapter(adapter)
+    lora = None if adapter is None else peft_format.read_lora_config(content, adapter)
     name, revision = base_name(content, model, adapter)
     found = source.resolve(name, revision, console.note)
     console.note(f"Base model: {found.name} ({found.origin})")
-    lora = None if adapter is None else peft_format.read_lora_config(content, adapter)
+    if adapter is not None:
+        note_other_base(content, found, adapter)
     return Found(found, lora, tensors, adapter or Path())
+
+
+def note_other_base(content: Mapping[str, Any], found: Source, adapter: Path) -> None:
+    """Say where an adapter is used with another base than it names, which may be a copy of it.
+
+    Args:
+        content: Of adapter_config.json.
+        found: The base model in use.
+        adapter: The adapter's folder.
+    """
+    named = content.get("base_model_name_or_path")
+    if named and named != found.name and Path(named).resolve() != Path(found.name).resolve():
+        console.warning(
+            f"{adapter} was made for {named}, and is used with {found.name}: right if that is a "
+            "copy of it, and noise if it is another model."
+        )
+
+
+def network_of(
+    lora: LoraConfig,
+    tensors: Iterable[str],
+    family: Family,
+    spec: ModelSpec,
+    origin: Path,
+) -> Network:
+    """Return the network that an adapter makes of a model.
+
+    Args:
+        lora: What the adapter is.
+        tensors: The names of the adapter's.
+        family: Of the model.
+        spec: The model.
+        origin: The adapter's folder, for messages.
+
+    Raises:
+        AdapterError: If the adapter is not for such a model.
+    """
+    peft_format.refuse_other_parts(tensors, family, origin)
+    try:
+        return targets.adapted_network(lora, family, spec)
+    except AdapterError as error:
+        raise AdapterError(
+            f"{origin}: the adapter does not fit the base model: {error.found}",
+            "Use the adapter with the base model and the adapter_config.json it was made with.",
+        ) from error
 
 
 def load(
@@ -119,8 +167,10 @@ def load(
         JaxftError: If the model cannot be read, or the adapter does not fit it.
     """
     family, spec = base.read_spec(found)
-    network = base_network(spec) if lora is None else targets.adapted_network(lora, family, spec)
-    trained = {} if lora is None else peft_format.from_tensors(tensors, family, network, origin)
+    network, trained = base_network(spec), dict[str, Any]()
+    if lora is not None:
+        network = network_of(lora, tensors, family, spec, origin)
+        trained = peft_format.from_tensors(tensors, family, network, origin)
     own = base.load_base(found, family, network, dtype=dtype, mesh=mesh, quantization=None)
     _, frozen = trees.partition(own, mask.trainable_mask(network, own))
     placed = jax.device_put(trained, rules.shardings(trained, mesh))

@@ -22,10 +22,11 @@ def tuned_network(
     """Describe `spec` with what is trained of it.
 
     Raises:
-        AdapterError: If the adapters asked for cannot be put on.
+        AdapterError: If the adapters asked for cannot be put on, or on modules to save.
         ConfigError: If a module or a layer that is named is not there.
     """
     if tuning.method == "lora":
+        targets.refuse_collisions(lora, family, spec)
         return targets.adapted_network(lora, family, spec)
     owned = names.owned_leaves(family, spec)
     chosen = owned if tuning.method == "full" else _chosen(tuning, owned, len(spec.blocks))

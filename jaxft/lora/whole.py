@@ -1,7 +1,8 @@
 """A whole tuned model on disk, checked: adapters merged into what they stand beside.
 
 Before the folder takes its place it is read back, and its logits are compared with those of the
-live model, whose adapters are apart.
+live model, whose adapters are apart. What rounding the merged weights costs is measured as they are
+written.
 """
 
 import shutil
@@ -16,17 +17,16 @@ from jax.sharding import Mesh
 
 from jaxft import console
 from jaxft.errors import WeightsError
-from jaxft.lora import tuned
+from jaxft.lora import tuned, verify
 from jaxft.lora.merge import Merged
+from jaxft.lora.rounding import Rounding
 from jaxft.lora.tuned import Tuned
-from jaxft.models import forward
+from jaxft.lora.verify import Model, Rows
 from jaxft.models.families import multimodal
-from jaxft.parallel import mesh as meshes
 from jaxft.weights import save, source
 from jaxft.weights.checkpoint import TensorInfo
 from jaxft.weights.source import Source
 
-_COMPARED_TOKENS = 64
 # Of the largest logit. What is merged is rounded to the model's dtype, once a weight.
 _TOLERANCES = {"float32": 1e-4, "bfloat16": 1e-1}
 
@@ -35,6 +35,7 @@ def write_model(
     output: Path,
     found: Source,
     model: Tuned,
+    rows: Rows,
     *,
     mesh: Mesh,
     kind: save.Format,
@@ -47,23 +48,29 @@ def write_model(
         output: The folder.
         found: The base model, for its config.json and its tokenizer.
         model: The model.
+        rows: On which it is compared with what was written.
         mesh: Where its leaves lie.
         kind: "merged" (safetensors) or "flax" (msgpack).
         dtype: Of the weights written.
-        replaces: Whether a folder that is there gives way once the new one is complete.
+        replaces: Whether a folder that was written by this gives way once the new one is complete.
 
     Raises:
         JaxftError: If it cannot be written, or is not the same model when it is read back.
     """
+    save.check_apart(output, found)
     # Of a model with other parts, none of which was read, the text part alone can be written.
     family, config = multimodal.text_part(model.family, found.config())
     merged = Merged(jax.tree.map(np.asarray, model.tree), family, model.network)
     infos = {each: TensorInfo(merged.shape(each), jnp.dtype(dtype)) for each in merged.names()}
+    rounding = Rounding(dtype)
     with console.loading("Writing the whole model", len(infos)) as count:
 
         def read(each: str) -> np.ndarray:
             count(1)
-            return merged.read(each).astype(jnp.dtype(dtype))
+            tensor = merged.read(each)
+            written = tensor.astype(jnp.dtype(dtype))
+            rounding.add(each, merged.base(each), tensor, written)
+            return written
 
         save.save_model(
             output,
@@ -71,8 +78,8 @@ def write_model(
             infos,
             read,
             kind,
-            lambda folder: _finish(folder, found, model, mesh, dtype),
-            replaces=replaces,
+            lambda folder: _finish(folder, found, model, rows, mesh, rounding),
+            replaces=verify.FILE if replaces else None,
         )
 
 
@@ -88,8 +95,10 @@ def _config(base: Mapping[str, Any], merged: Merged, dtype: str) -> dict[str, An
     return {**config, "dtype": dtype, "tie_word_embeddings": merged.has_tied_head}
 
 
-def _finish(folder: Path, found: Source, live: Tuned, mesh: Mesh, dtype: str) -> None:
-    """Add the tokenizer, and make sure that what was written is the live model.
+def _finish(
+    folder: Path, found: Source, live: Tuned, rows: Rows, mesh: Mesh, rounding: Rounding
+) -> None:
+    """Add the tokenizer and the record, and make sure that what was written is the live model.
 
     Raises:
         WeightsError: If its logits differ by more than rounding.
@@ -101,38 +110,29 @@ def _finish(folder: Path, found: Source, live: Tuned, mesh: Mesh, dtype: str) ->
     generation = found.folder / "generation_config.json"
     if found.gguf is None and generation.is_file():
         shutil.copy(generation, folder / generation.name)
-    reread = tuned.load(
-        source.resolve(str(folder), None, console.note),
-        None,
-        {},
-        origin=folder,
+    dtype, tolerance = rounding.dtype, _TOLERANCES[rounding.dtype]
+    here = source.resolve(str(folder), None, console.note)
+    reread = tuned.load(here, None, {}, origin=folder, mesh=mesh, dtype=dtype)
+    difference = verify.compare(
+        Model(live.network, live.tree),
+        Model(reread.network, reread.tree),
+        rows,
         mesh=mesh,
-        dtype=dtype,
+        dtype="float32",
     )
-    expected, written = _logits(live, mesh), _logits(reread, mesh)
-    difference = float(jnp.max(jnp.abs(expected - written)) / jnp.max(jnp.abs(expected)))
-    if not difference <= _TOLERANCES[dtype]:
+    if not difference.relative <= tolerance:
         raise WeightsError(
             "Read back, the logits of what was written differ from the live model's by "
-            f"{difference:.1e} of the largest.",
-            f"It was not kept; rounding to {dtype} explains {_TOLERANCES[dtype]:.0e}. "
+            f"{difference.relative:.1e} of the largest.",
+            f"It was not kept; rounding to {dtype} explains {tolerance:.0e}. "
             "Export in float32, or look to the disk.",
         )
-    console.note(f"Read back: its logits differ by {difference:.1e} of the largest.")
-
-
-def _logits(model: Tuned, mesh: Mesh) -> jax.Array:
-    """Return float32 logits of a row of tokens spread over the vocabulary."""
-    network = model.network
-    length = min(_COMPARED_TOKENS, network.spec.max_tokens or _COMPARED_TOKENS)
-    ids = jnp.linspace(0, network.spec.vocab_size - 1, length).astype(jnp.int32)[None]
-    # As many copies of the row as the mesh divides rows into.
-    ids = jnp.tile(ids, (meshes.row_shards(mesh), 1))
-    positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], ids.shape)
-
-    @jax.jit
-    def logits(tree: Mapping[str, Any]) -> jax.Array:
-        segments = jnp.ones_like(ids)
-        return forward.logits(network, tree, ids, segments, positions, mesh=mesh, dtype="float32")
-
-    return logits(model.tree)
+    what = f"the model in this folder, in {dtype}, read back, with the live model"
+    record = verify.report(what, rows, difference, dtype="float32", tolerance=tolerance)
+    verify.write(folder, record | rounding.report())
+    console.note(
+        f"Read back: its logits differ by {difference.relative:.1e} of the largest, on "
+        f"{verify.rows_in_words(record)}; the mean divergence is {difference.kl:.1e} nats."
+    )
+    if rounding.has_updates:
+        console.note(rounding.in_words())

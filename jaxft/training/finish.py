@@ -4,37 +4,27 @@ Nothing is called saved before it has been read again from the disk and gives th
 logits.
 """
 
-import functools
 import itertools
 import math
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from jaxft import console
 from jaxft import tree as trees
 from jaxft.data import templates, tokens
-from jaxft.errors import AdapterError
 from jaxft.generation import completion
 from jaxft.generation.completion import Generator, Prompt
 from jaxft.generation.decoding import Decoder
 from jaxft.generation.sampling import Sampling
-from jaxft.lora import conversion, magnitude, peft_format, starts, targets, whole
+from jaxft.lora import adapter, magnitude, starts, verify, whole
 from jaxft.lora.tuned import Tuned
-from jaxft.models import forward
-from jaxft.models.network import Network
-from jaxft.parallel import mesh as meshes
-from jaxft.parallel import rules
+from jaxft.lora.verify import Rows
 from jaxft.training.setup import Plan
 from jaxft.training.trainer import Outcome
 from jaxft.weights import base
 
 _SHOWN_PROMPTS = 3
 _ANSWER_TOKENS = 48
-_COMPARED_TOKENS = 64
-_TOLERANCE = 1e-5  # of the largest logit; the arrays are the same, so this is the program's noise
 
 
 def write_result(plan: Plan, outcome: Outcome) -> Path:
@@ -45,17 +35,17 @@ def write_result(plan: Plan, outcome: Outcome) -> Path:
     """
     if plan.config.tuning.method == "lora":
         return write_adapter(plan, outcome)
-    folder = plan.folder / "model"
     whole.write_model(
-        folder,
+        plan.folder / "model",
         plan.source,
-        Tuned(plan.family, plan.network, trees.combine(outcome.trainable, outcome.frozen)),
+        _live(plan, outcome),
+        _rows(plan),
         mesh=plan.mesh,
         kind="merged",
         dtype=whole.stored_dtype(plan.source),
         replaces=True,
     )
-    return folder
+    return plan.folder / "model"
 
 
 def write_adapter(plan: Plan, outcome: Outcome) -> Path:
@@ -65,28 +55,28 @@ def write_adapter(plan: Plan, outcome: Outcome) -> Path:
         AdapterError: If what is on disk does not give the live model's logits.
     """
     folder = plan.folder / "adapter"
-    content, tensors = conversion.to_peft(
+    adapter.write_adapter(
+        folder,
+        plan.source,
         plan.lora,
-        plan.family,
-        plan.network,
-        trees.combine(outcome.trainable, outcome.frozen),
-        base_model=plan.source.name,
-        revision=plan.source.revision,
+        _live(plan, outcome),
+        _rows(plan),
+        mesh=plan.mesh,
+        dtype=plan.dtype,
+        facts=_facts(plan, outcome),
     )
-
-    def verify(written: Path) -> None:
-        try:
-            difference = _difference(plan, written, outcome)
-        except AdapterError as error:
-            raise _not_as_written(folder, error.found) from error
-        if not difference <= _TOLERANCE:
-            found = f"its logits differ from the live model's by {difference:.1e} of the largest"
-            raise _not_as_written(folder, found)
-        same = f"to {difference:.0e} of the largest" if difference else "exactly"
-        console.note(f"The adapter, read back, gives the live model's logits {same}.")
-
-    peft_format.save_adapter(folder, tensors, content, verify, _facts(plan, outcome))
     return folder
+
+
+def _live(plan: Plan, outcome: Outcome) -> Tuned:
+    return Tuned(plan.family, plan.network, trees.combine(outcome.trainable, outcome.frozen))
+
+
+def _rows(plan: Plan) -> Rows:
+    """Return the rows that the live model and what was written of it are compared on."""
+    if plan.eval is None:
+        return verify.first_rows("training rows", plan.train.examples, plan.network)
+    return verify.first_rows("held-out rows", plan.eval.examples, plan.network)
 
 
 def _facts(plan: Plan, outcome: Outcome) -> dict[str, str]:
@@ -106,44 +96,6 @@ def _facts(plan: Plan, outcome: Outcome) -> dict[str, str]:
             f"{before}{outcome.after.loss:.4f} after, in nats a token, on {held_out}"
         )
     return facts
-
-
-def _not_as_written(folder: Path, found: str) -> AdapterError:
-    return AdapterError(
-        f"The adapter was written to the disk of {folder.parent}, but read back it is not the live "
-        f"model's: {found}",
-        "It is not kept. Look to the disk and run the same command again: what was trained is in "
-        "the checkpoints.",
-    )
-
-
-def _difference(plan: Plan, folder: Path, outcome: Outcome) -> float:
-    """Return the largest difference of logits on a row, over the largest logit."""
-    content, tensors = peft_format.read_adapter(folder)
-    lora = peft_format.read_lora_config(content, folder)
-    described = targets.adapted_network(lora, plan.family, plan.network.spec)
-    # In the groups of the live network, whose frozen leaves it shares.
-    written = described.grouped_as(plan.network)
-    adapters = peft_format.from_tensors(tensors, plan.family, written, folder)
-    adapters = jax.device_put(adapters, rules.shardings(adapters, plan.mesh))
-    started = bool(starts.of(outcome.frozen))
-    row = (plan.eval or plan.train).examples[0].input_ids[:_COMPARED_TOKENS]
-    # As many copies of the row as the mesh divides rows into.
-    ids = jnp.tile(jnp.asarray(row, jnp.int32)[None], (meshes.row_shards(plan.mesh), 1))
-
-    # A difference of products in another order: only in float32 it is the same to be told.
-    where: Any = {"mesh": plan.mesh, "dtype": "float32" if started else plan.dtype}
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def logits(network: Network, trainable: Any, frozen: Any) -> jax.Array:
-        tree = trees.combine(trainable, frozen)
-        positions = jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
-        return forward.logits(network, tree, ids, jnp.ones_like(ids), positions, **where)
-
-    with jax.default_matmul_precision("highest" if started else None):
-        live = logits(plan.network, outcome.trainable, outcome.frozen)
-        reread = logits(written, adapters, starts.without(outcome.frozen))
-    return float(jnp.max(jnp.abs(live - reread)) / jnp.max(jnp.abs(live)))
 
 
 def answers(plan: Plan, outcome: Outcome) -> list[console.Sample]:

@@ -10,16 +10,18 @@ import os
 from pathlib import Path
 from typing import Any
 
-from jaxft.config import dump_config
+from jaxft.config import DataConfig, dump_config, load_config
 from jaxft.errors import CheckpointError, ConfigError
+from jaxft.lora import peft_format, verify
 from jaxft.models.network import base_network
 from jaxft.training import checkpoint, measure
 from jaxft.training.setup import Plan
-from jaxft.weights import names
+from jaxft.weights import names, save
 
 _RECIPE_FILE = "config.yaml"
 _RECIPE_HEAD = "# Written by jaxft train: the recipe of this run, every option in it.\n"
 
+_WRITTEN = ("adapter", "model", "checkpoints")  # folders that a run makes in its own
 # What may change when a run goes on: where and when it speaks and saves, and how a global batch
 # is divided (the batch itself is in the fingerprint).
 _NOT_NUMERIC = frozenset(
@@ -75,11 +77,19 @@ def check(plan: Plan) -> None:
     """Refuse a folder that this run cannot start or go on in; nothing is written.
 
     Raises:
-        ConfigError: If it is no folder, or holds a recipe that no run wrote.
+        ConfigError: If it is no folder, holds a recipe that no run wrote, or is the base model's.
+        WeightsError: If something else lies where its result goes.
         CheckpointError: If the checkpoints there are another run's, or not what
             `resume_from_checkpoint` asks for.
     """
+    save.check_apart(
+        plan.folder, plan.source, replaced=_WRITTEN, called=f"train.output_dir={plan.folder}"
+    )
     _check_place(plan.folder)
+    # Said now, and not after hours of training.
+    is_adapter = plan.config.tuning.method == "lora"
+    mark = peft_format.CONFIG_FILE if is_adapter else verify.FILE
+    save.check_gives_way(plan.folder / ("adapter" if is_adapter else "model"), mark)
     resume, checkpoints = plan.config.train.resume_from_checkpoint, checkpoint_folder(plan)
     steps = checkpoint.saved_steps(checkpoints)
     if resume is False and steps:
@@ -94,6 +104,17 @@ def check(plan: Plan) -> None:
         )
     if steps:
         checkpoint.check_fingerprint(checkpoints, fingerprint(plan))
+
+
+def data_of(run: Path) -> DataConfig | None:
+    """Return what rows a run was made from, by the recipe in its folder, if they are still there.
+
+    A run from Python has them in memory, and there are none to find.
+    """
+    try:
+        return load_config(run / _RECIPE_FILE).data
+    except ConfigError:
+        return None
 
 
 def open_checkpoints(plan: Plan) -> checkpoint.Checkpoints:

@@ -1,7 +1,7 @@
 """From a recipe to everything a run needs, in the order that finds mistakes soonest.
 
-What can be checked without reading weights is checked before they are read: the output folder,
-the rows, the targets of the adapter.
+What can be checked without reading weights is checked before they are read: the rows, the targets
+of the adapter.
 """
 
 import dataclasses
@@ -25,13 +25,11 @@ from jaxft.lora import eva, starts, tuning
 from jaxft.models.families.config_reader import unapplied_dropout
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network
-from jaxft.models.quantized import Quantized
 from jaxft.parallel import devices
 from jaxft.parallel import mesh as meshes
 from jaxft.weights import base, source
 from jaxft.weights.source import Source
 
-_WRITTEN = ("adapter", "model", "checkpoints")  # folders that a run makes in its own
 _SILENT_S = 2.0  # of encoding; from the cache it takes none
 
 
@@ -88,7 +86,6 @@ def make_plan(config: RunConfig) -> Plan:
     eval_rows = [] if config.data.eval is None else sources.read_rows(config.data.eval)
     found = source.resolve(config.model.path, config.model.revision, console.note)
     console.note(f"Base model: {found.name} ({found.origin})")
-    _check_output(config.train.output_dir, found)
     family, spec = base.read_spec(found)
     network = tuning.tuned_network(config.tuning, config.lora, family, spec)
     return plan_rows(
@@ -162,7 +159,6 @@ def load_tree(plan: Plan) -> trees.Tree:
         mesh=plan.mesh,
         quantization=plan.config.model.quantization,
     )
-    _note_quantised(own)
     kind, seed = plan.config.lora.init_lora_weights, plan.config.train.seed
     tree = starts.with_adapters(
         own, plan.family, plan.network, kind=kind, seed=seed, mesh=plan.mesh
@@ -170,20 +166,6 @@ def load_tree(plan: Plan) -> trees.Tree:
     if plan.directions is None:
         return tree
     return eva.begun(tree, plan.directions, plan.family, plan.network)
-
-
-def _note_quantised(tree: trees.Tree) -> None:
-    """Say what quantisation saves, if there is any."""
-    leaves = {
-        path: leaf for path, leaf in trees.flatten(tree).items() if isinstance(leaf, Quantized)
-    }
-    if leaves:
-        parameters, taken = trees.num_parameters(leaves), trees.num_bytes(leaves)
-        kind = next(iter(leaves.values())).kind
-        console.note(
-            f"Quantised to {kind}: {parameters:,} parameters in {taken / 1e6:,.1f} MB, "
-            f"{taken / (2 * parameters):.1%} of what they take in bfloat16."
-        )
 
 
 def _batches(
@@ -220,19 +202,3 @@ def encoded(label: str, rows: list[Row], tokenizer: Any, max_length: int) -> Exa
             num_counted = done
 
         return encode.encode_rows(rows, tokenizer, max_length, progress)
-
-
-def _check_output(output: Path, found: Source) -> None:
-    """Refuse to write into the folder that the base model lies in, or over it.
-
-    Raises:
-        ConfigError: If `output` is that folder or in it, or has it where the run writes.
-    """
-    model, folder = found.folder.resolve(), output.resolve()
-    # A GGUF's folder may well be one for all sorts of things.
-    is_inside = folder == model or (found.gguf is None and model in folder.parents)
-    if is_inside or any(model.is_relative_to(folder / name) for name in _WRITTEN):
-        raise ConfigError(
-            f"train.output_dir={output} is the base model's folder, lies in it, or has it inside.",
-            "Choose another folder: the tuned model is kept apart from its base.",
-        )

@@ -19,6 +19,7 @@ from jaxft.errors import WeightsError
 from jaxft.models import families
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network
+from jaxft.models.quantized import Quantized
 from jaxft.models.spec import ModelSpec
 from jaxft.weights import load
 from jaxft.weights.checkpoint import Checkpoint
@@ -100,7 +101,23 @@ def load_base(
             progress=progress,
             quantization=quantization,
         )
-        return jax.block_until_ready(tree)
+        tree = jax.block_until_ready(tree)
+    _note_quantised(tree)
+    return tree
+
+
+def _note_quantised(tree: trees.Tree) -> None:
+    """Say what quantisation saves, if there is any."""
+    leaves = {
+        path: leaf for path, leaf in trees.flatten(tree).items() if isinstance(leaf, Quantized)
+    }
+    if leaves:
+        parameters, taken = trees.num_parameters(leaves), trees.num_bytes(leaves)
+        kind = next(iter(leaves.values())).kind
+        console.note(
+            f"Quantised to {kind}: {parameters:,} parameters in {taken / 1e6:,.1f} MB, "
+            f"{taken / (2 * parameters):.1%} of what they take in bfloat16."
+        )
 
 
 def _num_bytes(checkpoint: Checkpoint) -> int:

@@ -102,10 +102,19 @@ def open_safetensors(folder: Path) -> SafetensorsCheckpoint:
     """
     single = folder / SINGLE
     if single.exists():
-        return SafetensorsCheckpoint(
-            single, {name: (single, stored) for name, stored in read_header(single).items()}
-        )
+        return open_file(single)
     return SafetensorsCheckpoint(folder, shards.join(folder / INDEX, read_header))
+
+
+def open_file(file: Path) -> SafetensorsCheckpoint:
+    """Open one safetensors file, of any name, reading its header only.
+
+    Raises:
+        WeightsError: As `open_safetensors`.
+    """
+    return SafetensorsCheckpoint(
+        file, {name: (file, stored) for name, stored in read_header(file).items()}
+    )
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:

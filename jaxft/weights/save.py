@@ -7,16 +7,17 @@ beside its place and takes it when it is complete.
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from jaxft.errors import WeightsError
+from jaxft.errors import ConfigError, WeightsError
 from jaxft.weights import flax_msgpack, safetensors
 from jaxft.weights.checkpoint import TensorInfo
+from jaxft.weights.source import Source
 
 _SHARD_BYTES = 5_000_000_000  # as transformers' `save_pretrained`
 
@@ -35,6 +36,46 @@ def check_folder(folder: Path) -> None:
         )
 
 
+def check_gives_way(folder: Path, mark: str) -> None:
+    """Refuse to put something in the place of a folder that is none of its kind.
+
+    Args:
+        folder: The place; it may be empty, or not there.
+        mark: A file that every folder of the kind has.
+
+    Raises:
+        WeightsError: If it holds other things.
+    """
+    if not (folder / mark).is_file():
+        check_folder(folder)
+
+
+def check_apart(
+    output: Path, base: Source, *, replaced: Sequence[str] = ("",), called: str = ""
+) -> None:
+    """Refuse to write into the folder that a base model lies in, or over it.
+
+    Links and `..` are followed.
+
+    Args:
+        output: The folder to write.
+        base: The model.
+        replaced: What in `output` gives way to what is written; "" is the folder itself.
+        called: What the user calls `output`, with its value; by default its path.
+
+    Raises:
+        ConfigError: If `output` is that folder or in it, or has it where it writes.
+    """
+    model, folder = base.folder.resolve(), output.resolve()
+    # A GGUF's folder may well be one for all sorts of things.
+    is_inside = folder == model or (base.gguf is None and model in folder.parents)
+    if is_inside or any(model.is_relative_to(folder / name) for name in replaced):
+        raise ConfigError(
+            f"{called or output} is the base model's folder, lies in it, or has it inside.",
+            "Choose another folder: what is tuned is kept apart from its base.",
+        )
+
+
 def save_model(
     folder: Path,
     config: Mapping[str, Any],
@@ -43,7 +84,7 @@ def save_model(
     kind: Format,
     finish: Callable[[Path], None],
     *,
-    replaces: bool,
+    replaces: str | None,
 ) -> None:
     """Write a model folder.
 
@@ -54,13 +95,16 @@ def save_model(
         read: Returns a tensor by name, in torch's layout.
         kind: "merged" is safetensors, "flax" is `flax_model.msgpack`.
         finish: Given the new folder before it takes its place, to add files and to check it.
-        replaces: Whether a folder that is there gives way, once the new one is complete.
+        replaces: A file by which a folder is known that gives way, once the new one is complete;
+            `None` for none that does.
 
     Raises:
         WeightsError: If the folder holds something that may not give way.
     """
-    if not replaces:
+    if replaces is None:
         check_folder(folder)
+    else:
+        check_gives_way(folder, replaces)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         new = Path(temporary) / "new"

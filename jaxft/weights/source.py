@@ -138,6 +138,17 @@ def resolve(model: str, revision: str | None, note: Callable[[str], None]) -> So
     )
 
 
+def here(model: str, revision: str | None) -> Source | None:
+    """Find a model without asking the Hub for it; `None` if it is not on this machine."""
+    local = Path(model).expanduser()
+    try:
+        if local.exists():
+            return _local(model, local, revision)
+        return _cached(model, revision) if hub.is_name(model) else None
+    except (WeightsError, NotHereError):
+        return None
+
+
 def _local(model: str, path: Path, revision: str | None) -> Source:
     """Take a folder or file of the user's own."""
     if revision is not None:

@@ -101,10 +101,19 @@ def open_torch(folder: Path) -> TorchCheckpoint:
     """
     single = folder / SINGLE
     if single.exists():
-        return TorchCheckpoint(
-            single, {name: (single, placed) for name, placed in _open_file(single).items()}
-        )
+        return open_file(single)
     return TorchCheckpoint(folder, shards.join(folder / INDEX, _open_file))
+
+
+def open_file(file: Path) -> TorchCheckpoint:
+    """Open one file of torch.save, of any name, reading no values.
+
+    Raises:
+        WeightsError: As `open_torch`.
+    """
+    return TorchCheckpoint(
+        file, {name: (file, placed) for name, placed in _open_file(file).items()}
+    )
 
 
 def _open_file(file: Path) -> dict[str, _Placed]:

@@ -339,7 +339,7 @@ def test_rows_are_needed(make_trainer):
 def test_only_an_adapter_that_may_be_trained_is(straight, opt, make_trainer):
     base = jaxft.AutoModelForCausalLM.from_pretrained(opt, dtype="float32")
     with pytest.raises(ConfigError, match=r"(?s)no adapter.*get_peft_model"):
-        make_trainer(model=base)
+        make_trainer(model=base, tuning="lora")
     read = jaxft.PeftModel.from_pretrained(base, straight[0] / "adapter")
     with pytest.raises(ConfigError, match=r"(?s)is_trainable=False.*is_trainable=True"):
         make_trainer(model=read)

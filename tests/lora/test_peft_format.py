@@ -14,7 +14,7 @@ from jaxft import tree as trees
 from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError
 from jaxft.lora import peft_format, targets
-from jaxft.models.families import gpt2, llama, opt
+from jaxft.models.families import gpt2, llama, multimodal, opt
 
 NETWORKS = {
     "one group": tiny.adapted(head=True),
@@ -250,3 +250,16 @@ def test_an_adapter_of_another_kind_is_refused(change, message):
     with pytest.raises(AdapterError, match=message) as raised:
         peft_format.read_lora_config({**config_of(), **change}, FOLDER)
     assert str(FOLDER) in raised.value.found
+
+
+@pytest.mark.parametrize(
+    "part", ["model.vision_tower", "model.multi_modal_projector", "vision_tower"]
+)
+def test_an_adapter_on_what_sees_is_said_to_be_one(part):
+    name = f"base_model.model.{part}.layers.0.self_attn.q_proj.lora_A.weight"
+    text = "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight"
+    with pytest.raises(AdapterError, match=rf"also on what sees: on {part}\.layers") as raised:
+        peft_format.refuse_other_parts([text, name], multimodal.GEMMA3, FOLDER)
+    assert str(FOLDER) in raised.value.found
+    peft_format.refuse_other_parts([text], multimodal.GEMMA3, FOLDER)
+    peft_format.refuse_other_parts([name], llama.LLAMA, FOLDER)

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import tiny
 
-from jaxft.config import LoraConfig
+from jaxft.config import LoraConfig, TuningConfig
 from jaxft.errors import AdapterError
-from jaxft.lora import targets
+from jaxft.lora import targets, tuning
 from jaxft.models.families import gpt2, llama, opt
 from jaxft.weights import names
 
@@ -158,6 +158,56 @@ def test_a_module_to_save_gets_no_adapter():
     assert trained_of(network) == ([{"attn/q/kernel"}], set())
     network = tuned(target_modules=["v_proj", "lm_head"], modules_to_save=["lm_head"])
     assert (network.outer_adapters, network.outer_trained) == ((), ("head/kernel",))
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (
+            {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["q_proj"]},
+            r"both name model\.layers\.0\.self_attn\.q_proj and 2 more",
+        ),
+        (
+            {"target_modules": ["v_proj"], "modules_to_save": ["layers.1.self_attn.v_proj"]},
+            r"both name model\.layers\.1\.self_attn\.v_proj: ",
+        ),
+        (
+            {"target_modules": ["v_proj", "lm_head"], "modules_to_save": ["lm_head"]},
+            "both name lm_head: ",
+        ),
+    ],
+)
+def test_a_module_in_both_lists_is_refused(options, found):
+    with pytest.raises(AdapterError, match=found):
+        targets.refuse_collisions(LoraConfig(**options), llama.LLAMA, SPEC)
+    with pytest.raises(AdapterError, match=found):
+        tuning.tuned_network(TuningConfig(), LoraConfig(**options), llama.LLAMA, SPEC)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {"target_modules": "all-linear", "modules_to_save": ["q_proj"]},
+        {"target_modules": r".*\.(q_proj|v_proj)", "modules_to_save": ["q_proj"]},
+        {"modules_to_save": ["q_proj"]},
+        {
+            "target_modules": ["v_proj"],
+            "modules_to_save": ["layers.1.self_attn.v_proj"],
+            "exclude_modules": ["layers.1.self_attn.v_proj"],
+        },
+        {
+            "target_modules": ["v_proj"],
+            "modules_to_save": ["layers.1.self_attn.v_proj"],
+            "layers_to_transform": [0, 2],
+        },
+    ],
+)
+def test_a_module_that_one_list_alone_names_is_trained_as_a_whole_as_in_peft(options):
+    config = LoraConfig(**options)
+    targets.refuse_collisions(config, llama.LLAMA, SPEC)
+    network = tuning.tuned_network(TuningConfig(), config, llama.LLAMA, SPEC)
+    assert network == targets.adapted_network(config, llama.LLAMA, SPEC)
 
 
 def test_a_module_to_save_that_is_not_there_is_named_with_those_that_are():

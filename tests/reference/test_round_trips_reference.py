@@ -134,7 +134,7 @@ def test_what_is_imported_is_exported_bit_for_bit_whatever_the_formats(
             folder = tmp_path / f"{source} to {target}"
             config = {"model_type": model.family.model_type}
             save.save_model(
-                folder, config, infos, merged.read, target, lambda _: None, replaces=False
+                folder, config, infos, merged.read, target, lambda _: None, replaces=None
             )
             written = formats.open_folder(folder)
             assert bits(written, but=HEAD if is_tied else "") == expected

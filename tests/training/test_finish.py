@@ -59,6 +59,43 @@ def test_the_card_says_what_the_run_knows(plan, outcome):
     assert "Held-out loss" not in (again / "README.md").read_text()
 
 
+def test_the_comparison_on_held_out_rows_is_in_the_folder(plan, outcome, capsys):
+    folder = finish.write_adapter(plan, outcome)
+    content = json.loads((folder / "verification.json").read_text())
+    rows = [plan.eval.examples[index].input_ids for index in range(4)]
+    assert content.pop("largest_logit") > 0.1
+    assert content == {
+        "compared": "the adapter in this folder, read back, with the live model",
+        "rows": "held-out rows",
+        "num_rows": 4,
+        "num_tokens": sum(map(len, rows)),
+        "computed_in": "float32",
+        "max_difference": 0.0,
+        "max_relative_difference": 0.0,
+        "mean_kl": 0.0,
+        "tolerance": 1e-5,
+    }
+    said = "gives the live model's logits exactly, on 4 rows (held-out rows)"
+    assert f"The adapter, read back, {said}." in capsys.readouterr().err
+    card = (folder / "README.md").read_text().splitlines()
+    assert f"| Verified | read back, it {said} |" in card
+
+
+def test_without_held_out_rows_training_rows_are_compared(plan_of, outcome, tmp_path):
+    words = ("data.eval=null", "train.eval_strategy=no", f"train.output_dir={tmp_path / 'run'}")
+    folder = finish.write_adapter(plan_of(*words), outcome)
+    assert json.loads((folder / "verification.json").read_text())["rows"] == "training rows"
+
+
+@pytest.mark.parametrize("wrong", [{"lora_alpha": 9}, {"use_rslora": True}])
+def test_a_config_that_says_something_else_is_noticed(plan, outcome, monkeypatch, older, wrong):
+    write = peft_format.adapter_config
+    monkeypatch.setattr(peft_format, "adapter_config", lambda *given: write(*given) | wrong)
+    with pytest.raises(AdapterError, match="read back it is not the live model's: its logits"):
+        finish.write_adapter(plan, outcome)
+    assert older() == {"adapter_config.json": "older"}
+
+
 @pytest.fixture
 def older(plan):
     """The bytes of an adapter that is there already."""

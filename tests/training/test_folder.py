@@ -10,7 +10,7 @@ import runs
 import safetensors.numpy
 
 from jaxft.config import TrainConfig, load_config
-from jaxft.errors import CheckpointError, ConfigError
+from jaxft.errors import CheckpointError, ConfigError, WeightsError
 from jaxft.training import folder
 
 # Another value for every option of the recipe's train section.
@@ -40,6 +40,7 @@ OTHER = {
     "seed": 8,
     "dataloader_drop_last": "true",
 }
+NO_ADAPTER = ["lora.r=8", "lora.lora_alpha=8", "lora.lora_dropout=0.0"]
 # The batch, the steps and the folder are in it by themselves; there is one optimizer.
 NOT_TRIED = {"output_dir", "max_steps", "optim"}
 NUMERIC = {
@@ -220,3 +221,50 @@ def test_a_folder_that_cannot_be_made_is_said(plan_of, tmp_path, monkeypatch):
     monkeypatch.setattr(folder.os, "access", lambda path, mode: False)
     with pytest.raises(ConfigError, match="is not yours to write"):
         folder.check(plan)
+
+
+@pytest.mark.parametrize(
+    "where", ["model", "model/run", "model/deep/run", "run/../model/x", "link/x"]
+)
+def test_the_base_models_folder_is_not_written_to(plan_of, recipe, where):
+    link = recipe.parent / "link"
+    if not link.is_symlink():
+        link.symlink_to(recipe.parent / "model")
+    with pytest.raises(ConfigError, match="is the base model's folder, lies in it"):
+        folder.check(plan_of(f"train.output_dir={recipe.parent / where}"))
+
+
+@pytest.mark.parametrize("name", ["adapter", "checkpoints", "model"])
+def test_a_base_model_that_the_run_would_write_over_is_refused(plan_of, tmp_path, name):
+    model = runs.write_model(tmp_path / "run" / name)
+    with pytest.raises(ConfigError, match="or has it inside"):
+        folder.check(plan_of(f"model.path={model}", f"train.output_dir={tmp_path / 'run'}"))
+
+
+def test_the_rows_of_a_run_are_found_by_its_recipe_while_they_are_there(plan_of, tmp_path):
+    rows = runs.write_rows(tmp_path / "eval.jsonl", runs.make_rows(3, seed=1))
+    plan = plan_of(f"train.output_dir={tmp_path / 'run'}", f"data.eval={rows}")
+    assert folder.data_of(plan.folder) is None
+    with folder.open_checkpoints(plan):
+        pass
+    assert folder.data_of(plan.folder) == plan.config.data
+    rows.unlink()
+    assert folder.data_of(plan.folder) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "mark", "words"),
+    [
+        ("adapter", "adapter_config.json", []),
+        ("model", "verification.json", ["tuning=full", *NO_ADAPTER]),
+    ],
+)
+def test_what_lies_in_the_place_of_the_result_is_said_at_once(plan_of, tmp_path, name, mark, words):
+    plan = plan_of(f"train.output_dir={tmp_path / 'run'}", *words)
+    (plan.folder / name).mkdir(parents=True)
+    folder.check(plan)
+    (plan.folder / name / "mine").touch()
+    with pytest.raises(WeightsError, match=f"{name} exists and is not empty"):
+        folder.check(plan)
+    (plan.folder / name / mark).touch()
+    folder.check(plan)

@@ -83,20 +83,6 @@ def test_rows_longer_than_the_table_of_positions_are_refused(plan_of):
     assert planned(64).train.sequence_length == 64
 
 
-@pytest.mark.parametrize("where", ["", "/run", "/deep/run"])
-def test_the_base_models_folder_is_not_written_to(plan_of, recipe, where):
-    model = recipe.parent / "model"
-    with pytest.raises(ConfigError, match="is the base model's folder, lies in it"):
-        plan_of(f"train.output_dir={model}{where}")
-
-
-@pytest.mark.parametrize("name", ["adapter", "checkpoints"])
-def test_a_base_model_that_the_run_would_write_over_is_refused(plan_of, tmp_path, name):
-    model = runs.write_model(tmp_path / "run" / name)
-    with pytest.raises(ConfigError, match="or has it inside"):
-        plan_of(f"model.path={model}", f"train.output_dir={tmp_path / 'run'}")
-
-
 def test_encoding_that_takes_a_while_says_so(plan_of, tmp_path, monkeypatch, capsys):
     rows = runs.write_rows(tmp_path / "rows.jsonl", runs.make_rows(5, seed=9))
     plan_of(f"data.train={rows}")
