@@ -121,12 +121,17 @@ def get_peft_model(model: CausalLM, peft_config: object) -> PeftModel:
     Raises:
         AdapterError: If a target matches nothing or is a module to save as well, or the model has
             an adapter already.
-        ConfigError: If the configuration is another library's.
+        ConfigError: If the configuration is another library's, or measures rows (`eva`).
     """
     if not isinstance(peft_config, configs.LoraConfig):
         raise ConfigError(
             f"peft_config is a {type(peft_config).__module__}.{type(peft_config).__qualname__}.",
             "Expected a jaxft.LoraConfig, which takes the same names.",
+        )
+    if peft_config.eva_config is not None:
+        raise ConfigError(
+            "peft_config has init_lora_weights='eva', which measures training rows beforehand.",
+            "From Python that is not supported yet: train with a recipe (jaxft train).",
         )
     targets.refuse_collisions(peft_config, model.family, model.network.spec)
     return PeftModel(model, peft_config, None, is_trainable=True)

@@ -251,33 +251,23 @@ def decided(
     assert config.eva_config is not None
     rank_pattern: dict[str, int] = {}
     alpha_pattern: dict[str, float] = {}
-
-    def add(name: str, rank: int, alpha: float) -> None:
-        if rank != config.r:
+    kept = [targets.by_pattern(config.rank_pattern, name, config.r) for name in tables]
+    given = [
+        *zip(tables, kept, kept, strict=True),
+        *((site.module.name, site.rank, ranks.get(site.module.name, 0)) for site in sites),
+    ]
+    for name, asked, rank in given:
+        alpha: float = targets.by_pattern(config.alpha_pattern, name, config.lora_alpha)
+        if rank != asked and config.eva_config.adjust_scaling_factors:
+            alpha *= rank / asked
+        if rank and rank != config.r:
             rank_pattern[name] = rank
-        if alpha != config.lora_alpha:
+        if rank and alpha != config.lora_alpha:
             alpha_pattern[name] = alpha
-
-    def alpha_of(name: str) -> float:
-        return targets.by_pattern(config.alpha_pattern, name, config.lora_alpha)
-
-    for name in tables:
-        add(name, targets.by_pattern(config.rank_pattern, name, config.r), alpha_of(name))
-    adapted = [site.module.name for site in sites if ranks.get(site.module.name)]
-    for site in sites:
-        rank, alpha = ranks.get(site.module.name, 0), alpha_of(site.module.name)
-        if rank != site.rank and config.eva_config.adjust_scaling_factors:
-            alpha *= rank / site.rank
-        if rank:
-            add(site.module.name, rank, alpha)
-    fields = {"rank_pattern": rank_pattern, "alpha_pattern": alpha_pattern}
-    if len(adapted) < len(sites):
-        fields |= {
-            "target_modules": [*tables, *adapted],
-            "exclude_modules": None,
-            "layers_to_transform": None,
-        }
-        fields |= {"layers_pattern": None}
+    fields: dict[str, Any] = {"rank_pattern": rank_pattern, "alpha_pattern": alpha_pattern}
+    if len(adapted := [name for name, _, rank in given if rank]) < len(given):
+        fields["target_modules"] = adapted
+        fields |= dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern"))
     return config.model_copy(update=fields)
 
 

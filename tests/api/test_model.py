@@ -177,6 +177,11 @@ def test_another_librarys_configuration_is_refused(model):
         jaxft.get_peft_model(model, {"r": 8})
 
 
+def test_a_start_that_is_measured_is_refused(model):
+    with pytest.raises(ConfigError, match=r"(?s)init_lora_weights='eva'.*recipe"):
+        jaxft.get_peft_model(model, jaxft.LoraConfig(init_lora_weights="eva"))
+
+
 def test_a_target_that_matches_nothing_is_refused(model):
     with pytest.raises(AdapterError, match=r"(?s)'q_prj'.*'q_proj'"):
         jaxft.get_peft_model(model, jaxft.LoraConfig(target_modules=["q_prj"]))

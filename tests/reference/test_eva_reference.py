@@ -33,6 +33,7 @@ from jaxft.training.losses import IGNORED
 pytestmark = [
     pytest.mark.reference,
     *reference_adapters.IGNORED_WARNINGS,
+    pytest.mark.filterwarnings("ignore:the following layers were initialized"),  # tables
     pytest.mark.filterwarnings("ignore:lora with eva initialization used with low_cpu_mem"),
 ]
 
@@ -75,6 +76,11 @@ CASES = {
     "gpt2": Case("gpt2", ALL, {"rho": 2.0}),
     "gpt2-same-ranks": Case("gpt2", ALL, {"rho": 1.0}, (8, 5)),
     "head": Case("llama", {"target_modules": ["lm_head", "v_proj"]}, {"rho": 2.0}),
+    "embedding": Case(
+        "llama",
+        {"target_modules": ["embed_tokens", "q_proj", "o_proj"], "rank_pattern": {"embed.*": 3}},
+        {"rho": 2.0},
+    ),
     "one-norm": Case("gptj", ALL, {"rho": 2.0}),
     "every-token": Case("llama", ALL, {"rho": 1.5, "use_label_mask": False}, (6, 6)),
     # Where modules share an input, PEFT divides by the root once for each of them.
@@ -154,7 +160,8 @@ def started_here(
         mesh=mesh,
         dtype="float32",
     )
-    decided = eva.decided(lora, sites, found.ranks, [])
+    tables = eva.tables(asked, model.family)
+    decided = eva.decided(lora, sites, found.ranks, tables)
     network = targets.adapted_network(decided, model.family, model.spec)
     drawn = init.init_adapters(network, kind="eva", seed=0, mesh=mesh)
     adapters = eva.begun(drawn, found.directions, model.family, network)
