@@ -7,6 +7,7 @@ imported and not in a fixture.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 # JAX_PLATFORMS=cuda pytest ... runs the suite on a GPU instead.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -25,6 +26,7 @@ os.environ.pop("FORCE_COLOR", None)
 
 import hypothesis
 import jax
+import pytest
 
 # Four devices make every test a sharding test.
 jax.config.update("jax_num_cpu_devices", 4)
@@ -36,3 +38,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("search", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_one_file() -> Iterator[None]:
+    """Let go of what a file compiled: a process has room for the programs of a few hundred tests.
+
+    On Linux each takes some of its 65,530 memory maps. All that are kept slow every further one
+    down, and the last one that there is room for aborts the process.
+    """
+    yield
+    jax.clear_caches()

@@ -22,7 +22,7 @@ from reference_adapters import Adapted, Choice
 from reference_models import TinyModel
 
 from jaxft import tree as trees
-from jaxft.lora import peft_format
+from jaxft.lora import peft_format, starts
 from jaxft.training import step
 from jaxft.training.losses import IGNORED
 from jaxft.weights import names
@@ -39,11 +39,14 @@ KINDS = {
     "part of a multimodal model": "gemma3",
 }
 
+CLEARLY = 0.05  # by how much, of the largest logit, an adapter must move the logits
+TOKENS = [5, 90, 2, 17]  # frequent ones among them
+
 FACTORS: dict[str, tuple[str, ...]] = {
     "kind": tuple(KINDS),
-    "targets": ("null", "list", "regex", "all-linear", "head"),
-    "whole": ("nothing", "all biases", "biases beside", "head", "norm"),
-    "form": ("plain", "biased", "dora"),
+    "targets": ("null", "list", "regex", "all-linear", "head", "embedding"),
+    "whole": ("nothing", "all biases", "biases beside", "head", "norm", "tokens", "both ends"),
+    "form": ("plain", "biased", "dora", "pissa", "olora"),
     "scaling": ("plain", "rank-stabilised", "patterns"),
     "layers": ("all", "some", "excluded"),
 }
@@ -51,21 +54,31 @@ FACTORS: dict[str, tuple[str, ...]] = {
 
 def is_allowed(row: Row) -> bool:
     """Return whether PEFT takes a row, or what there is of it yet, and means something by it."""
-    has_regex = row.get("targets") == "regex"
-    is_multimodal = row.get("kind") == "part of a multimodal model"
+    kind, targets = row.get("kind", ""), row.get("targets")
+    whole, form = row.get("whole"), row.get("form")
+    is_multimodal = kind == "part of a multimodal model"
+    has_tie = kind not in ("apart", "fused side by side")
     return not (
-        # Layers are counted for lists alone, and the head is in none.
-        (row.get("layers") == "some" and row.get("targets") in ("regex", "all-linear", "head"))
-        # A head that is trained as a whole has no adapter.
-        or (row.get("whole") == "head" and row.get("targets") == "head")
+        # Layers are counted for lists alone, and these modules are in none.
+        (row.get("layers") == "some" and targets in ("regex", "all-linear", "head", "embedding"))
+        # What is trained as a whole has no adapter, and no trained rows.
+        or (whole in ("head", "both ends") and targets == "head")
+        or (whole in ("tokens", "both ends") and targets == "embedding")
+        # PEFT knows what is tied by the names embed_tokens and lm_head.
+        or (whole == "both ends" and "apart, tied" not in kind and kind != "")
         # PEFT has no choice of its own for this type, nor for the next.
-        or (row.get("kind") == "fused side by side" and row.get("targets") == "null")
-        # "All" would be the modules that see as well.
-        or (is_multimodal and row.get("targets") in ("null", "all-linear"))
-        # The names end alike in the parts that see.
-        or (is_multimodal and not has_regex and row.get("targets") is not None)
+        or (kind == "fused side by side" and targets == "null")
+        # "All" would be the modules that see as well; and names end alike in the parts that see.
+        or (is_multimodal and targets not in ("regex", None))
         # Biases of what sees would be trained as well.
-        or (is_multimodal and row.get("whole") == "all biases")
+        or (is_multimodal and whole == "all biases")
+        # PEFT has no bias there. DoRA is not supported here, nor on a head with rows.
+        or (targets == "embedding" and form in ("biased", "dora"))
+        or (targets == "head" and form == "dora" and whole == "tokens")
+        # PEFT takes what such an adapter begins with out of the embedding as well.
+        or (has_tie and targets == "head" and form in ("pissa", "olora"))
+        # PEFT fails, on weights that lie the other way about.
+        or (kind == "fused, transposed, tied" and form == "olora")
     )
 
 
@@ -82,6 +95,7 @@ def choice_of(row: Row, model: TinyModel) -> Choice:
     )
     attn, mlp = (name.rpartition(".")[2] for name in (in_attention, in_mlp))
     head = model.family.head_name
+    embedding = names.embedding_name(model.family).removesuffix(".weight")
     norm = next(
         one.module
         for one in names.owned_leaves(model.family, model.spec)
@@ -93,14 +107,25 @@ def choice_of(row: Row, model: TinyModel) -> Choice:
             "regex": {"target_modules": rf"{in_attention.partition('.1.')[0]}.*\.({attn}|{mlp})"},
             "all-linear": {"target_modules": "all-linear"},
             "head": {"target_modules": [attn, head]},
+            "embedding": {"target_modules": [attn, embedding]},
         },
         "whole": {
             "all biases": {"bias": "all"},
             "biases beside": {"bias": "lora_only"},
             "head": {"modules_to_save": [head]},
             "norm": {"modules_to_save": [norm]},
+            "tokens": {"trainable_token_indices": TOKENS},
+            "both ends": {
+                "modules_to_save": [embedding.rpartition(".")[2]],
+                "ensure_weight_tying": True,
+            },
         },
-        "form": {"biased": {"lora_bias": True}, "dora": {"use_dora": True}},
+        "form": {
+            "biased": {"lora_bias": True},
+            "dora": {"use_dora": True},
+            "pissa": {"init_lora_weights": "pissa"},
+            "olora": {"init_lora_weights": "olora"},
+        },
         "scaling": {
             "rank-stabilised": {"use_rslora": True},
             "patterns": {"rank_pattern": {attn: 2}, "alpha_pattern": {in_attention: 5}},
@@ -136,8 +161,11 @@ def compare(model: TinyModel, row: Row, folder: Path, mesh: Mesh) -> Seen:
     """Hold one row to PEFT; counts and tensors are asserted, the rest is returned."""
     choice = choice_of(row, model)
     theirs = reference_adapters.peft_on(model, choice, seed=1)
-    theirs.save_pretrained(folder / "theirs")
-    ours = reference_adapters.read(model, folder / "theirs", mesh)
+    if row["form"] in ("pissa", "olora"):
+        ours = reference_adapters.begun(model, choice, theirs, mesh)
+    else:
+        theirs.save_pretrained(folder / "theirs")
+        ours = reference_adapters.read(model, folder / "theirs", mesh)
     assert trees.num_parameters(ours.adapters) == theirs.get_nb_trainable_parameters()[0]
 
     text = reference_texts.draw((21, 17), "left", model.spec.vocab_size, seed=5)
@@ -145,8 +173,10 @@ def compare(model: TinyModel, row: Row, folder: Path, mesh: Mesh) -> Seen:
     logits = reference_runs.our_logits(ours.network, ours.tree, text, mesh)
     base = reference_runs.torch_logits(model.torch_model, text)
 
-    reference_adapters.export(model, choice, ours.network, ours.adapters, folder / "ours")
-    assert _bits(folder / "ours", model) == _bits(folder / "theirs", model)
+    with_start = trees.combine(ours.adapters, starts.of(ours.frozen))
+    reference_adapters.export(model, choice, ours.network, with_start, folder / "ours")
+    if (folder / "theirs").exists():
+        assert _bits(folder / "ours", model) == _bits(folder / "theirs", model)
     returned = reference_runs.torch_logits(
         reference_adapters.peft_from(model, folder / "ours"), text
     )

@@ -16,11 +16,9 @@ import reference_variants
 from jax.sharding import Mesh
 from reference_models import CALM_STD, TinyModel
 from reference_runs import TOLERANCE, Record
-from reference_variants import Row
+from reference_variants import CLEARLY, Row
 
 pytestmark = [pytest.mark.reference, *reference_adapters.IGNORED_WARNINGS]
-
-CLEARLY = 0.05  # by how much, of the largest logit, an adapter must move the logits
 
 ROWS = covering.pairwise(reference_variants.FACTORS, reference_variants.is_allowed)
 
