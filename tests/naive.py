@@ -208,6 +208,8 @@ def _linear(leaves: Mapping[str, Any], module: str, x: Any) -> Any:
     kernel = leaves[f"{module}/kernel"]
     if f"{module}/lora_a" in leaves:
         kernel = kernel + tiny.SCALING * leaves[f"{module}/lora_a"].T @ leaves[f"{module}/lora_b"]
+    if f"{module}/lora_a0" in leaves:
+        kernel = kernel - tiny.SCALING * leaves[f"{module}/lora_a0"].T @ leaves[f"{module}/lora_b0"]
     if f"{module}/lora_magnitude" in leaves:
         norms = _constant((kernel**2).sum(axis=0) ** 0.5)
         kernel = kernel * (leaves[f"{module}/lora_magnitude"] / norms)[None, :]

@@ -9,6 +9,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
+
 from jaxft import console
 from jaxft import tree as trees
 from jaxft.data import templates, tokens
@@ -19,6 +21,7 @@ from jaxft.generation.sampling import Sampling
 from jaxft.lora import adapter, magnitude, starts, verify, whole
 from jaxft.lora.tuned import Tuned
 from jaxft.lora.verify import Rows
+from jaxft.models.network import Network
 from jaxft.training.setup import Plan
 from jaxft.training.trainer import Outcome
 from jaxft.weights import base
@@ -121,24 +124,30 @@ def answers(plan: Plan, outcome: Outcome) -> list[console.Sample]:
         )
 
     with console.loading("Answering held-out prompts", None):
+        start = trees.combine(outcome.frozen, outcome.start)
+        untuned = _base(plan.network, start, plan.mesh)
         tuned = trees.combine(outcome.frozen, outcome.trainable)
-        by_model = zip(map(_shown, prompts), texts(_base(plan, outcome)), texts(tuned), strict=True)
+        by_model = zip(map(_shown, prompts), texts(untuned), texts(tuned), strict=True)
         return [console.Sample(*sample) for sample in by_model]
 
 
-def _base(plan: Plan, outcome: Outcome) -> trees.Tree:
+def _base(network: Network, start: trees.Tree, mesh: Mesh) -> trees.Tree:
     """Return leaves with which the model is its base: not every start of B is zero.
 
     Where the start is taken away again, it is that start.
+
+    Args:
+        network: The model, and what is trained of it.
+        start: All its leaves as they were before the first step.
+        mesh: Where they are.
     """
-    tree = trees.combine(outcome.frozen, outcome.start)
-    if starts.of(tree):
-        return starts.as_begun(tree)
+    if starts.of(start):
+        return starts.as_begun(start)
 
     def without(path: str, leaf: Any) -> Any:
         return leaf * 0 if path.endswith(("/lora_b", "/lora_bias")) else leaf
 
-    return magnitude.with_magnitudes(plan.network, trees.map_with_path(without, tree), plan.mesh)
+    return magnitude.with_magnitudes(network, trees.map_with_path(without, start), mesh)
 
 
 def _held_out_prompts(plan: Plan) -> list[Prompt]:

@@ -181,7 +181,7 @@ def test_adapters_of_other_bases_are_refused():
         (lambda t, name: t.pop(name), "has lora_B.weight alone"),
         (lambda t, name: t.update({name: np.zeros((4, 24))}), r"tensors of \(4, 24\) and"),
         (
-            lambda t, _: t.update({"base_model.model.x.lora_magnitude_vector": np.ones(2)}),
+            lambda t, _: t.update({"base_model.model.x.lora_E": np.ones(2)}),
             "is of a kind",
         ),
     ],

@@ -15,6 +15,7 @@ from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError
 from jaxft.lora import algebra, peft_format, serving, targets
 from jaxft.models.families import gpt2, llama, opt
+from jaxft.parallel import mesh as meshes
 from jaxft.training import finish
 
 TIED = tiny.with_windows([None] * 2)
@@ -293,6 +294,6 @@ def test_a_server_is_said_to_refuse_trained_rows():
 def test_the_base_is_the_rows_as_they_began_and_an_adapter_that_adds_nothing():
     network = network_of(target_modules=["lm_head"], trainable_token_indices=TOKENS)
     start = tiny.split(tiny.random_leaves(network), network)[0]
-    base = trees.flatten(finish._base(start))
+    base = trees.flatten(finish._base(network, start, meshes.single_device_mesh()))
     assert np.array_equal(base["embed/rows"], start["embed"]["rows"])
     assert not base["head/lora_b"].any()

@@ -12,10 +12,8 @@ import safetensors.numpy
 import tiny
 
 from jaxft import tree as trees
-from jaxft.lora import mask
 from jaxft.models.network import base_network, is_adapter_leaf
 from jaxft.training import finish, setup
-from jaxft.training.trainer import Outcome
 
 WORDS = ["lora.use_dora=true", "lora.target_modules=all-linear", "train.max_steps=4"]
 
@@ -67,9 +65,7 @@ def test_magnitudes_are_trained_and_the_adapter_is_used_and_merged(run, tmp_path
 def test_the_base_beside_the_tuned_answers_is_the_base(plan_of, leaves, kind):
     plan = plan_of(*WORDS, f"lora.init_lora_weights={kind}")
     tree = setup.load_tree(plan)
-    start, frozen = trees.partition(tree, mask.trainable_mask(plan.network, tree))
-    outcome = Outcome(start, start, frozen, before=None, after=None, num_steps=0)
-    found = jax.device_get(finish._base(plan, outcome))
+    found = jax.device_get(finish._base(plan.network, tree, plan.mesh))
     own = {path: x for path, x in trees.flatten(leaves).items() if not is_adapter_leaf(path)}
     micro = {key: np.minimum(value, 99) for key, value in tiny.micro_batch(2, 19).items()}
     base = base_network(plan.network.spec)
