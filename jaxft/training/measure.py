@@ -94,10 +94,15 @@ def _read(path: Path, sites: list[Site]) -> dict[str, np.ndarray]:
         directions = safetensors.numpy.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise _unusable(path, f"cannot be read ({error})") from None
-    dims = {site.module.name: site.module.dims[0] for site in sites}
+    by_name = {site.module.name: site for site in sites}
     for name, a in directions.items():
-        if name not in dims or a.ndim != 2 or a.shape[1] != dims[name]:
+        site = by_name.get(name)
+        num_in, most = (site.module.dims[0], site.most) if site else (0, 0)
+        if a.ndim != 2 or a.shape[1] != num_in or not 1 <= len(a) <= most:
             raise _unusable(path, f"has {name} {a.shape}, which the recipe does not adapt so")
+    given, budget = sum(map(len, directions.values())), sum(site.rank for site in sites)
+    if given != budget:
+        raise _unusable(path, f"has {given} ranks in all, where the recipe gives {budget}")
     return directions
 
 

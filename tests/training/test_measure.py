@@ -120,19 +120,34 @@ def test_a_run_that_goes_on_does_not_measure_and_ends_alike(run, words, recipe, 
     assert runs.adapter_bytes(run) == before
 
 
-@pytest.mark.parametrize("damage", ["missing", "damaged", "another's"])
-def test_checkpoints_without_their_ranks_are_refused(run, plan_of, words, tmp_path, damage):
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        ("missing", "cannot be read"),
+        ("damaged", "cannot be read"),
+        ("another's", r"q_proj \(2, 5\), which the recipe does not adapt so"),
+        ("more", "which the recipe does not adapt so"),
+        ("fewer", "ranks in all, where the recipe gives 56"),
+    ],
+)
+def test_checkpoints_without_their_ranks_are_refused(run, plan_of, words, damage, found):
     path = run / measure.FILE
     content = path.read_bytes()
+    directions = safetensors.numpy.load_file(path)
+    name, a = next((name, a) for name, a in directions.items() if len(a) > 1)
+    written = {
+        "another's": {"model.layers.0.self_attn.q_proj": np.ones((2, 5), np.float32)},
+        "more": directions | {name: np.tile(a, (9, 1))},  # than the module can get
+        "fewer": directions | {name: a[:1]},  # than there are to give
+    }
     try:
         if damage == "missing":
             path.unlink()
         elif damage == "damaged":
             path.write_bytes(content[:100])
         else:
-            other = np.ones((2, 5), np.float32)
-            safetensors.numpy.save_file({"model.layers.0.self_attn.q_proj": other}, path)
-        with pytest.raises(CheckpointError, match=r"eva\.safetensors, with the ranks of"):
+            safetensors.numpy.save_file(written[damage], path)
+        with pytest.raises(CheckpointError, match=rf"eva\.safetensors, with the ranks.*{found}"):
             measure.decided(plan_of(*words))
     finally:
         path.write_bytes(content)
