@@ -68,6 +68,15 @@ TUNINGS = {
         {"target_modules": ["embed_tokens", "fc1"], "ensure_weight_tying": True},
         True,
     ),
+    "tied adapter of two scalings": (
+        POST,
+        {
+            "target_modules": ["embed_tokens", "fc1"],
+            "ensure_weight_tying": True,
+            "alpha_pattern": {"lm_head": 4},
+        },
+        False,
+    ),
     "tied copy": (
         small_models.GPT2,
         {"modules_to_save": ["lm_head"], "ensure_weight_tying": True},
