@@ -157,7 +157,7 @@ def begun(model: TinyModel, choice: Choice, theirs: peft.PeftModel, mesh: Mesh) 
     tree = starts.with_adapters(own, model.family, network, kind=kind, seed=0, mesh=mesh)
     tensors = {
         saved_name(name): parameter.detach().numpy()
-        for name, parameter in theirs.named_parameters()
+        for name, parameter in theirs.named_parameters(remove_duplicate=False)
         if parameter.requires_grad
     }
     trained = peft_format.from_tensors(tensors, model.family, network, model.folder)
@@ -210,7 +210,7 @@ def gradients_by_name(adapted: peft.PeftModel) -> dict[str, np.ndarray]:
     """Return the gradients of what PEFT trains, under the names it is saved by."""
     return {
         saved_name(name): parameter.grad.numpy()
-        for name, parameter in adapted.named_parameters()
+        for name, parameter in adapted.named_parameters(remove_duplicate=False)
         if parameter.grad is not None
     }
 
