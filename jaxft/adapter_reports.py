@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,11 @@ from jaxft.console import Size
 from jaxft.lora import algebra, compare, kinds, peft_format, serving
 from jaxft.lora.algebra import LoraAdapter
 
-_TAIL = re.compile(r"(\.lora_[AB])?\.(weight|bias)$")
+_TAIL = re.compile(
+    r"\.lora_(embedding_[AB]|magnitude_vector)$"
+    r"|\.token_adapter\.trainable_tokens_delta$"
+    r"|(\.lora_[AB])?\.(weight|bias)$"
+)
 _SHAPES = ("module", "count", "in", "out", "rank")
 _SIZES = ("norm", "largest", "directions")
 
@@ -85,7 +89,7 @@ def _facts(adapter: LoraAdapter, tensors: Mapping[str, Any]) -> Iterable[tuple[s
     lora = adapter.lora
     yield "base model", adapter.base_model or "not named"
     chosen = lora.target_modules or "PEFT's for the family"
-    yield "targets", chosen if isinstance(chosen, str) else _shortened(chosen)
+    yield "targets", chosen if isinstance(chosen, str) else kinds.shortened(chosen)
     if adapter.updates:
         ranks = sorted({each.rank for each in adapter.updates.values()})
         scalings = sorted({each.scaling for each in adapter.updates.values()})
@@ -139,11 +143,6 @@ def _kinds(tensors: Iterable[str]) -> list[str]:
     return list(kinds.grouped(dict.fromkeys(_TAIL.sub("", stem) for stem in stems)))
 
 
-def _shortened(names: Sequence[str], shown: int = 8) -> str:
-    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + rest
-
-
 def _cell(values: Iterable[int]) -> int | str:
     """Return one number as it is, for its alignment, and several as text."""
     several = list(dict.fromkeys(values))
@@ -151,14 +150,16 @@ def _cell(values: Iterable[int]) -> int | str:
 
 
 def _listed(values: Iterable[Any]) -> str:
-    return ", ".join(
+    return kinds.shortened(
         f"{each:,}" if isinstance(each, int) else f"{each:g}" if isinstance(each, float) else each
         for each in dict.fromkeys(values)
     )
 
 
 def _shown(value: Any) -> str:
-    return _shortened(value) if isinstance(value, list) else str(value)
+    if isinstance(value, dict):
+        return kinds.shortened(f"{name}: {_shown(each)}" for name, each in value.items()) or "{}"
+    return kinds.shortened(value) if isinstance(value, list) else str(value)
 
 
 def _or_dash(value: float) -> str:

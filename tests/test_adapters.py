@@ -235,6 +235,31 @@ def test_diff_says_in_what_two_adapters_differ(place, capsys):
     assert "8, 8 of them equal bit for bit" in out
 
 
+def test_diff_names_modules_whatever_their_tensors_are(place, capsys):
+    tune(place, "table", seed=6, r=2, target_modules=["embed_tokens"])
+    tune(place, "tokens", seed=7, target_modules=["q_proj"], trainable_token_indices=[*range(9)])
+    assert run("diff", place / "table", place / "tokens") == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "in the first only 2, on embed_tokens" in lines
+    assert "in the second only 5, on embed_tokens, q_proj" in lines
+    assert "trainable_token_indices None 0, 1, 2, 3, 4, 5, 6, 7 and 1 more" in lines
+
+
+def test_reports_of_many_ranks_stay_short(place, tmp_path, capsys):
+    shutil.copytree(place / "a", tmp_path / "many")
+    file = tmp_path / "many" / peft_format.CONFIG_FILE
+    content = json.loads(file.read_text())
+    content["alpha_pattern"] = {f"unused{number}": number + 1 for number in range(20)}
+    file.write_text(json.dumps(content))
+    assert run("info", tmp_path / "many") == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "alpha 1, 2, 3, 4, 5, 6, 7, 8 and 12 more" in lines
+    assert run("diff", place / "a", tmp_path / "many") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "unused7: 8 and 12 more" in said
+    assert "unused8" not in said
+
+
 def spoilt(place: Path, folder: Path, how) -> Path:
     shutil.copytree(place / "a", folder)
     how(folder)

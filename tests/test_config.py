@@ -33,6 +33,12 @@ train:
 """
 
 
+TOKENS = (
+    "Expected a list (not empty) of whole numbers (at least 0), a mapping (not empty) of each name "
+    "to a list (not empty) of whole numbers (at least 0) or null."
+)
+
+
 @pytest.fixture
 def recipe(tmp_path, monkeypatch):
     """A valid recipe in a folder of its own, with the command running beside it."""
@@ -255,8 +261,21 @@ def test_a_misspelt_required_key_is_not_called_missing(recipe):
         ),
         ("lora.lora_dropout=1", "`lora.lora_dropout` is 1", "a number (at least 0, less than 1)."),
         ("lora.lora_dropout=-0.1", "`lora.lora_dropout` is -0.1", "at least 0"),
-        ("lora.target_modules=[]", "`lora.target_modules` is []", "a list (not empty), text or"),
+        ("lora.target_modules=[]", "is []", "Expected a list (not empty) of text, text or null."),
         ("lora.target_modules=[1]", "`lora.target_modules.0` is 1", "Put it in quotes."),
+        (
+            "lora.rank_pattern={q: 0}",
+            "`lora.rank_pattern.q` is 0",
+            "to a whole number (at least 1).",
+        ),
+        ("lora.trainable_token_indices=[a]", "`lora.trainable_token_indices.0`", TOKENS),
+        ("lora.trainable_token_indices=[]", "is []", TOKENS),
+        ("lora.trainable_token_indices={embed_tokens: []}", '{"embed_tokens": []}', TOKENS),
+        ("lora.eva_config=3", "`lora.eva_config` is 3", "from: rho, tau, use_label_mask"),
+        ("lora.eva_config.rhoo=2.0", "`lora.eva_config.rhoo`", "mean `lora.eva_config.rho`?"),
+        ("lora.eva_config.zz=2", "`lora.eva_config.zz`", "`lora.eva_config` takes: rho, tau,"),
+        ("lora.eva_config.rho=0.5", "`lora.eva_config.rho` is 0.5", "a number (at least 1)."),
+        ("lora.eva_config.label_mask_value=0", "is 0", "Expected `-100`."),
         ("lora=8", "`lora` is 8", "keys and values, from: r, lora_alpha"),
         ("train.learning_rate=0", "`train.learning_rate` is 0", "a number (more than 0)."),
         ("train.learning_rate=.inf", "`train.learning_rate` is Infinity", "a number"),
@@ -294,6 +313,10 @@ def test_a_wrong_value_says_what_was_found_and_what_was_expected(recipe, overrid
     assert error.found.startswith(f"override `{override}`: ")
     assert found in error.found
     assert expected in error.remedy
+
+
+def test_of_a_mapping_the_names_are_no_values_to_be_quoted(recipe):
+    assert "quotes" not in mistake(recipe, "lora.rank_pattern={q: 0}").remedy
 
 
 def test_a_wrong_value_in_the_file_is_reported_with_its_line(recipe):

@@ -34,6 +34,7 @@ _KINDS: Mapping[Any, str] = {
     Path: "a path",
     types.NoneType: "null",
 }
+_ITEMS: Mapping[Any, str] = {int: "whole numbers", float: "numbers", str: "text"}
 
 
 def problem(error: ErrorDetails, path: KeyPath, place: str, value: Any) -> ConfigError:
@@ -117,11 +118,13 @@ def _conflict(error: ErrorDetails, path: KeyPath, value: Any) -> tuple[str, str]
 def _bad_value(error: ErrorDetails, path: KeyPath, value: Any) -> tuple[str, str]:
     """Word a value of the wrong type, or out of range."""
     found = f"`{dotted(path)}` is {shown(value)}"
-    options = tuple(part for part in path if isinstance(part, str))
+    options = path
+    while options and field_at(options) is None:  # an item of a list, or under a name of one's own
+        options = options[:-1]
     field = field_at(options)
     if field is None:
         return found, f"{error['msg']}."
-    if isinstance(value, str) and value in known.VALUES.get(options[-1], ()):
+    if isinstance(value, str) and value in known.VALUES.get(str(options[-1]), ()):
         found = f"`{dotted(path)}: {value}` is known, and not supported yet"
     near = nearest(value, _words(field.annotation)) if isinstance(value, str) else ""
     hint = f" Did you mean `{near}`?" if near else ""
@@ -161,18 +164,21 @@ def shown(value: Any) -> str:
 @functools.cache
 def sections() -> dict[str, type[Section]]:
     """Return the sections of a recipe by name."""
-    return {
-        name: field.annotation
-        for name, field in RunConfig.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
-    }
+    found = {name: section_at((name,)) for name in RunConfig.model_fields}
+    return {name: section for name, section in found.items() if section}
 
 
 def section_at(path: KeyPath) -> type[Section] | None:
     """Return the section whose keys stand under `path`; None when there is none."""
     if not path:
         return RunConfig
-    return sections().get(str(path[0])) if len(path) == 1 else None
+    field = field_at(path)
+    if field is None:
+        return None
+    is_choice = get_origin(field.annotation) in (Union, types.UnionType)
+    choices = get_args(field.annotation) if is_choice else (field.annotation,)
+    classes = (choice for choice in choices if isinstance(choice, type))
+    return next((each for each in classes if issubclass(each, Section)), None)
 
 
 def field_at(path: KeyPath) -> FieldInfo | None:
@@ -183,21 +189,30 @@ def field_at(path: KeyPath) -> FieldInfo | None:
 
 def expected(field: FieldInfo) -> str:
     """Say what an option accepts, from its annotation."""
-    return _described(field.annotation) + _limits(field.metadata)
+    return _described(field.annotation, _limits(field.metadata))
 
 
-def _described(annotation: Any) -> str:
-    """Say what a type accepts."""
+def _described(annotation: Any, limits: str = "") -> str:
+    """Say what a type accepts within limits."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _described(args[0]) + _limits(args[1:])
+        return _described(args[0], _limits(args[1:]))
     if origin in (Union, types.UnionType):
-        return _either([_described(arg) for arg in args])
+        return _either([_described(arg) for arg in args]) + limits
     if origin is Literal:
-        return _either([f"`{arg}`" for arg in args])
+        return _either([f"`{arg}`" for arg in args]) + limits
     if origin is list:
-        return "a list"
-    return _KINDS.get(annotation, str(annotation))
+        return f"a list{limits} of {_items(args[0])}"
+    if origin is dict:
+        return f"a mapping{limits} of each name to {_described(args[1])}"
+    return _KINDS.get(annotation, str(annotation)) + limits
+
+
+def _items(annotation: Any) -> str:
+    """Say what the items of a list are."""
+    is_limited = get_origin(annotation) is Annotated
+    kind, *limits = get_args(annotation) if is_limited else (annotation,)
+    return _ITEMS.get(kind, str(kind)) + _limits(limits)
 
 
 def _either(choices: Sequence[str]) -> str:
@@ -243,4 +258,7 @@ def _kinds(annotation: Any) -> set[Any]:
     """Return the plain types among what a type accepts."""
     if get_origin(annotation) is Literal:
         return set()
-    return {annotation} | {kind for arg in get_args(annotation) for kind in _kinds(arg)}
+    args = get_args(annotation)
+    if get_origin(annotation) is dict:
+        args = args[1:]  # names are no values
+    return {annotation} | {kind for arg in args for kind in _kinds(arg)}

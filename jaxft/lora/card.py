@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 import jaxft
+from jaxft.lora import kinds
 from jaxft.weights import hub
 
 FILE = "README.md"
@@ -92,7 +93,8 @@ def _facts(content: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dic
         facts["Alpha"] += ", rank-stabilised (over the root of the rank)"
     for field, label in (("rank_pattern", "Other ranks"), ("alpha_pattern", "Other alphas")):
         if content.get(field):
-            facts[label] = ", ".join(f"`{key}`: {each}" for key, each in content[field].items())
+            by_name = (f"`{key}`: {each}" for key, each in content[field].items())
+            facts[label] = kinds.shortened(by_name)
     for field, label in (
         ("target_modules", "Adapted modules"),
         ("exclude_modules", "but not"),
@@ -102,7 +104,9 @@ def _facts(content: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dic
         value = content.get(field)
         if value not in (None, []):
             several = value if isinstance(value, list) else [value]
-            facts[label] = ", ".join(f"`{each}`" for each in several)
+            facts[label] = kinds.shortened(f"`{each}`" for each in several)
+    if content.get("init_lora_weights") == "eva":
+        facts["EVA"] = "begun along the directions in which the modules' inputs vary most"
     if content.get("use_dora"):
         facts["DoRA"] = "yes: the lengths of the adapted weights' rows are trained too"
     tokens = content.get("trainable_token_indices")

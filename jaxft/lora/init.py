@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -21,8 +20,6 @@ from jaxft.errors import AdapterError
 from jaxft.models.bind import abstract_tree
 from jaxft.models.network import EMBED, POSITIONS, Network
 from jaxft.parallel import mesh as meshes
-
-DTYPE = jnp.float32  # of adapters and their optimizer state, whatever the base's dtype
 
 
 class Start(NamedTuple):

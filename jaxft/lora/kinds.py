@@ -1,9 +1,14 @@
-"""Modules by kind: the same place in every layer. What tables about adapters have a line for."""
+"""Many modules in few words: what tables about adapters have a line for, and room in a line.
+
+A kind of module is the same place in every layer.
+"""
 
 import re
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
+_SHOWN = 8
 _NUMBER = re.compile(r"\.\d+(?=\.)")
 
 
@@ -28,3 +33,10 @@ def _short(stem: str, stems: Iterable[str]) -> str:
         (ending for ending in endings if not any(other.endswith(f".{ending}") for other in others)),
         stem,
     )
+
+
+def shortened(values: Iterable[Any]) -> str:
+    """Write the first of many values, and how many more there are: "a, b and 12 more"."""
+    several = [str(value) for value in values]
+    rest = f" and {len(several) - _SHOWN:,} more" if len(several) > _SHOWN else ""
+    return ", ".join(several[:_SHOWN]) + rest

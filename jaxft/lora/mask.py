@@ -1,8 +1,8 @@
 """The tuning method is a mask over the parameter tree: which leaves are trained, which frozen.
 
 Trained are the leaves of every adapter, and those of the model's own leaves that the network
-names (biases, modules to save). Gradients, optimizer state, clipping norm and checkpoints exist
-for the marked leaves alone.
+names (biases, rows of tokens, modules to save). Gradients, optimizer state, clipping norm and
+checkpoints exist for the marked leaves alone.
 """
 
 from collections.abc import Mapping

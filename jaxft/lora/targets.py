@@ -5,6 +5,7 @@ ending after a dot, a string is a regular expression for the whole name) and
 `_maybe_include_all_linear_layers` ("all-linear" is every linear module but the output embedding).
 """
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -143,7 +144,12 @@ def by_pattern(patterns: Mapping[str, Number], name: str, default: Number) -> Nu
 
 
 def _fits_pattern(key: str, name: str) -> bool:
-    return re.match(rf"(.*\.)?({key})$", name) is not None
+    return _pattern(key).match(name) is not None
+
+
+@functools.cache  # re keeps 512, and of EVA there can be one for each module
+def _pattern(key: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({key})$")
 
 
 def _check_patterns(config: LoraConfig, adapted: Sequence[str]) -> None:

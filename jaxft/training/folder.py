@@ -44,11 +44,6 @@ _NOT_NUMERIC = frozenset(
 )
 
 
-def checkpoint_folder(plan: Plan) -> Path:
-    """Return where the checkpoints of a run lie."""
-    return plan.folder / "checkpoints"
-
-
 def fingerprint(plan: Plan) -> dict[str, Any]:
     """Return everything that the run's numbers depend on, as JSON values by name.
 
@@ -90,7 +85,7 @@ def check(plan: Plan) -> None:
     is_adapter = plan.config.tuning.method == "lora"
     mark = peft_format.CONFIG_FILE if is_adapter else verify.FILE
     save.check_gives_way(plan.folder / ("adapter" if is_adapter else "model"), mark)
-    resume, checkpoints = plan.config.train.resume_from_checkpoint, checkpoint_folder(plan)
+    resume, checkpoints = plan.config.train.resume_from_checkpoint, plan.checkpoints
     steps = checkpoint.saved_steps(checkpoints)
     if resume is False and steps:
         raise CheckpointError(
@@ -132,7 +127,7 @@ def open_checkpoints(plan: Plan) -> checkpoint.Checkpoints:
     except OSError as error:
         raise _unusable(plan.folder, f"cannot be written to: {error.strerror}") from error
     limit = plan.config.train.save_total_limit
-    return checkpoint.Checkpoints(checkpoint_folder(plan), fingerprint(plan), limit)
+    return checkpoint.Checkpoints(plan.checkpoints, fingerprint(plan), limit)
 
 
 def _check_place(folder: Path) -> None:

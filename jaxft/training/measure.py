@@ -69,7 +69,7 @@ def decided(plan: Plan) -> Plan:
         return plan
     bare = base_network(plan.network.spec)
     sites = eva.sites(plan.network, bare, plan.family, plan.config.lora.eva_config.rho)
-    if checkpoint.saved_steps(plan.folder / "checkpoints"):
+    if checkpoint.saved_steps(plan.checkpoints):
         directions = _read(plan.folder / FILE, sites)
     else:
         directions = _measured(plan, bare, sites, plan.config.lora.eva_config)

@@ -72,6 +72,11 @@ class Plan:
         """The run's folder."""
         return self.config.train.output_dir
 
+    @property
+    def checkpoints(self) -> Path:
+        """Where its checkpoints lie."""
+        return self.folder / "checkpoints"
+
 
 def make_plan(config: RunConfig) -> Plan:
     """Find the model, read the rows, and decide on the run.

@@ -79,6 +79,22 @@ def test_it_says_what_was_trained_and_what_the_caller_knows():
     assert f"Made with jaxft {jaxft.__version__}" in text
 
 
+def test_of_eva_it_says_so_and_of_many_modules_the_first():
+    names = [f"model.layers.{layer}.mlp.up_proj" for layer in range(1010)]
+    patterns = dict.fromkeys(names, 3)
+    text = made(
+        init_lora_weights="eva",
+        target_modules=names,
+        rank_pattern=patterns,
+        alpha_pattern=patterns,
+    )
+    assert "| EVA | begun along the directions" in text
+    assert text.count(" and 1,002 more |") == 3
+    assert f"`{names[7]}` and" in text
+    assert max(map(len, text.splitlines())) < 400
+    assert "EVA" not in made()
+
+
 def test_every_adapter_folder_has_one(tmp_path):
     peft_format.save_adapter(tmp_path / "adapter", TENSORS, CONTENT, facts={"Steps": "50"})
     text = (tmp_path / "adapter" / "README.md").read_text()

@@ -280,6 +280,14 @@ def test_rank_and_alpha_follow_the_first_pattern_that_fits_and_scale_together():
     assert {adapter.scaling for adapter in stabilised.values()} == {8.0}
 
 
+def test_more_patterns_than_re_keeps_are_compiled_once_each():
+    patterns = {f"only{number}": number for number in range(600)}
+    compiled = targets._pattern.cache_info().misses
+    for number in (599, 0, 599):
+        assert targets.by_pattern(patterns, f"model.only{number}", -1) == number
+    assert targets._pattern.cache_info().misses - compiled == 600
+
+
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
