@@ -15,6 +15,8 @@ import small_models
 import jaxft
 from jaxft.lora import algebra, peft_format, serving
 
+pytestmark = pytest.mark.slow
+
 IDS = np.random.default_rng(1).integers(0, small_models.VOCABULARY, (2, 11)).astype(np.int32)
 PATTERNS = {"rank_pattern": {"v_proj": 2}, "alpha_pattern": {"fc1": 5}, "use_rslora": True}
 

@@ -20,6 +20,8 @@ from jaxft.lora import merge
 from jaxft.weights import flax_msgpack
 from jaxft.weights import safetensors as shards
 
+pytestmark = pytest.mark.slow
+
 IDS = np.random.default_rng(1).integers(0, small_models.VOCABULARY, (2, 11)).astype(np.int32)
 UNTIED = {**small_models.LLAMA, "tie_word_embeddings": False}
 POST = {**small_models.OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 16}
@@ -67,6 +69,15 @@ TUNINGS = {
         POST,
         {"target_modules": ["embed_tokens", "fc1"], "ensure_weight_tying": True},
         True,
+    ),
+    "tied adapter of two scalings": (
+        POST,
+        {
+            "target_modules": ["embed_tokens", "fc1"],
+            "ensure_weight_tying": True,
+            "alpha_pattern": {"lm_head": 4},
+        },
+        False,
     ),
     "tied copy": (
         small_models.GPT2,

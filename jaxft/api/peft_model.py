@@ -13,7 +13,7 @@ from jaxft import config as configs
 from jaxft import tree as trees
 from jaxft.api.model import CausalLM
 from jaxft.errors import AdapterError, ConfigError
-from jaxft.lora import peft_format, starts, targets, tuned, verify
+from jaxft.lora import peft_format, starts, targets, tuned, tying, verify
 from jaxft.lora.adapter import write_adapter
 from jaxft.models.network import is_adapter_leaf
 
@@ -134,4 +134,5 @@ def get_peft_model(model: CausalLM, peft_config: object) -> PeftModel:
             "From Python that is not supported yet: train with a recipe (jaxft train).",
         )
     targets.refuse_collisions(peft_config, model.family, model.network.spec)
+    tying.warn_if_idle(peft_config, model.family, model.network.spec)
     return PeftModel(model, peft_config, None, is_trainable=True)

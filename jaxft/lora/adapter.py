@@ -21,7 +21,9 @@ from jaxft.parallel import rules
 from jaxft.weights import save
 from jaxft.weights.source import Source
 
-_TOLERANCE = 1e-5  # of the largest logit; the arrays are the same, so this is the program's noise
+# Of the largest logit. The arrays are the same, so this is the program's noise; what began with the
+# weights is written as a difference, whose sums are in another order, as those of a merge are.
+_TOLERANCE, _TOLERANCE_WITH_START = 1e-5, 1e-4
 
 
 def write_adapter(
@@ -59,6 +61,7 @@ def write_adapter(
     )
     _, frozen = trees.partition(model.tree, mask.trainable_mask(network, model.tree))
     has_start = bool(starts.of(frozen))
+    tolerance = _TOLERANCE_WITH_START if has_start else _TOLERANCE
     # Of such an adapter a difference of products is written: another order of the same sums, which
     # only in float32 is the same to be told.
     dtype, precision = ("float32", "highest") if has_start else (dtype, None)
@@ -79,11 +82,11 @@ def write_adapter(
         reread = verify.Model(theirs, trees.combine(starts.without(frozen), placed))
         with jax.default_matmul_precision(precision):
             found = verify.compare(live, reread, rows, mesh=mesh, dtype=dtype)
-        if not found.relative <= _TOLERANCE:
+        if not found.relative <= tolerance:
             by = f"its logits differ from the live model's by {found.relative:.1e} of the largest"
             raise _not_as_written(folder, by)
         what = "the adapter in this folder, read back, with the live model"
-        record = verify.report(what, rows, found, dtype=dtype, tolerance=_TOLERANCE)
+        record = verify.report(what, rows, found, dtype=dtype, tolerance=tolerance)
         verify.write(written, record)
         console.note(f"The adapter, read back, gives {verify.in_words(record)}.")
         return {"Verified": f"read back, it gives {verify.in_words(record)}"}

@@ -206,7 +206,9 @@ def combine(terms: Sequence[tuple[LoraAdapter, float]]) -> LoraAdapter:
             )
         updates = {name: _with_bias(each) for name, each in updates.items()}
     first = terms[0][0]
-    content = {**first.content, **_merged_fields([adapter for adapter, _ in terms], updates)}
+    # How the first one began says nothing of a sum.
+    kept = {key: value for key, value in first.content.items() if key != "eva_config"}
+    content = {**kept, **_merged_fields([adapter for adapter, _ in terms], updates)}
     lora = peft_format.read_lora_config(content, first.origin)
     return LoraAdapter(first.origin, content, lora, updates, {}, whole, tables)
 
@@ -235,7 +237,13 @@ def _untied(adapter: LoraAdapter) -> LoraAdapter:
     The file has both, and what is done to an update is done to one of its two sides: the B of the
     one, which would have to be the A of the other.
     """
-    if not (adapter.lora.ensure_weight_tying and adapter.tables):
+    updates = adapter.updates
+    mirrored = any(
+        np.array_equal(updates[table].a, other.b.T) and np.array_equal(updates[table].b, other.a.T)
+        for table in adapter.tables
+        for other in updates.values()
+    )
+    if not (adapter.lora.ensure_weight_tying and mirrored):
         return adapter
     modules = {**dict.fromkeys(_TARGETING), "target_modules": list(adapter.updates)}
     content = {**adapter.content, **modules, "ensure_weight_tying": False}

@@ -51,7 +51,7 @@ def to_peft(
     # did not begin with the weights.
     begun = {name: each for name, each in then.updates.items() if name not in then.tables}
     now_alone = dataclasses.replace(now, whole={})
-    then_alone = dataclasses.replace(then, whole={}, updates=begun)
+    then_alone = dataclasses.replace(then, whole={}, updates=begun, tables=frozenset())
     terms = [(now_alone, 1.0), (then_alone, -1.0)]
     difference = dataclasses.replace(algebra.combine(terms), whole=now.whole)
     return dict(difference.content), algebra.tensors_of(difference)

@@ -111,6 +111,8 @@ class Merged:
             return None
         if kind == "bias":
             return np.float32(adapter.scaling) * self._leaf(module, "bias")
+        if described.path == HEAD and self._network.ties_adapters:
+            return np.float32(adapter.scaling) * self._tied_product()
         update = self._leaf(module, "a").T @ self._leaf(module, "b")
         if adapter.subtracts_start:
             update -= self._leaf(module, "a0").T @ self._leaf(module, "b0")

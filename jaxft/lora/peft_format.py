@@ -39,6 +39,7 @@ def adapter_config(
 ) -> dict[str, Any]:
     """Return the content of adapter_config.json: the fields that every PEFT version knows."""
     chosen, tokens = targets.target_modules(config, family), config.trainable_token_indices
+    ties = config.ensure_weight_tying
     if chosen == targets.ALL_LINEAR or family.text_families:
         # Resolved, as PEFT does: a reader may define "all" otherwise. In full where the model has
         # other parts, whose modules may end alike.
@@ -46,6 +47,8 @@ def adapter_config(
         found = [module.name for module in modules]
         endings = dict.fromkeys(name.rpartition(".")[2] for name in found)
         chosen = found if family.text_families else list(endings)
+        # By a list more may be tied than was by what it is made of.
+        ties = tying.of(config, family, spec) is not None
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -71,7 +74,7 @@ def adapter_config(
         **({"lora_bias": True} if config.lora_bias else {}),
         **({"eva_config": config.eva_config.model_dump()} if config.eva_config else {}),
         **({"trainable_token_indices": tokens} if tokens is not None else {}),
-        **({"ensure_weight_tying": True} if config.ensure_weight_tying else {}),
+        **({"ensure_weight_tying": True} if ties else {}),
     }
 
 
@@ -233,6 +236,8 @@ def read_lora_config(config: Mapping[str, Any], folder: Path) -> LoraConfig:
             "Only LORA adapters are supported.",
         )
     fields = {key: value for key, value in config.items() if key not in _DESCRIPTIVE}
+    if fields.get("init_lora_weights") != "eva":
+        fields.pop("eva_config", None)  # which PEFT then passes over as well
     try:
         lora = LoraConfig.model_validate(fields)
     except pydantic.ValidationError as error:
@@ -316,6 +321,7 @@ def _places(family: Family, network: Network) -> dict[str, tuple[names.Slot, ...
     trained, embed = network.trained_leaves(), names.embedding_name(family)
     head = f"{_PREFIX}{family.head_name}."
     if network.ties_adapters:
+        adapted.add(family.head_name)
         places |= {
             f"{head}lora_A.weight": (names.Slot("embed/lora_b", None, False, None, None),),
             f"{head}lora_B.weight": (names.Slot("embed/lora_a", None, True, None, None),),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from jaxft.config import LoraConfig, TuningConfig
 from jaxft.errors import ConfigError, nearest
-from jaxft.lora import targets
+from jaxft.lora import targets, tying
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network, Tuning, build_network
 from jaxft.models.spec import ModelSpec
@@ -27,6 +27,7 @@ def tuned_network(
     """
     if tuning.method == "lora":
         targets.refuse_collisions(lora, family, spec)
+        tying.warn_if_idle(lora, family, spec)
         return targets.adapted_network(lora, family, spec)
     owned = names.owned_leaves(family, spec)
     chosen = owned if tuning.method == "full" else _chosen(tuning, owned, len(spec.blocks))

@@ -18,7 +18,7 @@ from jaxft import console
 from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError
 from jaxft.models.families.family import Family
-from jaxft.models.network import EMBED, HEAD, Network, Rows
+from jaxft.models.network import EMBED, HEAD, Adapter, Network, Rows
 from jaxft.models.spec import ModelSpec
 from jaxft.weights import names
 
@@ -65,7 +65,7 @@ def embedding_module(family: Family) -> str:
 def check(
     config: LoraConfig, family: Family, spec: ModelSpec, adapted: Sequence[names.Module]
 ) -> None:
-    """Say where `ensure_weight_tying` does nothing, and refuse what cannot be tied.
+    """Refuse what `ensure_weight_tying` cannot tie.
 
     Args:
         config: What is asked for.
@@ -92,17 +92,21 @@ def check(
                 f"init_lora_weights={config.init_lora_weights!r}.",
                 "PEFT loses the tie then: use true, false or gaussian.",
             )
-    elif tie is None and (config.trainable_token_indices is None or not spec.tied_head):
-        console.warning(f"lora.ensure_weight_tying has no effect: {_why_idle(spec)}.")
 
 
-def _why_idle(spec: ModelSpec) -> str:
-    if not spec.tied_head:
-        return "the model's head is not tied to its embedding"
-    return (
-        f"neither target_modules nor modules_to_save names {' or '.join(_KNOWN)}, "
-        "by which PEFT knows what is tied"
-    )
+def warn_if_idle(config: LoraConfig, family: Family, spec: ModelSpec) -> None:
+    """Say so where `ensure_weight_tying` is set and does nothing."""
+    if not config.ensure_weight_tying or of(config, family, spec) is not None:
+        return
+    why = "the model's head is not tied to its embedding"
+    if spec.tied_head:
+        if EMBED in _chosen(config, family, spec):
+            return  # their rows are tied
+        why = (
+            f"neither target_modules nor modules_to_save names {' or '.join(_KNOWN)}, "
+            "by which PEFT knows what is tied"
+        )
+    console.warning(f"lora.ensure_weight_tying has no effect: {why}.")
 
 
 def completed(config: LoraConfig, family: Family, network: Network) -> Network:
@@ -134,8 +138,20 @@ def completed(config: LoraConfig, family: Family, network: Network) -> Network:
             f"{_FIELD} names tokens of the head, which has an adapter with use_dora.",
             f"That is not supported: leave {family.head_name} out of target_modules, or use_dora.",
         )
-    follows = follows or of(config, family, spec) == "adapters"
+    if of(config, family, spec) == "adapters":
+        follows = True
+        _check_one_rank(dict(network.outer_adapters))
     return dataclasses.replace(network, rows=tuple(sorted(rows.items())), head_follows=follows)
+
+
+def _check_one_rank(adapters: Mapping[str, Adapter]) -> None:
+    ranks = [adapters[module].rank for module in (EMBED, HEAD)]
+    if len(set(ranks)) > 1:
+        raise AdapterError(
+            "lora.ensure_weight_tying makes one adapter of the embedding's and the head's, and "
+            f"rank_pattern gives them {ranks[0]} and {ranks[1]}.",
+            "Give both one rank, or set ensure_weight_tying=false.",
+        )
 
 
 def _chosen(config: LoraConfig, family: Family, spec: ModelSpec) -> dict[str, Rows]:

@@ -23,7 +23,7 @@ from jaxft import console
 from jaxft.config import EvaConfig
 from jaxft.data.tokenized import IGNORED
 from jaxft.errors import AdapterError, CheckpointError
-from jaxft.lora import eva, kinds, targets
+from jaxft.lora import eva, kinds, targets, tying
 from jaxft.lora.eva import Site
 from jaxft.models import forward
 from jaxft.models.network import Network, base_network
@@ -76,6 +76,9 @@ def decided(plan: Plan) -> Plan:
     ranks = {name: len(a) for name, a in directions.items()}
     tables = eva.tables(plan.network, plan.family)
     lora = eva.decided(plan.config.lora, sites, ranks, tables)
+    if tying.of(plan.config.lora, plan.family, plan.network.spec) is None:
+        # By a list of names more may be tied than was by what the recipe says.
+        lora = lora.model_copy(update={"ensure_weight_tying": False})
     network = targets.adapted_network(lora, plan.family, plan.network.spec)
     return dataclasses.replace(plan, lora=lora, network=network, directions=directions)
 

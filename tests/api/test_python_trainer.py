@@ -15,6 +15,8 @@ import runs
 import jaxft
 from jaxft.errors import ConfigError, DataError
 
+pytestmark = pytest.mark.slow
+
 IDS = np.arange(2, 11, dtype=np.int32)[None]
 
 

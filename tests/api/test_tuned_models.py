@@ -17,6 +17,8 @@ from jaxft.config import MeshConfig
 from jaxft.errors import AdapterError, ConfigError
 from jaxft.models.quantized import Quantized
 
+pytestmark = pytest.mark.slow
+
 IDS = np.arange(2, 11, dtype=np.int32)[None]
 FREEZE = {"method": "freeze", "modules": ["fc1", "final_layer_norm"], "layers": [-1]}
 

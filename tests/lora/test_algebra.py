@@ -81,6 +81,13 @@ OTHERS = {
 }
 
 
+def test_how_an_adapter_began_does_not_hinder_a_sum():
+    measured = made(init_lora_weights="eva", eva_config={"rho": 1.5})
+    total = algebra.combine([(measured, 0.5), (PLAIN, 0.5)])
+    assert total.lora.init_lora_weights is True
+    assert "eva_config" not in total.content
+
+
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (0.25, -1.5), (0.0, 1.0)])
 def test_a_combination_is_that_of_the_full_matrices(other, weights):

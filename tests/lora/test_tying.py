@@ -13,7 +13,7 @@ import tiny
 from jaxft import tree as trees
 from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError
-from jaxft.lora import algebra, peft_format, serving, targets
+from jaxft.lora import algebra, peft_format, serving, targets, tying
 from jaxft.models.families import gpt2, llama, opt
 from jaxft.parallel import mesh as meshes
 from jaxft.training import finish
@@ -140,6 +140,15 @@ REFUSED = {
         },
         "init_lora_weights='orthogonal'",
     ),
+    "a tie of two ranks": (
+        TIED,
+        {
+            "target_modules": ["embed_tokens"],
+            "rank_pattern": {"lm_head": 1},
+            "ensure_weight_tying": True,
+        },
+        "rank_pattern gives them 2 and 1",
+    ),
 }
 
 
@@ -179,6 +188,7 @@ def test_what_is_saved_of_both_is_one_leaf_where_it_is_asked_for(saved):
 )
 def test_a_tie_that_does_nothing_is_said_to(spec, family, lora, reason, capsys):
     with_tie = network_of(spec, family, ensure_weight_tying=True, **lora)
+    tying.warn_if_idle(LoraConfig(ensure_weight_tying=True, **lora), family, spec)
     said = " ".join(capsys.readouterr().err.split())
     assert ("ensure_weight_tying has no effect" in said) == (reason is not None)
     if reason is not None:
@@ -270,6 +280,19 @@ def test_updates_of_tables_are_scaled_added_and_folded_as_others(name):
         network = targets.adapted_network(again.lora, llama.LLAMA, TIED)
         peft_format.from_tensors(tensors, llama.LLAMA, network, Path("adapter"))
         assert not again.lora.ensure_weight_tying
+
+
+def test_what_is_saved_of_both_stays_tied_beside_an_adapter_on_positions():
+    chosen = {"target_modules": ["wpe", "c_attn"], "modules_to_save": ["lm_head"]}
+    config = LoraConfig(r=2, ensure_weight_tying=True, **chosen)
+    network = targets.adapted_network(config, gpt2.GPT2, COUNTED)
+    trained = tiny.split(tiny.random_leaves(network), network)[0]
+    content = peft_format.adapter_config(config, gpt2.GPT2, COUNTED, "someone/model", None)
+    tensors = peft_format.to_tensors(trained, gpt2.GPT2, network)
+    folded = algebra.fold(algebra.parse(content, tensors, Path("adapter")))
+    again = targets.adapted_network(folded.lora, gpt2.GPT2, COUNTED)
+    assert again.outer_trained == network.outer_trained == ("embed/kernel",)
+    peft_format.from_tensors(algebra.tensors_of(folded), gpt2.GPT2, again, Path("adapter"))
 
 
 def test_trained_rows_are_whole_and_no_difference_from_the_base():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,11 +155,7 @@ def begun(model: TinyModel, choice: Choice, theirs: peft.PeftModel, mesh: Mesh) 
     own = model.load(network, mesh)
     kind: Any = lora.init_lora_weights
     tree = starts.with_adapters(own, model.family, network, kind=kind, seed=0, mesh=mesh)
-    tensors = {
-        saved_name(name): parameter.detach().numpy()
-        for name, parameter in theirs.named_parameters()
-        if parameter.requires_grad
-    }
+    tensors = {name: parameter.detach().numpy() for name, parameter in trained_by(theirs)}
     trained = peft_format.from_tensors(tensors, model.family, network, model.folder)
     return Adapted(network, trained, trees.partition(tree, mask.trainable_mask(network, tree))[1])
 
@@ -206,11 +202,20 @@ def saved_name(name: str) -> str:
     return re.sub(r"\.default(?=\.|$)", "", name.replace(".modules_to_save.", "."))
 
 
+def trained_by(adapted: peft.PeftModel) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Yield what PEFT trains, under the names it is saved by: a module that is tied under both."""
+    seen = set()
+    for name, parameter in adapted.named_parameters(remove_duplicate=False):
+        if parameter.requires_grad and (parameter not in seen or ".modules_to_save." in name):
+            seen.add(parameter)
+            yield saved_name(name), parameter
+
+
 def gradients_by_name(adapted: peft.PeftModel) -> dict[str, np.ndarray]:
     """Return the gradients of what PEFT trains, under the names it is saved by."""
     return {
-        saved_name(name): parameter.grad.numpy()
-        for name, parameter in adapted.named_parameters()
+        name: parameter.grad.numpy()
+        for name, parameter in trained_by(adapted)
         if parameter.grad is not None
     }
 

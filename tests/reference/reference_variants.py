@@ -31,7 +31,7 @@ from jaxft.weights import names
 KINDS = {
     "apart": "llama",
     "apart, tied, biased": "opt-smooth",
-    "apart, tied, scaled embedding": "gemma2",
+    "apart, tied, scaled embedding": reference_adapters.GEMMA,
     "narrow embedding": "opt-350m-smooth",
     "fused, transposed, tied": "gpt2",
     "fused by head, tied": "bloom",

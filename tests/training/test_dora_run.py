@@ -15,6 +15,8 @@ from jaxft import tree as trees
 from jaxft.models.network import base_network, is_adapter_leaf
 from jaxft.training import finish, setup
 
+pytestmark = pytest.mark.slow
+
 WORDS = ["lora.use_dora=true", "lora.target_modules=all-linear", "train.max_steps=4"]
 
 

@@ -14,6 +14,8 @@ from jaxft.errors import AdapterError, CheckpointError
 from jaxft.lora import peft_format
 from jaxft.training import folder, loop, measure, setup
 
+pytestmark = pytest.mark.slow
+
 EVA = ["lora.init_lora_weights=eva", "lora.target_modules=all-linear", "train.max_steps=4"]
 SHORT = ["data.eval=null", "train.eval_strategy=no", "train.per_device_train_batch_size=4"]
 

@@ -14,6 +14,8 @@ from jaxft.errors import ConfigError
 from jaxft.models.quantized import Quantized
 from jaxft.training import folder, setup
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(recipe, tmp_path):

@@ -17,6 +17,8 @@ from jaxft.lora import conversion, mask, peft_format, starts, targets
 from jaxft.training import finish, folder, setup
 from jaxft.training.trainer import Outcome
 
+pytestmark = pytest.mark.slow
+
 # A rank whose double is more than the smaller side of k_proj, which has 16 outputs.
 WORDS = [
     "lora.init_lora_weights=pissa",

@@ -18,6 +18,8 @@ from jaxft.models import bind
 from jaxft.training import folder, setup
 from jaxft.weights import base
 
+pytestmark = pytest.mark.slow
+
 NO_ADAPTER = ["lora.r=8", "lora.lora_alpha=8", "lora.lora_dropout=0.0"]
 SHORT = ["train.max_steps=3", "train.eval_steps=3", "train.learning_rate=0.002"]
 
