@@ -24,6 +24,7 @@ import covering
 import jax
 import reference_models
 import reference_variants
+import transformers
 from covering import Row
 from reference_models import TinyModel
 from reference_runs import TOLERANCE
@@ -45,6 +46,7 @@ def main() -> None:
     if args.sample is not None:
         rows = random.Random(args.seed).sample(rows, min(args.sample, len(rows)))
     warnings.simplefilter("ignore")  # PEFT's, of which the suite has a list
+    transformers.utils.logging.disable_progress_bar()
     seen: dict[str, list[Seen]] = defaultdict(list)
     failures = []
     with tempfile.TemporaryDirectory() as folder:
