@@ -23,7 +23,7 @@ from jaxft import tree as trees
 from jaxft.config import LoraConfig
 from jaxft.lora import targets
 from jaxft.models.families.family import Family
-from jaxft.models.network import Adapter, Network
+from jaxft.models.network import Network
 from jaxft.models.spec import ModelSpec
 from jaxft.weights import names
 
@@ -92,12 +92,7 @@ def sites(asked: Network, base: Network, family: Family, rho: float) -> list[Sit
         rho: How many times its rank a module can get; those that read one input can get what the
             largest of them can, and none more than its smaller side.
     """
-    adapters: dict[tuple[int | None, str], Adapter] = {
-        (layer, path): adapter
-        for _, described, layers in asked.stacked_blocks()
-        for layer in layers
-        for path, adapter in described.adapters
-    } | {(None, path): adapter for path, adapter in asked.outer_adapters}
+    asked_of = asked.places()
     places: dict[int | None, tuple[str, int]] = {
         layer: (block, slot)
         for block, _, layers in base.stacked_blocks()
@@ -106,7 +101,7 @@ def sites(asked: Network, base: Network, family: Family, rho: float) -> list[Sit
     found = [
         Site(module, *places[module.layer], read_by(module.path, asked.spec), adapter.rank, 0)
         for module in names.linear_modules(family, asked.spec)
-        if (adapter := adapters.get((module.layer, module.path)))
+        if (adapter := asked_of[module.layer].adapters.get(module.path))
     ]
     widest: dict[tuple[str, int, str], int] = {}
     for site in found:

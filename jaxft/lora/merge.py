@@ -16,7 +16,7 @@ from jaxft.errors import AdapterError
 from jaxft.models.families.family import Family
 from jaxft.models.network import EMBED, HEAD, Network
 from jaxft.weights import layout, names
-from jaxft.weights.names import Module, Slot
+from jaxft.weights.names import Slot
 
 
 class Merged:
@@ -30,7 +30,6 @@ class Merged:
         """
         self._leaves = trees.flatten(tree)
         self._slots = names.own_tensors(family, network)
-        self._outer = ("", None, dict(network.outer_adapters))
         self._head, self._embedding = f"{family.head_name}.weight", names.embedding_name(family)
         if not network.has_own_head:
             self._slots.pop(self._head, None)
@@ -40,11 +39,7 @@ class Merged:
         self._modules = {
             module.name: module for module in names.adaptable_modules(family, network.spec)
         }
-        self._places = {
-            layer: (f"{prefix}/", index, dict(described.adapters))
-            for prefix, described, layers in network.stacked_blocks()
-            for index, layer in enumerate(layers)
-        }
+        self._places = network.places()
         self._network = network
         self._check_biases()
 
@@ -106,7 +101,7 @@ class Merged:
     def _delta(self, module: str, kind: str) -> np.ndarray | None:
         """Return what an adapter adds to a "weight" [in, out] or a "bias" [out], if anything."""
         described = self._modules[module]
-        adapter = self._place(described)[2].get(described.path)
+        adapter = self._places[described.layer].adapters.get(described.path)
         if adapter is None or (kind == "bias" and not adapter.bias):
             return None
         if kind == "bias":
@@ -121,15 +116,11 @@ class Merged:
     def _leaf(self, module: str, name: str) -> Any:
         """Return a leaf of a module's adapter, float32, or `None` if it has none of that name."""
         described = self._modules[module]
-        prefix, index, _ = self._place(described)
+        prefix, index, _ = self._places[described.layer]
         leaf = self._leaves.get(f"{prefix}{described.path}/lora_{name}")
         if leaf is None:
             return None
         return np.asarray(leaf if index is None else leaf[index], np.float32)
-
-    def _place(self, module: Module) -> Any:
-        """Return the path of a module's block, its index there, and the adapters of the block."""
-        return self._outer if module.layer is None else self._places[module.layer]
 
     def _tied_product(self) -> np.ndarray:
         """Return A^T B of the head's adapter [in, out], which is the embedding's."""

@@ -293,15 +293,11 @@ _DESCRIPTIVE = frozenset(
 def _places(family: Family, network: Network) -> dict[str, tuple[names.Slot, ...]]:
     """Return the slots of every tensor that PEFT's file has for what the network trains."""
     shapes = names.leaf_shapes(network)
-    where = {
-        layer: (f"{prefix}/", index)
-        for prefix, _, layers in network.stacked_blocks()
-        for index, layer in enumerate(layers)
-    }
+    where = network.places()
     places: dict[str, tuple[names.Slot, ...]] = {}
     adapted = set()
     for module in names.adaptable_modules(family, network.spec):
-        prefix, index = ("", None) if module.layer is None else where[module.layer]
+        prefix, index, _ = where[module.layer]
         stem, leaf = f"{_PREFIX}{module.name}", f"{prefix}{module.path}/lora_"
         if module.is_table:
             places |= _places_of_table(f"{stem}.", module.path, shapes)

@@ -118,12 +118,7 @@ class _Adapted(NamedTuple):
 
 def _adapted(family: Family, network: Network) -> Iterator[_Adapted]:
     """Yield every adapter of a network."""
-    places: dict[int | None, tuple[str, int | None, dict[str, Adapter]]] = {
-        layer: (f"{prefix}/", index, dict(described.adapters))
-        for prefix, described, layers in network.stacked_blocks()
-        for index, layer in enumerate(layers)
-    }
-    places[None] = ("", None, dict(network.outer_adapters))
+    places = network.places()
     for module in names.linear_modules(family, network.spec):
         prefix, index, adapters = places[module.layer]
         if module.path in adapters:

@@ -9,6 +9,7 @@ weights are loaded: a leaf is then always wholly trained or wholly frozen.
 import dataclasses
 import re
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from jaxft.models.spec import BlockSpec, ModelSpec
 
@@ -93,6 +94,20 @@ class Group:
         return self.first_layer + repeat * len(self.period) + position
 
 
+class Place(NamedTuple):
+    """Where a layer's leaves are, or those outside of the layers.
+
+    Attributes:
+        prefix: Of their paths, "groups/0/1/" or "".
+        repeat: Which slice of the stacked leaves is the layer's; `None` outside.
+        adapters: By the path of their module after the prefix.
+    """
+
+    prefix: str
+    repeat: int | None
+    adapters: Mapping[str, Adapter]
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
     """A model and what is trained of it; hashable, so it can be a static argument.
@@ -162,6 +177,14 @@ class Network:
                 raise ValueError(f"layers from {group.first_layer} on are no repetition")
             groups.append(dataclasses.replace(group, period=first))
         return dataclasses.replace(self, groups=tuple(groups))
+
+    def places(self) -> dict[int | None, Place]:
+        """Return where the leaves of every layer are, by its index; outside of them by `None`."""
+        places: dict[int | None, Place] = {None: Place("", None, dict(self.outer_adapters))}
+        for prefix, described, layers in self.stacked_blocks():
+            for repeat, layer in enumerate(layers):
+                places[layer] = Place(f"{prefix}/", repeat, dict(described.adapters))
+        return places
 
     def stacked_blocks(self) -> Iterator[tuple[str, Layer, list[int]]]:
         """Yield (path "groups/g/p", layer description, indices of the layers stacked there)."""
