@@ -9,10 +9,10 @@ answered at once.
 from __future__ import annotations
 
 from jaxft.config.eva import EvaConfig
+from jaxft.config.lora import LoraConfig
 from jaxft.config.recipe import dump_config, load_config, section_error
 from jaxft.config.sections import (
     DataConfig,
-    LoraConfig,
     MeshConfig,
     ModelConfig,
     RunConfig,
