@@ -100,6 +100,7 @@ def recipe(
                 path=model.source.name,
                 revision=model.source.revision,
                 quantization=model.quantization,  # type: ignore[arg-type]  # checked there
+                calibration_tokens=0,  # it was read before there were rows
             ),
             tuning=tuning,
             lora=lora,

@@ -99,7 +99,9 @@ class CausalLM:
             dtype=self.dtype,
             mesh=mesh,
             quantization=self.quantization,
+            rounding=None,
         )
+        base.note_quantised(own)
         if self._start is None:
             return self._begun(own, mesh)
         return self._with(own, self._start, mesh)

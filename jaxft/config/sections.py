@@ -18,11 +18,11 @@ from jaxft.config import known
 from jaxft.config.lora import LoraConfig
 from jaxft.config.section import Fraction, PositiveInt, Section, conflict
 
-FOUR_BITS = ("nf4", "int4")
 FilePath = Annotated[Path, Field(strict=False)]
 # One update under three names: torch's plain and fused implementations of AdamW are a matter
 # of speed there, and have no counterpart here.
 _ADAMW_NAMES = ("adamw_torch", "adamw_torch_fused")
+_CALIBRATED = ("nf4", "int4")
 
 
 class ModelConfig(Section):
@@ -45,12 +45,12 @@ class ModelConfig(Section):
     @property
     def is_calibrated(self) -> bool:
         """Whether codes depend on what matrices read."""
-        return self.quantization in FOUR_BITS and self.calibration_tokens > 0
+        return self.quantization in _CALIBRATED and self.calibration_tokens > 0
 
     @model_validator(mode="after")
     def _calibration_is_of_four_bits(self) -> ModelConfig:
         default = ModelConfig.model_fields["calibration_tokens"].default
-        if self.quantization not in FOUR_BITS and self.calibration_tokens != default:
+        if self.quantization not in _CALIBRATED and self.calibration_tokens not in (0, default):
             raise conflict(
                 "calibration_tokens",
                 f"calibration_tokens is set, and quantization is {self.quantization or 'null'}",

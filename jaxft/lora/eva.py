@@ -23,22 +23,13 @@ from jaxft import tree as trees
 from jaxft.config import LoraConfig
 from jaxft.lora import targets
 from jaxft.models.families.family import Family
-from jaxft.models.network import Network
-from jaxft.models.spec import ModelSpec
+from jaxft.models.network import Network, read_by
 from jaxft.weights import names
 
 # Of subspace iteration a batch. Each multiplies the error of a direction by a ratio of variances:
 # of the first one that is not looked for to its own.
 _SWEEPS = 6
 _SPARE = 16  # directions looked for beyond twice those kept, so that the ratio is small for few
-# Which module's input a module reads, where it is not its own.
-_SHARED = {
-    "attn/k": "attn/q",
-    "attn/v": "attn/q",
-    "attn/qkv": "attn/q",
-    "mlp/gate": "mlp/up",
-    "mlp/gate_up": "mlp/up",
-}
 
 
 class Sketch(NamedTuple):
@@ -111,12 +102,6 @@ def sites(asked: Network, base: Network, family: Family, rho: float) -> list[Sit
         site._replace(most=min(widest[site.block, site.slot, site.input], *site.module.dims))
         for site in found
     ]
-
-
-def read_by(path: str, spec: ModelSpec) -> str:
-    """Return the path of the module whose input the module at `path` reads, of those that do."""
-    path = _SHARED.get(path, path)
-    return "attn/q" if path == "mlp/up" and spec.parallel == "one_norm" else path
 
 
 def empty(sites: Sequence[Site], base: Network) -> dict[str, dict[str, Sketch]]:

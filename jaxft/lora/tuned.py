@@ -171,7 +171,9 @@ def load(
     if lora is not None:
         network = network_of(lora, tensors, family, spec, origin)
         trained = peft_format.from_tensors(tensors, family, network, origin)
-    own = base.load_base(found, family, network, dtype=dtype, mesh=mesh, quantization=None)
+    own = base.load_base(
+        found, family, network, dtype=dtype, mesh=mesh, quantization=None, rounding=None
+    )
     _, frozen = trees.partition(own, mask.trainable_mask(network, own))
     placed = jax.device_put(trained, rules.shardings(trained, mesh))
     return Tuned(family, network, trees.combine(frozen, placed))

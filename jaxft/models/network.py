@@ -47,6 +47,14 @@ FUSED: Mapping[str, tuple[str, ...]] = {
     "attn/qkv": ("attn/q", "attn/k", "attn/v"),
     "mlp/gate_up": ("mlp/gate", "mlp/up"),
 }
+# Which module's input a module reads, where it is not its own.
+_SHARED = {
+    "attn/k": "attn/q",
+    "attn/v": "attn/q",
+    "attn/qkv": "attn/q",
+    "mlp/gate": "mlp/up",
+    "mlp/gate_up": "mlp/up",
+}
 # What PEFT adds to a model: adapters, and copies of rows that are trained.
 _ADAPTER_LEAF = re.compile(r"(?:.*/)?lora_(a|b|bias|magnitude)|(embed|head)/rows")
 _START_LEAF = re.compile(r"(?:.*/)?lora_(a0|b0)")
@@ -232,6 +240,12 @@ def build_network(
     adapters = tuple(sorted(outside.adapters.items()))
     leaves = tuple(sorted(outside.leaves))
     return Network(spec, groups, adapters, leaves, unties_head, rows=(), head_follows=False)
+
+
+def read_by(path: str, spec: ModelSpec) -> str:
+    """Return the path of the module whose input the module at `path` reads, of those that do."""
+    path = _SHARED.get(path, path)
+    return "attn/q" if path == "mlp/up" and spec.parallel == "one_norm" else path
 
 
 def base_network(spec: ModelSpec) -> Network:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 _BLOCK = 64  # inputs that share a scale, in 4 bits; in 8 bits all inputs of an output do
-_FOUR_BITS = ("nf4", "int4")
+FOUR_BITS = ("nf4", "int4")
 _TYPES: dict[str, Any] = {
     "nf4": "nf4",
     "int4": "int4",
@@ -50,19 +50,19 @@ class Quantized:
     def shape(self) -> tuple[int, ...]:
         """The shape of the weight."""
         *stack, rows, columns = self.codes.shape
-        return (*stack, rows * 2 if self.kind in _FOUR_BITS else rows, columns)
+        return (*stack, rows * 2 if self.kind in FOUR_BITS else rows, columns)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def quantize(weight: Float[Array, "i o"], kind: str) -> Quantized:
-    """Return a weight [in, out] in fewer bits."""
+    """Return a weight [in, out] in fewer bits, each rounded to the nearest code."""
     import qwix  # only who quantises waits for it
 
-    blocks = {0: math.gcd(weight.shape[0], _BLOCK)} if kind in _FOUR_BITS else {}
+    blocks = {0: block_size(weight.shape[0])} if kind in FOUR_BITS else {}
     made = qwix.quantize(
         weight.astype(jnp.float32), _TYPES[kind], channelwise_axes=(1,), tiled_axes=blocks
     )
-    codes = _packed(made.qvalue.astype(jnp.uint8)) if kind in _FOUR_BITS else made.qvalue
+    codes = packed(made.qvalue.astype(jnp.uint8)) if kind in FOUR_BITS else made.qvalue
     return Quantized(codes, made.scale, kind)
 
 
@@ -71,7 +71,7 @@ def dequantize(weight: Quantized) -> Float[Array, "i o"]:
     import qwix
 
     codes = weight.codes
-    if weight.kind in _FOUR_BITS:
+    if weight.kind in FOUR_BITS:
         codes = _unpacked(codes)
     if weight.kind == "int4":
         codes = jnp.where(codes > 7, codes.astype(jnp.int8) - 16, codes.astype(jnp.int8))
@@ -91,7 +91,22 @@ class Stored:
         return self.gather(leaf, dtype)
 
 
-def _packed(codes: UInt8[Array, "i o"]) -> UInt8[Array, "half o"]:
+def block_size(num_in: int) -> int:
+    """Return how many inputs share a scale in 4 bits."""
+    return math.gcd(num_in, _BLOCK)
+
+
+def levels(kind: str) -> tuple[Float[Array, "16"], UInt8[Array, "16"]]:
+    """Return what 4-bit codes stand for at a scale of 1, ascending, and the codes in this order."""
+    with jax.ensure_compile_time_eval():
+        codes = packed(jnp.arange(16, dtype=jnp.uint8)[:, None])
+        values = dequantize(Quantized(codes, jnp.ones((1, 1)), kind))[:, 0]
+        order = jnp.argsort(values)
+        return values[order], order.astype(jnp.uint8)
+
+
+def packed(codes: UInt8[Array, "i o"]) -> UInt8[Array, "half o"]:
+    """Return 4-bit codes, two a byte, as in `Quantized`."""
     low, high = jnp.split(codes & 15, 2)
     return low | (high << 4)
 

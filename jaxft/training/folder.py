@@ -55,6 +55,7 @@ def fingerprint(plan: Plan) -> dict[str, Any]:
         "weights": _weights(plan),
         "dtype": plan.dtype,
         "quantization": plan.config.model.quantization,
+        "calibration_tokens": plan.config.model.calibration_tokens,
         "tuning": plan.config.tuning.model_dump(mode="json"),
         "lora": plan.config.lora.model_dump(mode="json"),
         "data.train": plan.train.examples.fingerprint,

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -21,14 +20,12 @@ from jax.sharding import Mesh
 
 from jaxft import console
 from jaxft.config import EvaConfig
-from jaxft.data.tokenized import IGNORED
 from jaxft.errors import AdapterError, CheckpointError
 from jaxft.lora import eva, kinds, targets, tying
 from jaxft.lora.eva import Site
-from jaxft.models import forward
 from jaxft.models.network import Network, base_network
 from jaxft.parallel import mesh as meshes
-from jaxft.training import checkpoint
+from jaxft.training import checkpoint, inputs
 from jaxft.training import step as steps
 from jaxft.training.setup import Plan
 from jaxft.weights import base
@@ -127,6 +124,7 @@ def _measured(
         dtype=plan.dtype,
         mesh=plan.mesh,
         quantization=plan.config.model.quantization,
+        rounding=None,
     )
     # An epoch has everything; of one batch, the second look tells that nothing moves.
     limit = min(max(plan.train.steps_per_epoch, 2), _MAX_BATCHES)
@@ -165,7 +163,7 @@ def measured(
         AdapterError: If there are too few tokens.
     """
     kept = jax.device_put(eva.empty(sites, bare), meshes.replicated(mesh))
-    include = make_include(bare, config.use_label_mask, mesh=mesh, dtype=dtype)
+    include = inputs.make_include(bare, eva.include, config.use_label_mask, mesh=mesh, dtype=dtype)
     shardings = steps.batch_shardings(mesh)
     budget, num_batches = sum(site.rank for site in sites), 0
     for batch in batches:
@@ -193,42 +191,6 @@ def measured(
         num_tokens=num_tokens,
         num_batches=num_batches,
     )
-
-
-def make_include(
-    network: Network, use_label_mask: bool, *, mesh: Mesh, dtype: str
-) -> Callable[..., Any]:
-    """Return the compiled ``(kept, tree, batch) -> kept``; `kept` is donated.
-
-    `batch` holds [a b t] as for a step. A token counts where it is one, not padding, and with
-    `use_label_mask` where it is itself learned, as in PEFT, whose labels stand at their tokens.
-    """
-
-    def of_micro(kept: Any, tree: Any, micro: Mapping[str, jax.Array]) -> Any:
-        is_counted = micro["segment_ids"] > 0
-        if use_label_mask:
-            is_next_learned = micro["labels"] != IGNORED
-            is_counted &= jnp.pad(is_next_learned[:, :-1], ((0, 0), (1, 0)))
-        return forward.fold_inputs(
-            network,
-            tree,
-            kept,
-            lambda sketch, x: eva.include(sketch, x, is_counted),
-            micro["input_ids"],
-            micro["segment_ids"],
-            micro["positions"],
-            mesh=mesh,
-            dtype=dtype,
-        )
-
-    def include(kept: Any, tree: Any, batch: Mapping[str, jax.Array]) -> Any:
-        return jax.lax.scan(
-            lambda kept, micro: (of_micro(kept, tree, micro), None), kept, dict(batch)
-        )[0]
-
-    everywhere = meshes.replicated(mesh)
-    shardings = (everywhere, None, steps.batch_shardings(mesh))
-    return jax.jit(include, in_shardings=shardings, out_shardings=everywhere, donate_argnums=0)
 
 
 def _check_number(num_tokens: int, sites: list[Site]) -> None:

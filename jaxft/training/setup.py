@@ -27,7 +27,9 @@ from jaxft.models.families.family import Family
 from jaxft.models.network import Network
 from jaxft.parallel import devices
 from jaxft.parallel import mesh as meshes
+from jaxft.training import calibrate
 from jaxft.weights import base, source
+from jaxft.weights.quantising import Plans
 from jaxft.weights.source import Source
 
 _SILENT_S = 2.0  # of encoding; from the cache it takes none
@@ -155,15 +157,21 @@ def plan_rows(
 
 
 def load_tree(plan: Plan) -> trees.Tree:
-    """Read the base weights onto the mesh, and begin the adapters, if there are any."""
+    """Read the base weights onto the mesh, and begin the adapters, if there are any.
+
+    A base in 4 bits is first calibrated.
+    """
+    asked = plan.config.model
     own = base.load_base(
         plan.source,
         plan.family,
         plan.network,
         dtype=plan.dtype,
         mesh=plan.mesh,
-        quantization=plan.config.model.quantization,
+        quantization=asked.quantization,
+        rounding=_rounding(plan) if asked.is_calibrated else None,
     )
+    base.note_quantised(own)
     kind, seed = plan.config.lora.init_lora_weights, plan.config.train.seed
     tree = starts.with_adapters(
         own, plan.family, plan.network, kind=kind, seed=seed, mesh=plan.mesh
@@ -171,6 +179,21 @@ def load_tree(plan: Plan) -> trees.Tree:
     if plan.directions is None:
         return tree
     return eva.begun(tree, plan.directions, plan.family, plan.network)
+
+
+def _rounding(plan: Plan) -> Plans:
+    quantization = plan.config.model.quantization
+    assert quantization is not None
+    return calibrate.rounding(
+        plan.source,
+        plan.family,
+        plan.network,
+        plan.train,
+        plan.config.model.calibration_tokens,
+        dtype=plan.dtype,
+        mesh=plan.mesh,
+        quantization=quantization,
+    )
 
 
 def _batches(

@@ -21,7 +21,7 @@ from jaxft.models.families.family import Family
 from jaxft.models.network import Network
 from jaxft.models.quantized import Quantized
 from jaxft.models.spec import ModelSpec
-from jaxft.weights import load
+from jaxft.weights import load, quantising
 from jaxft.weights.checkpoint import Checkpoint
 from jaxft.weights.source import Source
 
@@ -76,6 +76,7 @@ def load_base(
     dtype: str,
     mesh: Mesh,
     quantization: str | None,
+    rounding: quantising.Plans | None,
 ) -> trees.Tree:
     """Read the base weights of a network, and show how far it is.
 
@@ -86,12 +87,14 @@ def load_base(
         dtype: dtype of frozen leaves; trained ones are float32.
         mesh: Over which they are divided.
         quantization: As in `load.load_base`.
+        rounding: See there too.
 
     Raises:
         WeightsError: If tensors are missing, unexpected or misshapen, or a file is damaged.
     """
     checkpoint = source.checkpoint()
-    with console.loading("Loading the base model", _num_bytes(checkpoint)) as progress:
+    what = f"Rounding the base model to {quantization}" if rounding else "Loading the base model"
+    with console.loading(what, _num_bytes(checkpoint)) as progress:
         tree = load.load_base(
             checkpoint,
             family,
@@ -100,13 +103,13 @@ def load_base(
             mesh=mesh,
             progress=progress,
             quantization=quantization,
+            rounding=rounding,
         )
         tree = jax.block_until_ready(tree)
-    _note_quantised(tree)
     return tree
 
 
-def _note_quantised(tree: trees.Tree) -> None:
+def note_quantised(tree: trees.Tree) -> None:
     """Say what quantisation saves, if there is any."""
     leaves = {
         path: leaf for path, leaf in trees.flatten(tree).items() if isinstance(leaf, Quantized)

@@ -5,6 +5,7 @@ all violations are found from the headers, before anything is read. A layer's te
 into its slice of the stacked leaf as it is read, so beside the leaves the host holds one tensor.
 """
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -38,6 +39,7 @@ def load_base(
     mesh: Mesh,
     progress: Callable[[int], None],
     quantization: str | None,
+    rounding: quantising.Plans | None,
 ) -> trees.Tree:
     """Read the base weights of `network`.
 
@@ -50,6 +52,7 @@ def load_base(
         progress: Called with the number of bytes after each tensor read.
         quantization: To what the frozen matrices of the layers are quantised: a kind of
             `Quantized`, or `None` for not at all.
+        rounding: How each slice of a 4-bit leaf is rounded; `None` is to the nearest code.
 
     Returns:
         Every leaf of the network but those of adapters.
@@ -71,7 +74,8 @@ def load_base(
 
     def begin(path: str, leaf: jax.ShapeDtypeStruct) -> Filling:
         if quantization and path not in trained and quantising.is_quantised(path):
-            return quantising.Quantising(placed[path], quantization)
+            plan_of = functools.partial(rounding, path) if rounding else None
+            return quantising.Quantising(placed[path], quantization, plan_of)
         return filling.begin(leaf, placed[path])
 
     filled = {path: begin(path, leaf) for path, leaf in leaves.items()}

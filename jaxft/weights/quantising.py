@@ -5,6 +5,7 @@ device, so that neither host nor device ever holds the leaf in its original widt
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,7 +14,11 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from jaxft.models.quantized import Quantized, quantize
+from jaxft.weights import gptq
+from jaxft.weights.gptq import RoundingPlan
 
+# From the path of a leaf and the slice of its stack to how it is rounded.
+Plans = Callable[[str, int], RoundingPlan]
 # Norms, biases, embeddings and the head keep their dtype.
 _QUANTISED = re.compile(r"groups/\d+/\d+/(attn|mlp)/\w+/kernel")
 
@@ -26,21 +31,29 @@ def is_quantised(path: str) -> bool:
 class Quantising:
     """A stack of quantised matrices."""
 
-    def __init__(self, sharding: NamedSharding, kind: str) -> None:
+    def __init__(
+        self, sharding: NamedSharding, kind: str, plan_of: Callable[[int], RoundingPlan] | None
+    ) -> None:
         """Begin with nothing.
 
         Args:
             sharding: That of the leaf; it may divide nothing.
             kind: As in `Quantized`.
+            plan_of: How a slice is rounded; `None` rounds each weight to the nearest code.
         """
-        self._mesh, self._kind = sharding.mesh, kind
+        self._mesh, self._kind, self._plan_of = sharding.mesh, kind, plan_of
         self._slices: dict[int, Quantized] = {}
 
     def write(self, part: np.ndarray, index: int | None) -> None:
         """Quantise one slice."""
         assert index is not None, "what is quantised lies in layers, and those are stacked"
         placed = NamedSharding(self._mesh, jax.sharding.PartitionSpec())
-        made = quantize(jax.device_put(np.asarray(part, np.float32), placed), self._kind)
+        weight = jax.device_put(np.asarray(part, np.float32), placed)
+        if self._plan_of is None:
+            made = quantize(weight, self._kind)
+        else:
+            plan = jax.device_put(self._plan_of(index), placed)
+            made = gptq.rounded(weight, plan, self._kind)
         self._slices[index] = jax.block_until_ready(made)
 
     def finish(self) -> Quantized:

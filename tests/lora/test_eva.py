@@ -14,7 +14,7 @@ from jaxft.config import LoraConfig
 from jaxft.lora import eva, init, targets
 from jaxft.models import bind, forward
 from jaxft.models.families import gpt2, llama
-from jaxft.models.network import base_network
+from jaxft.models.network import base_network, read_by
 
 WIDTH, KEPT = 40, 6
 INCLUDE = jax.jit(eva.include)
@@ -190,7 +190,7 @@ def test_modules_that_read_one_input_can_get_what_the_largest_can_but_no_more_th
     ],
 )
 def test_what_reads_whose_input(spec, reads):
-    assert {path: eva.read_by(path, spec) for path in reads} == reads
+    assert {path: read_by(path, spec) for path in reads} == reads
 
 
 @pytest.mark.parametrize("spec", [tiny.SPEC, tiny.PARALLEL, tiny.POST])
@@ -219,8 +219,8 @@ def test_inputs_are_had_from_every_layer_and_are_shared_where_that_is_said(spec)
     for block, count in repeats.items():
         for path in paths:
             assert found[block][path].shape == (count,)
-            np.testing.assert_array_equal(found[block][path], found[block][eva.read_by(path, spec)])
-        different = {eva.read_by(path, spec) for path in paths}
+            np.testing.assert_array_equal(found[block][path], found[block][read_by(path, spec)])
+        different = {read_by(path, spec) for path in paths}
         assert len({float(found[block][path][0]) for path in different}) == len(different)
 
 

@@ -73,6 +73,7 @@ class TinyModel:
             mesh=mesh,
             progress=lambda _: None,
             quantization=None,
+            rounding=None,
         )
 
 

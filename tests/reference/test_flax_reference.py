@@ -74,6 +74,7 @@ def loaded(one_device: Mesh) -> Any:
             mesh=one_device,
             progress=lambda _: None,
             quantization=None,
+            rounding=None,
         )
         return Loaded(network, tree)
 

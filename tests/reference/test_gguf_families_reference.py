@@ -179,6 +179,7 @@ def test_logits_equal_transformers(
         mesh=one_device,
         progress=lambda _: None,
         quantization=None,
+        rounding=None,
     )
     text = reference_texts.draw((53, 47, 31, 34), "right", reference_models.VOCAB_SIZE, seed=7)
     ours = reference_runs.our_logits(network, tree, text, one_device)

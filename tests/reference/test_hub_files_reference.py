@@ -44,6 +44,7 @@ def assert_loads(model: TinyModel, tensors: Tensors, folder: Path, mesh: Mesh) -
         mesh=mesh,
         progress=lambda _: None,
         quantization=None,
+        rounding=None,
     )
     jax.tree.map(np.testing.assert_array_equal, tree, model.load(model.network, mesh))
 

@@ -66,6 +66,7 @@ def tree_of(model: TinyModel, checkpoint: Checkpoint, mesh: Mesh, dtype: str) ->
         mesh=mesh,
         progress=lambda _: None,
         quantization=None,
+        rounding=None,
     )
 
 

@@ -109,6 +109,7 @@ def test_loading_counts_every_byte_and_says_what_it_does(write_llama, capsys, mo
         dtype="bfloat16",
         mesh=tiny.one_device(),
         quantization=None,
+        rounding=None,
     )
     assert len(counted) > 10
     assert capsys.readouterr().err.startswith("Loading the base model: ")

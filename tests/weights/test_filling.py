@@ -130,6 +130,7 @@ def loaded(checkpoint: Checkpoint, network, dtype="float32", mesh=None):
         mesh=mesh or tiny.one_device(),
         progress=lambda size: None,
         quantization=None,
+        rounding=None,
     )
 
 

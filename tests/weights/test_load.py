@@ -69,6 +69,7 @@ def loaded(
         mesh=mesh or tiny.one_device(),
         progress=progress,
         quantization=None,
+        rounding=None,
     )
 
 

@@ -1,0 +1,158 @@
+"""Four-bit codes chosen so that a matrix gives, for what it reads, what the original gives (GPTQ).
+
+Rounding each weight to the nearest code is blind to the inputs, of which some channels are hundreds
+of times as large as others. Here the rows of a matrix (one for each input) are rounded one after
+another, and what a row loses is made good, as well as can be, by those not rounded yet. That needs
+the second moments of the inputs, ``H = E[x x^T]``: `include` gathers them, `plan` works them out
+into what `rounded` needs, in the precision that takes.
+
+The inputs are cut into spans and what lies between two of them is left out, so that the moments
+take memory in proportion to the weights.
+
+Source: Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization", section 3, algorithm 1.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from jaxft.models import quantized
+from jaxft.models.quantized import Quantized
+
+_MAX_SPAN = 1024
+# Added to the diagonal of H, as a share of its mean: directions that were hardly seen are not
+# free. The same as in the reference implementation, `gptq.py: GPTQ.fasterquant`.
+_DAMPING = 0.01
+# Of the scale at which the largest weight of a block gets the largest code. Smaller ones cut off
+# outliers to be finer elsewhere, larger ones shift the grid.
+_SCALES = np.linspace(0.75, 1.1, 15, dtype=np.float32)
+
+
+class RoundingPlan(NamedTuple):
+    """What rounding needs to know of the inputs of a matrix.
+
+    Attributes:
+        importance: float32 [n s], the second moment of each input, by span.
+        carry: float32 [n s s], upper triangular, U of ``H^-1 = U^T U``: what is lost at an input
+            is made good at a later one in the ratio of their entries in the row of the first.
+    """
+
+    importance: Float[Array, "n s"]
+    carry: Float[Array, "n s s"]
+
+
+def empty(num_in: int) -> Float[Array, "n s s"]:
+    """Return the moments of nothing, for a matrix with so many inputs."""
+    block = quantized.block_size(num_in)
+    span = max(
+        span for span in range(block, num_in + 1, block) if not num_in % span and span <= _MAX_SPAN
+    )
+    return jnp.zeros((num_in // span, span, span))
+
+
+def include(
+    moments: Float[Array, "n s s"], x: Float[Array, "b t i"], is_counted: Bool[Array, "b t"]
+) -> Float[Array, "n s s"]:
+    """Return the sum of ``x x^T`` over what was seen before, and `x` at the tokens that count."""
+    num_spans, span, _ = moments.shape
+    x = jnp.where(is_counted[..., None], x.astype(jnp.float32), 0.0)
+    x = x.reshape(-1, num_spans, span)
+    return moments + jnp.einsum("kns,knz->nsz", x, x, precision="highest")
+
+
+def plan(moments: Float[np.ndarray, "n s s"]) -> RoundingPlan:
+    """Work out the moments of a matrix's inputs, of which only the ratios matter, on the host.
+
+    In float64: H may be of full rank by its damping alone.
+    """
+    moments = moments.astype(np.float64)
+    importance = np.einsum("nss->ns", moments)
+    # A matrix that has read nothing, or zeros, is rounded as if all inputs counted the same.
+    mean = np.mean(importance) or 1.0
+    damped = moments / mean + _DAMPING * np.eye(moments.shape[-1])
+    carry = np.swapaxes(np.linalg.cholesky(np.linalg.inv(damped)), 1, 2)
+    weights = importance / mean + _DAMPING
+    return RoundingPlan(*(jnp.asarray(part, jnp.float32) for part in (weights, carry)))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def rounded(weight: Float[Array, "i o"], plan: RoundingPlan, kind: str) -> Quantized:
+    """Return a weight [in, out] in 4 bits.
+
+    Args:
+        weight: As it is in the original.
+        plan: Of its inputs.
+        kind: "nf4" or "int4".
+    """
+    num_in, num_out = weight.shape
+    num_spans, span = plan.importance.shape
+    block = quantized.block_size(num_in)
+    levels, codes_of_levels = quantized.levels(kind)
+
+    def nearest(x: jax.Array) -> jax.Array:
+        return jnp.searchsorted((levels[1:] + levels[:-1]) / 2, x)
+
+    def one_block(carried: Any, at: jax.Array) -> Any:
+        weight, codes, scales = carried
+        rows = _part(weight, at * block, block)
+        scale = _scale(rows, _part(plan.importance, at * block, block), levels, nearest)
+        carry = _part(plan.carry, at * block, block)
+
+        def one_row(state: Any, row: jax.Array) -> Any:
+            rows, codes, lost = state
+            here = _part(rows, row, 1)[:, 0]
+            code = nearest(here / scale)
+            ratios = _part(_part(carry, row, 1)[:, 0], at * block, block)
+            this = _part(ratios, row, 1)
+            error = (here - levels[code] * scale) / this
+            is_later = jnp.arange(block) > row
+            rows -= jnp.where(is_later, ratios, 0.0)[:, :, None] * error[:, None, :]
+            return (rows, _with(codes, code, row), _with(lost, error, row)), None
+
+        start = (rows, jnp.zeros(rows.shape, jnp.int32), jnp.zeros_like(rows))
+        (_, new, lost), _ = jax.lax.scan(one_row, start, jnp.arange(block))
+        is_later = jnp.arange(span) >= (at + 1) * block
+        weight -= jnp.einsum(
+            "nbs,nbo->nso", jnp.where(is_later, carry, 0.0), lost, precision="highest"
+        )
+        codes = jax.lax.dynamic_update_slice_in_dim(codes, new, at * block, 1)
+        return (weight, codes, _with(scales, scale, at)), None
+
+    by_span = weight.astype(jnp.float32).reshape(num_spans, span, num_out)
+    start = (
+        by_span,
+        jnp.zeros(by_span.shape, jnp.int32),
+        jnp.zeros((num_spans, span // block, num_out)),
+    )
+    (_, codes, scales), _ = jax.lax.scan(one_block, start, jnp.arange(span // block))
+    codes = codes_of_levels[codes].reshape(num_in, num_out)
+    return Quantized(quantized.packed(codes), scales.reshape(num_in // block, num_out), kind)
+
+
+def _scale(
+    rows: Float[Array, "n b o"], importance: Float[Array, "n b"], levels: Array, nearest: Any
+) -> Float[Array, "n o"]:
+    """Return the scale of each block of rows with which rounding costs the least."""
+    largest = jnp.max(jnp.abs(rows), axis=1) / levels[-1]
+    # A block of zeros has codes of zero, whatever its scale.
+    largest = jnp.where(largest > 0, largest, 1.0)
+
+    def cost(factor: jax.Array) -> Float[Array, "n o"]:
+        scale = (largest * factor)[:, None, :]
+        error = levels[nearest(rows / scale)] * scale - rows
+        return jnp.einsum("nb,nbo->no", importance, error**2)
+
+    costs = jax.lax.map(cost, jnp.asarray(_SCALES))
+    return largest * jnp.asarray(_SCALES)[jnp.argmin(costs, axis=0)]
+
+
+def _part(x: jax.Array, start: Any, size: int) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(x, start, size, axis=1)
+
+
+def _with(x: jax.Array, new: jax.Array, at: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(x, new[:, None], at, axis=1)

@@ -1,0 +1,126 @@
+"""Calibration: a run over a 4-bit base that suits its rows, the same whenever it is read."""
+
+from __future__ import annotations
+
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import runs
+
+from jaxft import tree as trees
+from jaxft.errors import CheckpointError
+from jaxft.models import forward, quantized
+from jaxft.models.network import base_network
+from jaxft.models.quantized import Quantized
+from jaxft.training import calibrate, folder, setup
+from jaxft.weights import base
+
+NF4 = "model.quantization=nf4"
+NEAREST = (NF4, "model.calibration_tokens=0")
+
+
+@pytest.fixture(scope="module")
+def tree(plan_of):
+    return setup.load_tree(plan_of(NF4))
+
+
+def codes(tree):
+    return {path: leaf for path, leaf in trees.flatten(tree).items() if isinstance(leaf, Quantized)}
+
+
+def assert_same(tree, other):
+    ours, theirs = codes(tree), codes(other)
+    assert ours.keys() == theirs.keys() != set()
+    for path, leaf in ours.items():
+        np.testing.assert_array_equal(leaf.codes, theirs[path].codes)
+        np.testing.assert_array_equal(leaf.scale, theirs[path].scale)
+
+
+def test_what_training_rows_give_is_nearer_the_original(plan_of, tree, leaves):
+    plan = plan_of()
+    batch = plan.train.batch(0)
+    rows = [jnp.asarray(batch[name][0]) for name in ("input_ids", "segment_ids", "positions")]
+
+    def logits(tree):
+        found = forward.logits(plan.network, tree, *rows, mesh=plan.mesh, dtype="float32")
+        return np.asarray(found)[np.asarray(rows[1]) > 0]
+
+    nearest, original = setup.load_tree(plan_of(*NEAREST)), logits(leaves)
+    change, of_nearest = (np.linalg.norm(logits(each) - original) for each in (tree, nearest))
+    assert change < 0.9 * of_nearest
+
+
+def test_reading_again_gives_the_same_codes(plan_of, tree):
+    assert_same(tree, setup.load_tree(plan_of(NF4)))
+
+
+def test_zero_tokens_are_the_nearest_codes(plan_of, tree, leaves):
+    nearest = codes(setup.load_tree(plan_of(*NEAREST)))
+    originals = trees.flatten(leaves)
+    for path, leaf in nearest.items():
+        made = [quantized.quantize(each, "nf4") for each in originals[path]]
+        np.testing.assert_array_equal(leaf.codes, np.stack([each.codes for each in made]))
+    assert any((leaf.codes != nearest[path].codes).any() for path, leaf in codes(tree).items())
+
+
+def test_layers_that_are_cut_into_groups_have_the_same_codes(plan_of, tree):
+    plan = plan_of(NF4, "lora.layers_to_transform=[1]", "lora.target_modules=[q_proj,v_proj]")
+    assert len(plan.network.groups) > 1
+    cut, whole = codes(setup.load_tree(plan)), codes(tree)
+    for layer, (prefix, repeat, _) in plan.network.places().items():
+        if layer is None:
+            continue
+        theirs, other, _ = plan_of(NF4).network.places()[layer]
+        for path, leaf in cut.items():
+            if path.startswith(prefix):
+                same = whole[path.replace(prefix, theirs)]
+                np.testing.assert_array_equal(leaf.codes[repeat], same.codes[other])
+
+
+def test_no_more_is_read_than_asked_for(plan_of, monkeypatch):
+    plan, seen = plan_of(), []
+    bare = base_network(plan.network.spec)
+    how = {"dtype": plan.dtype, "mesh": plan.mesh, "quantization": None, "rounding": None}
+    leaves = base.load_base(plan.source, plan.family, bare, **how)
+    make = calibrate.inputs.make_include
+
+    def counting(*args, **kwargs):
+        include = make(*args, **kwargs)
+
+        def one(kept, tree, batch):
+            seen.append(int((batch["segment_ids"] > 0).sum()))
+            return include(kept, tree, batch)
+
+        return one
+
+    monkeypatch.setattr(calibrate.inputs, "make_include", counting)
+    where = {"mesh": plan.mesh, "dtype": plan.dtype}
+    few = calibrate.moments(bare, leaves, plan.train, 1, **where)
+    assert len(seen) == 1
+    calibrate.moments(bare, leaves, plan.train, 10**9, **where)
+    assert len(seen) == 1 + plan.train.steps_per_epoch
+    # Of what a norm gives, every token has about one and the same length.
+    (block,) = few
+    traces = np.einsum("rnss->r", few[block]["attn/q"])
+    assert (traces > 0).all()
+    assert few[block].keys() == {"attn/q", "attn/o", "mlp/up", "mlp/down"}
+
+
+@pytest.mark.slow
+def test_checkpoints_of_another_calibration_are_refused_and_its_own_go_on_to_the_byte(
+    recipe, plan_of, tmp_path
+):
+    def train(name, *words):
+        place = f"train.output_dir={tmp_path / name}"
+        assert runs.status("train", str(recipe), NF4, place, *words) == 0
+        return runs.adapter_bytes(tmp_path / name)
+
+    words = ["train.max_steps=4", "train.save_steps=2"]
+    whole = train("run", *words)
+    for name in ("checkpoints/4", "adapter"):
+        shutil.rmtree(tmp_path / "run" / name)
+    assert train("run", *words) == whole
+    with pytest.raises(CheckpointError, match="calibration_tokens"):
+        folder.check(plan_of(*NEAREST, f"train.output_dir={tmp_path / 'run'}", *words))
