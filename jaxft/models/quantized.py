@@ -1,11 +1,14 @@
 """A frozen weight in 4 or 8 bits, and how it becomes a matrix again where it is used.
 
 Separate because the rest of the program sees a leaf with a shape: only the linear primitive asks
-what is in it, one layer at a time, and keeps it as it is stored for the backward pass. qwix makes
-the codes and reads them; two 4-bit codes share a byte here, whatever JAX does with its own 4-bit
-types on a device.
+what is in it, one layer at a time, and keeps it as it is stored for the backward pass. What codes
+stand for is qwix's; two 4-bit codes share a byte here, whatever JAX does with its own 4-bit types
+on a device.
 
-Source: Dettmers et al. 2023, "QLoRA", section 3 (NF4 over blocks of 64).
+Blocks in 4 bits are small, for the sake of precision, and their scales are in 8 bits, so that they
+take no more than float32 ones of four times as large blocks.
+
+Source: Dettmers et al. 2023, "QLoRA", section 3: NF4, and double quantisation.
 """
 
 import dataclasses
@@ -16,20 +19,25 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Integer, UInt8
 
-_BLOCK = 64  # inputs that share a scale, in 4 bits; in 8 bits all inputs of an output do
 FOUR_BITS = ("nf4", "int4")
+_BLOCK = 16  # inputs that share a scale, in 4 bits; in 8 bits all inputs of an output do
 _TYPES: dict[str, Any] = {
     "nf4": "nf4",
     "int4": "int4",
     "int8": "int8",
     "fp8": jnp.float8_e4m3fn,
 }
+SCALE_TYPE = jnp.float8_e4m3fn
+# The normal numbers of this type; the weights' own scales come to half of its range, so that those
+# of weights that were moved (`weights.gptq`) still lie in it.
+_SMALLEST, _LARGEST = 2.0**-6, 448.0
+_MIDDLE = _LARGEST / 2
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["codes", "scale"], meta_fields=["kind"]
+    jax.tree_util.register_dataclass, data_fields=["codes", "scale", "blocks"], meta_fields=["kind"]
 )
 @dataclasses.dataclass(frozen=True)
 class Quantized:
@@ -38,12 +46,15 @@ class Quantized:
     Attributes:
         codes: uint8 [... in/2 out], of two rows each, half the matrix apart; int8 or float8
             [... in out].
-        scale: float32 [... blocks out], the factor of each block of inputs.
+        scale: float32 [... 1 out], the factor of each output.
+        blocks: float8 [... blocks out], the further factor of each block of inputs in 4 bits;
+            `None` in 8.
         kind: "nf4", "int4", "int8" or "fp8".
     """
 
     codes: Any
     scale: Any
+    blocks: Any
     kind: str
 
     @property
@@ -58,24 +69,30 @@ def quantize(weight: Float[Array, "i o"], kind: str) -> Quantized:
     """Return a weight [in, out] in fewer bits, each rounded to the nearest code."""
     import qwix  # only who quantises waits for it
 
-    blocks = {0: block_size(weight.shape[0])} if kind in FOUR_BITS else {}
-    made = qwix.quantize(
-        weight.astype(jnp.float32), _TYPES[kind], channelwise_axes=(1,), tiled_axes=blocks
-    )
-    codes = packed(made.qvalue.astype(jnp.uint8)) if kind in FOUR_BITS else made.qvalue
-    return Quantized(codes, made.scale, kind)
+    weight = weight.astype(jnp.float32)
+    if kind not in FOUR_BITS:
+        made = qwix.quantize(weight, _TYPES[kind], channelwise_axes=(1,))
+        return Quantized(made.qvalue, made.scale, None, kind)
+    num_in, num_out = weight.shape
+    in_blocks = weight.reshape(-1, block_size(num_in), num_out)
+    values, codes = levels(kind)
+    scale = output_scale(weight, kind)
+    blocks = block_scale(jnp.max(jnp.abs(in_blocks), axis=1) / values[-1], scale)
+    factors = (blocks.astype(jnp.float32) * scale)[:, None, :]
+    made = codes[nearest(in_blocks / factors, values)].reshape(weight.shape)
+    return Quantized(packed(made), scale, blocks, kind)
 
 
 def dequantize(weight: Quantized) -> Float[Array, "i o"]:
     """Return the matrix, float32."""
     import qwix
 
-    codes = weight.codes
+    codes, scale = weight.codes, weight.scale
     if weight.kind in FOUR_BITS:
-        codes = _unpacked(codes)
+        codes, scale = _unpacked(codes), weight.blocks.astype(jnp.float32) * scale
     if weight.kind == "int4":
         codes = jnp.where(codes > 7, codes.astype(jnp.int8) - 16, codes.astype(jnp.int8))
-    return qwix.dequantize(qwix.QArray(codes, weight.scale, qtype=_TYPES[weight.kind]))
+    return qwix.dequantize(qwix.QArray(codes, scale, qtype=_TYPES[weight.kind]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,11 +113,30 @@ def block_size(num_in: int) -> int:
     return math.gcd(num_in, _BLOCK)
 
 
+def output_scale(weight: Float[Array, "i o"], kind: str) -> Float[Array, "1 o"]:
+    """Return the factor of each output, by which `block_scale` lies in its type's range."""
+    largest = jnp.max(jnp.abs(weight), axis=0, keepdims=True) / levels(kind)[0][-1]
+    return jnp.where(largest > 0, largest, 1.0) / _MIDDLE
+
+
+def block_scale(
+    wanted: Float[Array, "... o"], of_output: Float[Array, "1 o"]
+) -> Float[Array, "... o"]:
+    """Return the float8 factors of blocks that come nearest to the factors that are wanted."""
+    return jnp.clip(wanted / of_output, _SMALLEST, _LARGEST).astype(SCALE_TYPE)
+
+
+def nearest(x: Float[Array, "..."], values: Float[Array, "16"]) -> Integer[Array, "..."]:
+    """Return the index of the nearest of ascending values."""
+    return jnp.searchsorted((values[1:] + values[:-1]) / 2, x)
+
+
 def levels(kind: str) -> tuple[Float[Array, "16"], UInt8[Array, "16"]]:
     """Return what 4-bit codes stand for at a scale of 1, ascending, and the codes in this order."""
     with jax.ensure_compile_time_eval():
         codes = packed(jnp.arange(16, dtype=jnp.uint8)[:, None])
-        values = dequantize(Quantized(codes, jnp.ones((1, 1)), kind))[:, 0]
+        one = jnp.ones((1, 1))
+        values = dequantize(Quantized(codes, one, one, kind))[:, 0]
         order = jnp.argsort(values)
         return values[order], order.astype(jnp.uint8)
 

@@ -3,12 +3,14 @@
     python scripts/bench/tuning.py                      # the quickstart's model and rows
     python scripts/bench/tuning.py --rounds 5 --steps 4
     python scripts/bench/tuning.py --full-rate 2e-4     # another learning rate for the whole model
+    python scripts/bench/tuning.py --rounds 0 train.max_steps=200  # longer, and without timing
 
 Table 4.5 of the course chapter that jaxft grew from, in figures. Both ways run the quickstart's
 recipe, with a learning rate of their own. Steps are timed in short processes that take turns, and
 ratios are taken round by round. One long process each then trains to the end. "Learned" is the
-loss on the recipe's held-out rows; "forgotten" is how much the loss has grown on general questions
-(configs/data/general.eval.jsonl), which have nothing to do with what was trained.
+loss on the recipe's held-out rows. "Forgotten" is measured on general questions
+(configs/data/general.eval.jsonl), which have nothing to do with what was trained: how much the
+loss has grown on what the base itself answered to them, word for word.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from train import forget_host_peak, host_peak, print_note
 CONFIGS = Path(__file__).parents[2] / "configs"
 METHODS = ("full", "lora")
 WARMUP_STEPS = 2
+ANSWER_TOKENS = 64  # of the base, to each general question
 
 
 def parse() -> argparse.Namespace:
@@ -39,6 +43,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=6, help="timed steps of each process")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=METHODS)
+    parser.add_argument("overrides", nargs="*", help="options of the recipe, key=value")
     parser.add_argument("--worker", choices=METHODS, help=argparse.SUPPRESS)
     parser.add_argument("--to-the-end", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -79,7 +84,7 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     from jaxft.training import state as states
     from jaxft.training import step as steps
 
-    options = ["train.output_dir=unused"]
+    options = ["train.output_dir=unused", *args.overrides]
     if args.worker == "full":
         options += ["lora=null", "tuning=full", f"train.learning_rate={args.full_rate}"]
     plan = setup.make_plan(load_config(args.recipe, options))
@@ -103,8 +108,10 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     shardings = steps.batch_shardings(plan.mesh)
     num_steps = plan.num_steps if args.to_the_end else WARMUP_STEPS + args.steps
     found: dict[str, float] = {"trained": trees.num_parameters(trainable)}
+    held_out = {}
     if args.to_the_end:
-        found |= losses(args, plan, program, state["trainable"], frozen, "before")
+        held_out = rows_to_measure(args, plan, trees.combine(state["trainable"], frozen))
+        found |= losses(plan, program, held_out, state["trainable"], frozen, "before")
     del trainable
     seconds = []
     forget_host_peak()
@@ -122,24 +129,57 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     found["seconds_a_step"] = statistics.median(seconds[WARMUP_STEPS:])
     found["kept_mb"] = trees.num_bytes(state["trainable"]) / 1e6
     if args.to_the_end:
-        found |= losses(args, plan, program, state["trainable"], frozen, "after")
+        found |= losses(plan, program, held_out, state["trainable"], frozen, "after")
     return found
 
 
+def rows_to_measure(args: argparse.Namespace, plan: Any, tree: Any) -> dict[str, Any]:
+    """Return the batches on which losses are measured, by name; `tree` is still the base."""
+    from jaxft.config import load_config
+    from jaxft.generation import completion
+    from jaxft.generation.decoding import Decoder
+    from jaxft.generation.sampling import Sampling
+    from jaxft.training import setup
+    from jaxft.weights import base
+
+    questions = [json.loads(line)["messages"][0] for line in args.general.open()]
+    stop_ids = base.read_stop_ids(plan.source, plan.tokenizer)
+    decoder = Decoder(plan.network, stop_ids=stop_ids, mesh=plan.mesh, dtype=plan.dtype)
+    answers = completion.complete(
+        completion.Generator(decoder, plan.tokenizer),
+        tree,
+        [[question] for question in questions],
+        max_new_tokens=ANSWER_TOKENS,
+        how=Sampling(temperature=0.0, top_k=0, top_p=1.0, seed=0),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        own = Path(folder, "own.jsonl")
+        own.write_text(
+            "".join(
+                json.dumps({"messages": [question, {"role": "assistant", "content": answer}]})
+                + "\n"
+                for question, answer in zip(questions, answers, strict=True)
+            )
+        )
+
+        def batches(path: Path) -> Any:
+            options = ["train.output_dir=unused", f"data.eval={path.absolute()}"]
+            return setup.make_plan(load_config(args.recipe, options)).eval
+
+        return {"held_out": plan.eval, "own": batches(own), "general": batches(args.general)}
+
+
 def losses(
-    args: argparse.Namespace, plan: Any, program: Any, trainable: Any, frozen: Any, when: str
+    plan: Any, program: Any, rows: dict[str, Any], trainable: Any, frozen: Any, when: str
 ) -> dict[str, float]:
-    """Return the loss on the recipe's held-out rows and on general questions."""
+    """Return the loss on each kind of rows."""
     import dataclasses
 
-    from jaxft.config import load_config
-    from jaxft.training import evaluate, setup
+    from jaxft.training import evaluate
     from jaxft.training import step as steps
 
-    options = ["train.output_dir=unused", f"data.eval={args.general.absolute()}"]
-    general = setup.make_plan(load_config(args.recipe, options)).eval
     found = {}
-    for name, batches in (("held_out", plan.eval), ("general", general)):
+    for name, batches in rows.items():
         step = steps.make_eval_step(dataclasses.replace(program, capacity=batches.target_capacity))
         seen = evaluate.evaluate(
             step, batches, plan.mesh, trainable, frozen, lambda _: None, lambda: False
@@ -152,6 +192,13 @@ def show(
     args: argparse.Namespace, rounds: list[dict[str, Any]], ends: dict[str, dict[str, Any]]
 ) -> None:
     """Print medians, with the medians of the rounds' ratios, and the losses of the long runs."""
+    if rounds:
+        show_costs(args, rounds)
+    show_losses(ends)
+
+
+def show_costs(args: argparse.Namespace, rounds: list[dict[str, Any]]) -> None:
+    """Print what a step takes."""
     from jaxft import console
 
     figures = {
@@ -161,7 +208,7 @@ def show(
         "seconds_a_step": "seconds a step",
         "kept_mb": "what the run leaves (float32), MB",
     }
-    names = list(ends)
+    names = list(rounds[0])
     rows = []
     for key, label in figures.items():
         values = [f"{statistics.median(one[name][key] for one in rounds):,.4g}" for name in names]
@@ -173,14 +220,25 @@ def show(
     title = f"{args.recipe.stem}, {args.rounds} rounds of {args.steps} steps"
     columns = ["", *names] + (["full / lora"] if len(names) == 2 else [])
     console.table(title, columns, rows)
+
+
+def show_losses(ends: dict[str, dict[str, Any]]) -> None:
+    """Print what was learned, and what was forgotten."""
+    from jaxft import console
+
+    measured = {
+        "held_out": "held-out rows",
+        "own": "the base's own answers to general questions",
+        "general": "written answers to them",
+    }
     rows = []
-    for key, label in {"held_out": "held-out rows", "general": "general questions"}.items():
+    for key, label in measured.items():
         values = []
-        for name in names:
-            before, after = (ends[name][f"{key}_{when}"] for when in ("before", "after"))
+        for end in ends.values():
+            before, after = (end[f"{key}_{when}"] for when in ("before", "after"))
             values.append(f"{before:.4f} to {after:.4f}  ({after / before - 1:+.1%})")
         rows.append([label, *values])
-    console.table("Loss before and after, nats a token", ["", *names], rows)
+    console.table("Loss before and after, nats a token", ["", *ends], rows)
 
 
 if __name__ == "__main__":
