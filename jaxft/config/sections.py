@@ -22,7 +22,6 @@ FilePath = Annotated[Path, Field(strict=False)]
 # One update under three names: torch's plain and fused implementations of AdamW are a matter
 # of speed there, and have no counterpart here.
 _ADAMW_NAMES = ("adamw_torch", "adamw_torch_fused")
-_CALIBRATED = ("nf4", "int4")
 
 
 class ModelConfig(Section):
@@ -43,14 +42,19 @@ class ModelConfig(Section):
     ones do; 0 rounds each weight to the nearest code."""
 
     @property
+    def is_in_four_bits(self) -> bool:
+        """Whether the base is quantised to so few bits that it can be calibrated."""
+        return self.quantization in ("nf4", "int4")
+
+    @property
     def is_calibrated(self) -> bool:
         """Whether codes depend on what matrices read."""
-        return self.quantization in _CALIBRATED and self.calibration_tokens > 0
+        return self.is_in_four_bits and self.calibration_tokens > 0
 
     @model_validator(mode="after")
     def _calibration_is_of_four_bits(self) -> ModelConfig:
         default = ModelConfig.model_fields["calibration_tokens"].default
-        if self.quantization not in _CALIBRATED and self.calibration_tokens not in (0, default):
+        if not self.is_in_four_bits and self.calibration_tokens not in (0, default):
             raise conflict(
                 "calibration_tokens",
                 f"calibration_tokens is set, and quantization is {self.quantization or 'null'}",

@@ -3,7 +3,8 @@
 The weights are read twice. First each is rounded to the nearest code, and this model reads training
 rows while the moments of its matrices' inputs are gathered; then they are read again and rounded by
 these. So at no time is there more of the base than its codes and one tensor. The invariant: the
-same rows, in the same order, give the same codes, so a run that goes on has the base it began with.
+same rows, in the same order, give the same codes on the same devices, so a run that goes on there
+has the base it began with. Where sums are rounded otherwise a code may differ; `folder` says so.
 """
 
 import functools
@@ -30,8 +31,6 @@ from jaxft.weights.quantising import Plans
 from jaxft.weights.source import Source
 
 _LEAF = re.compile(r"(groups/\d+/\d+/)(.+)/kernel")
-# Modules that read one input are rounded one after another, and their plan is worked out once.
-_KEPT_PLANS = 4
 
 
 def rounding(
@@ -52,13 +51,13 @@ def rounding(
         family: Its family.
         network: Its network, with adapters or without.
         batches: Training rows; they are read in their order, no further than one epoch.
-        num_tokens: How many tokens are enough.
+        num_tokens: How many tokens are enough; batches are read whole.
         dtype: dtype of activations.
         mesh: Where arrays live.
         quantization: "nf4" or "int4".
 
     Raises:
-        WeightsError: If the base model cannot be read.
+        WeightsError: If the base model cannot be read, or what it reads is not finite.
     """
     bare = base_network(network.spec)
     tree = base.load_base(
@@ -68,7 +67,7 @@ def rounding(
     layers = {(prefix, repeat): layer for layer, (prefix, repeat, _) in network.places().items()}
     places = bare.places()
 
-    @functools.lru_cache(maxsize=_KEPT_PLANS)
+    @functools.cache  # several modules read one input
     def plan_of(block: str, path: str, repeat: int) -> RoundingPlan:
         return gptq.plan(kept[block][path][repeat])
 
@@ -109,11 +108,12 @@ def moments(
             kept = jax.block_until_ready(
                 include(kept, tree, jax.device_put(dict(batch), shardings))
             )
-            here = min(int(np.sum(batch["segment_ids"] > 0)), num_tokens - num_read)
+            here = int(np.sum(batch["segment_ids"] > 0))
             num_read += here
             count(here)
-            if num_read == num_tokens:
+            if num_read >= num_tokens:
                 break
+    console.note(f"Calibrated on {num_read:,} tokens.")
     found: dict[str, dict[str, np.ndarray]] = jax.device_get(kept)
     return found
 
@@ -131,6 +131,7 @@ def _empty(bare: Network) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _split(leaf: str) -> tuple[str, str]:
+    """Return block and module, "groups/0/0" and "attn/q", of the path of a quantised leaf."""
     found = _LEAF.fullmatch(leaf)
     assert found, f"{leaf} is quantised and in no layer"
     return found[1].removesuffix("/"), found[2]

@@ -7,13 +7,20 @@ checkpoints of which every number would have come out the same.
 
 import hashlib
 import os
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from jaxft import console
+from jaxft import tree as trees
 from jaxft.config import DataConfig, dump_config, load_config
 from jaxft.errors import CheckpointError, ConfigError
 from jaxft.lora import peft_format, verify
 from jaxft.models.network import base_network
+from jaxft.models.quantized import Quantized
 from jaxft.training import checkpoint, measure
 from jaxft.training.setup import Plan
 from jaxft.weights import names, save
@@ -21,6 +28,7 @@ from jaxft.weights import names, save
 _RECIPE_FILE = "config.yaml"
 _RECIPE_HEAD = "# Written by jaxft train: the recipe of this run, every option in it.\n"
 
+_BASE_FILE = "base.crc32"
 _WRITTEN = ("adapter", "model", "checkpoints")  # folders that a run makes in its own
 # What may change when a run goes on: where and when it speaks and saves, and how a global batch
 # is divided (the batch itself is in the fingerprint).
@@ -49,13 +57,14 @@ def fingerprint(plan: Plan) -> dict[str, Any]:
 
     The global batch is in it, not how it is divided over devices and micro-batches.
     """
+    model = plan.config.model
     train = plan.config.train.model_dump(mode="json", exclude=set(_NOT_NUMERIC))
     return {
         "model": [plan.source.name, plan.source.revision],
         "weights": _weights(plan),
         "dtype": plan.dtype,
-        "quantization": plan.config.model.quantization,
-        "calibration_tokens": plan.config.model.calibration_tokens,
+        "quantization": model.quantization,
+        "calibration_tokens": model.calibration_tokens if model.is_in_four_bits else None,
         "tuning": plan.config.tuning.model_dump(mode="json"),
         "lora": plan.config.lora.model_dump(mode="json"),
         "data.train": plan.train.examples.fingerprint,
@@ -129,6 +138,30 @@ def open_checkpoints(plan: Plan) -> checkpoint.Checkpoints:
         raise _unusable(plan.folder, f"cannot be written to: {error.strerror}") from error
     limit = plan.config.train.save_total_limit
     return checkpoint.Checkpoints(plan.checkpoints, fingerprint(plan), limit)
+
+
+def remember_base(plan: Plan, tree: Mapping[str, Any]) -> None:
+    """Note what a calibrated base came out as, and warn if the run began over another.
+
+    It is in no file, and made anew when a run goes on: the same to the bit on the same devices, but
+    not surely on others, whose sums are rounded otherwise.
+    """
+    if not plan.config.model.is_calibrated:
+        return
+    checksum = 0
+    for leaf in trees.flatten(tree).values():
+        if isinstance(leaf, Quantized):
+            for part in (leaf.codes, leaf.blocks):
+                checksum = zlib.crc32(np.asarray(part).tobytes(), checksum)
+    path, now = plan.folder / _BASE_FILE, f"{checksum:08x}\n"
+    if not checkpoint.saved_steps(plan.checkpoints):
+        path.write_text(now)
+    elif not path.exists() or path.read_text() != now:
+        console.warning(
+            f"the base, rounded to {plan.config.model.quantization} anew, is not to the bit the "
+            f"one that this run began with ({path.name} in its folder): other devices round sums "
+            "otherwise. The run goes on, but not bit for bit."
+        )
 
 
 def _check_place(folder: Path) -> None:

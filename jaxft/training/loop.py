@@ -28,6 +28,7 @@ def run(config: RunConfig) -> None:
     # All that can be refused has been before anything is written.
     tree = setup.load_tree(plan)
     with folder.open_checkpoints(plan) as checkpoints:
+        folder.remember_base(plan, tree)
         outcome = Trainer(plan, tree, Watcher()).run(checkpoints)
     written = finish.write_result(plan, outcome)
     _show_outcome(plan, outcome)

@@ -2,8 +2,9 @@
 
 Separate from `lora.eva`, which knows what is made of a module's inputs; here they are had. Ranks
 cut the layers into groups, so they are decided before the weights are loaded for training: the
-base is loaded under its own groups, measured, let go, and loaded again. The invariant: a run that
-goes on has the ranks that its checkpoints have, whatever this machine would measure.
+base is loaded under its own groups, measured, let go, and loaded again; a base in 4 bits as it is
+before `calibrate`. The invariant: a run that goes on has the ranks that its checkpoints have,
+whatever this machine would measure.
 """
 
 import dataclasses

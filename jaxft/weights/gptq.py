@@ -7,7 +7,8 @@ the second moments of the inputs, ``H = E[x x^T]``: `include` gathers them, `pla
 into what `rounded` needs, in the precision that takes.
 
 The inputs are cut into spans and what lies between two of them is left out, so that the moments
-take memory in proportion to the weights.
+take memory in proportion to the weights. Spans are of one length, so a width that only short ones
+divide (4,544 is 71 times 64) gains less.
 
 Source: Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization", section 3, algorithm 1;
 its authors' `gptq.py: GPTQ.fasterquant` with `actorder`.
@@ -19,8 +20,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Bool, Float, Int, Int32
 
+from jaxft.errors import WeightsError
 from jaxft.models import quantized
 from jaxft.models.quantized import Quantized
 
@@ -44,8 +46,8 @@ class RoundingPlan(NamedTuple):
             first; and a loss of e at it costs ``(e / U_jj)^2`` after that.
     """
 
-    order: Int32[Array, "n s"]
-    carry: Float[Array, "n s s"]
+    order: Any
+    carry: Any
 
 
 def empty(num_in: int) -> Float[Array, "n s s"]:
@@ -71,8 +73,17 @@ def plan(moments: Float[np.ndarray, "n s s"]) -> RoundingPlan:
     """Work out the moments of a matrix's inputs, of which only the ratios matter, on the host.
 
     In float64: H may be of full rank by its damping alone.
+
+    Raises:
+        WeightsError: If they are not finite.
     """
     moments = moments.astype(np.float64)
+    if not np.isfinite(moments).all():
+        raise WeightsError(
+            "What a matrix of the model reads in the training rows is not finite.",
+            "See whether the model works at all in this dtype; model.calibration_tokens=0 rounds "
+            "it without reading.",
+        )
     num_spans, span, _ = moments.shape
     # A matrix that has read nothing, or zeros, is rounded as if all inputs counted the same.
     mean = np.einsum("nss->", moments) / (num_spans * span) or 1.0
@@ -81,11 +92,11 @@ def plan(moments: Float[np.ndarray, "n s s"]) -> RoundingPlan:
     damped = np.take_along_axis(damped, order[:, :, None], 1)
     damped = np.take_along_axis(damped, order[:, None, :], 2)
     carry = np.swapaxes(np.linalg.cholesky(np.linalg.inv(damped)), 1, 2)
-    return RoundingPlan(jnp.asarray(order, jnp.int32), jnp.asarray(carry, jnp.float32))
+    return RoundingPlan(order.astype(np.int32), carry.astype(np.float32))
 
 
-def _order(importance: Float[np.ndarray, "n s"], block: int) -> np.ndarray:
-    """Return the order of the rows of each span, int [n s]."""
+def _order(importance: Float[np.ndarray, "n s"], block: int) -> Int[np.ndarray, "n s"]:
+    """Return the order of the rows of each span."""
     by_block = importance.reshape(len(importance), -1, block)
     rows = np.argsort(-by_block, axis=2, kind="stable")
     blocks = np.argsort(-by_block.sum(2), axis=1, kind="stable")[:, :, None]
@@ -173,8 +184,10 @@ def _put_back(x: jax.Array, order: Int32[Array, "n s"]) -> jax.Array:
 
 
 def _part(x: jax.Array, start: Any, size: int) -> jax.Array:
+    """Return x [n s ...] from `start` on dimension 1."""
     return jax.lax.dynamic_slice_in_dim(x, start, size, axis=1)
 
 
 def _with(x: jax.Array, new: jax.Array, at: jax.Array) -> jax.Array:
+    """Return x [n s ...] with `new` [n ...] at `at` of dimension 1."""
     return jax.lax.dynamic_update_slice_in_dim(x, new[:, None], at, axis=1)

@@ -163,7 +163,7 @@ def rows_to_measure(args: argparse.Namespace, plan: Any, tree: Any) -> dict[str,
         )
 
         def batches(path: Path) -> Any:
-            options = ["train.output_dir=unused", f"data.eval={path.absolute()}"]
+            options = ["train.output_dir=unused", *args.overrides, f"data.eval={path.absolute()}"]
             return setup.make_plan(load_config(args.recipe, options)).eval
 
         return {"held_out": plan.eval, "own": batches(own), "general": batches(args.general)}

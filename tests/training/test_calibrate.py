@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,10 +12,13 @@ import runs
 
 from jaxft import tree as trees
 from jaxft.errors import CheckpointError
+from jaxft.lora import eva
 from jaxft.models import forward, quantized
 from jaxft.models.network import base_network
 from jaxft.models.quantized import Quantized
-from jaxft.training import calibrate, folder, setup
+from jaxft.parallel import mesh as meshes
+from jaxft.training import calibrate, folder, inputs, setup
+from jaxft.training import step as steps
 from jaxft.weights import base
 
 NF4 = "model.quantization=nf4"
@@ -34,8 +38,7 @@ def assert_same(tree, other):
     ours, theirs = codes(tree), codes(other)
     assert ours.keys() == theirs.keys() != set()
     for path, leaf in ours.items():
-        np.testing.assert_array_equal(leaf.codes, theirs[path].codes)
-        np.testing.assert_array_equal(leaf.scale, theirs[path].scale)
+        jax.tree.map(np.testing.assert_array_equal, leaf, theirs[path])
 
 
 def test_what_training_rows_give_is_nearer_the_original(plan_of, tree, leaves):
@@ -61,7 +64,9 @@ def test_zero_tokens_are_the_nearest_codes(plan_of, tree, leaves):
     originals = trees.flatten(leaves)
     for path, leaf in nearest.items():
         made = [quantized.quantize(each, "nf4") for each in originals[path]]
-        np.testing.assert_array_equal(leaf.codes, np.stack([each.codes for each in made]))
+        jax.tree.map(
+            lambda ours, *each: np.testing.assert_array_equal(ours, np.stack(each)), leaf, *made
+        )
     assert any((leaf.codes != nearest[path].codes).any() for path, leaf in codes(tree).items())
 
 
@@ -76,7 +81,13 @@ def test_layers_that_are_cut_into_groups_have_the_same_codes(plan_of, tree):
         for path, leaf in cut.items():
             if path.startswith(prefix):
                 same = whole[path.replace(prefix, theirs)]
-                np.testing.assert_array_equal(leaf.codes[repeat], same.codes[other])
+                jax.tree.map(
+                    lambda x, y, at=(repeat, other): np.testing.assert_array_equal(
+                        x[at[0]], y[at[1]]
+                    ),
+                    leaf,
+                    same,
+                )
 
 
 def test_no_more_is_read_than_asked_for(plan_of, monkeypatch):
@@ -101,16 +112,35 @@ def test_no_more_is_read_than_asked_for(plan_of, monkeypatch):
     assert len(seen) == 1
     calibrate.moments(bare, leaves, plan.train, 10**9, **where)
     assert len(seen) == 1 + plan.train.steps_per_epoch
-    # Of what a norm gives, every token has about one and the same length.
     (block,) = few
-    traces = np.einsum("rnss->r", few[block]["attn/q"])
-    assert (traces > 0).all()
     assert few[block].keys() == {"attn/q", "attn/o", "mlp/up", "mlp/down"}
+
+
+def test_moments_are_those_of_the_inputs_as_eva_measures_them(plan_of):
+    plan = plan_of("lora.target_modules=all-linear")
+    bare = base_network(plan.network.spec)
+    how = {"dtype": plan.dtype, "mesh": plan.mesh, "quantization": None, "rounding": None}
+    leaves = base.load_base(plan.source, plan.family, bare, **how)
+    where = {"mesh": plan.mesh, "dtype": plan.dtype}
+    found = calibrate.moments(bare, leaves, plan.train, 1, **where)
+    sketches = jax.device_put(
+        eva.empty(eva.sites(plan.network, bare, plan.family, 1.0), bare),
+        meshes.replicated(plan.mesh),
+    )
+    include = inputs.make_include(bare, eva.include, False, **where)
+    batch = jax.device_put(plan.train.batch(0), steps.batch_shardings(plan.mesh))
+    sketches = include(sketches, leaves, batch)
+    for block, modules in found.items():
+        for path, moments in modules.items():
+            sketch = sketches[block][path]
+            of_mean = np.asarray(sketch.num_tokens) * np.sum(np.asarray(sketch.mean) ** 2, axis=1)
+            trace = np.einsum("rnss->r", moments)
+            np.testing.assert_allclose(trace, np.asarray(sketch.scatter) + of_mean, rtol=1e-4)
 
 
 @pytest.mark.slow
 def test_checkpoints_of_another_calibration_are_refused_and_its_own_go_on_to_the_byte(
-    recipe, plan_of, tmp_path
+    recipe, plan_of, tmp_path, capsys
 ):
     def train(name, *words):
         place = f"train.output_dir={tmp_path / name}"
@@ -122,5 +152,10 @@ def test_checkpoints_of_another_calibration_are_refused_and_its_own_go_on_to_the
     for name in ("checkpoints/4", "adapter"):
         shutil.rmtree(tmp_path / "run" / name)
     assert train("run", *words) == whole
+    assert "not to the bit" not in capsys.readouterr().err
+    (tmp_path / "run" / "base.crc32").write_text("00000000\n")
+    shutil.rmtree(tmp_path / "run" / "checkpoints/4")
+    train("run", *words)
+    assert "not to the bit the one that this run began with" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match="calibration_tokens"):
         folder.check(plan_of(*NEAREST, f"train.output_dir={tmp_path / 'run'}", *words))

@@ -176,7 +176,7 @@ def test_what_modules_get_is_said_and_what_did_not_come_to_rest(plan_of, elsewhe
     assert "had not come to rest" in said
 
 
-def test_a_quantised_base_is_measured_as_it_is(plan, plan_of, elsewhere):
+def test_a_quantised_base_is_measured_quantised(plan, plan_of, elsewhere):
     quantised = measure.decided(plan_of(*elsewhere, "model.quantization=nf4"))
     name = "model.layers.1.mlp.down_proj"
     assert np.abs(quantised.directions[name][0] - plan.directions[name][0]).max() > 1e-4
