@@ -13,6 +13,8 @@ import small_models
 
 import jaxft
 
+pytestmark = pytest.mark.slow
+
 REPO = Path(jaxft.__file__).parent.parent
 SCRIPT = REPO / "scripts" / "chapter_4_6.py"
 CHAPTER = REPO.parent / "shared" / "seeds" / "chapter-4-fine-tuning.md"

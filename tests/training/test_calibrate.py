@@ -21,6 +21,8 @@ from jaxft.training import calibrate, folder, inputs, setup
 from jaxft.training import step as steps
 from jaxft.weights import base
 
+pytestmark = pytest.mark.slow
+
 NF4 = "model.quantization=nf4"
 NEAREST = (NF4, "model.calibration_tokens=0")
 
@@ -138,7 +140,6 @@ def test_moments_are_those_of_the_inputs_as_eva_measures_them(plan_of):
             np.testing.assert_allclose(trace, np.asarray(sketch.scatter) + of_mean, rtol=1e-4)
 
 
-@pytest.mark.slow
 def test_checkpoints_of_another_calibration_are_refused_and_its_own_go_on_to_the_byte(
     recipe, plan_of, tmp_path, capsys
 ):

@@ -18,6 +18,8 @@ from jaxft.training import finish, setup
 from jaxft.training import trainer as trainers
 from jaxft.training.watcher import Watcher
 
+pytestmark = pytest.mark.slow
+
 STEPS = 6  # of the recipe, an epoch: the last batch is not full
 
 
