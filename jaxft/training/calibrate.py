@@ -30,7 +30,7 @@ from jaxft.weights.gptq import RoundingPlan
 from jaxft.weights.quantising import Plans
 from jaxft.weights.source import Source
 
-_LEAF = re.compile(r"(groups/\d+/\d+/)(.+)/kernel")
+_LEAF = re.compile(r"(groups/\d+/\d+)/(.+)/kernel")
 
 
 def rounding(
@@ -134,4 +134,4 @@ def _split(leaf: str) -> tuple[str, str]:
     """Return block and module, "groups/0/0" and "attn/q", of the path of a quantised leaf."""
     found = _LEAF.fullmatch(leaf)
     assert found, f"{leaf} is quantised and in no layer"
-    return found[1].removesuffix("/"), found[2]
+    return found[1], found[2]
