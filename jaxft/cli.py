@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 import typer
 
 import jaxft
-from jaxft import adapter_cli
+from jaxft import adapter_cli, data_cli
 from jaxft.errors import JaxftError, Stopped
 
 _DEBUG = "--debug"
@@ -69,6 +69,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(adapter_cli.app, name="adapter")
+app.add_typer(data_cli.app, name="data")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -138,6 +138,58 @@ def samples(shown: Iterable[Sample]) -> None:
             _say(console, "")
 
 
+def marked(title: str, pieces: Iterable[tuple[str, bool]]) -> None:
+    """Show a text on standard output, some of it marked: by colour, or between [[ and ]].
+
+    Args:
+        title: Stands above the text, and ends so that "in colour" or "in [[ ]]" can follow.
+        pieces: Parts of the text, and whether each is marked. Control characters in them are
+            written as escapes.
+    """
+    console = _where_results_go()
+    has_colour = console.is_terminal and not console.no_color
+    text = Text()
+    for piece, is_marked in pieces:
+        shown = printable(piece, kept="\n\t")
+        if is_marked:
+            text.append(shown if has_colour else f"[[{shown}]]", style="green")
+        else:
+            text.append(shown, style="dim" if has_colour else "")
+    marks = "in colour" if has_colour else "in [[ ]]"
+    _say(console, f"{title} {marks}", style="bold")
+    text.rstrip()
+    console.print(text, soft_wrap=True)
+    _say(console, "")
+
+
+def printable(text: str, kept: str = "") -> str:
+    """Return text in which what cannot be seen, or would move the cursor, is an escape.
+
+    Args:
+        text: Any text.
+        kept: Characters that stay as they are.
+    """
+    return "".join(
+        each if each.isprintable() or each in kept else each.encode("unicode_escape").decode()
+        for each in text
+    )
+
+
+def finding(level: str, found: str, details: Iterable[str]) -> None:
+    """Show what was found on standard output, and lines below it, indented.
+
+    Args:
+        level: "warning" is coloured as one, "stop" as an error.
+        found: What was found.
+        details: The lines below.
+    """
+    console = _where_results_go()
+    style = {"warning": "yellow", "stop": "bold red"}.get(level, "")
+    _wrapped(console, f"{level}: {found}", indent=0, style=style)
+    for line in details:
+        _wrapped(console, line, indent=2, style="")
+
+
 def stream(pieces: Iterable[str]) -> None:
     """Write an answer to standard output as it comes, and end its line."""
     for piece in pieces:
@@ -274,6 +326,17 @@ def _where_results_go() -> Console:
 def _say(console: Console, text: str, style: str = "") -> None:
     """Write text as it is: no markup, no emoji, no line broken where a pipe would see it."""
     console.print(Text(text, style=style), soft_wrap=True)
+
+
+def _wrapped(console: Console, text: str, indent: int, style: str) -> None:
+    """Write text indented; a terminal's line ends between words, and the next is indented more."""
+    margin = " " * indent
+    line = Text(printable(text), style=style)
+    if not console.is_terminal:
+        _say(console, margin + line.plain)
+        return
+    for number, part in enumerate(line.wrap(console, console.width - indent - 2)):
+        console.print(Text(margin + "  " * bool(number)) + part, soft_wrap=True)
 
 
 def _cell(value: str | int | float) -> str:

@@ -7,15 +7,15 @@ former Flax classes did (msgpack).
 from pathlib import Path
 
 from jaxft import console
-from jaxft.data import sources
+from jaxft.config import DataConfig, SourceConfig
 from jaxft.errors import JaxftError
 from jaxft.lora import tuned, verify, whole
 from jaxft.lora.tuned import Tuned
 from jaxft.lora.verify import Rows
 from jaxft.parallel import devices
 from jaxft.parallel import mesh as meshes
-from jaxft.training import folder, setup
-from jaxft.weights import save
+from jaxft.training import folder, reading
+from jaxft.weights import base, save
 from jaxft.weights.source import Source
 
 _MAX_LENGTH = 1024  # tokens of a held-out row, where no run says it
@@ -68,19 +68,30 @@ def _rows(data: Path | None, adapter: Path | None, found: Source, model: Tuned) 
     """Return the held-out rows of a file, or of the run that made an adapter, if there are any."""
     if data is not None:
         limit = model.network.spec.max_tokens
-        return _encoded(data, min(_MAX_LENGTH, limit or _MAX_LENGTH), found, model)
+        recipe = DataConfig(
+            train=[SourceConfig(path=str(data))],
+            eval=[SourceConfig(path=str(data))],
+            max_length=min(_MAX_LENGTH, limit or _MAX_LENGTH),
+        )
+        rows = _encoded(recipe, found, model)
+        assert rows is not None
+        return rows
     of_run = None if adapter is None else folder.data_of(adapter.resolve().parent)
-    if of_run is not None and of_run.eval is not None:
+    if of_run is not None:
         try:
-            return _encoded(of_run.eval, of_run.max_length, found, model)
+            rows = _encoded(of_run, found, model)
+            if rows is not None:
+                return rows
         except JaxftError as error:
             console.note(f"The held-out rows of the run are not used: {error.found}")
     return verify.spread_row(model.network)
 
 
-def _encoded(data: Path, max_length: int, found: Source, model: Tuned) -> Rows:
-    examples = setup.encoded(
-        "Held-out rows", sources.read_rows(data), found.tokenizer(), max_length
-    )
+def _encoded(data: DataConfig, found: Source, model: Tuned) -> Rows | None:
+    """Return the held-out rows of a recipe, None if it has none."""
+    tokenizer = model.chat_format.apply(found.tokenizer())
+    examples = reading.held_out_examples(data, tokenizer, base.read_stop_ids(found, tokenizer))
+    if examples is None:
+        return None
     examples.check_ids(model.network.spec.vocab_size)
     return verify.first_rows("held-out rows", examples, model.network)

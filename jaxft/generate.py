@@ -61,7 +61,12 @@ def answer(
 
 
 def make_generator(found: Source, loaded: Tuned, *, mesh: Mesh, dtype: str) -> Generator:
-    """Return the generator of a model that was loaded on `mesh`, computing in `dtype`."""
-    tokenizer = found.tokenizer()
-    stop_ids = base.read_stop_ids(found, tokenizer)
-    return Generator(Decoder(loaded.network, stop_ids=stop_ids, mesh=mesh, dtype=dtype), tokenizer)
+    """Return the generator of a model that was loaded on `mesh`, computing in `dtype`.
+
+    It asks with the template that the model was trained with, and stops where it learned to stop.
+    """
+    trained = loaded.chat_format
+    tokenizer = trained.apply(found.tokenizer())
+    stop_ids = {*base.read_stop_ids(found, tokenizer), *trained.stop_ids}
+    decoder = Decoder(loaded.network, stop_ids=sorted(stop_ids), mesh=mesh, dtype=dtype)
+    return Generator(decoder, tokenizer)

@@ -66,6 +66,7 @@ def run_python(code: str, argv: Sequence[str] = ()) -> subprocess.CompletedProce
         ["adapter", "--help"],
         *(["adapter", verb, "-h"] for verb in ("info", "diff", "scale", "add", "fold")),
         ["adapter", "interpolate", "--help"],
+        *(["data", "--help"], ["data", "check", "-h"], ["data", "show", "-h"]),
     ],
 )
 def test_help_shows_commands_that_can_be_typed(words, capsys):
@@ -84,6 +85,7 @@ heavy = {"jax", "jaxlib", "flax", "transformers", "datasets", "torch", "numpy", 
 for words in (
     *(["--help"], ["train", "--help"], ["inspect", "-h"], ["train", "nowhere.yaml"]),
     *(["adapter", "-h"], ["adapter", "add", "-h"], ["adapter", "diff", "a"]),
+    *(["data", "-h"], ["data", "check", "-h"], ["data", "check", "nowhere.yaml"]),
 ):
     try:
         main(words)
@@ -108,6 +110,9 @@ def test_version_is_the_packages(capsys):
         (["tarin"], "Did you mean 'train'?"),
         (["adapter", "ad"], "No such command 'ad'"),
         (["adapter", "scale", "x", "--output", "y"], "Missing argument 'FACTOR'"),
+        (["data", "chek"], "No such command 'chek'"),
+        (["data", "check", "--json"], "Missing argument 'RECIPE'"),
+        (["data", "show", "x"], "Missing option '--row'"),
         (["adapter", "scale", "x", "two", "--output", "y"], "Invalid value for 'FACTOR'"),
         (["adapter", "scale", "x", "2", "--outptu", "y"], "Missing option '--output'"),
         (["train", "--tempo"], "No such option: --tempo"),

@@ -194,6 +194,38 @@ def test_a_terminal_without_colour_gets_none():
     assert plain == "warning: x\r\n"
 
 
+FINDINGS = """
+from jaxft import console
+pieces = [("say ", False), ("ho\\x1b[2J", True), ("\\n", False)]
+console.marked("f:1: 5 tokens; 2 are learned,", pieces)
+console.finding("warning", "word " * 20 + "end", ["f:1", "-> " + "do " * 40])
+"""
+
+
+def test_what_is_marked_is_coloured_on_a_terminal_and_in_brackets_elsewhere(capsys):
+    written = on_terminal(FINDINGS)
+    assert "2 are learned, in colour" in written
+    assert "\x1b[32mho\\x1b[2J\x1b[0m" in written
+    plain = on_terminal(FINDINGS, NO_COLOR="1")
+    assert "2 are learned, in [[ ]]" in plain
+    assert "say [[ho\\x1b[2J]]" in plain
+    console.marked("f:1:", [("a\n", False), ("b\x07", True)])
+    assert capsys.readouterr().out == "f:1: in [[ ]]\na\n[[b\\x07]]\n\n"
+
+
+def test_a_finding_is_broken_between_words_on_a_terminal_only(capsys):
+    lines = on_terminal(FINDINGS, NO_COLOR="1").replace("\r", "").splitlines()
+    shown = lines[next(i for i, line in enumerate(lines) if line.startswith("warning: ")) :]
+    assert max(map(len, shown)) <= 80
+    assert shown[1].startswith("  word")
+    assert "  f:1" in [line.rstrip() for line in shown]
+    assert any(line.startswith("  -> do do") for line in shown)
+    assert any(line.startswith("    do do") for line in shown)
+    console.finding("note", "word " * 40 + "end", ["one\ntwo"])
+    written = capsys.readouterr().out
+    assert written.splitlines() == ["note: " + "word " * 40 + "end", "  one\\ntwo"]
+
+
 def test_facts_on_a_pipe_are_a_line_each(capsys):
     console.facts("Model [x]", [("found", "word " * 50), ("", ":smile:")])
     lines = capsys.readouterr().out.splitlines()

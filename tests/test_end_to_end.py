@@ -96,6 +96,7 @@ def test_a_run_leaves_its_recipe_its_record_its_checkpoints_and_its_adapter(fini
         "adapter_config.json",
         "adapter_model.safetensors",
         "README.md",
+        "generation_config.json",
         "verification.json",
     }
     assert runs.saved_steps(finished) == [2, 4, 6]
@@ -215,11 +216,6 @@ def cut_weights(folder):
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def drop_chat_template(folder):
-    for path in (folder / "model").glob("chat_template*"):
-        path.unlink()
-
-
 def write_file(name):
     return lambda folder: (folder / name).write_text("mine")
 
@@ -242,7 +238,7 @@ MISTAKES = {
         "{0}/train.jsonl",
     ),
     "no such model": (None, ["model.path={0}/modle"], "{0}/modle", "Expected a model folder"),
-    "no JSON": (break_rows(ROW, "{oops"), [], "{0}/train.jsonl:2", "one JSON object"),
+    "no JSON": (break_rows(ROW, "{oops"), [], "{0}/train.jsonl:2", "whole JSON object"),
     "no fields": (break_rows(ROW, ROW, '{"words": 1}'), [], "{0}/train.jsonl:3", '"prompt"'),
     "no rows": (break_rows(), [], "{0}/train.jsonl is empty", '"prompt"'),
     "nothing to learn": (
@@ -251,12 +247,7 @@ MISTAKES = {
         "none of its 1 rows has a token to learn",
         "assistant",
     ),
-    "no chat template": (
-        drop_chat_template,
-        [],
-        "{0}/train.jsonl:1: the row is a chat",
-        "prompt and completion strings",
-    ),
+    "no such chat template": (None, ["data.chat_template=chatmml"], "chatmml", "chatml"),
     "another architecture": (
         change_model(architectures=["BertModel"], model_type="bert"),
         [],

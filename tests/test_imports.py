@@ -12,6 +12,7 @@ import pytest
 
 REPO = Path(__file__).parent.parent
 PACKAGE = REPO / "jaxft"
+DATA = PACKAGE / "data"
 FILES = sorted(PACKAGE.rglob("*.py"))
 MAX_LINES = 400
 
@@ -27,20 +28,33 @@ ROWS = (
     ("data",),
     ("generation",),
     ("training",),
-    ("generate", "export", "inspection", "adapters", "adapter_reports", "plan", "sweep"),
-    ("api", "adapter_cli"),
+    (
+        *("generate", "export", "inspection", "adapters", "adapter_reports", "plan", "sweep"),
+        *("data_reports", "data_show"),
+    ),
+    ("api", "adapter_cli", "data_cli"),
     ("cli",),
 )
-HEIGHT = {room: height for height, row in enumerate(ROWS) for room in row}
+# The rooms inside data, in the same way.
+DATA_ROWS = (("rows",), ("sources", "chats"), ("examples",), ("batches", "check"))
 
 
-def room_of(file: Path) -> str:
-    """Return the room a file of the package stands in; "" for the package's own __init__."""
-    first = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def heights(rows: tuple[tuple[str, ...], ...]) -> dict[str, int]:
+    """Return the row that each room stands in."""
+    return {room: height for height, row in enumerate(rows) for room in row}
+
+
+HEIGHT = {"jaxft": heights(ROWS), "jaxft.data": heights(DATA_ROWS)}
+
+
+def room_of(file: Path, package: str = "jaxft") -> str:
+    """Return the room that a file stands in; "" for the package's own __init__."""
+    folder = REPO.joinpath(*package.split("."))
+    first = file.relative_to(folder).parts[0].removesuffix(".py")
     return "" if first == "__init__" else first
 
 
-def imported_rooms(tree: ast.AST) -> Iterator[tuple[int, str]]:
+def imported_rooms(tree: ast.AST, package: str) -> Iterator[tuple[int, str]]:
     """Yield the line and the room of each import of ours, those inside functions included."""
     for node in ast.walk(tree):
         names: list[str] = []
@@ -48,21 +62,22 @@ def imported_rooms(tree: ast.AST) -> Iterator[tuple[int, str]]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level:
             raise AssertionError(f"line {node.lineno}: a relative import")
-        elif isinstance(node, ast.ImportFrom) and node.module == "jaxft":
-            names = [f"jaxft.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == package:
+            names = [f"{package}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             names = [node.module or ""]
         for name in names:
-            if name.startswith("jaxft."):
-                yield node.lineno, name.split(".")[1]
+            if name.startswith(f"{package}."):
+                yield node.lineno, name.removeprefix(f"{package}.").split(".")[0]
 
 
-def upward_imports(room: str, tree: ast.AST) -> list[str]:
+def upward_imports(room: str, tree: ast.AST, package: str = "jaxft") -> list[str]:
     """List the imports of a file in `room` that do not point downward."""
+    height = HEIGHT[package]
     return [
         f"line {line}: {room} imports {other}"
-        for line, other in imported_rooms(tree)
-        if other != room and HEIGHT[other] >= HEIGHT[room]
+        for line, other in imported_rooms(tree, package)
+        if other != room and height[other] >= height[room]
     ]
 
 
@@ -71,6 +86,13 @@ def test_imports_point_downward(file):
     room = room_of(file)
     if room:
         assert upward_imports(room, ast.parse(file.read_text())) == []
+
+
+@pytest.mark.parametrize("file", sorted(DATA.rglob("*.py")), ids=lambda file: str(file.name))
+def test_imports_inside_data_point_downward(file):
+    room = room_of(file, "jaxft.data")
+    if room:
+        assert upward_imports(room, ast.parse(file.read_text()), "jaxft.data") == []
 
 
 @pytest.mark.parametrize(
@@ -86,8 +108,13 @@ def test_an_upward_import_is_noticed(room, code):
     assert len(upward_imports(room, ast.parse(code))) == 1
 
 
+def test_an_upward_import_inside_data_is_noticed():
+    tree = ast.parse("from jaxft.data.batches import stream\nfrom jaxft.data import rows, check")
+    assert len(upward_imports("chats", tree, "jaxft.data")) == 2
+
+
 def test_every_room_is_there_or_still_to_come():
-    assert {room_of(file) for file in FILES} - {""} <= HEIGHT.keys()
+    assert {room_of(file) for file in FILES} - {""} <= HEIGHT["jaxft"].keys()
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(REPO)))

@@ -5,7 +5,6 @@ and what cannot be done is refused before anything is read.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pydantic
@@ -19,6 +18,7 @@ from jaxft.config import (
     LoraConfig,
     ModelConfig,
     RunConfig,
+    SourceConfig,
     TrainConfig,
     TuningConfig,
 )
@@ -106,8 +106,8 @@ def recipe(
             lora=lora,
             # Names, not paths: the rows are in memory.
             data=DataConfig(
-                train=Path("train_dataset"),
-                eval=Path("eval_dataset"),
+                train=[SourceConfig(path="train_dataset")],
+                eval=[SourceConfig(path="eval_dataset")],
                 max_length=max_length,
                 packing=packing,
             ),

@@ -28,7 +28,8 @@ from jaxft.models.bind import abstract_tree
 from jaxft.models.network import Network, base_network
 from jaxft.parallel import mesh as meshes
 from jaxft.parallel import rules
-from jaxft.weights import base, source
+from jaxft.weights import base, chat_format, source
+from jaxft.weights.chat_format import ChatFormat
 from jaxft.weights.source import Source
 
 
@@ -63,11 +64,17 @@ class CausalLM:
         self._start: Mapping[str, Any] | None = None
         self._tree: trees.Tree | None = None
         self._mesh: Mesh | None = None
+        self.chat_format = chat_format.BASE_FORMAT  # until it is trained, or an adapter says more
 
     @functools.cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer in the model's folder."""
-        return self.source.tokenizer()
+        """The tokenizer in the model's folder, with the chat template that was trained with."""
+        return self.chat_format.apply(self.source.tokenizer())
+
+    def set_chat_format(self, learned: ChatFormat) -> None:
+        """Have the model be asked, and stop, as it was trained to."""
+        self.chat_format = learned
+        self.__dict__.pop("tokenizer", None)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -190,7 +197,7 @@ class CausalLM:
         )
 
     def _live(self) -> Tuned:
-        return Tuned(self.family, self.network, self.tree())
+        return Tuned(self.family, self.network, self.tree(), self.chat_format)
 
     def _placed_on(self) -> Mesh:
         """Return the mesh of the leaves, which are read for it if they were not."""
@@ -285,7 +292,9 @@ class CausalLM:
         assert self._mesh is not None
         decoder = Decoder(
             self.network,
-            stop_ids=base.read_stop_ids(self.source, self.tokenizer),
+            stop_ids=sorted(
+                {*base.read_stop_ids(self.source, self.tokenizer), *self.chat_format.stop_ids}
+            ),
             mesh=self._mesh,
             dtype=self.dtype,
         )

@@ -16,6 +16,7 @@ from jaxft.errors import AdapterError, ConfigError
 from jaxft.lora import peft_format, starts, targets, tuned, tying, verify
 from jaxft.lora.adapter import write_adapter
 from jaxft.models.network import is_adapter_leaf
+from jaxft.weights import chat_format
 
 
 class PeftModel(CausalLM):
@@ -66,6 +67,7 @@ class PeftModel(CausalLM):
         tuned.network_of(lora, tensors, model.family, model.network.spec, origin)
         self = cls(model, lora, None, is_trainable=is_trainable)
         self._start = peft_format.from_tensors(tensors, self.family, self.network, origin)
+        self.chat_format = chat_format.read(origin)
         return self
 
     def tune(self, how: configs.TuningConfig) -> None:

@@ -22,14 +22,14 @@ from jaxft.api.loss import ComputeLoss
 from jaxft.api.model import CausalLM
 from jaxft.api.peft_model import PeftModel
 from jaxft.config import TrainConfig, TuningConfig
-from jaxft.data import sources
-from jaxft.data.rows import Tokenized
+from jaxft.data.rows.row import Tokenized
+from jaxft.data.sources.source import rows_of
 from jaxft.errors import ConfigError
 from jaxft.lora import starts
 from jaxft.models import forward
 from jaxft.parallel import devices
 from jaxft.parallel import mesh as meshes
-from jaxft.training import finish, folder, losses, metrics, setup, trainer
+from jaxft.training import finish, folder, losses, metrics, reading, setup, trainer
 from jaxft.training import step as steps
 from jaxft.training.evaluate import Evaluation, evaluate
 from jaxft.training.setup import Plan
@@ -179,6 +179,7 @@ class Trainer:
             run = trainer.Trainer(plan, tree, _Listener(self, plan), self._loss())
             outcome = run.run(checkpoints)
         began = starts.of(outcome.frozen)
+        self.model.set_chat_format(plan.data.chat_format)
         self.model.set_trained_leaves(trees.combine(outcome.trainable, began))
         finish.write_result(plan, outcome)
         # With the lines of a run that this one went on from.
@@ -241,7 +242,9 @@ class Trainer:
             )
 
     def _reached(self, plan: Plan, step: int) -> None:
-        self.state.global_step, self.state.epoch = step, step / plan.train.steps_per_epoch
+        self.state.global_step = step
+        assert plan.train.steps_per_epoch, "rows in Python have an end"
+        self.state.epoch = step / plan.train.steps_per_epoch
 
     def measure(self, plan: Plan, trainable: trees.Tree, frozen: trees.Tree) -> dict[str, float]:
         """Return what `compute_metrics` makes of all held-out logits, names led by "eval_"."""
@@ -250,7 +253,7 @@ class Trainer:
         kept, labels = [], []
         logits_of = _make_logits(plan)
         shardings = steps.batch_shardings(plan.mesh)
-        num_rows = len(plan.eval.sequences)
+        num_rows = plan.eval.num_sequences
         for _, batch in plan.eval.iterate(0, plan.eval.steps_per_epoch):
             truth = _unshifted(batch["labels"][0])
             logits = logits_of(trainable, frozen, jax.device_put(batch, shardings))
@@ -272,13 +275,21 @@ class Trainer:
         devices.check()
         wanted = self._recipe.mesh
         mesh = meshes.make_mesh(wanted.data, wanted.fsdp, wanted.tensor)
-        rows = sources.rows_of(dataset, name)
-        held_out = (
-            [] if self.eval_dataset is None else sources.rows_of(self.eval_dataset, "eval_dataset")
-        )
+        rows = rows_of(dataset, name)
+        held_out = None
+        if is_eval_only:
+            held_out = rows
+        elif self.eval_dataset is not None:
+            held_out = rows_of(self.eval_dataset, "eval_dataset")
         tokenizer = self.processing_class
-        if tokenizer is None and not all(isinstance(row, Tokenized) for row in (*rows, *held_out)):
-            tokenizer = model.tokenizer
+        given = [rows] if held_out is None else [rows, held_out]
+        if tokenizer is None and any(
+            not isinstance(row, Tokenized) for source in given for row in source
+        ):
+            tokenizer = model.source.tokenizer()
+        train = [rows]
+        of_eval = train if is_eval_only else None if held_out is None else [held_out]
+        opened = reading.OpenRows(train, of_eval)
         return setup.plan_rows(
             self._recipe,
             model.source,
@@ -287,8 +298,7 @@ class Trainer:
             tokenizer,
             mesh,
             model.dtype,
-            rows,
-            rows if is_eval_only else held_out,
+            opened,
         )
 
     def _loss(self) -> steps.LossFunction:

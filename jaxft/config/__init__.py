@@ -8,11 +8,11 @@ answered at once.
 
 from __future__ import annotations
 
+from jaxft.config.data import DataConfig, HoldOutConfig, SourceConfig
 from jaxft.config.eva import EvaConfig
 from jaxft.config.lora import LoraConfig
 from jaxft.config.recipe import dump_config, load_config, section_error
 from jaxft.config.sections import (
-    DataConfig,
     MeshConfig,
     ModelConfig,
     RunConfig,
@@ -23,10 +23,12 @@ from jaxft.config.sections import (
 __all__ = [
     "DataConfig",
     "EvaConfig",
+    "HoldOutConfig",
     "LoraConfig",
     "MeshConfig",
     "ModelConfig",
     "RunConfig",
+    "SourceConfig",
     "TrainConfig",
     "TuningConfig",
     "dump_config",

@@ -17,10 +17,17 @@ from typing import Any, NamedTuple
 
 
 class Known(NamedTuple):
-    """A name from elsewhere: the values that ask for nothing, and what to write instead."""
+    """A name from elsewhere.
+
+    Attributes:
+        harmless: The values that ask for nothing.
+        instead: The option here that it is.
+        how: What to write there, such as "as `columns: {text: NAME}`".
+    """
 
     harmless: tuple[Any, ...]
     instead: str = ""
+    how: str = ""
 
     def accepts(self, value: Any) -> bool:
         """Return whether `value` asks for nothing that jaxft would have to do."""
@@ -78,15 +85,15 @@ LORA: Mapping[str, Known] = {
 }
 
 DATA: Mapping[str, Known] = {
-    **_off("chat_template_path", "eos_token", "dataset_num_proc", values=(None,)),
     **_off("padding_free", "eval_packing", "dataset_kwargs"),
-    "dataset_text_field": Known((None, "text")),
+    "chat_template_path": Known((None,), "data.chat_template"),
+    "dataset_text_field": Known((None, "text"), "data.train.columns", "as `{text: NAME}`"),
     "packing_strategy": Known(("bfd",)),
     "truncation_mode": Known(("keep_start",)),
+    "pad_token": Known((None,)),
     "pad_to_multiple_of": Known((None,)),
-    # What is learnt is always the completion, or the assistant's turns.
-    "completion_only_loss": Known((None, True)),
-    "assistant_only_loss": Known((True,)),
+    "completion_only_loss": Known((None, True), "data.train_on", "as `train_on: all`"),
+    "assistant_only_loss": Known((True,), "data.train_on", "as `train_on: all`"),
     "shuffle_dataset": Known((), "data.shuffle"),
 }
 
@@ -182,7 +189,10 @@ TRAIN: Mapping[str, Known] = {
     # With evaluation on, the base is always evaluated before the first step.
     "eval_on_start": Known((False, True)),
     "use_cpu": Known((False,)),
-    "train_sampling_strategy": Known(("random",), "data.shuffle"),
+    "train_sampling_strategy": Known(
+        ("random",), "data.shuffle", "or `data.group_by_length: true` for `group_by_length`"
+    ),
+    "group_by_length": Known((False,), "data.group_by_length"),
     "length_column_name": Known(("length",)),
     "ddp_timeout": Known((1800,)),
     "fsdp": Known((None, "", []), "mesh.fsdp"),
@@ -252,6 +262,13 @@ RENAMED: Mapping[str, str] = {
     "evaluation_strategy": "train.eval_strategy",
     "lr_scheduler": "train.lr_scheduler_type",
     "max_seq_length": "data.max_length",
+    "sequence_len": "data.max_length",
+    "cutoff_len": "data.max_length",
     "train_file": "data.train",
     "validation_file": "data.eval",
+    "val_set_size": "data.hold_out",
+    "test_size": "data.hold_out",
+    "train_on_inputs": "data.train_on",
+    "num_proc": "data.dataset_num_proc",
+    "buffer_size": "data.shuffle_buffer",
 }

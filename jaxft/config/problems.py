@@ -69,7 +69,8 @@ def _unknown_key(error: ErrorDetails, path: KeyPath, value: Any) -> tuple[str, s
 def _known_key(name: str, value: Any, entry: known.Known) -> tuple[str, str]:
     """Word a key that is an option elsewhere."""
     if entry.instead:
-        return f"`{name}: {shown(value)}` is not set here", f"Use `{entry.instead}` instead."
+        how = f", {entry.how}" if entry.how else ""
+        return f"`{name}: {shown(value)}` is not set here", f"Use `{entry.instead}` instead{how}."
     found = f"`{name}: {shown(value)}` is known, and not supported yet"
     accepted = [shown(same) for same in entry.harmless if same is not None]
     return (
@@ -124,6 +125,9 @@ def _bad_value(error: ErrorDetails, path: KeyPath, value: Any) -> tuple[str, str
     field = field_at(options)
     if field is None:
         return found, f"{error['msg']}."
+    section = section_at(options)
+    if section and not isinstance(value, list | dict):  # the short form of one of its options
+        field = section.model_fields.get(str(error["loc"][-1]), field)
     if isinstance(value, str) and value in known.VALUES.get(str(options[-1]), ()):
         found = f"`{dotted(path)}: {value}` is known, and not supported yet"
     near = nearest(value, _words(field.annotation)) if isinstance(value, str) else ""
@@ -169,16 +173,23 @@ def sections() -> dict[str, type[Section]]:
 
 
 def section_at(path: KeyPath) -> type[Section] | None:
-    """Return the section whose keys stand under `path`; None when there is none."""
-    if not path:
+    """Return the section whose keys stand under `path`; None when there is none.
+
+    Both `data.train` and `data.train.0` lead to the options of one source.
+    """
+    named = tuple(key for key in path if not isinstance(key, int))
+    if not named:
         return RunConfig
-    field = field_at(path)
-    if field is None:
-        return None
-    is_choice = get_origin(field.annotation) in (Union, types.UnionType)
-    choices = get_args(field.annotation) if is_choice else (field.annotation,)
-    classes = (choice for choice in choices if isinstance(choice, type))
-    return next((each for each in classes if issubclass(each, Section)), None)
+    field = field_at(named)
+    return _section_in(field.annotation) if field else None
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    """Return the section among what a type accepts, or in a list that it accepts."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    inner = (_section_in(arg) for arg in get_args(annotation))
+    return next((section for section in inner if section), None)
 
 
 def field_at(path: KeyPath) -> FieldInfo | None:
@@ -212,6 +223,8 @@ def _items(annotation: Any) -> str:
     """Say what the items of a list are."""
     is_limited = get_origin(annotation) is Annotated
     kind, *limits = get_args(annotation) if is_limited else (annotation,)
+    if _section_in(kind):
+        return "keys and values"
     return _ITEMS.get(kind, str(kind)) + _limits(limits)
 
 

@@ -1,48 +1,27 @@
-"""Reading and writing recipes: YAML 1.2 and `key=value`, through one parser.
+"""Reading and writing recipes: from a file and overrides to a `RunConfig`, and back to YAML.
 
-Every value, whether it stands in the file or on the command line, is read by the same function,
-so `3e-4` is a number and `no` is a word in both. The invariant: each value keeps the place it
-came from (file and line, or the override) until the whole recipe is known to be valid.
+`load_config(Path("recipe.yaml"), ["lora.r=16"])` is what every verb begins with. Separate from
+draft, which knows YAML, and from placing, which finds the files that a recipe names. The invariant:
+a mistake is reported with the file and line, or the override, that it came from.
 """
 
 from __future__ import annotations
 
 import io
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from jaxft.config import problems
+from jaxft.config import draft as drafts
+from jaxft.config import placing, problems
+from jaxft.config.draft import Draft
 from jaxft.config.problems import KeyPath
 from jaxft.config.sections import RunConfig
-from jaxft.errors import ConfigError, nearest
-
-
-class Place(NamedTuple):
-    """Where a value stands, and the folders that a path written there may start from."""
-
-    label: str
-    folders: tuple[Path, ...]
-
-
-class Draft(NamedTuple):
-    """A recipe before it is checked: nested dicts, and the place of each key."""
-
-    values: dict[str, Any]
-    places: dict[KeyPath, Place]
-
-    def place(self, path: KeyPath) -> Place:
-        """Return the place of a key, or of the nearest thing around it."""
-        while path not in self.places:
-            path = path[:-1]
-        return self.places[path]
+from jaxft.errors import ConfigError
 
 
 def load_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -59,11 +38,11 @@ def load_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: The recipe cannot be read, or says something jaxft cannot do.
     """
-    draft = _read(recipe)
+    draft = drafts.read(recipe)
     for override in overrides:
-        _apply(draft, override, recipe)
-    _open_sections(draft.values)
-    _place_files(draft)
+        drafts.apply(draft, override, recipe)
+    drafts.open_sections(draft.values)
+    placing.place_files(draft)
     return _checked(draft)
 
 
@@ -76,183 +55,6 @@ def dump_config(config: RunConfig) -> str:
     text = io.StringIO()
     yaml.dump(config.model_dump(mode="json"), text)
     return text.getvalue()
-
-
-def _read(recipe: Path) -> Draft:
-    """Read the file into a draft."""
-    try:
-        text = recipe.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        remedy = _missing_file_remedy(recipe, "Expected the path of a recipe, a YAML file.")
-        raise ConfigError(f"no recipe at {recipe}", remedy) from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ConfigError(
-            f"cannot read the recipe {recipe}: {reason}", "Expected a YAML file."
-        ) from error
-    node = _compose(text, str(recipe))
-    if node is None:
-        raise ConfigError(f"the recipe {recipe} is empty", "Expected at least: model, data, train.")
-    if not isinstance(node, MappingNode):
-        raise ConfigError(
-            f"{recipe}:{_line(node)}: the recipe is not made of keys and values",
-            "Expected sections at the top: model, lora, data, train, mesh.",
-        )
-    folder = Path(os.path.abspath(recipe.parent))
-    places: dict[KeyPath, Place] = {(): Place(str(recipe), (folder,))}
-    values = _value(node, (), lambda at: Place(f"{recipe}:{_line(at)}", (folder,)), places)
-    return Draft(values, places)
-
-
-def _compose(text: str, source: str) -> Node | None:
-    """Parse YAML into nodes, which know their lines.
-
-    Args:
-        text: The YAML.
-        source: What to name in an error: the file, or the override.
-    """
-    try:
-        return YAML(typ="safe", pure=True).compose(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark and "\n" in text.strip() else ""
-        raise ConfigError(
-            f"{source}{line}: not YAML: {error.problem or error.context}",
-            "Look at the indentation, colons and quotes there; quote text with special characters.",
-        ) from error
-    except YAMLError as error:
-        raise ConfigError(
-            f"{source}: not YAML: {str(error).splitlines()[0]}", "Expected plain UTF-8 text."
-        ) from error
-
-
-def _value(
-    node: Node, path: KeyPath, place_of: Callable[[Node], Place], places: dict[KeyPath, Place]
-) -> Any:
-    """Turn a node into plain values, noting the place of every key and item.
-
-    Raises:
-        ConfigError: A key stands twice, or is not plain text.
-    """
-    if isinstance(node, ScalarNode):
-        return _scalar(node)
-    if isinstance(node, SequenceNode):
-        for index, item in enumerate(node.value):
-            places[*path, index] = place_of(item)
-        return [_value(item, (*path, i), place_of, places) for i, item in enumerate(node.value)]
-    values: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        place = place_of(key_node)
-        if not isinstance(key_node, ScalarNode):
-            raise ConfigError(f"{place.label}: a key is not plain text", "Expected `name: value`.")
-        inner = (*path, key_node.value)
-        if key_node.value in values:
-            raise ConfigError(
-                f"{place.label}: `{problems.dotted(inner)}` stands twice",
-                f"Keep one of the two; the first is in {places[inner].label}.",
-            )
-        places[inner] = place
-        values[key_node.value] = _value(value_node, inner, place_of, places)
-    return values
-
-
-def _scalar(node: ScalarNode) -> Any:
-    """Return a scalar's value. Only numbers, true, false and null are more than text."""
-    kind = str(node.tag).rsplit(":", 1)[-1]
-    if kind not in ("int", "float", "bool", "null"):
-        return node.value
-    return YAML(typ="safe", pure=True).constructor.construct_object(node)
-
-
-def _line(node: Node) -> int:
-    """Return the line of a node, counted from one."""
-    return node.start_mark.line + 1
-
-
-def _apply(draft: Draft, override: str, recipe: Path) -> None:
-    """Set one `key=value` in the draft.
-
-    Raises:
-        ConfigError: There is no `=`, the value is not YAML, or the key goes through a value.
-    """
-    label = f"override `{override}`"
-    dotted_key, equals, text = override.partition("=")
-    path = tuple(dotted_key.strip().split("."))
-    if not equals or not all(path):
-        raise ConfigError(f"{label} is not key=value", "Write it like `train.learning_rate=3e-4`.")
-    place = Place(label, (Path.cwd(), Path(os.path.abspath(recipe.parent))))
-    places: dict[KeyPath, Place] = {path: place}
-    node = _compose(text, label)
-    value = None if node is None else _value(node, path, lambda at: place, places)
-    _open_section(draft.values, path, label)[path[-1]] = value
-    draft.places.update(places)
-    for depth in range(1, len(path)):
-        draft.places.setdefault(path[:depth], place)
-
-
-def _open_section(values: dict[str, Any], path: KeyPath, label: str) -> dict[str, Any]:
-    """Return the mapping that holds the last key of `path`, made where it is not there."""
-    for depth, key in enumerate(path[:-1], start=1):
-        if depth == 1:
-            _open_sections(values)
-        inner = values.setdefault(str(key), {})
-        if not isinstance(inner, dict):
-            name = problems.dotted(path[:depth])
-            raise ConfigError(
-                f"{label}: `{name}` is {problems.shown(inner)} and has no keys of its own",
-                f"Write `{name}=...` to replace it.",
-            )
-        values = inner
-    return values
-
-
-def _open_sections(values: dict[str, Any]) -> None:
-    """Give every section its long form: a bare model is its path, an empty section has no keys."""
-    if isinstance(values.get("model"), str):
-        values["model"] = {"path": values["model"]}
-    for name in problems.sections():
-        if name in values and values[name] is None:
-            values[name] = {}
-
-
-def _place_files(draft: Draft) -> None:
-    """Give the recipe's paths their full form, each from the folders of its place.
-
-    Raises:
-        ConfigError: A file of rows is not there.
-    """
-    for section, key in (("data", "train"), ("data", "eval"), ("model", "path")):
-        _place_file(draft, section, key)
-    train = draft.values.get("train")
-    if isinstance(train, dict) and isinstance(train.get("output_dir"), str):
-        train["output_dir"] = os.path.expanduser(train["output_dir"])
-
-
-def _place_file(draft: Draft, section: str, key: str) -> None:
-    """Make one path absolute. A model that is nowhere may still be a name on the Hub."""
-    values = draft.values.get(section)
-    written = values.get(key) if isinstance(values, dict) else None
-    if not isinstance(values, dict) or not isinstance(written, str) or not written:
-        return  # not there, or of a type that the check to come refuses
-    place = draft.place((section, key))
-    tries = [Path(os.path.abspath(at / os.path.expanduser(written))) for at in place.folders]
-    there = next((file for file in tries if file.exists()), None)
-    if there:
-        values[key] = str(there)
-    elif section == "data":
-        raise ConfigError(
-            f"{place.label}: `{section}.{key}` names {written}, which is not there",
-            _missing_file_remedy(tries[0], f"Paths there start at {place.folders[0]}."),
-        )
-
-
-def _missing_file_remedy(path: Path, otherwise: str) -> str:
-    """Name the file beside `path` that is spelled most like it, or say something else."""
-    folder = path.parent
-    if not folder.is_dir():
-        return f"There is no folder {folder} either. {otherwise}"
-    near = nearest(path.name, [entry.name for entry in folder.iterdir()])
-    return f"Did you mean {folder / near}?" if near else otherwise
 
 
 def _checked(draft: Draft) -> RunConfig:

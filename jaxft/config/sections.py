@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from jaxft.config import known
+from jaxft.config.data import DataConfig
 from jaxft.config.lora import LoraConfig
 from jaxft.config.section import Fraction, PositiveInt, Section, conflict
 
@@ -101,23 +102,6 @@ class TuningConfig(Section):
                 "Write `method: freeze` to train a part of the model, or take it out.",
             )
         return self
-
-
-class DataConfig(Section):
-    """The rows, and how they become batches."""
-
-    known_elsewhere = known.DATA
-
-    train: FilePath
-    """JSON Lines file to learn from, with `messages`, or `prompt` and `completion`."""
-    eval: FilePath | None = None
-    """Held-out file of the same kind, on which loss is measured."""
-    max_length: Annotated[int, Field(ge=2)] = 1024
-    """Tokens in a sequence; longer rows are cut at their end."""
-    packing: bool = False
-    """Put several rows into one sequence. They do not see each other."""
-    shuffle: bool = True
-    """Draw a new order each epoch. Off: the file's order."""
 
 
 class TrainConfig(Section):
@@ -293,10 +277,10 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _evaluation_has_rows(self) -> RunConfig:
-        if self.train.eval_strategy != "no" and self.data.eval is None:
+        if self.train.eval_strategy != "no" and not self.data.has_held_out_rows:
             raise conflict(
                 "train.eval_strategy",
-                f"train.eval_strategy is {self.train.eval_strategy}, and data.eval names no file",
-                "Add `eval:` to the data section, or write `eval_strategy: no`.",
+                f"train.eval_strategy is {self.train.eval_strategy}, and no rows are held out",
+                "Add `eval:` or `hold_out:` to the data section, or write `eval_strategy: no`.",
             )
         return self

@@ -8,8 +8,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxft.data import tokens
-from jaxft.data.rows import Message
+from jaxft.data.examples import tokens
+from jaxft.data.rows.row import Message
 from jaxft.generation import text
 from jaxft.generation.decoding import Decoder
 from jaxft.generation.sampling import Sampling

@@ -16,7 +16,8 @@ from jaxft.models.families.family import Family
 from jaxft.models.network import Network, base_network
 from jaxft.models.spec import ModelSpec
 from jaxft.parallel import rules
-from jaxft.weights import base, source
+from jaxft.weights import base, chat_format, source
+from jaxft.weights.chat_format import ChatFormat
 from jaxft.weights.source import Source
 
 
@@ -27,11 +28,13 @@ class Tuned(NamedTuple):
         family: Its family.
         network: It, with what the adapter trains.
         tree: All its leaves.
+        chat_format: How it is asked and where it stops.
     """
 
     family: Family
     network: Network
     tree: trees.Tree
+    chat_format: ChatFormat = chat_format.BASE_FORMAT
 
 
 def base_name(
@@ -176,4 +179,5 @@ def load(
     )
     _, frozen = trees.partition(own, mask.trainable_mask(network, own))
     placed = jax.device_put(trained, rules.shardings(trained, mesh))
-    return Tuned(family, network, trees.combine(frozen, placed))
+    trained_format = chat_format.BASE_FORMAT if lora is None else chat_format.read(origin)
+    return Tuned(family, network, trees.combine(frozen, placed), trained_format)

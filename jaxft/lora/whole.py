@@ -5,7 +5,6 @@ live model, whose adapters are apart. What rounding the merged weights costs is 
 written.
 """
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from jaxft.lora.rounding import Rounding
 from jaxft.lora.tuned import Tuned
 from jaxft.lora.verify import Model, Rows
 from jaxft.models.families import multimodal
-from jaxft.weights import save, source
+from jaxft.weights import base, save, source
 from jaxft.weights.checkpoint import TensorInfo
 from jaxft.weights.source import Source
 
@@ -104,12 +103,10 @@ def _finish(
         WeightsError: If its logits differ by more than rounding.
     """
     try:
-        found.tokenizer().save_pretrained(folder)
+        live.chat_format.apply(found.tokenizer()).save_pretrained(folder)
     except WeightsError as error:
         console.note(f"No tokenizer is written: {error.found}")
-    generation = found.folder / "generation_config.json"
-    if found.gguf is None and generation.is_file():
-        shutil.copy(generation, folder / generation.name)
+    live.chat_format.write(folder, base.read_generation(found))
     dtype, tolerance = rounding.dtype, _TOLERANCES[rounding.dtype]
     here = source.resolve(str(folder), None, console.note)
     reread = tuned.load(here, None, {}, origin=folder, mesh=mesh, dtype=dtype)

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from jaxft import console
 from jaxft import tree as trees
-from jaxft.data.loader import Batches
+from jaxft.data.batches.batch import Batches
 from jaxft.models.bind import abstract_tree
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network, base_network, read_by
@@ -104,7 +104,7 @@ def moments(
     shardings = steps.batch_shardings(mesh)
     num_read = 0
     with console.loading("Calibrating: reading training rows", num_tokens) as count:
-        for _, batch in batches.iterate(0, batches.steps_per_epoch):
+        for _, batch in batches.iterate(0, batches.steps_per_epoch or num_tokens):
             kept = jax.block_until_ready(
                 include(kept, tree, jax.device_put(dict(batch), shardings))
             )

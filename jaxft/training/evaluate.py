@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from jaxft.data.loader import Batches
+from jaxft.data.batches.loader import PlannedBatches
 from jaxft.training import step as steps
 
 
@@ -30,7 +30,7 @@ class Evaluation(NamedTuple):
 
 def evaluate(
     eval_step: Callable[..., Any],
-    batches: Batches,
+    batches: PlannedBatches,
     mesh: Mesh,
     trainable: Any,
     frozen: Any,

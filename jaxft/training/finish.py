@@ -6,6 +6,7 @@ logits.
 
 import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from jax.sharding import Mesh
 
 from jaxft import console
 from jaxft import tree as trees
-from jaxft.data import templates, tokens
+from jaxft.config import SourceConfig
+from jaxft.data.chats import exchange
+from jaxft.data.examples import tokens
 from jaxft.generation import completion
 from jaxft.generation.completion import Generator, Prompt
 from jaxft.generation.decoding import Decoder
@@ -24,7 +27,6 @@ from jaxft.lora.verify import Rows
 from jaxft.models.network import Network
 from jaxft.training.setup import Plan
 from jaxft.training.trainer import Outcome
-from jaxft.weights import base
 
 _SHOWN_PROMPTS = 3
 _ANSWER_TOKENS = 48
@@ -72,33 +74,43 @@ def write_adapter(plan: Plan, outcome: Outcome) -> Path:
 
 
 def _live(plan: Plan, outcome: Outcome) -> Tuned:
-    return Tuned(plan.family, plan.network, trees.combine(outcome.trainable, outcome.frozen))
+    tree = trees.combine(outcome.trainable, outcome.frozen)
+    return Tuned(plan.family, plan.network, tree, plan.data.chat_format)
 
 
 def _rows(plan: Plan) -> Rows:
     """Return the rows that the live model and what was written of it are compared on."""
-    if plan.eval is None:
-        return verify.first_rows("training rows", plan.train.examples, plan.network)
-    return verify.first_rows("held-out rows", plan.eval.examples, plan.network)
+    if plan.data.eval is not None:
+        return verify.first_rows("held-out rows", plan.data.eval.examples[0], plan.network)
+    if plan.data.train.examples:
+        return verify.first_rows("training rows", plan.data.train.examples[0], plan.network)
+    return verify.spread_row(plan.network)
 
 
 def _facts(plan: Plan, outcome: Outcome) -> dict[str, str]:
     """Return what a run knows of its adapter, for the model card."""
     data, train = plan.config.data, plan.config.train
-    rows = f"{len(plan.train.examples):,} of {data.train.name}"
+    counted = f"{plan.data.train.num_examples:,}" if plan.data.train.examples else "a stream"
     facts = {
-        "Training rows": f"{rows}, cut at {data.max_length:,} tokens",
+        "Training rows": (
+            f"{counted} of {_names(data.train)}, of at most {data.max_length:,} tokens"
+        ),
         "Steps": f"{outcome.num_steps:,}, of {plan.train.global_batch} sequences",
         "Learning rate": f"{train.learning_rate:g}, {train.lr_scheduler_type}",
     }
-    if plan.eval is not None and outcome.after is not None:
+    if plan.data.eval is not None and outcome.after is not None:
         before = "" if outcome.before is None else f"{outcome.before.loss:.4f} before, "
-        held_out = f"{len(plan.eval.examples):,} rows"
-        held_out += f" of {data.eval.name}" if data.eval is not None else ""
+        held_out = f"{plan.data.eval.num_examples:,} rows of {_names(data.eval or data.train)}"
         facts["Held-out loss"] = (
             f"{before}{outcome.after.loss:.4f} after, in nats a token, on {held_out}"
         )
     return facts
+
+
+def _names(sources: Sequence[SourceConfig]) -> str:
+    """Return what sources are called, without the folders of this machine."""
+    paths = [Path(source.path) for source in sources]
+    return ", ".join(path.name if path.is_absolute() else str(path) for path in paths)
 
 
 def answers(plan: Plan, outcome: Outcome) -> list[console.Sample]:
@@ -110,7 +122,7 @@ def answers(plan: Plan, outcome: Outcome) -> list[console.Sample]:
     prompts = _held_out_prompts(plan)
     if not prompts:
         return []
-    stop_ids = base.read_stop_ids(plan.source, plan.tokenizer)
+    stop_ids = plan.data.all_stop_ids
     decoder = Decoder(plan.network, stop_ids=stop_ids, mesh=plan.mesh, dtype=plan.dtype)
     generator = Generator(decoder, plan.tokenizer)
 
@@ -163,7 +175,8 @@ def _held_out_prompts(plan: Plan) -> list[Prompt]:
         # A row of plain text may have an empty prompt: there is nothing to go on from.
         return bool(prompt) and len(tokens.encode_prompt(prompt, plan.tokenizer)) < limit
 
-    asked = (templates.first_exchange(row, plan.tokenizer).prompt for row in plan.eval_rows)
+    rows = itertools.chain.from_iterable(plan.data.eval.sources if plan.data.eval else ())
+    asked = (exchange.first_exchange(row, plan.tokenizer).prompt for row in rows)
     return list(itertools.islice(filter(is_answerable, asked), _SHOWN_PROMPTS))
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxft.data.tokenized import IGNORED
+from jaxft.data.rows.tokenized import IGNORED
 from jaxft.models import forward
 from jaxft.models.network import Network
 from jaxft.parallel import mesh as meshes

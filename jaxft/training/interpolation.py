@@ -13,13 +13,15 @@ import jax
 
 from jaxft import console
 from jaxft import tree as trees
-from jaxft.data import loader, sources
-from jaxft.data.loader import Batches
+from jaxft.config import DataConfig, SourceConfig
+from jaxft.data.batches import loader
+from jaxft.data.batches.loader import PlannedBatches
+from jaxft.data.examples.encode import Examples
 from jaxft.lora import algebra, mask, peft_format, tuned
 from jaxft.lora.algebra import LoraAdapter
 from jaxft.parallel import mesh as meshes
 from jaxft.parallel import rules
-from jaxft.training import evaluate, setup
+from jaxft.training import evaluate, reading
 from jaxft.training import step as steps
 from jaxft.training.evaluate import Evaluation
 from jaxft.weights import base
@@ -48,14 +50,20 @@ def evaluate_line(
     Raises:
         JaxftError: If the rows or the model cannot be read, or the adapter does not fit it.
     """
-    rows = sources.read_rows(data)
     mesh, dtype = meshes.single_device_mesh(), base.resolve_dtype("auto")
     first = adapter_at(points[0])
     tensors = algebra.tensors_of(first)
     model = tuned.load(found, first.lora, tensors, origin=first.origin, mesh=mesh, dtype=dtype)
     network = model.network
     limit = min(max_length, network.spec.max_tokens or max_length)
-    examples = setup.encoded("Held-out rows", rows, found.tokenizer(), limit)
+    tokenizer = model.chat_format.apply(found.tokenizer())
+    recipe = DataConfig(
+        train=[SourceConfig(path=str(data))],
+        eval=[SourceConfig(path=str(data))],
+        max_length=limit,
+    )
+    examples = reading.held_out_examples(recipe, tokenizer, base.read_stop_ids(found, tokenizer))
+    assert examples is not None
     examples.check_ids(network.spec.vocab_size)
     batches = _in_order(examples, limit, batch_size)
     _, frozen = trees.partition(model.tree, mask.trainable_mask(network, model.tree))
@@ -83,11 +91,13 @@ def evaluate_line(
     return results
 
 
-def _in_order(examples: setup.Examples, max_length: int, batch_size: int) -> Batches:
+def _in_order(examples: Examples, max_length: int, batch_size: int) -> PlannedBatches:
     return loader.make_batches(
-        examples,
+        [examples],
+        weights=None,
         max_length=max_length,
         packing=False,
+        group_by_length=False,
         shuffle=False,
         seed=0,
         global_batch=min(batch_size, len(examples)),

@@ -5,7 +5,8 @@ import shlex
 from jaxft import console
 from jaxft import tree as trees
 from jaxft.config import RunConfig
-from jaxft.data import report
+from jaxft.data.batches.stream import StreamBatches
+from jaxft.data.examples import report
 from jaxft.lora import mask, starts
 from jaxft.models.bind import abstract_tree
 from jaxft.training import finish, folder, measure, setup
@@ -50,17 +51,23 @@ def _show_plan(plan: Plan) -> None:
         f"Training {trees.num_parameters(trained):,} parameters "
         f"beside {trees.num_parameters(starts.without(frozen)):,} frozen ones in {plan.dtype}."
     )
-    console.note(
-        f"{plan.num_steps} steps of {batches.global_batch} sequences of "
-        f"{batches.sequence_length} tokens; {batches.steps_per_epoch} steps are an epoch, "
-        f"{batches.fill:.0%} of its tokens are no padding."
+    size = f"{batches.global_batch} sequences of {batches.sequence_length} tokens"
+    epoch = (
+        "the rows are read as they are needed"
+        if batches.fill is None
+        else f"{batches.steps_per_epoch} steps are an epoch, {batches.fill:.0%} of its tokens are"
+        " no padding"
     )
-    if plan.tokenizer is not None:
-        marked = report.mark_targets(batches.examples[0], plan.tokenizer, before="[[", after="]]")
+    console.note(f"{plan.num_steps} steps of {size}; {epoch}.")
+    if plan.tokenizer is not None and plan.data.train.examples:
+        first = plan.data.train.examples[0][0]
+        marked = report.mark_targets(first, plan.tokenizer, before="[[", after="]]")
         console.note(f"The first row, what is learned in [[ ]]:\n{marked}")
 
 
 def _show_outcome(plan: Plan, outcome: Outcome) -> None:
+    if isinstance(plan.train, StreamBatches):  # nobody has looked at these rows before
+        console.note(f"Read for training: {report.describe(plan.train.report)}")
     rows = [
         (name, found.loss, found.perplexity)
         for name, found in (("before", outcome.before), ("after", outcome.after))

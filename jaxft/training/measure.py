@@ -128,7 +128,7 @@ def _measured(
         rounding=None,
     )
     # An epoch has everything; of one batch, the second look tells that nothing moves.
-    limit = min(max(plan.train.steps_per_epoch, 2), _MAX_BATCHES)
+    limit = min(max(plan.train.steps_per_epoch or _MAX_BATCHES, 2), _MAX_BATCHES)
     with console.loading("Measuring what modules read (EVA)", limit) as count:
         batches = (batch for _, batch in plan.train.iterate(0, limit))
         where: Any = {"mesh": plan.mesh, "dtype": plan.dtype}

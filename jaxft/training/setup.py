@@ -5,7 +5,6 @@ of the adapter.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,23 +15,21 @@ from jax.sharding import Mesh
 from jaxft import console
 from jaxft import tree as trees
 from jaxft.config import LoraConfig, RunConfig
-from jaxft.data import encode, loader, report, sources
-from jaxft.data.encode import Examples
-from jaxft.data.loader import Batches
-from jaxft.data.rows import Row
+from jaxft.data.batches.batch import Batches
+from jaxft.data.batches.loader import PlannedBatches
 from jaxft.errors import ConfigError
 from jaxft.lora import eva, starts, tuning
+from jaxft.models import families
 from jaxft.models.families.config_reader import unapplied_dropout
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network
 from jaxft.parallel import devices
 from jaxft.parallel import mesh as meshes
-from jaxft.training import calibrate
+from jaxft.training import batching, calibrate, checking, reading
+from jaxft.training.reading import Data
 from jaxft.weights import base, source
 from jaxft.weights.quantising import Plans
 from jaxft.weights.source import Source
-
-_SILENT_S = 2.0  # of encoding; from the cache it takes none
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,12 +41,12 @@ class Plan:
         source: Where the base model is.
         family: Its family.
         network: It, with what is trained of it.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer, with the chat template that is trained with.
         mesh: The devices.
         dtype: dtype of base weights and activations.
-        train: The rows to learn from, by step.
-        eval: The held-out rows, or `None`.
-        eval_rows: The same as they were written, for prompts to show.
+        data: The rows as tokens, and how they became that.
+        train: The batches to learn from, by step.
+        eval: The batches of held-out rows, or `None`.
         num_steps: Steps of the whole run.
         lora: The recipe's section, but for what `measure.decided` has decided.
         directions: What A begins as, by module, where that was measured; `None` where it is drawn.
@@ -62,9 +59,9 @@ class Plan:
     tokenizer: Any
     mesh: Mesh
     dtype: str
+    data: Data
     train: Batches
-    eval: Batches | None
-    eval_rows: list[Row]
+    eval: PlannedBatches | None
     num_steps: int
     lora: LoraConfig
     directions: Mapping[str, np.ndarray] | None
@@ -89,23 +86,13 @@ def make_plan(config: RunConfig) -> Plan:
     devices.check()
     console.note(f"Devices: {devices.describe()}")
     mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    train_rows = sources.read_rows(config.data.train)
-    eval_rows = [] if config.data.eval is None else sources.read_rows(config.data.eval)
+    rows = reading.open_recipe(config.data)
     found = source.resolve(config.model.path, config.model.revision, console.note)
     console.note(f"Base model: {found.name} ({found.origin})")
     family, spec = base.read_spec(found)
     network = tuning.tuned_network(config.tuning, config.lora, family, spec)
-    return plan_rows(
-        config,
-        found,
-        family,
-        network,
-        found.tokenizer(),
-        mesh,
-        base.resolve_dtype(config.model.dtype),
-        train_rows,
-        eval_rows,
-    )
+    dtype = base.resolve_dtype(config.model.dtype)
+    return plan_rows(config, found, family, network, found.tokenizer(), mesh, dtype, rows)
 
 
 def plan_rows(
@@ -116,8 +103,7 @@ def plan_rows(
     tokenizer: Any,
     mesh: Mesh,
     dtype: str,
-    train_rows: list[Row],
-    eval_rows: list[Row],
+    rows: reading.OpenRows,
 ) -> Plan:
     """Encode rows and decide on the run of a model that was found.
 
@@ -130,27 +116,30 @@ def plan_rows(
             f"data.max_length={config.data.max_length}, and the model has {max_tokens} positions.",
             f"Set data.max_length to {max_tokens} or less.",
         )
+    if left := families.passed_over(family, found.config()):
+        console.note(f"Keys of config.json that mean nothing for this model: {', '.join(left)}.")
     if dropouts:
         console.note(f"Of the base model, {', '.join(dropouts)} is not applied in training.")
-    train = _batches(config, train_rows, tokenizer, mesh, is_eval=False)
-    held_out = _batches(config, eval_rows, tokenizer, mesh, is_eval=True) if eval_rows else None
-    for batches in filter(None, (train, held_out)):
-        batches.examples.check_ids(network.spec.vocab_size)
-    num_steps = config.train.max_steps
-    if num_steps <= 0:
-        num_steps = math.ceil(config.train.num_train_epochs * train.steps_per_epoch)
+    stop_ids = base.read_stop_ids(found, tokenizer)
+    data = reading.read_data(config.data, rows, tokenizer, stop_ids)
+    data.check_ids(network.spec.vocab_size)
+    data.warn_of_untrained_positions(found.config().get("max_position_embeddings"))
+    train = batching.train_batches(config, data, mesh, network.spec.vocab_size)
+    held_out = batching.eval_batches(config, data.eval, mesh) if data.eval else None
+    if data.train.examples and rows.eval is not rows.train:
+        checking.say(checking.run_check(config.data, data, train))
     return Plan(
         config=config,
         source=found,
         family=family,
         network=network,
-        tokenizer=tokenizer,
+        tokenizer=data.tokenizer,
         mesh=mesh,
         dtype=dtype,
+        data=data,
         train=train,
         eval=held_out,
-        eval_rows=eval_rows,
-        num_steps=num_steps,
+        num_steps=batching.num_steps(config, train),
         lora=config.lora,
         directions=None,
     )
@@ -194,39 +183,3 @@ def _rounding(plan: Plan) -> Plans:
         mesh=plan.mesh,
         quantization=quantization,
     )
-
-
-def _batches(
-    config: RunConfig, rows: list[Row], tokenizer: Any, mesh: Mesh, *, is_eval: bool
-) -> Batches:
-    train, shards = config.train, meshes.row_shards(mesh)
-    per_device = train.per_device_eval_batch_size if is_eval else train.per_device_train_batch_size
-    accumulation = 1 if is_eval else train.gradient_accumulation_steps
-    label = "Held-out rows" if is_eval else "Training rows"
-    examples = encoded(label, rows, tokenizer, config.data.max_length)
-    console.note(f"{label}: {report.describe(examples.report)}")
-    return loader.make_batches(
-        examples,
-        max_length=config.data.max_length,
-        packing=config.data.packing,
-        shuffle=config.data.shuffle and not is_eval,
-        seed=train.seed,
-        global_batch=per_device * shards * accumulation,
-        accumulation=accumulation,
-        shards=shards,
-        drop_last=train.dataloader_drop_last and not is_eval,
-    )
-
-
-def encoded(label: str, rows: list[Row], tokenizer: Any, max_length: int) -> Examples:
-    """Encode rows, with a sign of life if that takes a while."""
-    num_counted = 0
-
-    with console.loading(f"{label}: encoding", len(rows), silent_s=_SILENT_S) as count:
-
-        def progress(done: int, total: int) -> None:
-            nonlocal num_counted
-            count(done - num_counted)
-            num_counted = done
-
-        return encode.encode_rows(rows, tokenizer, max_length, progress)

@@ -156,7 +156,8 @@ class Trainer:
             interrupt.deferred() as signal,
             console.training("Training", plan.num_steps, first) as bar,
         ):
-            for index, batch in plan.train.iterate(first, plan.num_steps - first):
+            feed = plan.train.iterate(first, plan.num_steps - first)
+            for index, batch in feed:
                 tokens = int(np.count_nonzero(batch["segment_ids"]))
                 placed = jax.device_put(batch, shardings)
                 state, values = self._step(state, self.frozen, placed, seed)
@@ -176,6 +177,9 @@ class Trainer:
             self._read(pending, log, bar)
             if is_ended and self._window.target_tokens:
                 self._write_line(log, bar)
+        if feed.total_s > 0:
+            waited = feed.waited_s / feed.total_s
+            console.note(f"Waiting for batches took {waited:.1%} of the time.")
         # Asked here, so that one that came after the last step counts too.
         number = signal()
         if number is not None:
@@ -209,8 +213,9 @@ class Trainer:
         now, (step, values) = time.monotonic(), self._latest
         window, speed = self._window, self._window.tokens / max(now - self._clock, 1e-9)
         bar.update(step, window.loss, speed)
+        of_epoch = self.plan.train.steps_per_epoch
         line = {
-            "epoch": round(step / self.plan.train.steps_per_epoch, 4),
+            **({"epoch": round(step / of_epoch, 4)} if of_epoch else {}),
             "loss": window.loss,
             "grad_norm": values["grad_norm"],
             "learning_rate": values["learning_rate"],
@@ -252,7 +257,8 @@ class Trainer:
 
     def _is_due(self, strategy: str, interval: int, done: int) -> bool:
         if strategy == "epoch":
-            interval = self.plan.train.steps_per_epoch
+            interval = self.plan.train.steps_per_epoch or 0
+            assert interval, "a stream has no epochs, which the plan has refused"
         return strategy != "no" and done % interval == 0
 
     def _evaluate(

@@ -6,7 +6,6 @@ invariant: what is not said in the model's own files is not assumed.
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -15,17 +14,15 @@ from jax.sharding import Mesh
 
 from jaxft import console
 from jaxft import tree as trees
-from jaxft.errors import WeightsError
 from jaxft.models import families
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network
 from jaxft.models.quantized import Quantized
 from jaxft.models.spec import ModelSpec
-from jaxft.weights import load, quantising
+from jaxft.weights import chat_format, load, quantising
 from jaxft.weights.checkpoint import Checkpoint
 from jaxft.weights.source import Source
 
-_GENERATION_FILE = "generation_config.json"
 _FAST_BF16_ON_CPU = (0, 12)  # the first jax whose bf16 products on a CPU beat its float32 ones
 
 
@@ -44,16 +41,27 @@ def read_spec(source: Source) -> tuple[Family, ModelSpec]:
 def read_stop_ids(source: Source, tokenizer: Any) -> tuple[int, ...]:
     """Return the tokens that end an answer: the tokenizer's and those that the model declares.
 
+    Without a tokenizer (`None`) they are the latter alone.
+
     Raises:
         WeightsError: If its generation_config.json is damaged.
 
     Source: transformers `GenerationConfig.from_model_config`: generation_config.json counts, and
     config.json where there is none.
     """
-    declared = _generation_config(source) or source.config()
-    ends = declared.get("eos_token_id")
-    ends = ends if isinstance(ends, list) else [ends]
-    return tuple(sorted({end for end in [*ends, tokenizer.eos_token_id] if end is not None}))
+    declared = read_generation(source) or source.config()
+    own = None if tokenizer is None else tokenizer.eos_token_id
+    ends = {*chat_format.declared_stops(declared), own}
+    return tuple(sorted(end for end in ends if end is not None))
+
+
+def read_generation(source: Source) -> dict[str, Any]:
+    """Return what the model says of generation; nothing if it has no such file.
+
+    Raises:
+        WeightsError: If its generation_config.json is damaged.
+    """
+    return {} if source.gguf is not None else chat_format.read_generation(source.folder)
 
 
 def resolve_dtype(choice: str) -> str:
@@ -125,19 +133,3 @@ def note_quantised(tree: trees.Tree) -> None:
 
 def _num_bytes(checkpoint: Checkpoint) -> int:
     return sum(math.prod(info.shape) * info.dtype.itemsize for info in checkpoint.infos().values())
-
-
-def _generation_config(source: Source) -> dict[str, Any]:
-    """Read what the model says of generation; nothing if it has no such file."""
-    path = source.folder / _GENERATION_FILE
-    if source.gguf is not None or not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(
-            f"{path}: cannot be read ({error}).", "Copy it anew, or remove it."
-        ) from error
-    if not isinstance(config, dict):
-        raise WeightsError(f"{path}: not an object.", "Copy it anew, or remove it.")
-    return config

@@ -128,11 +128,16 @@ def host_peak() -> int:
 
 def batches(args: argparse.Namespace) -> list[dict[str, np.ndarray]]:
     """Return dense batches: the rows' tokens end to end, cut into pieces without padding."""
-    from jaxft.data import encode, sources
-    from jaxft.weights import source
+    from jaxft.config import DataConfig
+    from jaxft.training import reading
+    from jaxft.weights import base, source
 
-    tokenizer = source.resolve(args.model, None, lambda _: None).tokenizer()
-    examples = encode.encode_rows(sources.read_rows(ROWS), tokenizer, args.length)
+    model = source.resolve(args.model, None, lambda _: None)
+    tokenizer = model.tokenizer()
+    data = DataConfig(train=ROWS, eval=ROWS, max_length=args.length)
+    stop_ids = base.read_stop_ids(model, tokenizer)
+    examples = reading.held_out_examples(data, tokenizer, stop_ids)
+    assert examples is not None
     ids = np.concatenate([example.input_ids for example in examples])
     mask = np.concatenate([example.loss_mask for example in examples])
     shape = (args.batch, args.length + 1)

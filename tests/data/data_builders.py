@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import datasets
-import numpy as np
+from pathlib import Path
+
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from jaxft.data import encode
-from jaxft.data.report import Report
-from jaxft.data.rows import Place
+from jaxft.config import SourceConfig
+from jaxft.data.chats.encoding import Encoding
+from jaxft.data.rows.row import Row
+from jaxft.data.sources.source import open_rows
 
 # As SmolLM2 and Qwen2 have it: a system prompt appears when none is given.
 CHATML = (
@@ -48,7 +49,7 @@ QWEN3 = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-SPECIAL_TOKENS = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start|>", "<|end|>", "<|eot|>"]
+SPECIAL_TOKENS = ("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start|>", "<|end|>", "<|eot|>")
 
 # Pairs that merge across the places where texts are joined.
 MERGES = [("h", "e"), ("Ġ", "t"), ("Ġt", "he"), ("Ċ", "Ċ"), (":", "Ġ"), ("Ġ", "Ġ"), ("l", "l")]
@@ -76,6 +77,7 @@ def make_tokenizer(
     adds_start: bool = False,
     adds_end: bool = False,
     extra_merges: tuple[tuple[str, str], ...] = (),
+    special_tokens: tuple[str, ...] = SPECIAL_TOKENS,
     **tokens: str | None,
 ) -> PreTrainedTokenizerFast:
     """Return a byte-level BPE tokenizer of some 270 tokens."""
@@ -84,7 +86,7 @@ def make_tokenizer(
     backend = tokenizers.Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(SPECIAL_TOKENS)
+    backend.add_special_tokens(list(special_tokens))
     if adds_start or adds_end:
         single = f"{'<s> ' if adds_start else ''}$A{' </s>' if adds_end else ''}"
         ids = [(name, backend.token_to_id(name)) for name in ("<s>", "</s>")]
@@ -102,19 +104,21 @@ def make_tokenizer(
     return tokenizer
 
 
-def make_examples(rows: list[tuple[list[int], list[int]]]) -> encode.Examples:
-    """Return examples of the given tokens and masks."""
-    lengths = [len(ids) for ids, _ in rows]
-    targets = [sum(mask) for _, mask in rows]
-    columns = {
-        "number": np.arange(1, len(rows) + 1, dtype=np.int32),
-        "length": np.array(lengths, np.int32),
-        "full_length": np.array(lengths, np.int32),
-        "targets": np.array(targets, np.int32),
-        "full_targets": np.array(targets, np.int32),
-        "highest_id": np.array([max(ids) for ids, _ in rows], np.int32),
-        "input_ids": [np.array(ids, np.int32) for ids, _ in rows],
-        "loss_mask": [np.array(mask, np.uint8) for _, mask in rows],
+def make_encoding(tokenizer, **options) -> Encoding:
+    """Return an encoding in which replies are learned, and which stops at the end token."""
+    stop_id = None if tokenizer is None else tokenizer.eos_token_id
+    settings = {
+        "stop_ids": () if stop_id is None else (stop_id,),
+        "train_on": "assistant",
+        "train_on_reasoning": True,
+        "template_kwargs": {},
+        "max_length": 100_000,
+        "overlong": "truncate",
     }
-    report = Report(len(rows), sum(lengths), sum(targets), 0, 0, "", max(lengths))
-    return encode.Examples(datasets.Dataset.from_dict(columns), report, Place("made", 1))
+    return Encoding(tokenizer, **settings | options)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return every row of a file."""
+    (source,) = open_rows([SourceConfig(path=str(path))], None, "train")
+    return list(source)

@@ -7,40 +7,42 @@ import re
 from pathlib import Path
 
 import pytest
-from data_builders import make_tokenizer
+from data_builders import make_encoding, make_tokenizer
 
-from jaxft.data import files, report, shapes, tokens
-from jaxft.data.rows import Place
+from jaxft.config import DataConfig
+from jaxft.data.chats import builtin
+from jaxft.data.examples import report, tokens
+from jaxft.data.rows import flags, shapes
+from jaxft.data.rows.row import Place
+from jaxft.data.sources import files
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
-EXAMPLES = [json.loads(text) for text in re.findall(r"\| `(\{.*\})` \|", PAGE)]
+EXAMPLES = [json.loads(text) for text in re.findall(r"\| `(\{.*?\})` \| ", PAGE)]
+LEARNED = re.findall(r"\[\[(.*?)\]\]\]?` \|$", PAGE, re.MULTILINE)
 
 
 def learned(value: dict, tokenizer) -> str:
-    example = tokens.encode_row(shapes.parse_row(value, Place("docs", 1)), tokenizer)
+    row = shapes.parse_row(value, Place("docs", 1))
+    (example,) = tokens.encode_row(row, make_encoding(tokenizer)).examples
     pieces = report.split_pieces(example, tokenizer)
     return "".join(piece.text for piece in pieces if piece.is_target)
 
 
 def test_the_examples_are_rows_of_which_that_is_learned():
+    assert len(EXAMPLES) == 8
     tokenizer = make_tokenizer()
-    assert [learned(value, tokenizer) for value in EXAMPLES[:-1]] == [
-        "4<|im_end|>",
-        "4<|im_end|>\n",
-        " 4</s>",
-        "4<|im_end|>",
-        "4<|im_end|>",
-        "4<|im_end|>",
-        "wo and two are four.</s>",
-    ]
-    assert learned(EXAMPLES[-1], tokenizer) == tokenizer.decode([9, 2])
+    shown = [text.replace("\\|", "|") for text in LEARNED[: len(EXAMPLES)]]
+    assert [learned(value, tokenizer) for value in EXAMPLES[:-1]] == shown[:-1]
+    assert learned(EXAMPLES[-1], tokenizer) == tokenizer.decode(json.loads(f"[{shown[-1]}]"))
 
 
 def test_the_plain_prompt_is_the_one_shown():
     alpaca = next(value for value in EXAMPLES if "instruction" in value)
     tokenizer = make_tokenizer(None)
-    row = tokens.encode_row(shapes.parse_row(alpaca, Place("docs", 1)), tokenizer)
-    text = tokenizer.decode(row.input_ids).removesuffix("</s>")
+    tokenizer.chat_template = builtin.resolve(builtin.DEFAULT, tokenizer)
+    row = shapes.parse_row(alpaca, Place("docs", 1))
+    (example,) = tokens.encode_row(row, make_encoding(tokenizer)).examples
+    text = tokenizer.decode(example.input_ids).removesuffix("</s>")
     indented = "\n".join(f"    {line}" if line else "" for line in text.split("\n"))
     assert f"\n\n{indented}\n\n" in PAGE
 
@@ -55,7 +57,15 @@ def test_every_shape_has_its_example(shape):
     assert any(names & set(value) for value in EXAMPLES)
 
 
-def test_every_field_that_is_refused_is_listed():
-    _, _, refused = PAGE.partition("## What is refused")
-    used = {name for value in EXAMPLES for name in value}
-    assert set(re.findall(r"`(\w+)`", refused)) >= shapes.FIELDS - used
+def test_every_field_and_mark_that_is_looked_at_is_named():
+    assert {*re.findall(r"\w+", PAGE)} >= {*shapes.FIELDS, *flags.MARKS}
+
+
+@pytest.mark.parametrize("option", DataConfig.model_fields)
+def test_every_option_is_named(option):
+    assert re.search(rf"\b{option}\b", PAGE)
+
+
+def test_the_built_in_templates_are_named():
+    for name in builtin.BUILT_IN:
+        assert f"`{name}`" in PAGE

@@ -1,18 +1,25 @@
 from __future__ import annotations
 
+import itertools
+
 import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from jaxft.data import packing
+from jaxft.data.batches import packing
 
 CAPACITY = 64
-LENGTHS = st.lists(st.integers(1, CAPACITY), max_size=60)
+# Short rows are what fills the last gaps.
+LENGTHS = st.lists(st.one_of(st.integers(1, 4), st.integers(1, CAPACITY)), max_size=60)
 
 
 def totals(bins, lengths) -> list[int]:
     return [sum(lengths[row] for row in rows) for rows in bins]
+
+
+def lists(bins) -> list[list[int]]:
+    return [rows.tolist() for rows in bins]
 
 
 def best_fit_decreasing(lengths) -> list[int]:
@@ -50,8 +57,9 @@ def test_neither_the_order_of_rows_nor_the_seed_changes_how_full_bins_are(length
 
 def test_the_seed_alone_decides_which_equal_rows_meet():
     lengths = np.full(40, 20)
-    assert packing.pack(lengths, CAPACITY, 3) == packing.pack(lengths, CAPACITY, 3)
-    assert packing.pack(lengths, CAPACITY, 3) != packing.pack(lengths, CAPACITY, 4)
+    one, same, other = (lists(packing.pack(lengths, CAPACITY, seed)) for seed in (3, 3, 4))
+    assert one == same
+    assert one != other
 
 
 def test_real_lengths_need_few_more_bins_than_their_sum():
@@ -67,13 +75,41 @@ def test_a_length_that_no_bin_can_hold_is_refused(length):
         packing.pack(np.array([3, length]), CAPACITY, 0)
 
 
-def test_shuffles_have_the_values_that_earlier_runs_were_trained_on():
-    # Golden: a change here means that no run can be resumed across it.
-    assert packing.shuffled(10, 0, 0).tolist() == [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
-    assert packing.shuffled(10, 42, 3).tolist() == [1, 6, 3, 4, 5, 9, 2, 8, 0, 7]
-    assert packing.shuffled(5, 7, -1).tolist() == [1, 4, 0, 2, 3]
+@hypothesis.given(st.lists(LENGTHS.filter(len), min_size=1, max_size=3), st.booleans())
+def test_joined_bins_are_those_of_each_source_with_rows_counted_on(sources, is_packed):
+    arrays = [np.array(lengths, np.int32) for lengths in sources]
+    parts = [
+        packing.pack(lengths, CAPACITY, 0) if is_packed else packing.singles(len(lengths))
+        for lengths in arrays
+    ]
+    joined = packing.joined(parts)
+    expected, first = [], 0
+    for part in parts:
+        expected += [[row + first for row in rows] for rows in lists(part)]
+        first += len(part.rows)
+    assert lists(joined) == expected
+    assert len(joined) == len(expected)
+    every = np.concatenate(arrays)
+    assert joined.totals(every).tolist() == totals(joined, every)
 
 
-@hypothesis.given(st.integers(0, 200), st.integers(-(2**63), 2**64), st.integers(-1, 2**40))
-def test_a_shuffle_is_a_permutation(count, seed, stream):
-    assert sorted(packing.shuffled(count, seed, stream)) == list(range(count))
+def cost(lengths, chosen) -> int:
+    """Return how many tokens sequences take that are padded to the chosen lengths."""
+    return sum(min(each for each in chosen if each >= length) for length in lengths)
+
+
+@hypothesis.given(LENGTHS.filter(len), st.integers(1, 3), st.sampled_from([1, 8, 16]))
+def test_padded_lengths_are_the_best_choice_of_so_many(lengths, most, multiple):
+    longest = min(60, -(-max(lengths) // multiple) * multiple)
+    lengths = [min(length, longest) for length in lengths]
+    chosen = packing.padded_lengths(np.array(lengths), longest, multiple, most)
+    assert chosen == sorted(set(chosen))
+    assert len(chosen) <= most
+    assert chosen[-1] == longest
+    assert all(length % multiple == 0 for length in chosen[:-1])
+    others = {min(-(-length // multiple) * multiple, longest) for length in lengths}
+    best = min(
+        cost(lengths, [*some, longest])
+        for some in itertools.combinations_with_replacement(sorted(others), most - 1)
+    )
+    assert cost(lengths, chosen) == best

@@ -6,14 +6,22 @@ import json
 from pathlib import Path
 
 import pytest
-from data_builders import CHATML, make_tokenizer
+from data_builders import CHATML, make_encoding, make_tokenizer
 
-from jaxft.data import encode, report, sources
-from jaxft.data.rows import Question, Text
+from jaxft.config import SourceConfig
+from jaxft.data.chats import builtin
+from jaxft.data.examples import encode, report
+from jaxft.data.rows.row import Dialogue, Text
+from jaxft.data.sources.source import RowSource, open_rows
 
 FOLDER = Path(__file__).parents[3] / "shared" / "data"
 
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="the files are not beside this copy")
+
+
+def opened(name: str, **options) -> RowSource:
+    (source,) = open_rows([SourceConfig(path=str(FOLDER / name), **options)], None, "train")
+    return source
 
 
 @pytest.mark.parametrize(
@@ -26,13 +34,16 @@ pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="the files are not b
 )
 @pytest.mark.parametrize("template", [CHATML, None])
 def test_answers_are_learned_and_questions_are_not(name, count, fields, template):
-    rows = sources.read_rows(FOLDER / name)
+    source = opened(name)
+    rows = list(source)
     assert len(rows) == count
-    assert {type(row) for row in rows} == {Question}
+    assert {type(row) for row in rows} == {Dialogue}
     lines = (FOLDER / name).read_text(encoding="utf-8").splitlines()
     tokenizer = make_tokenizer(template)
-    examples = encode.encode_rows(rows[:20], tokenizer, 100_000)
-    assert len(examples) == 20
+    if template is None:
+        tokenizer.chat_template = builtin.resolve("alpaca", tokenizer)
+    examples = encode.encode_source(source, make_encoding(tokenizer))
+    assert len(examples) == count
     for index in range(20):
         question, answer = (json.loads(lines[index])[field] for field in fields)
         before, learned, *after = report.split_pieces(examples[index], tokenizer)
@@ -44,12 +55,20 @@ def test_answers_are_learned_and_questions_are_not(name, count, fields, template
 
 
 def test_a_corpus_is_learned_paragraph_by_paragraph():
-    rows = sources.read_rows(FOLDER / "corpus_austen.txt")
+    source = opened("corpus_austen.txt")
+    rows = list(source)
     text = (FOLDER / "corpus_austen.txt").read_text(encoding="utf-8")
     assert {type(row) for row in rows} == {Text}
     assert "\n\n".join(row.text for row in rows).split() == text.split()
-    assert (rows[0].text, rows[4].place) == ("EMMA", f"{FOLDER / 'corpus_austen.txt'}:9")
+    assert (rows[0].text, str(rows[4].place)) == ("EMMA", f"{FOLDER / 'corpus_austen.txt'}:9")
     tokenizer = make_tokenizer(adds_start=True)
-    examples = encode.encode_rows(rows[:20], tokenizer, 100_000)
+    examples = encode.encode_source(source, make_encoding(tokenizer))
     assert (examples.targets == examples.lengths - 1).all()
     assert tokenizer.decode(examples[0].input_ids) == "<s>EMMA</s>"
+
+
+def test_columns_under_other_names_are_read():
+    source = opened("style_kjv.jsonl", columns={"prompt": "modern", "completion": "archaic"})
+    rows = list(source)
+    assert len(rows) == 4000
+    assert rows[0].unused == ("ref",)

@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-
-from jaxft.data import sources
+from data_builders import read_rows
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "configs" / "data"
@@ -32,7 +31,7 @@ def objects(name: str) -> list[dict]:
 
 @pytest.mark.parametrize(("name", "count"), [("train", 600), ("eval", 100)])
 def test_every_row_is_one_question_and_its_answer(name, count):
-    rows = sources.read_rows(FOLDER / f"style.{name}.jsonl")
+    rows = read_rows(FOLDER / f"style.{name}.jsonl")
     assert len(rows) == count
     for row in rows:
         assert [message["role"] for message in row.messages] == ["user", "assistant"]

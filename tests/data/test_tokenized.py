@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import itertools
+
 import hypothesis
 import numpy as np
 import pytest
 from data_builders import make_tokenizer
 from hypothesis import strategies as st
 
-from jaxft.data import shapes, tokenized
-from jaxft.data.rows import Place
+from jaxft.data.rows import shapes
+from jaxft.data.rows.row import Place
 from jaxft.errors import DataError
 
+MASKS = ("loss_mask", "completion_mask", "assistant_masks")
+KINDS = (int, bool, float)
 IDS = st.lists(st.integers(0, 2**31 - 1), max_size=8)
 
 
@@ -85,7 +89,20 @@ def test_arrays_are_as_good_as_lists(convert):
         ({"input_ids": [5, 6], "attention_mask": [1, 2]}, '"attention_mask[1]" is 2'),
         ({"input_ids": [5] * 3, "attention_mask": [1, 0, 1]}, "0 between tokens"),
         ({"input_ids": [5, 6], "labels": "a"}, '"labels" is not a flat list'),
-        ({"input_ids": [5, 6], "position_ids": [0, 1]}, '"position_ids"'),
+        ({"input_ids": [5, 6], "loss_mask": [1, 2]}, '"loss_mask[1]" is 2'),
+        ({"input_ids": [5, 6], "loss_mask": [1, 0.5]}, '"loss_mask" is not a flat list'),
+        ({"input_ids": [5, 6], "loss_mask": [1, float("nan")]}, '"loss_mask" is not a flat'),
+        ({"input_ids": [5, 6], "completion_mask": [1]}, '"completion_mask" has 1 numbers'),
+        ({"input_ids": [5, 6], "assistant_masks": "11"}, '"assistant_masks" is not a flat list'),
+        ({"input_ids": [5, 6], "position_ids": [0, 0]}, '"position_ids" does not say'),
+        ({"input_ids": [5, 6], "position_ids": [1, 2]}, '"position_ids" does not say'),
+        ({"input_ids": [5, 6], "position_ids": [0]}, '"position_ids" does not say'),
+        ({"input_ids": [5, 6], "seq_lengths": [1, 1]}, '"seq_lengths" does not say'),
+        ({"input_ids": [5, 6], "seq_lengths": 2}, '"seq_lengths" is not a flat list'),
+        ({"input_ids": [5, 6], "segment_ids": [0, 1]}, '"segment_ids" does not say'),
+        ({"input_ids": [5, 6], "cu_seq_lens_q": [0, 1, 2]}, '"cu_seq_lens_q" does not say'),
+        ({"input_ids": [5, 6], "loss_weights": [1, 0.5]}, '"loss_weights" says by its name'),
+        ({"input_ids": [5, 6], "shift_labels": [6, -100]}, '"shift_labels" says by its name'),
     ],
 )
 def test_what_is_no_row_of_tokens_is_named(value, words):
@@ -102,6 +119,48 @@ def test_shifted_labels_are_refused(ids):
     assert "not the next one's" in message
 
 
-def test_every_column_that_is_refused_is_read():
-    for name in tokenized.FIELDS[3:]:
-        assert f'"{name}"' in complaint(input_ids=[5, 6], **{name: [1, 1]})
+@hypothesis.given(ids=IDS, data=st.data(), name=st.sampled_from(MASKS), kind=st.sampled_from(KINDS))
+def test_a_mask_leaves_out_what_labels_would_learn(ids, data, name, kind):
+    flags = st.lists(st.integers(0, 1), min_size=len(ids), max_size=len(ids))
+    mask, by_labels = data.draw(flags), data.draw(flags)
+    labels = [token if on else -100 for token, on in zip(ids, by_labels, strict=True)]
+    values = [kind(on) for on in mask]
+    assert parse(input_ids=ids, **{name: values}).loss_mask.tolist() == mask
+    both = parse(input_ids=ids, labels=labels, **{name: values})
+    expected = [min(pair) for pair in zip(mask, by_labels, strict=True)]
+    assert both.loss_mask.tolist() == expected
+    assert both.unused == ()
+
+
+@pytest.mark.parametrize(("one", "two"), list(itertools.combinations(MASKS, 2)))
+def test_masks_must_agree_but_for_padding(one, two):
+    padded = {"input_ids": [5, 6, 0], "attention_mask": [1, 1, 0]}
+    agreed = parse(**padded, **{one: [0, 1, 0], two: [0, 1, 1]})
+    assert agreed.loss_mask.tolist() == [0, 1]
+    message = complaint(**padded, **{one: [0, 1, 0], two: [1, 1, 0]})
+    assert f'"{one}" and "{two}" differ, at token 0' in message
+    assert "differ" in complaint(**padded, **{one: [1, 1, 1], two: [1, 0, 1]})
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"position_ids": [0, 1, 2, 3]},
+        {"position_ids": [0, 0, 1, 2]},
+        {"position_ids": [1, 0, 1, 2]},
+        {"seq_lengths": [3]},
+        {"seq_lengths": [4]},
+        {"segment_ids": [0, 1, 1, 1]},
+        {"cu_seqlens": [0, 3]},
+    ],
+)
+def test_positions_and_lengths_of_one_text_change_nothing(beside):
+    row = parse(input_ids=[0, 5, 6, 7], attention_mask=[0, 1, 1, 1], **beside)
+    assert row.input_ids.tolist() == [5, 6, 7]
+    assert row.unused == ()
+
+
+def test_what_tokenizers_write_beside_tokens_is_counted():
+    row = parse(input_ids=[5, 6], token_type_ids=[0, 0], special_tokens_mask=[0, 0], length=2)
+    assert row.loss_mask.tolist() == [1, 1]
+    assert row.unused == ("token_type_ids", "special_tokens_mask", "length")

@@ -26,8 +26,8 @@ from jaxft.weights import load, safetensors
 from jaxft.weights.checkpoint import Checkpoint
 
 STD = 0.5
-# Where gradients are compared: at 0.5 attention is so sharp that rounding alone moves them by
-# up to 1e-4 of their norm, and so does torch's own rounding.
+# Where gradients or adapted models are compared: at 0.5 attention is so sharp that rounding alone
+# moves them by up to 1e-4 of their norm, and so does torch's own rounding.
 CALM_STD = 0.2
 SHARD_BYTES = 40_000  # a few tensors a file, in the sharded variant
 

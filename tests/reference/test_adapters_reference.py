@@ -128,8 +128,14 @@ CHOICES: dict[str, tuple[str, Choice]] = {
 def choice(
     request: pytest.FixtureRequest, tiny_model: Callable[..., TinyModel]
 ) -> tuple[TinyModel, Choice]:
+    """A model, whose weights are calm, and what is adapted of it.
+
+    At the wider weights of the other comparisons an adapter makes attention so sharp that one
+    rounding of the weights moves the logits by up to 8.5e-5 of the largest ("embedding-projected",
+    in torch alone), and the tolerance then depends on the processor's order of sums.
+    """
     name, chosen = CHOICES[request.param]
-    return tiny_model(name), chosen
+    return tiny_model(name, std=reference_models.CALM_STD), chosen
 
 
 @pytest.fixture(scope="module")

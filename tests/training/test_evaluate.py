@@ -44,7 +44,9 @@ def measure(plan, frozen, adapters, is_stopped=lambda: False):
 
 def by_hand(plan, frozen, adapters):
     """Return the mean of -log p over every target of every row, and the number of them."""
-    examples = [plan.eval.examples[index] for index in range(len(plan.eval.examples))]
+    examples = [
+        plan.data.eval.examples[0][index] for index in range(len(plan.data.eval.examples[0]))
+    ]
     shape = (12, max(len(ids) for ids, _ in examples))  # a multiple of the devices
     ids, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     for row, (tokens, _) in enumerate(examples):
@@ -76,7 +78,7 @@ def test_the_loss_is_the_mean_over_all_targets_and_no_batch_size_changes_it(
     for per_device, packing, num_batches in ((3, "false", 1), (1, "false", 3), (1, "true", 2)):
         plan = plan_of(f"train.per_device_eval_batch_size={per_device}", f"data.packing={packing}")
         found, told = measure(plan, frozen, adapters)
-        assert found.target_tokens == num_targets == plan.eval.examples.targets.sum()
+        assert found.target_tokens == num_targets == plan.data.eval.examples[0].targets.sum()
         assert found.loss == pytest.approx(expected, rel=1e-5)
         assert told == [1] * num_batches
 

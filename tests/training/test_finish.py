@@ -49,7 +49,7 @@ def test_the_card_says_what_the_run_knows(plan, outcome):
     known = {"before": Evaluation(2.0, 9), "after": Evaluation(1.5, 9), "num_steps": 6}
     folder = finish.write_adapter(plan, outcome._replace(**known))
     lines = (folder / "README.md").read_text().splitlines()
-    assert "| Training rows | 60 of train.jsonl, cut at 64 tokens |" in lines
+    assert "| Training rows | 60 of train.jsonl, of at most 64 tokens |" in lines
     assert "| Steps | 6, of 8 sequences |" in lines
     held_out = "2.0000 before, 1.5000 after, in nats a token, on 9 rows of eval.jsonl"
     assert f"| Held-out loss | {held_out} |" in lines
@@ -62,7 +62,7 @@ def test_the_card_says_what_the_run_knows(plan, outcome):
 def test_the_comparison_on_held_out_rows_is_in_the_folder(plan, outcome, capsys):
     folder = finish.write_adapter(plan, outcome)
     content = json.loads((folder / "verification.json").read_text())
-    rows = [plan.eval.examples[index].input_ids for index in range(4)]
+    rows = [plan.data.eval.examples[0][index].input_ids for index in range(4)]
     assert content.pop("largest_logit") > 0.1
     assert content == {
         "compared": "the adapter in this folder, read back, with the live model",

@@ -185,7 +185,7 @@ def test_a_quantised_base_is_measured_quantised(plan, plan_of, elsewhere):
 def test_without_the_label_mask_every_token_counts(plan_of, elsewhere, capsys):
     plan = plan_of(*elsewhere, "lora.eva_config.use_label_mask=false")
     measure.decided(plan)
-    tokens = int(plan.train.examples.lengths.sum())
+    tokens = int(plan.data.train.examples[0].lengths.sum())
     said = capsys.readouterr().err.partition("EVA: ")[2]
     num_batches = int(said.partition(" tokens in ")[2].split()[0])
     assert num_batches == plan.train.steps_per_epoch  # so that each was seen once

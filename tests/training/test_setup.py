@@ -14,7 +14,7 @@ from jaxft.errors import ConfigError
 from jaxft.lora import init
 from jaxft.models.network import base_network
 from jaxft.models.spec import Learned
-from jaxft.training import setup
+from jaxft.training import reading, setup
 
 
 def test_a_global_batch_is_rows_times_devices_times_accumulation(plan_of):
@@ -26,8 +26,8 @@ def test_a_global_batch_is_rows_times_devices_times_accumulation(plan_of):
 def test_evaluation_takes_the_rows_in_order_without_accumulation(plan_of):
     plan = plan_of("train.per_device_eval_batch_size=2", "train.dataloader_drop_last=true")
     assert (plan.eval.global_batch, plan.eval.accumulation) == (8, 1)
-    assert not plan.eval.shuffle
-    assert sum(plan.eval.batch(0)["segment_ids"].max(-1)[0]) == len(plan.eval_rows)
+    assert plan.eval.epochs.order(0).tolist() == list(range(plan.eval.num_sequences))
+    assert sum(plan.eval.batch(0)["segment_ids"].max(-1)[0]) == plan.data.eval.num_examples
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_the_number_of_steps_is_said_or_follows_from_the_epochs(plan_of, words, 
 
 def test_without_held_out_rows_there_is_nothing_to_evaluate(plan_of):
     plan = plan_of("data.eval=null", "train.eval_strategy=no")
-    assert (plan.eval, plan.eval_rows) == (None, [])
+    assert (plan.eval, plan.data.eval) == (None, None)
 
 
 def test_the_tree_is_every_leaf_of_the_base_and_fresh_adapters(plan_of, leaves, frozen):
@@ -73,8 +73,7 @@ def test_rows_longer_than_the_table_of_positions_are_refused(plan_of):
             plan.tokenizer,
             plan.mesh,
             plan.dtype,
-            plan.eval_rows,
-            [],
+            reading.open_recipe(plan.config.data),
         )
 
     with pytest.raises(ConfigError, match=r"max_length=64, and the model has 63 pos") as raised:
@@ -86,7 +85,7 @@ def test_rows_longer_than_the_table_of_positions_are_refused(plan_of):
 def test_encoding_that_takes_a_while_says_so(plan_of, tmp_path, monkeypatch, capsys):
     rows = runs.write_rows(tmp_path / "rows.jsonl", runs.make_rows(5, seed=9))
     plan_of(f"data.train={rows}")
-    assert "encoding" not in capsys.readouterr().err
-    monkeypatch.setattr(setup, "_SILENT_S", 0.0)
+    assert ": encoding: " not in capsys.readouterr().err
+    monkeypatch.setattr(reading, "_SILENT_S", 0.0)
     plan_of(f"data.train={rows}")
     assert "Training rows: encoding: 0." in capsys.readouterr().err

@@ -100,8 +100,10 @@ def test_there_is_a_line_for_each_step_and_each_evaluation(straight):
 def test_an_epoch_counts_every_token_once(straight, plan_of):
     lines = [line for line in runs.records(straight[0]) if "loss" in line]
     plan = plan_of()
-    assert sum(line["tokens"] for line in lines) == plan.train.examples.report.tokens
-    assert sum(line["target_tokens"] for line in lines) == plan.train.examples.report.targets
+    assert sum(line["tokens"] for line in lines) == plan.data.train.examples[0].report.tokens
+    assert (
+        sum(line["target_tokens"] for line in lines) == plan.data.train.examples[0].report.targets
+    )
     assert lines[-1]["epoch"] == 1.0
 
 

@@ -1,0 +1,1 @@
+"""Examples, or streams of rows, as batches by step number."""

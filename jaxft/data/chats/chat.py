@@ -1,0 +1,159 @@
+r"""A chat as the text that the model's chat template writes.
+
+`write(chat)` of `user: 2 + 2?` and `assistant: 4` is, for ChatML, `<|im_start|>user\n2 +
+2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n`. Everything that reads a template passes through
+here, and nothing here knows what is learned.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jaxft.data.chats.encoding import Tokenizer
+from jaxft.data.rows.row import Message
+from jaxft.errors import DataError
+
+# What a template may run into on values that it was not written for.
+_TEMPLATE_FAULTS = (TypeError, ValueError, KeyError, IndexError, AttributeError)
+
+# The tags around what generation gives, which are transformers' own.
+_MARKS = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
+
+Spans = tuple[tuple[int, int], ...]
+
+
+class Chat(NamedTuple):
+    """What a chat template is given, besides the messages.
+
+    Attributes:
+        tokenizer: A tokenizer with a chat template.
+        tools: Tools that may be called, as JSON schemas.
+        template_kwargs: Further variables of the template.
+        place: What errors call the row.
+        has_null_contents: Whether a blank content beside a tool's call is passed as null.
+    """
+
+    tokenizer: Tokenizer
+    tools: Sequence[Mapping[str, Any]]
+    template_kwargs: Mapping[str, Any]
+    place: str
+    has_null_contents: bool = False
+
+    def write(self, messages: Sequence[Message], *, is_prompt: bool = False) -> str:
+        """Return messages as the template writes them.
+
+        Args:
+            messages: The chat, or its beginning.
+            is_prompt: Whether the text ends with the opening of a reply, as in generation.
+
+        Raises:
+            DataError: The tokenizer has no chat template, or its template refuses the messages.
+        """
+        return self._written(messages, is_prompt=is_prompt, has_marks=False)[0]
+
+    def write_with_marks(self, messages: Sequence[Message]) -> tuple[str, Spans | None]:
+        """Return the text, and what of it stands between the template's `generation` marks.
+
+        The spans are pairs of character positions; None for a template without such marks.
+
+        Raises:
+            DataError: As `write`.
+
+        Source: transformers `utils/chat_template_utils.py: AssistantTracker`.
+        """
+        has_marks = bool(_MARKS.search(self.template))
+        return self._written(messages, is_prompt=False, has_marks=has_marks)
+
+    @property
+    def template(self) -> str:
+        """The Jinja text that writes this chat; some tokenizers have another one for tools.
+
+        Raises:
+            DataError: The tokenizer has no chat template.
+        """
+        if not self.tokenizer.chat_template:
+            raise DataError(
+                f"{self.place}: the row is a chat and the tokenizer has no chat template.",
+                "Set data.chat_template to chatml, alpaca or a file, or use an instruction-tuned "
+                "model.",
+            )
+        template: str = self.tokenizer.get_chat_template(None, list(self.tools) or None)
+        return template
+
+    def _given(self, message: Message) -> Message:
+        """Return a message as the template is given it."""
+        is_null = self.has_null_contents and message.get("tool_calls")
+        return (
+            {**message, "content": None} if is_null and not message["content"].strip() else message
+        )
+
+    def _written(
+        self, messages: Sequence[Message], *, is_prompt: bool, has_marks: bool
+    ) -> tuple[str, Spans | None]:
+        import jinja2
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        # As `apply_chat_template` calls it, which cannot return the marks' positions in the text.
+        tools: Any = [dict(tool) for tool in self.tools] or None
+        # It is annotated as a text, and returns texts and the positions of marks.
+        render: Any = render_jinja_template
+        try:
+            texts, marks = render(
+                conversations=[[self._given(message) for message in messages]],
+                tools=tools,
+                chat_template=self.template,
+                return_assistant_tokens_mask=has_marks,
+                add_generation_prompt=is_prompt,
+                **{**self.tokenizer.special_tokens_map, **self.template_kwargs},
+            )
+        except (jinja2.TemplateError, *_TEMPLATE_FAULTS) as error:
+            raise DataError(
+                f"{self.place}: the chat template refuses the messages:"
+                f" {' '.join(str(error).split())}.",
+                "Change the row's roles or their order to what the template takes, or set "
+                "data.chat_template to another one.",
+            ) from error
+        spans = tuple((start, stop) for start, stop in marks[0]) if has_marks else None
+        return texts[0], spans
+
+
+@functools.lru_cache(maxsize=64)
+def tested_texts(template: str) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the literals that a template looks for in contents, and those it compares them with.
+
+    A content in which none of the first occurs, and which is none of the second, is written like
+    any other content. For Qwen 3 `</think>` is among the first.
+    """
+    import jinja2
+    from jinja2 import nodes
+
+    try:
+        environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
+        tree = environment.parse(_MARKS.sub("", template))
+    except jinja2.TemplateError:
+        return frozenset(), frozenset()  # rendering says what is wrong with it
+    sought: set[str] = set()
+    compared: set[str] = set()
+    for call in tree.find_all((nodes.Call, nodes.Filter, nodes.Test)):
+        name = getattr(getattr(call, "node", None), "name", None)
+        if name not in ("raise_exception", "strftime_now"):
+            for argument in getattr(call, "args", ()):
+                sought |= _literals(argument)
+    for compare in tree.find_all(nodes.Compare):
+        operators = {operand.op for operand in compare.ops}
+        into = sought if operators & {"in", "notin"} else compared
+        into |= _literals(compare)
+    return frozenset(filter(str.strip, sought)), frozenset(compared)
+
+
+def _literals(node: Any) -> set[str]:
+    """Return the texts that are written out in a part of a template."""
+    from jinja2 import nodes
+
+    found = {each.value for each in node.find_all(nodes.Const)}
+    if isinstance(node, nodes.Const):
+        found.add(node.value)
+    return {value for value in found if isinstance(value, str) and value}

@@ -1,0 +1,35 @@
+"""What happens to rows on their way to tokens, as names to count and sentences to say.
+
+For example `cut_into_replies`, counted once for each row, is said as "12 rows: cut into one example
+a reply, since the chat template writes earlier turns differently." The sentences live here, so that
+a report on disk holds names and numbers alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+# That a row is a chat is counted and not said.
+TEMPLATED = "templated"
+
+# Each sentence follows the number of rows and a colon.
+NOTES: Mapping[str, str] = {
+    TEMPLATED: "written with the chat template",
+    "cut_into_replies": (
+        "cut into one example a reply, since the chat template writes earlier turns differently "
+        "from how they are generated"
+    ),
+    "end_added": (
+        "a token that ends the reply is added, since the chat template writes none there"
+    ),
+    "reasoning_left_out": "the chat template leaves out the thoughts of a reply",
+    "thought_closed": (
+        "the generation prompt opens a thought and the reply has none: an empty one is closed"
+    ),
+    "tools_left_out": "the chat template does not write the tools that may be called",
+    "words_left_out": "the chat template leaves out words that stand beside a tool call",
+    "blank_reply": "a reply is blank, so that nothing but its end is learned",
+}
+
+# Notes that a person should look at: what the row says is not what is learned.
+DOUBTFUL = frozenset({"reasoning_left_out", "words_left_out", "tools_left_out", "blank_reply"})

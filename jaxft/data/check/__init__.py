@@ -1,0 +1,57 @@
+"""The check of a data set before anything is trained on it.
+
+`check(train, held_out, ...)` takes encoded rows and returns `Findings`: numbers, and sentences
+about what is wrong with them. What takes time is kept on disk beside the encoded rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from jaxft.data.check import figures, judge, looks
+from jaxft.data.check.figures import BatchFigures, Figures
+from jaxft.data.check.findings import Finding, Findings
+from jaxft.data.check.looks import Count, Side
+from jaxft.data.check.pool import Pool
+
+
+def check(
+    train: Side,
+    held_out: Side | None,
+    batches: BatchFigures | None,
+    *,
+    near_duplicates: bool,
+    accepted: Collection[str],
+    count: Count,
+) -> Findings:
+    """Check the rows of a run.
+
+    Args:
+        train: The training rows, encoded.
+        held_out: The held-out ones.
+        batches: The steps that are made of the training rows.
+        near_duplicates: Whether to look for examples that are almost alike.
+        accepted: Names of findings that are meant so.
+        count: Told how much more was looked at; `looks.work` is all of it.
+
+    Raises:
+        DataError: No finding has a name that is accepted.
+    """
+    import datasets
+
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "jaxft"
+    seen = looks.cached(train, held_out, folder, near=near_duplicates, count=count)
+    train_figures = _figures(train)
+    held_figures = None if held_out is None else _figures(held_out)
+    found = judge.judge(train_figures, held_figures, seen, accepted)
+    return Findings(train_figures, held_figures, batches, found)
+
+
+def _figures(side: Side) -> Figures:
+    names = [source.name for source in side.sources]
+    reports = [examples.report for examples in side.examples]
+    return figures.figures(", ".join(names), reports, Pool(side.examples).lengths)
+
+
+__all__ = ["BatchFigures", "Figures", "Finding", "Findings", "Side", "check"]

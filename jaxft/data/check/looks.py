@@ -1,0 +1,212 @@
+"""Everything that takes a look at each token or each text, kept on disk once it was done.
+
+The second run over the same data finds the result under the name of the data's fingerprints, of
+what else it depends on, and of the code in this folder, and takes no time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import pydantic
+from jaxtyping import Integer
+
+from jaxft.data.chats.encoding import Encoding, Tokenizer
+from jaxft.data.check import duplicates, sweep, texts
+from jaxft.data.check.duplicates import Duplicates
+from jaxft.data.check.pool import Pool
+from jaxft.data.check.sweep import Sweep
+from jaxft.data.check.texts import TextScan
+from jaxft.data.examples import encode
+from jaxft.data.examples.encode import Examples
+from jaxft.data.sources.source import RowSource
+
+_NUM_SHOWN = 5
+
+# Told how much more was done, in tokens or rows; `work` is all of it.
+Count = Callable[[int], None]
+
+
+@runtime_checkable
+class Side(Protocol):
+    """The training rows or the held-out ones: `reading.Side`."""
+
+    @property
+    def sources(self) -> Sequence[RowSource]:
+        """Where the rows are read."""
+
+    @property
+    def encodings(self) -> Sequence[Encoding]:
+        """How the rows of each become tokens."""
+
+    @property
+    def examples(self) -> Sequence[Examples]:
+        """The tokens of each."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Marked:
+    """Examples that something is true of: how many, and the places of the first of them."""
+
+    count: int
+    first: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class SideLook:
+    """What was seen of one side.
+
+    Attributes:
+        unended: Examples whose last reply does not end with a token that stops generation.
+        unknown: Examples with tokens for what the tokenizer does not know.
+        num_unknown: How many such tokens there are.
+        texts: What is odd in the rows.
+    """
+
+    unended: Marked
+    unknown: Marked
+    num_unknown: int
+    texts: TextScan
+
+
+@dataclasses.dataclass(frozen=True)
+class Looks:
+    """What was seen of both sides."""
+
+    train: SideLook
+    held_out: SideLook | None
+    copies: Duplicates
+
+
+def look(train: Side, held_out: Side | None, *, near: bool, count: Count) -> Looks:
+    """Look at every token and every text.
+
+    Args:
+        train: The training rows.
+        held_out: The held-out ones.
+        near: Whether to look for examples that are almost alike.
+        count: Told how much more was done.
+    """
+    pool = Pool(train.examples)
+    form = sweep.find_form(pool) if near else None
+    swept = _swept(train, pool, form, count)
+    held_pool = held_sweep = held_look = None
+    if held_out is not None:
+        held_pool = Pool(held_out.examples)
+        held_sweep = _swept(held_out, held_pool, form, count)
+        held_look = _side_look(held_out, held_pool, held_sweep, count)
+    return Looks(
+        _side_look(train, pool, swept, count),
+        held_look,
+        duplicates.find(pool, swept, held_pool, held_sweep, form),
+    )
+
+
+def work(train: Side, held_out: Side | None) -> int:
+    """Return how much `look` counts to, when texts are looked at to the end."""
+    reports = [each.report for side in (train, held_out) if side for each in side.examples]
+    return sum(report.tokens + report.rows for report in reports)
+
+
+def cached(train: Side, held_out: Side | None, folder: Path, *, near: bool, count: Count) -> Looks:
+    """Return what `look` returns, from a file in a folder if an earlier call left it there.
+
+    A folder that cannot be written costs the time again in the next run, and nothing else.
+    """
+    path = folder / f"{_key(train, held_out, near)}.check.json"
+    reader = pydantic.TypeAdapter(Looks)
+    try:
+        return reader.validate_json(path.read_bytes())
+    except (OSError, pydantic.ValidationError):
+        found = look(train, held_out, near=near, count=count)
+    unfinished = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(reader.dump_json(found))
+        unfinished.replace(path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+    return found
+
+
+def _swept(side: Side, pool: Pool, form: sweep.Form | None, count: Count) -> Sweep:
+    return sweep.run(
+        pool, form, _ends(side), _unknown_id(_tokenizer(side)), _max_length(side), count
+    )
+
+
+def _side_look(side: Side, pool: Pool, swept: Sweep, count: Count) -> SideLook:
+    rows = itertools.chain.from_iterable(side.sources)
+    return SideLook(
+        _marked(pool, swept.unended),
+        _marked(pool, swept.unknown),
+        swept.num_unknown,
+        texts.scan(rows, *_special_tokens(_tokenizer(side)), count),
+    )
+
+
+def _marked(pool: Pool, numbers: Integer[np.ndarray, " n"]) -> Marked:
+    return Marked(len(numbers), [str(pool.place(index)) for index in numbers[:_NUM_SHOWN].tolist()])
+
+
+def _tokenizer(side: Side) -> Tokenizer | None:
+    """Return the tokenizer of a side; that of its sources differs in the chat template alone."""
+    return next((each.tokenizer for each in side.encodings if each.tokenizer is not None), None)
+
+
+def _max_length(side: Side) -> int:
+    return max(each.max_length for each in side.encodings)
+
+
+def _ends(side: Side) -> set[int]:
+    return {end for each in side.encodings for end in each.stop_ids} | {
+        end for each in side.examples for end in each.end_ids
+    }
+
+
+def _unknown_id(tokenizer: Tokenizer | None) -> int | None:
+    """Return the token for what a tokenizer does not know; some name their end token for it."""
+    if tokenizer is None:
+        return None
+    used = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
+    return None if tokenizer.unk_token_id in used else tokenizer.unk_token_id
+
+
+def _special_tokens(tokenizer: Tokenizer | None) -> tuple[list[str], str, str]:
+    """Return the special tokens as text, and which of them begins and ends a text, or ""."""
+    if tokenizer is None:
+        return [], "", ""
+    special = sorted(
+        str(token) for token in tokenizer.added_tokens_decoder.values() if token.special
+    )
+    return special, tokenizer.bos_token or "", tokenizer.eos_token or ""
+
+
+def _key(train: Side, held_out: Side | None, near: bool) -> str:
+    """Return a digest of everything that the result depends on."""
+    sides = [_side_key(side) for side in (train, held_out) if side is not None]
+    return hashlib.sha256(
+        json.dumps([encode.code_digest(Path(__file__).parent), near, sides]).encode()
+    ).hexdigest()
+
+
+def _side_key(side: Side) -> list[Any]:
+    tokenizer = _tokenizer(side)
+    return [
+        [source.digest() for source in side.sources],
+        [examples.fingerprint for examples in side.examples],
+        # A moved file has other places.
+        [source.name for source in side.sources],
+        sorted(_ends(side)),
+        _unknown_id(tokenizer),
+        _special_tokens(tokenizer),
+        _max_length(side),
+    ]

@@ -1,0 +1,113 @@
+"""Parts of a data set as text for people: bars of a histogram, and examples with what is learned.
+
+Three of 12 examples in a bar of at most 8 characters: `█▋`. A text of 10,000 characters is shown as
+its beginning and its end with `... (9,200 characters) ...` between them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxft.data.chats.encoding import Tokenizer
+from jaxft.data.check.figures import Bar
+from jaxft.data.check.pool import Pool
+from jaxft.data.examples import report
+from jaxft.data.examples.tokens import Example
+
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+
+# As much as fits on a screen with two others.
+SHORT = 600
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """An example as text.
+
+    Attributes:
+        place: Where its row stands.
+        tokens: How many it has.
+        targets: How many of them are learned.
+        pieces: Its text in parts, and whether each is learned.
+    """
+
+    place: str
+    tokens: int
+    targets: int
+    pieces: tuple[tuple[str, bool], ...]
+
+
+def bar_lines(bars: Sequence[Bar], width: int, *, has_blocks: bool) -> list[str]:
+    """Return a line for each bar of a histogram: its range, how many it holds, and the bar.
+
+    Args:
+        bars: The bars.
+        width: Characters of the longest one.
+        has_blocks: Whether block characters can be written.
+    """
+    most = max((bar.count for bar in bars), default=0)
+    labels = [f"{bar.low:,} - {bar.high:,}" for bar in bars]
+    longest = max(map(len, labels), default=0)
+    digits = len(f"{most:,}")
+    return [
+        f"{label:>{longest}}  {bar.count:>{digits},}  {_bar(bar.count / most, width, has_blocks)}"
+        for label, bar in zip(labels, bars, strict=True)
+    ]
+
+
+def shortened(pieces: Sequence[tuple[str, bool]], most: int) -> tuple[tuple[str, bool], ...]:
+    """Return parts of a text, with the middle of the whole left out where it is long.
+
+    Args:
+        pieces: The parts, and whether each is learned.
+        most: Characters that are kept at most, half at each end.
+    """
+    length = sum(len(text) for text, _ in pieces)
+    if length <= most:
+        return tuple(pieces)
+    start, stop = most // 2, length - most // 2
+    head, tail, at = list[tuple[str, bool]](), list[tuple[str, bool]](), 0
+    for text, is_learned in pieces:
+        before, after = text[: max(0, start - at)], text[max(0, stop - at) :]
+        head += [(before, is_learned)] if before else []
+        tail += [(after, is_learned)] if after else []
+        at += len(text)
+    return (*head, (f" ... ({stop - start:,} characters) ... ", False), *tail)
+
+
+def show(example: Example, place: str, tokenizer: Tokenizer | None, most: int) -> Shown:
+    """Return an example as text, at most so many characters of it; as numbers without tokenizer."""
+    if tokenizer is None:
+        pieces = [
+            (f"{token} ", bool(mask))
+            for token, mask in zip(example.input_ids.tolist(), example.loss_mask, strict=True)
+        ]
+    else:
+        pieces = [
+            (text, is_learned) for text, is_learned in report.split_pieces(example, tokenizer)
+        ]
+    return Shown(
+        place,
+        len(example.input_ids),
+        int(example.loss_mask.sum()),
+        shortened(pieces, most),
+    )
+
+
+def typical(pool: Pool) -> list[int]:
+    """Return the first example, the shortest and the longest, each once."""
+    if not len(pool):
+        return []
+    return list(dict.fromkeys([0, int(np.argmin(pool.lengths)), int(np.argmax(pool.lengths))]))
+
+
+def _bar(share: float, width: int, has_blocks: bool) -> str:
+    """Return a bar; whatever is not nothing can be seen."""
+    eighths = max(round(share * width * 8), 1 if share else 0)
+    if not has_blocks:
+        return "#" * -(-eighths // 8)
+    full, rest = divmod(eighths, 8)
+    return "█" * full + _EIGHTHS[rest].strip()

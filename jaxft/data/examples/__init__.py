@@ -1,0 +1,1 @@
+"""Rows as tokens and masks of what is learned, kept on disk."""

@@ -1,0 +1,212 @@
+"""A source's rows as tokens on disk, encoded once and found again.
+
+`encode_source(rows, encoding)` of a million rows returns examples read by index from mapped
+files; memory does not grow with the rows, neither while they are written nor later. What is found
+on disk is what encoding anew would give: it lies under a digest of everything that tokens depend
+on, the source code of this folder included. No example is without a target.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int32
+
+import jaxft
+from jaxft.data.chats.encoding import Encoding
+from jaxft.data.examples import cache, chunk, workers
+from jaxft.data.examples.cache import Stored
+from jaxft.data.examples.chunk import Chunk
+from jaxft.data.examples.report import Report
+from jaxft.data.examples.tokens import Example
+from jaxft.data.rows.row import Place, Row
+from jaxft.data.sources.source import RowSource
+from jaxft.errors import DataError
+
+# Given the number of rows done and of all rows, if that is known, every so often.
+Progress = Callable[[int, int | None], None]
+
+# After so many, the memory of examples that were read is given back. Reading one maps what stands
+# around it too, up to 2 MiB.
+_READS_HELD = 32
+
+# Starting processes takes some seconds, in which one alone encodes so many batches.
+_BATCHES_ALONE = 48
+_MOST_WORKERS = 16
+
+
+class Examples:
+    """Rows as tokens, memory-mapped and read by index; every one has a target.
+
+    Attributes:
+        lengths: Tokens in each example.
+        targets: Targets in each example, at least 1.
+        full_lengths: Tokens in each before it was cut.
+        report: What became of all rows.
+        fingerprint: A digest of all tokens and targets, by which a resumed run knows its data.
+        end_ids: The tokens that end what is learned.
+    """
+
+    def __init__(self, stored: Stored) -> None:
+        """Read the table of what is stored."""
+        self._stored = stored
+        self._num_read = 0
+        self._starts = stored.table["start"]
+        self.lengths: Int32[np.ndarray, " n"] = np.ascontiguousarray(stored.table["length"])
+        self.targets: Int32[np.ndarray, " n"] = np.ascontiguousarray(stored.table["targets"])
+        self.full_lengths: Int32[np.ndarray, " n"] = stored.table["full_length"]
+        self.report: Report = stored.report
+        self.fingerprint: str = stored.fingerprint
+        self.end_ids: tuple[int, ...] = stored.end_ids
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> Example:
+        self._num_read += 1
+        if self._num_read % _READS_HELD == 0:
+            self._stored.release()
+        start = int(self._starts[index])
+        part = slice(start, start + int(self.lengths[index]))
+        return Example(self._stored.input_ids[part], self._stored.loss_mask[part])
+
+    def place(self, index: int) -> Place:
+        """Return where the row of an example stands."""
+        line = self._stored.table[index]
+        source, unit = self._stored.files[line["file"]]
+        return Place(source, int(line["number"]), unit)
+
+    def check_ids(self, vocab_size: int) -> None:
+        """Raise unless a model with `vocab_size` embeddings has one for every token.
+
+        JAX reads the nearest embedding where there is none, and training would look like training.
+
+        Raises:
+            DataError: A row has a higher token.
+        """
+        chunk.check_ids(self._stored.table, self._stored.files, vocab_size)
+
+
+def encode_source(
+    source: RowSource,
+    encoding: Encoding,
+    progress: Progress | None = None,
+    num_workers: int | None = None,
+) -> Examples:
+    """Encode the rows of a source, or map what an earlier call with the same arguments wrote.
+
+    The cache lies in the folder `jaxft` of datasets' own (environment variable
+    `HF_DATASETS_CACHE`).
+
+    Args:
+        source: The rows.
+        encoding: How they become tokens, and what becomes of those that are too long.
+        progress: Told now and then how far encoding is; never called when the cache serves.
+        num_workers: Processes that encode; 1 is this one. None starts more when there are many rows
+            and more than two cores. What is encoded is the same.
+
+    Raises:
+        DataError: A row cannot be read or encoded, no row has a target, or the cache cannot be
+            written.
+    """
+    import datasets
+
+    parent = Path(datasets.config.HF_DATASETS_CACHE) / "jaxft"
+    folder = parent / cache_key(source, encoding)
+    stored = cache.load(folder, source.files)
+    if stored is None:
+        chunks = _told(_chunks(chunk.batches(source), encoding, num_workers), progress)
+        try:
+            with contextlib.closing(chunks):  # ends the workers
+                report = cache.write(folder, chunks, encoding.max_length, source.files)
+        except OSError as error:
+            raise DataError(
+                f"The cache of encoded rows, {parent}, cannot be written: {error.strerror}.",
+                "Set HF_DATASETS_CACHE to a folder with room that this user may write to.",
+            ) from error
+        if not report.examples:
+            raise nothing_left(source.name, report)
+        stored = cache.load(folder, source.files)
+        assert stored is not None
+    return Examples(stored)
+
+
+def cache_key(source: RowSource, encoding: Encoding) -> str:
+    """Return a digest of everything that the encoded rows of a source depend on."""
+    import jinja2
+    import tokenizers
+    import transformers
+
+    libraries = (jaxft, jinja2, tokenizers, transformers)
+    parts = [
+        source.digest(),
+        encoding.key(),
+        [library.__version__ for library in libraries],
+        code_digest(Path(__file__).parent.parent),
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@functools.cache
+def code_digest(folder: Path) -> str:
+    """Return a digest of the Python files in a folder: other code may make other tokens."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def nothing_left(name: str, report: Report) -> DataError:
+    """Return the error for rows in which nothing is learned."""
+    if report.without_target == report.dropped:
+        return DataError(
+            f"{name}: none of its {report.rows:,} rows has a token to learn.",
+            'Learned are turns of the role "assistant", answers, texts, and tokens whose label is'
+            " not -100: add some.",
+        )
+    return DataError(
+        f"{name}: at {report.max_length:,} tokens, none of its {report.rows:,} rows has a token"
+        " left to learn.",
+        f"Raise data.max_length; the longest row has {report.longest:,} tokens.",
+    )
+
+
+def _chunks(
+    batches: Iterator[list[Row]], encoding: Encoding, num_workers: int | None
+) -> Iterator[Chunk]:
+    """Yield each batch encoded, in order."""
+    chosen = num_workers
+    if chosen is None:
+        chosen = min(_num_cores() - 1, _MOST_WORKERS)  # one core is kept busy by reading
+        num_alone = _BATCHES_ALONE if chosen > 1 else None
+        yield from workers.encode_here(itertools.islice(batches, num_alone), encoding)
+    for following in batches:
+        rest = itertools.chain([following], batches)
+        if chosen > 1:
+            yield from workers.encode_in_processes(rest, encoding, chosen)
+        else:
+            yield from workers.encode_here(rest, encoding)
+
+
+def _num_cores() -> int:
+    """Return how many cores this process may use."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+
+
+def _told(chunks: Iterable[Chunk], progress: Progress | None) -> Generator[Chunk, None, None]:
+    """Pass chunks on, and tell how many rows they are."""
+    done = 0
+    for each in chunks:
+        yield each
+        done += each.tally.rows
+        if progress is not None:
+            progress(done, None)

@@ -1,0 +1,133 @@
+"""Tools that a chat may call, and the calls in it, in the one form that templates are written for.
+
+`{"name": "add", "arguments": '{"a": 2}'}` becomes `{"type": "function", "function": {"name": "add",
+"arguments": {"a": 2}}}`. Templates write arguments as JSON themselves, so that text is read first:
+written again as text, it would arrive with quotes around it.
+
+Source: the templates of Qwen 2.5, Llama 3.1 and Mistral call `tojson` on `function.arguments`, and
+transformers' "Tool use" page says that arguments are an object, not text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxft.data.rows import fields, leftovers
+from jaxft.data.rows.row import Place
+from jaxft.data.rows.wording import kind, names
+from jaxft.errors import DataError
+
+_TOOL = '{"type": "function", "function": {"name": "add", "parameters": {...}}}'
+CALL = '{"name": "add", "arguments": {"a": 2}}'
+
+# Llama writes parameters where others write arguments.
+_ARGUMENTS = ("arguments", "parameters")
+_KEPT = ("name", "arguments")
+
+
+def schemas(value: object, name: str, place: Place) -> tuple[Mapping[str, Any], ...]:
+    """Return the tools of a row.
+
+    Args:
+        value: A list of JSON schemas, its JSON text, or a list of such texts; each tool with or
+            without `{"type": "function", "function": ...}` around it.
+        name: What errors call the field.
+        place: Where the row stands.
+
+    Raises:
+        DataError: It is something else.
+    """
+    listed = fields.from_text(value, name, place)
+    if not listed:
+        return ()
+    return tuple(
+        {**tool, "type": "function", "function": _named(inner, where, _TOOL, place)}
+        for where, tool, inner in _functions(listed, name, _TOOL, place)
+    )
+
+
+def calls(
+    value: object, name: str, prefix: str, place: Place
+) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """Return the calls in a message, and the names of their fields that nothing was made of.
+
+    Args:
+        value: A list of calls, or its JSON text; each call with or without `{"type": "function",
+            "function": ...}` around it, its arguments as an object or as JSON text.
+        name: What errors call the field.
+        prefix: What stands before the names of unused fields, such as `messages[].tool_calls[].`.
+        place: Where the row stands.
+
+    Raises:
+        DataError: It is something else.
+    """
+    listed = fields.from_text(value, name, place)
+    listed = [listed] if isinstance(listed, dict) and listed else listed
+    found: list[dict[str, Any]] = []
+    unused: list[str] = []
+    for where, call, inner in _functions(listed or [], name, CALL, place):
+        inner = _named(inner, where, CALL, place)
+        given = [field for field in _ARGUMENTS if field in inner]
+        if len(given) > 1:
+            raise DataError(f'{place}: "{where}" has {names(given)}.', f"Expected {CALL}.")
+        arguments = _arguments(inner, given[0], where, place) if given else {}
+        # In the row's own order, since some templates write a whole call as JSON.
+        keys = ["arguments" if key in _ARGUMENTS else key for key in inner]
+        ordered = {key: inner[key] if key == "name" else arguments for key in keys if key in _KEPT}
+        function = {**ordered, "arguments": arguments}
+        found.append({"type": "function", **_only(call, ("type", "id")), "function": function})
+        known = {"type", "id", "function", *_KEPT, *_ARGUMENTS}
+        rest = {key: each for key, each in {**call, **inner}.items() if key not in known}
+        unused += leftovers.unused(rest, place, prefix)
+    return found, tuple(unused)
+
+
+def _functions(
+    listed: Any, name: str, expected: str, place: Place
+) -> list[tuple[str, dict[str, Any], Any]]:
+    """Return each tool or call with its name for errors, and the function in it."""
+    if not isinstance(listed, list):
+        raise DataError(f'{place}: "{name}" is {kind(listed)}.', f"Expected a list of {expected}.")
+    found = []
+    for index, each in enumerate(listed):
+        where = f"{name}[{index}]"
+        each = fields.from_text(each, where, place) if isinstance(each, str) else each
+        if not isinstance(each, dict):
+            raise DataError(f'{place}: "{where}" is {kind(each)}.', f"Expected {expected}.")
+        # A bare function may have a type and an identifier beside its name.
+        bare = {key: item for key, item in each.items() if key not in ("id", "type")}
+        outer = each if "function" in each else _only(each, ("id",))
+        found.append((where, outer, each.get("function", bare)))
+    return found
+
+
+def _only(value: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    return {key: item for key, item in value.items() if key in keys}
+
+
+def _named(function: Any, where: str, expected: str, place: Place) -> dict[str, Any]:
+    """Return a function, which must be an object with a name."""
+    if not isinstance(function, dict):
+        raise DataError(
+            f'{place}: "{where}.function" is {kind(function)}.', f"Expected {expected}."
+        )
+    if not isinstance(function.get("name"), str):
+        raise DataError(
+            f'{place}: "{where}" has no name of a function; its fields: {names(function)}.',
+            f"Expected {expected}.",
+        )
+    return function
+
+
+def _arguments(function: dict[str, Any], field: str, where: str, place: Place) -> dict[str, Any]:
+    """Return the arguments of a call as an object."""
+    found = fields.from_text(function[field], f"{where}.{field}", place)
+    if found is None:
+        return {}
+    if isinstance(found, dict):
+        return found
+    raise DataError(
+        f'{place}: "{where}.{field}" is {kind(found)}.',
+        "Expected an object of arguments by name, or its JSON text.",
+    )

@@ -1,0 +1,75 @@
+"""What stands in a file of rows, by the ending of its name: `values(Path("rows.jsonl.gz"))`.
+
+Public here: `values`, `ending`, `ENDINGS`, and `columns`, which reads tables from elsewhere too.
+One private file for each kind of format, and `opening` for bytes and lines. Separate from shapes,
+which knows rows and no files, and from sources, which puts both together. The invariant: a file is
+read as its format has it or refused by line or row; nothing is repaired or left out except blank
+lines, every value leaves with its place, and no file is held as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxft.data.rows.row import Place
+from jaxft.data.sources.files import columns, json_values, opening, paragraphs, separated
+from jaxft.errors import DataError
+
+__all__ = ["ENDINGS", "Values", "columns", "ending", "values"]
+
+Values = Iterator[tuple[Place, object]]
+
+
+class _Format(NamedTuple):
+    """How a kind of file is read, and by which first bytes it is known if it is no text."""
+
+    read: Callable[[Path], Values]
+    kinds: tuple[str, ...] = ()
+
+
+_FORMATS = {
+    ".jsonl": _Format(json_values.json_lines),
+    ".ndjson": _Format(json_values.json_lines),
+    ".json": _Format(json_values.json_file),
+    ".csv": _Format(separated.comma_separated),
+    ".tsv": _Format(separated.tab_separated),
+    ".parquet": _Format(columns.parquet_file, ("Parquet",)),
+    ".arrow": _Format(columns.arrow_file, ("Arrow",)),
+    ".txt": _Format(paragraphs.paragraphs),
+}
+
+ENDINGS = tuple(_FORMATS)
+
+
+def ending(path: Path) -> str:
+    """Return what a file's name says about its format, such as `.jsonl` of `rows.JSONL.gz`.
+
+    Empty if it says nothing that is known here.
+    """
+    is_compressed = path.suffix.lower() in opening.COMPRESSIONS
+    found = Path(path.stem if is_compressed else path.name).suffix.lower()
+    return found if found in _FORMATS else ""
+
+
+def values(path: Path) -> Values:
+    """Yield what a file holds and where, by its ending: see `ENDINGS`.
+
+    Args:
+        path: The file; UTF-8, unless it is Parquet or Arrow. It may be compressed: `.jsonl.gz`.
+
+    Raises:
+        DataError: The ending is unknown, or the file is not what its ending says.
+        OSError: The file cannot be read.
+    """
+    format = _FORMATS.get(ending(path))
+    if format is None:
+        found = f'The ending "{path.suffix}"' if path.suffix else "A name without an ending"
+        packed = " or ".join(opening.COMPRESSIONS)
+        raise DataError(
+            f"{path}: {found} does not say what kind of file this is.",
+            f"Supported endings: {', '.join(ENDINGS)}, each also with {packed} behind it.",
+        )
+    opening.check_kind(path, format.kinds)
+    yield from format.read(path)

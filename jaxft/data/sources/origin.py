@@ -1,0 +1,68 @@
+"""What rows are made of: an origin yields values with their places, and knows them by content.
+
+`FileSet`, `Table` and `InMemory` are origins. Separate from them, since sources and hold_out need
+only this much. `digest_of({"a": 1})` is a short hex text, the same on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from jaxft.data.rows.row import Place
+
+_DIGEST_BYTES = 16
+
+
+@runtime_checkable
+class Origin(Protocol):
+    """Values that rows are made of, which can be read any number of times."""
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+
+    def values(self) -> Iterator[tuple[Place, object]]:
+        """Yield each value with its place, in order."""
+
+    def content(self) -> str:
+        """Return a digest of all the values, whatever names they come under."""
+
+
+def new_hash() -> hashlib.blake2b:
+    """Return the hash that everything about data is known by."""
+    return hashlib.blake2b(digest_size=_DIGEST_BYTES)
+
+
+def digest_of(value: object) -> str:
+    """Return a digest of any Python value."""
+    digest = new_hash()
+    digest.update(canonical(value, sort_keys=False))
+    return digest.hexdigest()
+
+
+def canonical(value: object, sort_keys: bool) -> bytes:
+    """Return bytes that are the same for equal values.
+
+    Args:
+        value: JSON, arrays, dates and whatever else rows may hold.
+        sort_keys: Whether objects that differ in the order of their keys alone are equal.
+    """
+    try:
+        text = json.dumps(value, sort_keys=sort_keys, default=_as_json)
+    except (TypeError, ValueError, RecursionError):  # keys of several types, or values in a circle
+        text = f"{type(value).__name__} {value!r}"
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _as_json(value: Any) -> Any:
+    """Return JSON that stands for what is none."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, bytes):
+        return [type(value).__name__, value.hex()]
+    if hasattr(value, "tolist"):  # arrays and scalars of numpy, tensors of torch
+        return [str(getattr(value, "dtype", "")), value.tolist()]
+    return [type(value).__name__, repr(value)]
