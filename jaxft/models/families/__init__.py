@@ -8,7 +8,9 @@ from jaxft.models.families import (
     biogpt,
     bloom,
     cohere,
+    config_reader,
     falcon,
+    foreign_keys,
     gemma,
     glm,
     gpt2,
@@ -103,3 +105,18 @@ def family_of(config: Mapping[str, Any]) -> Family:
             f"Choose a model of one of these types: {', '.join(sorted(by_name))}{hint}.",
         )
     return by_name[str(model_type)]
+
+
+def passed_over(family: Family, config: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a config.json that are foreign to the model, and change nothing of it."""
+    spec = family.spec_from_config(config)
+    foreign = [
+        name
+        for name in config
+        if name not in config_reader.HARMLESS and foreign_keys.is_foreign(config, name)
+    ]
+    return [
+        name
+        for name in foreign
+        if family.spec_from_config({key: config[key] for key in config if key != name}) == spec
+    ]

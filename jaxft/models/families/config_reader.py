@@ -1,7 +1,7 @@
 """How a config.json is read without overlooking anything.
 
 `ConfigReader` hands out keys one by one and remembers them; `finish` raises for every key left
-over that is not known to be harmless. So a config key that changes numbers and is not handled
+over that may change numbers. So a config key that changes numbers and is not handled
 can not pass unseen.
 """
 
@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxft.errors import UnsupportedModelError
+from jaxft.models.families import foreign_keys
 from jaxft.models.layers import ACTIVATIONS
 
 _REQUIRED = object()
@@ -128,19 +129,16 @@ class ConfigReader:
             )
 
     def finish(self) -> None:
-        """Raise for keys that nobody read.
+        """Raise for keys that nobody read, and that may change numbers.
 
         Raises:
             UnsupportedModelError: Names them.
         """
-        left = sorted(
-            key
-            for key, value in self._config.items()
-            if key not in self._seen | HARMLESS | TRAINING_ONLY and value is not None
-        )
-        if left:
+        left = sorted(self._config.keys() - self._seen - HARMLESS - TRAINING_ONLY)
+        unhandled = foreign_keys.unhandled(self._config, left)
+        if unhandled:
             raise UnsupportedModelError(
-                f"The model's config.json has keys that are not handled: {', '.join(left)}.",
+                f"The model's config.json has keys that are not handled: {', '.join(unhandled)}.",
                 "They may change its numbers. Remove them only if you know that they do not.",
             )
 

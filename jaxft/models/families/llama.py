@@ -139,7 +139,7 @@ def _llama_config(spec: ModelSpec) -> dict[str, Any]:
 
 def mistral_spec(config: Mapping[str, Any]) -> ModelSpec:
     """Read the config.json of a Mistral."""
-    reader = ConfigReader(config)
+    reader = ConfigReader({"num_key_value_heads": 8} | dict(config))
     window = reader.get("sliding_window", 4096)
     spec = read_llama(reader, windows=(window,) * reader.get("num_hidden_layers"))
     reader.finish()

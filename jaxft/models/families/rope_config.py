@@ -19,28 +19,7 @@ from jaxft.models.spec import (
     YarnScaling,
 )
 
-_FIELDS: dict[str, tuple[str, ...]] = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-    "yarn": (
-        "factor",
-        "attention_factor",
-        "mscale",
-        "mscale_all_dim",
-        "beta_fast",
-        "beta_slow",
-        "original_max_position_embeddings",
-        "truncate",
-    ),
-    "longrope": (
-        "factor",
-        "attention_factor",
-        "short_factor",
-        "long_factor",
-        "original_max_position_embeddings",
-    ),
-}
+_KINDS = ("default", "linear", "llama3", "yarn", "longrope")
 
 
 def read_rope(
@@ -129,13 +108,16 @@ def read_ropes(
 
 
 def _read_scaling(found: dict[str, Any], config: ConfigReader) -> Any:
-    """Return a `Rope.scaling` from the fields that are left of it."""
+    """Return a `Rope.scaling` from the fields that are left of it.
+
+    A field that transformers does not look for in such a kind, as `finetuned`, is not looked at.
+    """
     kind = found.pop("rope_type", None) or found.get("type") or "default"
     found.pop("type", None)
-    if kind not in _FIELDS or set(found) - set(_FIELDS[kind]):
+    if kind not in _KINDS:
         raise UnsupportedModelError(
-            f"The model's config.json has a rope of kind {kind!r} with {sorted(found)}.",
-            f"Handled here: {', '.join(_FIELDS)}, with transformers' fields for each.",
+            f"The model's config.json has a rope of kind {kind!r}.",
+            f"Handled here: {', '.join(_KINDS)}.",
         )
     return _Scaling(kind, found, config).read()
 

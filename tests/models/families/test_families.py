@@ -87,10 +87,9 @@ def test_rope_is_read_in_the_old_and_the_new_spelling(changes, rope):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"new_feature": 3}, "new_feature"),
+        ({"per_layer_config": {"0": {}}}, "per_layer_config"),
         ({"hidden_act": "tanhshrink"}, "'tanhshrink'"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "'dynamic'"),
-        ({"rope_scaling": {"rope_type": "linear", "factor": 4.0, "beta": 1}}, "beta"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "without low_freq_factor"),
         ({"sliding_window": 128}, "sliding_window"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
@@ -99,6 +98,20 @@ def test_rope_is_read_in_the_old_and_the_new_spelling(changes, rope):
 def test_what_is_not_handled_raises_naming_it(changes, named):
     with pytest.raises(UnsupportedModelError, match=named):
         spec_of(**changes)
+
+
+def test_fields_that_a_kind_of_rope_does_not_have_are_not_looked_at():
+    linear = {"rope_type": "linear", "factor": 4.0}
+    assert spec_of(rope_scaling={**linear, "beta": 1}) == spec_of(rope_scaling=linear)
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+    foreign = {"finetuned": True, "attn_factor": 2.0}
+    assert spec_of(rope_scaling=yarn | foreign) == spec_of(rope_scaling=yarn)
+
+
+def test_a_mistral_without_a_number_of_kv_heads_has_eight():
+    config = {key: each for key, each in MISTRAL_CONFIG.items() if key != "num_key_value_heads"}
+    assert llama.mistral_spec(config) == llama.mistral_spec(MISTRAL_CONFIG)
+    assert llama.mistral_spec(config | {"num_key_value_heads": None}).num_kv_heads == 32
 
 
 def test_dropout_of_the_base_changes_no_spec_and_is_told_by_name():
