@@ -212,8 +212,8 @@ def export(
         typer.Option(help="merged: safetensors; flax: the msgpack of Flax classes."),
     ] = "merged",
     dtype: Annotated[
-        Literal["auto", "float32", "bfloat16"],
-        typer.Option(help="Of the weights written. auto: as the base model's file has them."),
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option(help="Of the weights written. auto: of each as the base model's file has it."),
     ] = "auto",
     data: Annotated[
         Path | None,

@@ -37,7 +37,7 @@ def export(
         model: The base model; `None` takes the one that the adapter names.
         output: The new folder.
         kind: "merged" (safetensors) or "flax" (msgpack).
-        dtype: Of the weights written; "auto" is that of the base model's file.
+        dtype: Of the weights written; "auto" is of each the dtype in the base model's file.
         data: Held-out rows to check it on; `None` takes those of the run that made the adapter,
             where they are still there.
 
@@ -48,9 +48,9 @@ def export(
     save.check_folder(output)
     found, lora, tensors, origin = tuned.find(adapter, model)
     save.check_apart(output, found)
-    stored = whole.stored_dtype(found)
+    working = whole.working_dtype(found.checkpoint().infos())
     mesh = meshes.single_device_mesh()
-    loaded = tuned.load(found, lora, tensors, origin=origin, mesh=mesh, dtype=stored)
+    loaded = tuned.load(found, lora, tensors, origin=origin, mesh=mesh, dtype=working)
     whole.write_model(
         output,
         found,
@@ -58,7 +58,7 @@ def export(
         _rows(data, adapter, found, loaded),
         mesh=mesh,
         kind=kind,
-        dtype=stored if dtype == "auto" else dtype,
+        dtype=dtype,
         replaces=False,
     )
     console.result(f"Merged model: {output}")

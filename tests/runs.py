@@ -55,8 +55,8 @@ RECIPE: dict[str, Any] = {
 def write_model(folder: Path, *, seed: int = 0, width: int = WIDTH, biases: bool = False) -> Path:
     """Write a random Llama with a ChatML tokenizer; `biases` are those of attention."""
     folder.mkdir(parents=True)
-    tokenizer = _tokenizer()
-    tokenizer.save_pretrained(folder)
+    fast = tokenizer()
+    fast.save_pretrained(folder)
     content = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -73,27 +73,28 @@ def write_model(folder: Path, *, seed: int = 0, width: int = WIDTH, biases: bool
         "rope_scaling": None,
         "rope_theta": 10000.0,
         "tie_word_embeddings": True,
-        "vocab_size": len(tokenizer),
-        "eos_token_id": tokenizer.eos_token_id,
+        "vocab_size": len(fast),
+        "eos_token_id": fast.eos_token_id,
     }
     (folder / "config.json").write_text(json.dumps(content))
-    tensors = _tensors(len(tokenizer), width, seed, biases)
+    tensors = _tensors(len(fast), width, seed, biases)
     safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer of bytes with a ChatML template."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {word: number for number, word in enumerate(alphabet)}
     backend = tokenizers.Tokenizer(models.BPE(vocabulary, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(SPECIAL_TOKENS)
-    tokenizer = PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<s>", eos_token="<|im_end|>", pad_token="<|im_end|>"
     )
-    tokenizer.chat_template = CHATML
-    return tokenizer
+    fast.chat_template = CHATML
+    return fast
 
 
 def _tensors(vocabulary: int, width: int, seed: int, biases: bool) -> dict[str, np.ndarray]:

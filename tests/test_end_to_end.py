@@ -254,7 +254,7 @@ MISTAKES = {
         "model_type 'bert', which is not handled",
         "llama",
     ),
-    "a feature not handled": (change_model(mystery_gate=0.5), [], "mystery_gate", ""),
+    "a feature not handled": (change_model(hidden_act="mystery"), [], "mystery", ""),
     "no such target": (None, ["lora.target_modules=[q_prj]"], "'q_prj'", "'q_proj'"),
     "a rank too large": (None, ["lora.r=64"], "lora.r=64", "at most"),
     "weights cut short": (cut_weights, [], "{0}/model/model.safetensors", ""),

@@ -192,7 +192,7 @@ class CausalLM:
             verify.spread_row(self.network),
             mesh=self._placed_on(),
             kind="merged",
-            dtype=whole.stored_dtype(self.source),
+            dtype="auto",
             replaces=True,
         )
 

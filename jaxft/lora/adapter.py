@@ -89,7 +89,7 @@ def write_adapter(
         record = verify.report(what, rows, found, dtype=dtype, tolerance=tolerance)
         verify.write(written, record)
         console.note(f"The adapter, read back, gives {verify.in_words(record)}.")
-        model.chat_format.write(written, {})
+        model.chat_format.write(written)
         return {"Verified": f"read back, it gives {verify.in_words(record)}"}
 
     peft_format.save_adapter(folder, tensors, content, check, facts)

@@ -17,15 +17,11 @@ from jaxft.lora import verify
 
 
 class Rounding:
-    """What was lost so far, tensor by tensor.
+    """What was lost so far, tensor by tensor."""
 
-    Attributes:
-        dtype: To which weights are rounded.
-    """
-
-    def __init__(self, dtype: str) -> None:
+    def __init__(self) -> None:
         """Begin with nothing."""
-        self.dtype = dtype
+        self._dtypes = set[str]()
         self._lost: dict[str, float] = {}  # squared norms by tensor, as the updates
         self._updates: dict[str, float] = {}
 
@@ -41,6 +37,12 @@ class Rounding:
         update = _squared(merged, base)
         if update:
             self._lost[name], self._updates[name] = _squared(written, merged), update
+            self._dtypes.add(written.dtype.name)
+
+    @property
+    def dtype(self) -> str:
+        """To what tensors with an update were rounded, such as "bfloat16 and float32"."""
+        return " and ".join(sorted(self._dtypes))
 
     @property
     def has_updates(self) -> bool:

@@ -47,7 +47,7 @@ def write_result(plan: Plan, outcome: Outcome) -> Path:
         _rows(plan),
         mesh=plan.mesh,
         kind="merged",
-        dtype=whole.stored_dtype(plan.source),
+        dtype="auto",
         replaces=True,
     )
     return plan.folder / "model"

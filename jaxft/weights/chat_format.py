@@ -32,19 +32,20 @@ class ChatFormat(NamedTuple):
     chat_template: str | None
     stop_ids: tuple[int, ...]
 
-    def write(self, folder: Path, base: dict[str, Any]) -> None:
-        """Write the files.
+    def write(self, folder: Path) -> None:
+        """Write the files into the folder of an adapter or model.
 
-        Args:
-            folder: Where the adapter or model is.
-            base: What the base model's generation_config.json says; further keys are kept.
+        A generation_config.json that lies there keeps its other keys, and is not touched if it has
+        these stop tokens already.
+
+        Raises:
+            WeightsError: It is damaged.
         """
         if self.chat_template is not None:
             (folder / TEMPLATE_FILE).write_text(self.chat_template, encoding="utf-8")
-        content = dict(base)
-        if self.stop_ids:
+        content = read_generation(folder)
+        if self.stop_ids and set(self.stop_ids) != set(declared_stops(content)):
             content["eos_token_id"] = list(self.stop_ids)
-        if content:
             text = json.dumps(content, indent=2, sort_keys=True) + "\n"
             (folder / GENERATION_FILE).write_text(text, encoding="utf-8")
 

@@ -33,12 +33,8 @@ def load_folder(folder: Path) -> PreTrainedTokenizerFast:
         UnsupportedModelError: Its tokenizer has no fast form, or needs code of its own.
     """
     transformers = _import_transformers()
-    if not any((folder / name).exists() for name in _VOCABULARIES):
-        # Of a family whose tokenizer it knows, transformers would return one without a token.
-        raise WeightsError(
-            f"{folder}: no tokenizer can be loaded from it (it has none of their files).",
-            "Expected tokenizer.json and tokenizer_config.json beside the weights.",
-        )
+    # Of a family whose tokenizer it knows, transformers would return one without a token.
+    check_vocabulary(folder)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
@@ -55,6 +51,19 @@ def load_folder(folder: Path) -> PreTrainedTokenizerFast:
             "Expected a tokenizer.json; convert the tokenizer with transformers first.",
         )
     return tokenizer
+
+
+def check_vocabulary(folder: Path) -> None:
+    """Refuse a model folder without a file that a tokenizer's tokens are in.
+
+    Raises:
+        WeightsError: It has none.
+    """
+    if not any((folder / name).exists() for name in _VOCABULARIES):
+        raise WeightsError(
+            f"{folder}: no tokenizer can be loaded from it (it has none of their files).",
+            "Expected tokenizer.json and tokenizer_config.json beside the weights.",
+        )
 
 
 def load_gguf(path: Path) -> PreTrainedTokenizerFast:

@@ -16,7 +16,7 @@ def test_a_step_of_bfloat16_by_hand():
     # From 1 the next number is 1 + 2**-7: a quarter of that is lost, three quarters are doubled up.
     base = np.ones((1, 2), BF16)
     merged = np.array([[1 + 2**-9, 1 + 3 * 2**-9]], np.float32)
-    rounding = Rounding("bfloat16")
+    rounding = Rounding()
     rounding.add("w", base, merged, merged.astype(BF16))
     assert rounding.lost == pytest.approx((2 / 10) ** 0.5)
     assert rounding.report() == {
@@ -33,7 +33,7 @@ def test_a_step_of_bfloat16_by_hand():
 
 
 def test_the_worst_is_the_one_with_the_smallest_update():
-    rounding, lost, updates = Rounding("bfloat16"), 0.0, 0.0
+    rounding, lost, updates = Rounding(), 0.0, 0.0
     for name, size in (("large", 1.0), ("small", 1e-3)):
         base = RNG.standard_normal((30, 20)).astype(BF16)
         update = size * RNG.standard_normal((30, 20)).astype(np.float32)
@@ -49,14 +49,14 @@ def test_the_worst_is_the_one_with_the_smallest_update():
 
 
 def test_an_update_that_is_too_small_is_lost_whole():
-    rounding = Rounding("bfloat16")
+    rounding = Rounding()
     merged = np.full((3, 3), 1 + 2**-10, np.float32)
     rounding.add("w", np.ones((3, 3), BF16), merged, merged.astype(BF16))
     assert rounding.lost == 1
 
 
 def test_float32_loses_nothing_and_a_tensor_without_an_update_is_left_out():
-    rounding = Rounding("float32")
+    rounding = Rounding()
     base = RNG.standard_normal((4, 4)).astype(np.float32)
     rounding.add("norm", base, base, base)
     assert not rounding.has_updates

@@ -28,9 +28,12 @@ from reference_runs import Record
 
 from jaxft import export
 from jaxft import tree as trees
+from jaxft.config import LoraConfig, TuningConfig
+from jaxft.lora import tuning
 from jaxft.lora.merge import Merged
+from jaxft.models.network import Network
 from jaxft.weights import formats, load, names, save
-from jaxft.weights.checkpoint import Checkpoint, TensorInfo
+from jaxft.weights.checkpoint import Checkpoint
 
 pytestmark = [pytest.mark.reference, *reference_adapters.IGNORED_WARNINGS]
 
@@ -42,6 +45,7 @@ CASES = (
 )
 # Formats that hold an embedding and a head where config.json ties them hold the same bits twice.
 HEAD = "lm_head.weight"
+FULL = TuningConfig(method="full")
 MERGED_TOLERANCE = 1e-5  # of the largest logit
 
 ADAPTERS: dict[str, tuple[str, Choice]] = {
@@ -57,11 +61,13 @@ ADAPTERS: dict[str, tuple[str, Choice]] = {
 }
 
 
-def tree_of(model: TinyModel, checkpoint: Checkpoint, mesh: Mesh, dtype: str) -> trees.Tree:
+def tree_of(
+    model: TinyModel, network: Network, checkpoint: Checkpoint, mesh: Mesh, dtype: str
+) -> trees.Tree:
     return load.load_base(
         checkpoint,
         model.family,
-        model.network,
+        network,
         dtype=dtype,
         mesh=mesh,
         progress=lambda _: None,
@@ -104,7 +110,8 @@ def test_every_format_gives_the_same_leaves_and_transformers_logits(
     if kind not in reference_formats.formats_of(model):
         pytest.skip("transformers never had this family in Flax")
     reference_formats.write(model, kind, tmp_path / "model")
-    tree = tree_of(model, formats.open_folder(tmp_path / "model"), one_device, "float32")
+    checkpoint = formats.open_folder(tmp_path / "model")
+    tree = tree_of(model, model.network, checkpoint, one_device, "float32")
     jax.tree.map(np.testing.assert_array_equal, tree, model.load(model.network, one_device))
     text = reference_texts.draw((53, 41), "left", reference_models.VOCAB_SIZE, seed=12)
     ours = reference_runs.our_logits(model.network, tree, text, one_device)
@@ -128,14 +135,24 @@ def test_what_is_imported_is_exported_bit_for_bit_whatever_the_formats(
     kinds = reference_formats.formats_of(model)
     for source in kinds:
         reference_formats.write(model, source, tmp_path / source)
-        tree = tree_of(model, formats.open_folder(tmp_path / source), one_device, stored)
-        merged = Merged(jax.device_get(tree), model.family, model.network)
-        infos = {each: TensorInfo(merged.shape(each), np.dtype(stored)) for each in merged.names()}
+        checkpoint = formats.open_folder(tmp_path / source)
+        # All is trained, so that all that is written comes out of the leaves.
+        full = tuning.tuned_network(FULL, LoraConfig(), model.family, model.spec)
+        tree = tree_of(model, full, checkpoint, one_device, stored)
+        merged = Merged(tree, model.family, full, checkpoint, model.family)
+        assert all(map(merged.is_trained, merged.names()))
+        infos = {each: merged.info(each) for each in merged.names()}
         for target in ("merged", "flax") if "msgpack" in kinds else ("merged",):
             folder = tmp_path / f"{source} to {target}"
             config = {"model_type": model.family.model_type}
             save.save_model(
-                folder, config, infos, merged.read, target, lambda _: None, replaces=None
+                folder,
+                config,
+                infos,
+                lambda each, merged=merged: merged.read(each).astype(stored),
+                target,
+                lambda _: None,
+                replaces=None,
             )
             written = formats.open_folder(folder)
             assert bits(written, but=HEAD if is_tied else "") == expected

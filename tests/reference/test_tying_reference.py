@@ -156,7 +156,7 @@ def test_merged_it_is_still_tied_unless_the_two_are_scaled_otherwise(
     model, chosen = choice
     tied_by_peft(model, chosen).save_pretrained(tmp_path)
     ours = reference_adapters.read(model, tmp_path, one_device)
-    merged = merge.Merged(jax.device_get(ours.tree), model.family, ours.network)
+    merged = merge.Merged(ours.tree, model.family, ours.network, model.checkpoint(), model.family)
     assert merged.has_tied_head == ("alpha_pattern" not in chosen)
 
 
