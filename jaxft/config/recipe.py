@@ -24,7 +24,7 @@ from jaxft.config.sections import RunConfig
 from jaxft.errors import ConfigError
 
 
-def load_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(recipe: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a recipe, apply `key=value` overrides, and check the whole.
 
     Paths in the recipe start at its folder. Paths in an override start where the command runs
@@ -38,6 +38,7 @@ def load_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: The recipe cannot be read, or says something jaxft cannot do.
     """
+    recipe = Path(recipe)
     draft = drafts.read(recipe)
     for override in overrides:
         drafts.apply(draft, override, recipe)

@@ -26,6 +26,10 @@ def test_a_recipe_gives_its_values_and_the_rest_are_the_known_defaults(recipe):
     assert loaded.mesh == config.MeshConfig(data="auto", fsdp=1, tensor=1)
 
 
+def test_a_recipe_may_be_named_by_a_text(recipe):
+    assert config.load_config(str(recipe)) == config.load_config(recipe)
+
+
 def test_training_defaults_are_those_of_training_arguments():
     train = config.TrainConfig(output_dir="run")
     assert (train.per_device_train_batch_size, train.per_device_eval_batch_size) == (8, 8)
