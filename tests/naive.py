@@ -190,6 +190,8 @@ def _attention(spec: ModelSpec, block: Any, leaves: Any, x: Any, micro: Any, xp:
     if block.rope is not None:
         q = rotate(q, micro["positions"], block.rope, xp)
         k = rotate(k, micro["positions"], block.rope, xp)
+    if spec.qk_norm == "turned":
+        q, k = (_norm(spec, leaves, f"attn/{n}_norm", y, xp) for n, y in (("q", q), ("k", k)))
     q = q.reshape(b, t, g, -1, width)
     mixed = attention(
         q,

@@ -111,10 +111,12 @@ SANDWICH: ModelSpec = dataclasses.replace(
     norm_placement="sandwich",
     blocks=(BlockSpec(7, Rope(100.0, 20, False, None)), BlockSpec(None, ROPE), BlockSpec(7, None)),
 )
-# GPT-J's, and Cohere's: attention and MLP beside each other after one norm, a biased head.
+# GPT-J's, and Cohere's: attention and MLP beside each other after one norm, a biased head. And
+# Hunyuan's norms of what has been turned.
 PARALLEL: ModelSpec = dataclasses.replace(
     SPEC,
     parallel="one_norm",
+    qk_norm="turned",
     norm=NormSpec("layer", 0.1, scale="plain", bias=False),
     head_bias=True,
     logit_scale=0.25,

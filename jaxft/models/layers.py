@@ -265,6 +265,8 @@ class Attention(nnx.Module):
         if self.rope is not None:
             turned = context.rotations[self.rope]
             q, k = (rope.rotate(part, turned, self.rope) for part in (q, k))
+        if spec.qk_norm == "turned":
+            q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v
 
     def __call__(

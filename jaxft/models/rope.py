@@ -11,7 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32
 
-from jaxft.models.spec import LinearScaling, Llama3Scaling, LongScaling, Rope, YarnScaling
+from jaxft.models.spec import (
+    AlphaScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongScaling,
+    Rope,
+    YarnScaling,
+)
 
 Angles = tuple[Float[Array, "b t half"], Float[Array, "b t half"]]
 
@@ -29,7 +36,7 @@ def frequencies(rope: Rope, *, is_long: bool = False) -> Float[np.ndarray, " hal
         factors = scaling.long_factors if is_long else scaling.short_factors
         return (1.0 / (np.asarray(factors, np.float32) * wavelengths)).astype(np.float32)
     plain = (1.0 / wavelengths).astype(np.float32)
-    if scaling is None:
+    if scaling is None or isinstance(scaling, AlphaScaling):
         return plain
     if isinstance(scaling, LinearScaling):
         return plain / np.float32(scaling.factor)
@@ -44,7 +51,10 @@ def frequencies(rope: Rope, *, is_long: bool = False) -> Float[np.ndarray, " hal
 
 def _powers(rope: Rope) -> Float[np.ndarray, " half"]:
     exponents = np.arange(0, rope.rotary_dim, 2, dtype=np.float32) / np.float32(rope.rotary_dim)
-    return (np.float32(rope.theta) ** exponents).astype(np.float32)
+    theta = rope.theta
+    if isinstance(rope.scaling, AlphaScaling):
+        theta *= rope.scaling.alpha ** (rope.rotary_dim / (rope.rotary_dim - 2))
+    return (np.float32(theta) ** exponents).astype(np.float32)
 
 
 def _untouched_by_llama3(plain: np.ndarray, scaling: Llama3Scaling) -> np.ndarray:

@@ -83,6 +83,18 @@ class LongScaling:
 
 
 @dataclasses.dataclass(frozen=True)
+class AlphaScaling:
+    """The base multiplied by ``alpha ** (d / (d - 2))``, d being the channels that are turned.
+
+    The highest frequency stays, and the lowest is divided by `alpha`, whatever the text's length.
+
+    Source: transformers `modeling_hunyuan_v1_dense.py: compute_ntk_alpha_rope_parameters`.
+    """
+
+    alpha: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Rope:
     """Rotary position embedding: one angle per position and pair of channels.
 
@@ -96,7 +108,7 @@ class Rope:
     theta: float
     rotary_dim: int
     interleaved: bool
-    scaling: LinearScaling | Llama3Scaling | YarnScaling | LongScaling | None
+    scaling: LinearScaling | Llama3Scaling | YarnScaling | LongScaling | AlphaScaling | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,8 +195,8 @@ class ModelSpec:
         head_dim: Width of one head.
         attn_scale: Factor on attention scores.
         attn_softcap: Scores s become ``cap * tanh(s / cap)``; `None` leaves them.
-        qk_norm: Whether queries and keys are normed before they are turned: "head" each head by
-            itself, "full" all heads together, "none" not.
+        qk_norm: Whether queries and keys are normed: "head" each head by itself, "full" all heads
+            together, both before they are turned; "turned" each head after that; "none" not.
         mlp_dim: Width of the MLP's hidden layer.
         mlp: "gated" is ``down(act(gate(x)) * up(x))``, "plain" is ``down(act(up(x)))``.
         activation: The MLP's nonlinearity.
@@ -217,7 +229,7 @@ class ModelSpec:
     head_dim: int
     attn_scale: float
     attn_softcap: float | None
-    qk_norm: Literal["none", "head", "full"]
+    qk_norm: Literal["none", "head", "full", "turned"]
     mlp_dim: int
     mlp: Literal["gated", "plain"]
     activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]

@@ -10,7 +10,13 @@ import pytest
 import tiny
 
 from jaxft.models import rope
-from jaxft.models.spec import LinearScaling, Llama3Scaling, LongScaling, YarnScaling
+from jaxft.models.spec import (
+    AlphaScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongScaling,
+    YarnScaling,
+)
 
 WIDTH = 64
 PLAIN = dataclasses.replace(tiny.ROPE, rotary_dim=WIDTH)
@@ -60,6 +66,14 @@ def test_linear_scaling_divides_positions():
     stretched = turned(X, POSITIONS * 4, LINEAR)
     np.testing.assert_allclose(stretched, turned(X, POSITIONS), atol=2e-3)
     np.testing.assert_allclose(stretched[0], turned(X, POSITIONS)[0], atol=1e-5)
+
+
+def test_alpha_keeps_the_highest_frequency_and_divides_the_lowest():
+    scaled = rope.frequencies(dataclasses.replace(PLAIN, scaling=AlphaScaling(50.0)))
+    share = scaled / rope.frequencies(PLAIN)
+    assert share[0] == 1
+    np.testing.assert_allclose(share[-1], 1 / 50, rtol=1e-5)
+    np.testing.assert_allclose(share[1:] / share[:-1], share[1], rtol=1e-5)
 
 
 def test_llama3_leaves_short_waves_and_divides_long_ones():

@@ -6,7 +6,7 @@ from jaxft.models.families.family import ABSENT
 from jaxft.models.spec import Alibi, Learned, LongScaling, ModelSpec, Sinusoidal, YarnScaling
 
 _POSITIONS = {Alibi: "alibi", Learned: "learned positions", Sinusoidal: "sines"}
-_SCALINGS = {"LinearScaling": "linear", "Llama3Scaling": "llama3"}
+_SCALINGS = {"LinearScaling": "linear", "Llama3Scaling": "llama3", "AlphaScaling": "alpha"}
 _NAMES = {
     "embed_scale": "embedding scale",
     "embed_norm": "embedding norm",
@@ -23,7 +23,11 @@ _PLACEMENTS = {
     "sandwich": "sandwich norms",
 }
 _PARALLEL = {"one_norm": "parallel, one norm", "two_norms": "parallel, two norms"}
-_QK_NORM = {"head": "qk norm", "full": "qk norm over all heads"}
+_QK_NORM = {
+    "head": "qk norm",
+    "full": "qk norm over all heads",
+    "turned": "qk norm after rope",
+}
 
 
 def features(spec: ModelSpec) -> list[str]:

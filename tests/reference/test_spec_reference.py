@@ -28,6 +28,7 @@ from jaxft.models import spec as specs
 from jaxft.models.network import base_network
 from jaxft.models.spec import (
     Alibi,
+    AlphaScaling,
     BlockSpec,
     Learned,
     LinearScaling,
@@ -88,6 +89,7 @@ OTHER_VALUES: dict[str, dict[type, dict[str, Any]]] = {
             "original_max_positions": 64,
         }
     },
+    "hunyuan_v1_dense": {AlphaScaling: {"alpha": 5.0}, ModelSpec: {"qk_norm": "head"}},
     "gpt2": {
         Learned: {"offset": 2},
         ModelSpec: {"norm_placement": "pre_residual"},

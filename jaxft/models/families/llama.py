@@ -133,7 +133,8 @@ def llama_spec(config: Mapping[str, Any]) -> ModelSpec:
     return spec
 
 
-def _llama_config(spec: ModelSpec) -> dict[str, Any]:
+def biased_config(spec: ModelSpec) -> dict[str, Any]:
+    """Return what the config.json of a Llama says of `spec`, its biases included."""
     return llama_config(spec) | {"attention_bias": spec.qkv_bias, "mlp_bias": spec.mlp_bias}
 
 
@@ -152,7 +153,7 @@ def _mistral_config(spec: ModelSpec) -> dict[str, Any]:
 
 _TARGETS = ("q_proj", "v_proj")
 
-LLAMA = Family("llama", llama_spec, _llama_config, TENSORS, IGNORED, _TARGETS, "lm_head", "model.")
+LLAMA = Family("llama", llama_spec, biased_config, TENSORS, IGNORED, _TARGETS, "lm_head", "model.")
 MISTRAL = Family(
     "mistral", mistral_spec, _mistral_config, TENSORS, IGNORED, _TARGETS, "lm_head", "model."
 )

@@ -20,7 +20,7 @@ from jaxft.models.families.config_reader import (
     windows_config,
 )
 from jaxft.models.families.family import Family, norm
-from jaxft.models.families.llama import IGNORED, TENSORS, llama_config, read_llama
+from jaxft.models.families.llama import IGNORED, TENSORS, biased_config, llama_config, read_llama
 from jaxft.models.spec import BlockSpec, ModelSpec
 
 _TARGETS = ("q_proj", "v_proj")
@@ -114,11 +114,7 @@ def arcee_spec(config: Mapping[str, Any]) -> ModelSpec:
     return dataclasses.replace(spec, mlp="plain")
 
 
-def _biased_config(spec: ModelSpec) -> dict[str, Any]:
-    return llama_config(spec) | {"attention_bias": spec.qkv_bias, "mlp_bias": spec.mlp_bias}
-
-
-ARCEE = Family("arcee", arcee_spec, _biased_config, TENSORS, IGNORED, _TARGETS, "lm_head", "model.")
+ARCEE = Family("arcee", arcee_spec, biased_config, TENSORS, IGNORED, _TARGETS, "lm_head", "model.")
 
 
 def helium_spec(config: Mapping[str, Any]) -> ModelSpec:
@@ -132,7 +128,7 @@ def helium_spec(config: Mapping[str, Any]) -> ModelSpec:
 
 
 HELIUM = Family(
-    "helium", helium_spec, _biased_config, TENSORS, IGNORED, _TARGETS, "lm_head", "model."
+    "helium", helium_spec, biased_config, TENSORS, IGNORED, _TARGETS, "lm_head", "model."
 )
 
 
@@ -173,7 +169,7 @@ def seed_oss_spec(config: Mapping[str, Any]) -> ModelSpec:
 
 def seed_oss_config(spec: ModelSpec) -> dict[str, Any]:
     """Return what the config.json of a Seed-OSS says of `spec`."""
-    return _biased_config(spec) | {"attention_out_bias": spec.out_bias}
+    return biased_config(spec) | {"attention_out_bias": spec.out_bias}
 
 
 SEED_OSS = Family(

@@ -11,6 +11,7 @@ from typing import Any
 from jaxft.errors import UnsupportedModelError
 from jaxft.models.families.config_reader import FULL, SLIDING, ConfigReader
 from jaxft.models.spec import (
+    AlphaScaling,
     LinearScaling,
     Llama3Scaling,
     LongScaling,
@@ -225,6 +226,9 @@ def rope_config(rope: Rope, head_dim: int) -> dict[str, Any]:
             "original_max_position_embeddings": scaling.original_max_positions,
             "attention_factor": scaling.magnitude,
         }
+    elif isinstance(scaling, AlphaScaling):
+        # Without a factor transformers warns; it reads none.
+        written |= {"rope_type": "dynamic", "alpha": scaling.alpha, "factor": 1.0}
     return written
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from jaxft.errors import UnsupportedModelError
 from jaxft.models import families
-from jaxft.models.spec import LongScaling, Rope
+from jaxft.models.spec import AlphaScaling, LongScaling, Rope
 
 SIZES = {
     "hidden_size": 64,
@@ -44,6 +44,8 @@ S, F = "sliding_attention", "full_attention"
 
 def spec_of(model_type, **changes):
     config = {"model_type": model_type, **SIZES, **changes}
+    if "num_layers" in changes:
+        del config["num_hidden_layers"]
     return families.family_of(config).spec_from_config(config)
 
 
@@ -92,6 +94,24 @@ def test_phi3s_original_length_is_4096_unless_it_says_another_one():
         ("nemotron", {"rope_percent": 0.3, "kv_channels": 16}, {"partial_rotary_factor": 0.5}),
         ("stablelm", {}, {"rope_parameters": {"partial_rotary_factor": 0.25}}),
         ("glm4", {"head_dim": 16}, {"head_dim": 16, "partial_rotary_factor": 0.5}),
+        (
+            "exaone",
+            {
+                "num_layers": 2,
+                "layer_norm_epsilon": 0.5,
+                "activation_function": "gelu",
+                "rope_theta": 5e5,
+            },
+            {"num_hidden_layers": 2, "rms_norm_eps": 0.5, "hidden_act": "gelu"},
+        ),
+        (
+            "hunyuan_v1_dense",
+            {"rope_scaling": {"type": "dynamic", "alpha": 9.0, "beta_fast": 32, "factor": 1.0}},
+            {
+                "eod_token_id": 3,
+                "rope_parameters": {"rope_type": "dynamic", "alpha": 9, "rope_theta": 1e4},
+            },
+        ),
     ],
 )
 def test_an_old_spelling_says_the_same(model_type, old, new):
@@ -105,6 +125,12 @@ def test_cohere2_and_exaone4_turn_only_what_slides():
         assert [block.rope is not None for block in blocks] == [True, False, False, True, False]
 
 
+def test_hunyuans_dynamic_rope_is_a_fixed_one_by_its_alpha():
+    scaled = {"rope_type": "dynamic", "alpha": 9.0, "rope_theta": 300.0}
+    rope = spec_of("hunyuan_v1_dense", rope_parameters=scaled).blocks[0].rope
+    assert rope == Rope(300.0, 16, False, AlphaScaling(9.0))
+
+
 def test_cwm_has_a_scaled_rope_unless_it_says_another_one():
     assert spec_of("cwm").blocks[0].rope.scaling.factor == 16.0
     plain = {"rope_type": "default", "rope_theta": 300.0}
@@ -116,6 +142,7 @@ def test_cwm_has_a_scaled_rope_unless_it_says_another_one():
     ("model_type", "changes", "named"),
     [
         ("phi3", {"interpolate_factor": 2}, "interpolate_factor=2"),
+        ("hunyuan_v1_dense", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
         ("starcoder2", {"norm_type": "rms"}, "norm_type"),
         ("stablelm", {"qk_layernorm": True}, "qk_layernorm"),
         ("nemotron", {"kv_channels": 8}, "kv_channels=8"),

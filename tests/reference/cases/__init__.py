@@ -16,13 +16,26 @@ from cases import (
     llama,
     llama_like,
     multimodal,
+    newest,
     olmo,
     qwen,
     recent,
 )
 from cases.shapes import Cases, Common
 
-_GROUPS = (llama, qwen, gemma, olmo, gpt, recent, layer_normed, llama_like, classic, multimodal)
+_GROUPS = (
+    llama,
+    qwen,
+    gemma,
+    olmo,
+    gpt,
+    recent,
+    layer_normed,
+    llama_like,
+    classic,
+    multimodal,
+    newest,
+)
 
 COMMON: Common = {config: shape for group in _GROUPS for config, shape in group.COMMON.items()}
 CASES: Cases = {name: case for group in _GROUPS for name, case in group.CASES.items()}
