@@ -192,6 +192,10 @@ def _attention(spec: ModelSpec, block: Any, leaves: Any, x: Any, micro: Any, xp:
         k = rotate(k, micro["positions"], block.rope, xp)
     if spec.qk_norm == "turned":
         q, k = (_norm(spec, leaves, f"attn/{n}_norm", y, xp) for n, y in (("q", q), ("k", k)))
+    if spec.query_scaling is not None:
+        lengths = np.asarray(micro["positions"]) // spec.query_scaling.length
+        growth = 1 + spec.query_scaling.beta * np.log(1 + lengths)
+        q = q * growth.astype(np.float32)[:, :, None, None]
     q = q.reshape(b, t, g, -1, width)
     mixed = attention(
         q,

@@ -29,7 +29,16 @@ from jaxft.models.network import (
     base_network,
     build_network,
 )
-from jaxft.models.spec import Alibi, BlockSpec, Learned, ModelSpec, NormSpec, Rope, Sinusoidal
+from jaxft.models.spec import (
+    Alibi,
+    BlockSpec,
+    Learned,
+    ModelSpec,
+    NormSpec,
+    QueryScaling,
+    Rope,
+    Sinusoidal,
+)
 from jaxft.parallel import mesh as meshes
 from jaxft.parallel import rules
 
@@ -100,10 +109,12 @@ MODULES = ("attn/q", "attn/v", "mlp/down")
 
 
 # What other families have: each feature that is not in the specs above is in one of these.
-# Gemma's: norms on both sides, scales from one, soft caps, windows with a rope of their own.
+# Gemma's: norms on both sides, scales from one, soft caps, windows with a rope of their own. And
+# Ministral 3's growing queries.
 SANDWICH: ModelSpec = dataclasses.replace(
     SPEC,
     embed_scale=8.0,
+    query_scaling=QueryScaling(0.5, length=5),
     attn_softcap=1.5,
     logit_softcap=2.0,
     qk_norm="head",

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32
 
+from jaxft.models.spec import QueryScaling
+
 _MIN_CHUNK = 64  # queries; smaller products do not fill the machine
 _MAX_CHUNKS = 16  # chunks are unrolled, and compile time grows with their number
 _MASKED = -1e30  # finite, so that a row without a visible key gives no NaN
@@ -54,6 +56,15 @@ def alibi_slopes(num_heads: int) -> tuple[float, ...]:
     slopes = [base**n for n in range(1, whole + 1)]
     extra = [finer**n for n in range(1, 2 * (num_heads - whole) + 1, 2)]
     return tuple(slopes + extra)
+
+
+def grown(
+    q: Float[Array, "b t h k"], positions: Int32[Array, "b t"], scaling: QueryScaling
+) -> Float[Array, "b t h k"]:
+    """Multiply queries by the factor of their positions, which is computed in float32."""
+    lengths = jnp.floor(positions.astype(jnp.float32) / scaling.length)
+    factors = 1 + scaling.beta * jnp.log1p(lengths)
+    return q * factors[:, :, None, None].astype(q.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

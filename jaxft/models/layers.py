@@ -267,6 +267,8 @@ class Attention(nnx.Module):
             q, k = (rope.rotate(part, turned, self.rope) for part in (q, k))
         if spec.qk_norm == "turned":
             q, k = self.q_norm(q), self.k_norm(k)
+        if spec.query_scaling is not None:
+            q = attention.grown(q, context.positions, spec.query_scaling)
         return q, k, v
 
     def __call__(

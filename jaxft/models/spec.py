@@ -112,6 +112,19 @@ class Rope:
 
 
 @dataclasses.dataclass(frozen=True)
+class QueryScaling:
+    """Queries multiplied by ``1 + beta * log(1 + floor(position / length))``, in every layer.
+
+    Up to `length`, which is the context length that the model began with, they stay as they are.
+
+    Source: transformers `modeling_ministral3.py: get_llama_4_attn_scale`.
+    """
+
+    beta: float
+    length: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Learned:
     """A table of learned positions, added to the token embeddings.
 
@@ -194,6 +207,7 @@ class ModelSpec:
         num_kv_heads: Key and value heads; each serves ``num_heads // num_kv_heads`` queries.
         head_dim: Width of one head.
         attn_scale: Factor on attention scores.
+        query_scaling: How queries grow with their position; `None` means not at all.
         attn_softcap: Scores s become ``cap * tanh(s / cap)``; `None` leaves them.
         qk_norm: Whether queries and keys are normed: "head" each head by itself, "full" all heads
             together, both before they are turned; "turned" each head after that; "none" not.
@@ -228,6 +242,7 @@ class ModelSpec:
     num_kv_heads: int
     head_dim: int
     attn_scale: float
+    query_scaling: QueryScaling | None
     attn_softcap: float | None
     qk_norm: Literal["none", "head", "full", "turned"]
     mlp_dim: int

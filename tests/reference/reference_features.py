@@ -10,6 +10,7 @@ _SCALINGS = {"LinearScaling": "linear", "Llama3Scaling": "llama3", "AlphaScaling
 _NAMES = {
     "embed_scale": "embedding scale",
     "embed_norm": "embedding norm",
+    "query_scaling": "growing queries",
     "attn_softcap": "attention soft cap",
     "residual_scale": "residual scale",
     "head_bias": "head bias",

@@ -50,7 +50,9 @@ def test_adapters_of_ours_stay_on_the_text_in_peft(
     assert reference_runs.difference(logits, expected, text) < reference_runs.TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["gemma3", "gemma3-tied", "mistral3", "mistral3-ministral"])
+@pytest.mark.parametrize(
+    "name", ["gemma3", "gemma3-tied", "mistral3", "mistral3-ministral", "mistral3-ministral3"]
+)
 def test_what_is_written_whole_opens_as_a_model_of_text(
     name: str, tiny_model: Callable[..., TinyModel], tmp_path: Path
 ) -> None:
@@ -83,10 +85,10 @@ def test_a_text_part_that_is_not_handled_raises_naming_it(
     tiny_model: Callable[..., TinyModel],
 ) -> None:
     saved = json.loads((tiny_model("mistral3").folder / "config.json").read_text(encoding="utf-8"))
-    saved["text_config"]["model_type"] = "ministral3"
-    with pytest.raises(UnsupportedModelError, match="'ministral3'"):
+    saved["text_config"]["model_type"] = "mistral4"
+    with pytest.raises(UnsupportedModelError, match="'mistral4'"):
         MISTRAL3.spec_from_config(saved)
     with pytest.raises(UnsupportedModelError, match="final_logit_softcapping"):
         GEMMA3.spec_from_config({"text_config": {"final_logit_softcapping": 20.0}})
     with pytest.raises(UnsupportedModelError, match="audio_config"):
-        GEMMA3.spec_from_config({"text_config": {}, "audio_config": {}})
+        GEMMA3.spec_from_config({"text_config": {}, "audio_config": {"hidden_size": 2}})

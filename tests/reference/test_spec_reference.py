@@ -36,6 +36,7 @@ from jaxft.models.spec import (
     LongScaling,
     ModelSpec,
     NormSpec,
+    QueryScaling,
     Rope,
     Sinusoidal,
     YarnScaling,
@@ -88,6 +89,10 @@ OTHER_VALUES: dict[str, dict[type, dict[str, Any]]] = {
             "magnitude": 1.0,
             "original_max_positions": 64,
         }
+    },
+    "ministral3": {
+        ModelSpec: {"query_scaling": None},
+        QueryScaling: {"beta": 0.2, "length": 20},
     },
     "hunyuan_v1_dense": {AlphaScaling: {"alpha": 5.0}, ModelSpec: {"qk_norm": "head"}},
     "gpt2": {

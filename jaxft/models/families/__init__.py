@@ -45,6 +45,7 @@ FAMILIES: tuple[Family, ...] = (
     llama_renamed.EXAONE,
     llama_renamed.IQUESTCODER,
     ministral.MINISTRAL,
+    ministral.MINISTRAL3,
     smollm3.SMOLLM3,
     qwen.QWEN2,
     qwen.QWEN3,

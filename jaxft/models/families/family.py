@@ -11,6 +11,7 @@ from jaxft.models.spec import ModelSpec
 ABSENT: dict[str, Any] = {
     "embed_scale": 1.0,
     "embed_norm": False,
+    "query_scaling": None,
     "attn_softcap": None,
     "qk_norm": "none",
     "parallel": "no",

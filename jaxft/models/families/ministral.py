@@ -1,16 +1,22 @@
-"""Ministral: a Mistral that says of each layer whether it has a window.
+"""Ministral: a Mistral that says of each layer whether it has a window; Ministral 3.
 
-Source: transformers `configuration_ministral.py`, `modeling_ministral.py` (defaults and names).
+Ministral 3 has a window on all layers or on none, as a Mistral, and its queries grow with their
+position. That is said among the fields of its rope.
+
+Source: transformers `configuration_ministral.py`, `modeling_ministral.py` (defaults and names);
+`configuration_ministral3.py`, `modeling_ministral3.py`.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from jaxft.errors import UnsupportedModelError
 from jaxft.models.families import llama
 from jaxft.models.families.config_reader import FULL, SLIDING, ConfigReader
 from jaxft.models.families.family import Family
 from jaxft.models.families.windows import read_windows, windows_config
-from jaxft.models.spec import ModelSpec
+from jaxft.models.spec import ModelSpec, QueryScaling
 
 _DEFAULTS = {"num_key_value_heads": 8}
 
@@ -34,6 +40,69 @@ MINISTRAL = Family(
     "ministral",
     ministral_spec,
     ministral_config,
+    llama.TENSORS,
+    llama.IGNORED,
+    ("q_proj", "v_proj"),
+    "lm_head",
+    "model.",
+)
+
+
+_DEFAULTS_3 = _DEFAULTS | {"head_dim": 128, "rms_norm_eps": 1e-5}
+_ROPE_3 = {
+    "rope_type": "yarn",
+    "rope_theta": 1_000_000.0,
+    "factor": 16.0,
+    "original_max_position_embeddings": 16384,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale_all_dim": 1.0,
+    "mscale": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+
+
+def ministral3_spec(config: Mapping[str, Any]) -> ModelSpec:
+    """Read the config.json of a Ministral 3.
+
+    Raises:
+        UnsupportedModelError: If the rope lacks what says how queries grow, or anything else is
+            not handled.
+    """
+    has_rope = any(config.get(key) for key in ("rope_parameters", "rope_scaling"))
+    rope = {} if has_rope else {"rope_parameters": _ROPE_3}
+    reader = ConfigReader(_DEFAULTS_3 | dict(config) | rope)
+    found = reader.get("rope_scaling", None) or reader.get("rope_parameters", None)
+    beta = found.get("llama_4_scaling_beta")
+    length = found.get("original_max_position_embeddings")
+    length = reader.get("original_max_position_embeddings", None) or length
+    if beta is None or not length:
+        raise UnsupportedModelError(
+            "The model's config.json has rope_parameters without llama_4_scaling_beta or "
+            "original_max_position_embeddings.",
+            "transformers does not run it either; take the config.json of the weights.",
+        )
+    window = reader.get("sliding_window", None)
+    spec = llama.read_llama(reader, windows=(window,) * reader.get("num_hidden_layers"))
+    reader.finish()
+    return dataclasses.replace(spec, query_scaling=QueryScaling(float(beta), int(length)))
+
+
+def ministral3_config(spec: ModelSpec) -> dict[str, Any]:
+    """Return what the config.json of a Ministral 3 says of `spec`."""
+    written = llama.llama_config(spec) | {"sliding_window": spec.blocks[0].window}
+    if spec.query_scaling is not None:
+        written["rope_parameters"] |= {
+            "llama_4_scaling_beta": spec.query_scaling.beta,
+            "original_max_position_embeddings": spec.query_scaling.length,
+        }
+    return written
+
+
+MINISTRAL3 = Family(
+    "ministral3",
+    ministral3_spec,
+    ministral3_config,
     llama.TENSORS,
     llama.IGNORED,
     ("q_proj", "v_proj"),

@@ -1,4 +1,4 @@
-"""The text part of models that also see: Gemma 3 from 4b on, and Mistral Small from 3.1 on.
+"""The text part of models that also see: Gemma 3 from 4b on, Mistral Small from 3.1, Ministral 3.
 
 config.json has the text part's own config under `text_config`. The names here are those that the
 modules have in transformers' class for the whole, so that adapters load there; files have others.
@@ -40,6 +40,7 @@ _CLASSES = {
     "gemma3_text": "Gemma3ForCausalLM",
     "mistral": "MistralForCausalLM",
     "ministral": "MinistralForCausalLM",
+    "ministral3": "Ministral3ForCausalLM",
 }
 # Said by the whole, and by its text part only where the whole says nothing.
 _OF_THE_WHOLE = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -109,4 +110,10 @@ def _family(
 
 
 GEMMA3 = _family("gemma3", gemma.gemma_tensors, gemma.GEMMA3_TEXT)
-MISTRAL3 = _family("mistral3", llama.llama_tensors, llama.MISTRAL, ministral.MINISTRAL)
+MISTRAL3 = _family(
+    "mistral3",
+    llama.llama_tensors,
+    llama.MISTRAL,
+    ministral.MINISTRAL,
+    ministral.MINISTRAL3,
+)

@@ -30,7 +30,7 @@ _TYPES: dict[str, str] = {
     MULTIMODAL: """emu3 fuyu gemma3n gemma4 git got_ocr2 mllama moshi musicgen musicgen_melody
         phi4_multimodal""",
     OTHER: """apertus bitnet blt codegen cpmant ctrl diffllama doge gemma3n_text gemma4_text
-        gpt_neox_japanese hrm_text internlm3 ministral3 modernbert-decoder nanochat
+        gpt_neox_japanese hrm_text internlm3 modernbert-decoder nanochat
         openai-gpt persimmon reformer""",
 }
 _BY_TYPE = {name: kind for kind, names in _TYPES.items() for name in names.split()}

@@ -4,7 +4,7 @@ import pytest
 
 from jaxft.errors import UnsupportedModelError
 from jaxft.models import families
-from jaxft.models.spec import AlphaScaling, LongScaling, Rope
+from jaxft.models.spec import AlphaScaling, LongScaling, QueryScaling, Rope, YarnScaling
 
 SIZES = {
     "hidden_size": 64,
@@ -131,6 +131,16 @@ def test_hunyuans_dynamic_rope_is_a_fixed_one_by_its_alpha():
     assert rope == Rope(300.0, 16, False, AlphaScaling(9.0))
 
 
+def test_ministral_3_grows_queries_and_stretches_its_rope_unless_it_says_otherwise():
+    spec = spec_of("ministral3")
+    assert spec.query_scaling == QueryScaling(0.1, 16384)
+    assert spec.blocks[0].rope.scaling == YarnScaling(16.0, 32.0, 1.0, 16384, True, 1.0)
+    plain = {"rope_theta": 9.0, "llama_4_scaling_beta": 0.3, "original_max_position_embeddings": 5}
+    spec = spec_of("ministral3", head_dim=16, rope_parameters=plain)
+    assert spec.query_scaling == QueryScaling(0.3, 5)
+    assert spec.blocks[0].rope == Rope(9.0, 16, False, None)
+
+
 def test_cwm_has_a_scaled_rope_unless_it_says_another_one():
     assert spec_of("cwm").blocks[0].rope.scaling.factor == 16.0
     plain = {"rope_type": "default", "rope_theta": 300.0}
@@ -142,6 +152,7 @@ def test_cwm_has_a_scaled_rope_unless_it_says_another_one():
     ("model_type", "changes", "named"),
     [
         ("phi3", {"interpolate_factor": 2}, "interpolate_factor=2"),
+        ("ministral3", {"rope_parameters": {"rope_theta": 9.0}}, "llama_4_scaling_beta"),
         ("hunyuan_v1_dense", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
         ("starcoder2", {"norm_type": "rms"}, "norm_type"),
         ("stablelm", {"qk_layernorm": True}, "qk_layernorm"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import transformers
 
-from cases import gemma, llama
+from cases import gemma, llama, newest
 from cases.shapes import GROUPED, LINEAR, WINDOW, Cases, Common
 
 GEMMA3, MISTRAL3 = transformers.Gemma3Config, transformers.Mistral3Config
@@ -25,6 +25,9 @@ MINISTRAL_TEXT = (
     | llama.CASES["ministral"][1]
     | {"model_type": "ministral", "rope_parameters": LINEAR}
 )
+MINISTRAL3_TEXT = (
+    newest.COMMON[newest.MINISTRAL3] | newest.CASES["ministral3"][1] | {"model_type": "ministral3"}
+)
 UNTIED = {"tie_word_embeddings": False}
 
 COMMON: Common = {
@@ -41,4 +44,5 @@ CASES: Cases = {
         {"text_config": MISTRAL_TEXT | {"sliding_window": WINDOW, "tie_word_embeddings": True}},
     ),
     "mistral3-ministral": (MISTRAL3, UNTIED | {"text_config": MINISTRAL_TEXT}),
+    "mistral3-ministral3": (MISTRAL3, UNTIED | {"text_config": MINISTRAL3_TEXT}),
 }

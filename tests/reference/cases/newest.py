@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import transformers
 
-from cases.shapes import GROUPED, LINEAR, LLAMA3, Cases, Common
+from cases.shapes import GROUPED, LINEAR, LLAMA3, WINDOW, YARN, Cases, Common
 
 HUNYUAN = transformers.HunYuanDenseV1Config
+MINISTRAL3 = transformers.Ministral3Config
 EXAONE, IQUESTCODER = transformers.ExaoneConfig, transformers.IQuestCoderConfig
 
 _SIZES = GROUPED | {"head_dim": 16}
@@ -14,12 +15,35 @@ ALPHA = {"rope_type": "dynamic", "rope_theta": 100.0, "alpha": 50.0, "factor": 1
 TIED = {"tie_word_embeddings": True}
 BIASES = {"attention_bias": True, "mlp_bias": True}
 
+# Queries grow twice within the shortest row that is compared.
+GROWING = YARN | {
+    "original_max_position_embeddings": 12,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.7,
+}
+
 COMMON: Common = {
     HUNYUAN: _SIZES,
+    MINISTRAL3: _SIZES,
     EXAONE: _SIZES,
     IQUESTCODER: _SIZES,
 }
 CASES: Cases = {
+    "ministral3": (MINISTRAL3, {"rope_parameters": GROWING}),
+    "ministral3-window-plain-tied": (
+        MINISTRAL3,
+        TIED
+        | {
+            "sliding_window": WINDOW,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 300.0,
+                "original_max_position_embeddings": 20,
+                "llama_4_scaling_beta": 0.3,
+            },
+        },
+    ),
     "hunyuan_v1_dense": (HUNYUAN, {"rope_parameters": ALPHA}),
     "hunyuan_v1_dense-bias-linear-tied": (
         HUNYUAN,
