@@ -244,7 +244,13 @@ def _constant(values: Any) -> Any:
 
 
 def _mlp(spec: ModelSpec, leaves: Mapping[str, Any], x: Any, xp: Any) -> Any:
-    """Apply SwiGLU, or two linear maps with a ReLU between them; no other activation."""
+    """Apply SwiGLU, or two linear maps with a ReLU or xIELU between them; nothing else."""
+    if spec.activation == "xielu":
+        y = _linear(leaves, "mlp/up", x)
+        p, n = (xp.log(1 + xp.exp(leaves[f"mlp/act/alpha_{sign}"])) for sign in "pn")
+        beta = leaves["mlp/act/beta"]
+        bent = xp.where(y > 0, p * y * y, (xp.exp(xp.minimum(y, 0)) - 1 - y) * (beta + n))
+        return _linear(leaves, "mlp/down", bent + beta * y)
     if spec.mlp == "plain":
         return _linear(leaves, "mlp/down", xp.maximum(_linear(leaves, "mlp/up", x), 0))
     gate, up = _linears(leaves, "mlp/gate_up", ["mlp/gate", "mlp/up"], x, xp)

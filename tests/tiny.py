@@ -149,12 +149,15 @@ ALIBI: ModelSpec = dataclasses.replace(
 )
 # OLMo 2's: norms of what attention and MLP give, and of all heads together.
 OUTPUT: ModelSpec = dataclasses.replace(SPEC, norm_placement="output", qk_norm="full")
+# Apertus's: an activation that is learned.
+LEARNED_ACT: ModelSpec = dataclasses.replace(SPEC, mlp="plain", activation="xielu")
 SPECS = {
     "sandwich": SANDWICH,
     "parallel": PARALLEL,
     "two norms": TWO_NORMS,
     "alibi": ALIBI,
     "output": OUTPUT,
+    "learned activation": LEARNED_ACT,
 }
 
 
@@ -238,6 +241,10 @@ def random_leaves(network: Network, seed: int = 0) -> trees.Tree:
             return (start + 0.3 * values).astype(np.float32)
         if name == "lora_magnitude":  # of columns that are about 1 long
             return (1 + 0.3 * values).astype(np.float32)
+        if name in ("beta", "eps"):  # which are no weights
+            return np.full(leaf.shape, {"beta": 0.5, "eps": -1e-6}[name], np.float32)
+        if name in ("alpha_p", "alpha_n"):
+            return values
         if name in ("bias", "lora_b", "lora_b0", "lora_bias"):
             return (0.3 * values).astype(np.float32)
         is_table = path in ("embed/kernel", "positions/kernel")

@@ -10,7 +10,7 @@ their own choosing: each feature is read from the `ModelSpec`.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,18 +20,10 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
-from jaxft.models import attention, dora, dropout, linear, quantized, rope
+from jaxft.models import activations, attention, dora, dropout, linear, quantized, rope
 from jaxft.models.network import Adapter, Layer
 from jaxft.models.spec import Alibi, ModelSpec, NormSpec, Rope
 from jaxft.parallel import rules
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "silu": jax.nn.silu,
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
-    "relu": jax.nn.relu,
-    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
-}
 
 
 class Past(NamedTuple):
@@ -311,6 +303,8 @@ class MLP(nnx.Module):
             self.gate = Linear("mlp/gate", wide, bias, adapters.get("mlp/gate"), rngs)
         self.up = Linear("mlp/up", wide, bias, adapters.get("mlp/up"), rngs)
         self.down = Linear("mlp/down", narrow, bias, adapters.get("mlp/down"), rngs)
+        if spec.activation == "xielu":
+            self.act = activations.Xielu()
         fused = adapters.get("mlp/gate_up")
         self.gate_up = Lora("mlp/gate_up", (spec.model_dim, 2 * spec.mlp_dim), fused)
 
@@ -318,19 +312,23 @@ class MLP(nnx.Module):
         self, x: Float[Array, "b t d"], context: Context, layer: Any
     ) -> Float[Array, "b t d"]:
         """Apply to activations."""
-        activation = ACTIVATIONS[self.spec.activation]
+        is_learned = self.spec.activation == "xielu"
+        activation: Any = (
+            activations.xielu if is_learned else activations.ACTIVATIONS[self.spec.activation]
+        )
 
         # Recomputed in the backward pass: a residual of width f for each operand, no more.
         @functools.partial(jax.checkpoint, prevent_cse=False)
-        def hidden(up: jax.Array, gate: jax.Array | None) -> jax.Array:
-            return activation(up) if gate is None else activation(gate) * up
+        def hidden(up: jax.Array, gate: jax.Array | None, *numbers: jax.Array) -> jax.Array:
+            return activation(up, *numbers) if gate is None else activation(gate, *numbers) * up
 
         if self.gate_up.adapter is None:
             up = self.up(x, context, layer)
             gate = self.gate(x, context, layer) if self.spec.mlp == "gated" else None
         else:
             gate, up = self.gate_up.outputs([self.gate, self.up], x, context, layer)
-        return self.down(hidden(up, gate), context, layer)
+        numbers = self.act.numbers() if is_learned else ()
+        return self.down(hidden(up, gate, *numbers), context, layer)
 
 
 class Block(nnx.Module):

@@ -213,7 +213,7 @@ class ModelSpec:
             together, both before they are turned; "turned" each head after that; "none" not.
         mlp_dim: Width of the MLP's hidden layer.
         mlp: "gated" is ``down(act(gate(x)) * up(x))``, "plain" is ``down(act(up(x)))``.
-        activation: The MLP's nonlinearity.
+        activation: The MLP's nonlinearity; "xielu" has numbers of its own that are learned.
         norm: Every norm of the model.
         norm_placement: "pre" norms what attention and MLP read; "pre_residual" does so too, and
             adds their outputs to what they read; "output" norms what they give; "sandwich" what
@@ -247,7 +247,7 @@ class ModelSpec:
     qk_norm: Literal["none", "head", "full", "turned"]
     mlp_dim: int
     mlp: Literal["gated", "plain"]
-    activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "xielu"]
     norm: NormSpec
     norm_placement: Literal["pre", "pre_residual", "post", "output", "sandwich"]
     parallel: Literal["no", "two_norms", "one_norm"]

@@ -42,6 +42,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (_BLOCK + r"mlp/(gate|up)/bias", P(None, "tensor")),
     (_BLOCK + r"mlp/down/kernel", P(None, "tensor", "fsdp")),
     (_BLOCK + r"mlp/down/bias", P()),
+    (_BLOCK + r"mlp/act/(alpha_p|alpha_n|beta|eps)", P()),
     (_ADAPTED + r"/lora_(a|b|bias|a0|b0|magnitude)", P()),
     (r"(embed|head)/rows", P()),
 )

@@ -39,7 +39,8 @@ class OnHost:
     def write(self, part: np.ndarray, index: int | None) -> None:
         """Copy each device's part of a slice to its place, cast to the leaf's dtype."""
         for at, memory in self._parts.values():
-            _copy(part[at[-part.ndim :]], memory if index is None else memory[index])
+            here = part[(..., *at[len(at) - part.ndim :])]  # of a scalar: the scalar
+            _copy(here, memory if index is None else memory[index, ...])
 
     def finish(self) -> jax.Array:
         """Hand the memory to JAX, which does not copy it."""

@@ -289,11 +289,16 @@ class Owned(NamedTuple):
 
 
 def owned_leaves(family: Family, spec: ModelSpec) -> list[Owned]:
-    """Return the leaves of every module, linear or not; a tied head counts as having its own."""
+    """Return the leaves of every module that can be trained, linear or not.
+
+    A tied head counts as having its own.
+    """
     network = base_network(spec)
     shapes = leaf_shapes(network)
     owned = []
     for line in family.lines(spec):
+        if line.is_buffer:
+            continue
         module = line.theirs.rpartition(".")[0]
         places = network.stacked_blocks() if line.is_per_layer else [("", None, [None])]
         for prefix, _, layers in places:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.models.layers import ACTIVATIONS, Norm
+from jaxft.models.activations import ACTIVATIONS, Xielu, xielu
+from jaxft.models.layers import Norm
 from jaxft.models.spec import NormSpec
 
 X = np.linspace(-4, 4, 60, dtype=np.float32).reshape(1, 4, 15)
@@ -28,6 +29,14 @@ def make_norm(kind, eps, scale="plain"):
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activation_is_its_formula(name):
     np.testing.assert_allclose(ACTIVATIONS[name](X), FORMULAS[name], atol=2e-6)
+
+
+def test_the_learned_activation_is_its_formula():
+    act = Xielu()
+    act.alpha_p[...], act.alpha_n[...] = jnp.full(1, 0.4), jnp.full(1, -0.3)
+    p, n = np.log1p(np.exp(0.4)), 0.5 + np.log1p(np.exp(-0.3))
+    expected = np.where(X > 0, p * X**2, (np.expm1(np.minimum(X, -1e-6)) - X) * n) + 0.5 * X
+    np.testing.assert_allclose(xielu(jnp.asarray(X), *act.numbers()), expected, atol=2e-6)
 
 
 def test_norm_gives_unit_mean_square_times_the_scale():

@@ -54,6 +54,7 @@ def features(spec: ModelSpec) -> list[str]:
     found += [
         table[value] for table, value in (*tables, (_QK_NORM, spec.qk_norm)) if value in table
     ]
+    found += ["learned activation"] if spec.activation == "xielu" else []
     found += ["layer norm"] if spec.norm.kind == "layer" else []
     found += ["scales from one"] if spec.norm.scale == "offset" else []
     biases = {"qkv_bias": "qkv", "out_bias": "out", "mlp_bias": "MLP"}

@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxft.errors import UnsupportedModelError, nearest
 from jaxft.models.families import (
+    apertus,
     biogpt,
     bloom,
     cohere,
@@ -71,6 +72,7 @@ FAMILIES: tuple[Family, ...] = (
     hunyuan.HUNYUAN_DENSE,
     llama_like.EXAONE4,
     llama_like.SEED_OSS,
+    apertus.APERTUS,
     llama_like.ARCEE,
     llama_like.HELIUM,
     llama_like.ERNIE,

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxft.errors import UnsupportedModelError
+from jaxft.models.activations import ACTIVATIONS
 from jaxft.models.families import foreign_keys
-from jaxft.models.layers import ACTIVATIONS
 
 _REQUIRED = object()
 

@@ -36,6 +36,7 @@ class Tensor:
         by_head: Where theirs is one tensor for several of ours, whether every kv head has its
             part of each together, instead of all of the first, then all of the second.
         parallel: Of which specs the line is, by their `parallel`; () is of all.
+        is_buffer: Whether it is stored and never trained, as torch's buffers are.
     """
 
     ours: tuple[str, ...]
@@ -44,6 +45,7 @@ class Tensor:
     module: str
     by_head: bool
     parallel: tuple[str, ...] = ()
+    is_buffer: bool = False
 
     @property
     def is_per_layer(self) -> bool:
@@ -54,6 +56,11 @@ class Tensor:
 def plain(ours: str, theirs: str) -> Tensor:
     """Return the line of a tensor that is stored as it is."""
     return Tensor((ours,), theirs, transposed=False, module="", by_head=False)
+
+
+def buffer(ours: str, theirs: str) -> Tensor:
+    """Return the line of a tensor that is stored as it is, and never trained."""
+    return dataclasses.replace(plain(ours, theirs), is_buffer=True)
 
 
 def norm(ours: str, theirs: str, *, parallel: tuple[str, ...] = ()) -> tuple[Tensor, Tensor]:

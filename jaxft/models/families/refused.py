@@ -29,7 +29,7 @@ _TYPES: dict[str, str] = {
         xlm-roberta xlm-roberta-xl xlnet xmod""",
     MULTIMODAL: """emu3 fuyu gemma3n gemma4 git got_ocr2 mllama moshi musicgen musicgen_melody
         phi4_multimodal""",
-    OTHER: """apertus bitnet blt codegen cpmant ctrl diffllama doge gemma3n_text gemma4_text
+    OTHER: """bitnet blt codegen cpmant ctrl diffllama doge gemma3n_text gemma4_text
         gpt_neox_japanese hrm_text internlm3 modernbert-decoder nanochat
         openai-gpt persimmon reformer""",
 }

@@ -4,7 +4,14 @@ import pytest
 
 from jaxft.errors import UnsupportedModelError
 from jaxft.models import families
-from jaxft.models.spec import AlphaScaling, LongScaling, QueryScaling, Rope, YarnScaling
+from jaxft.models.spec import (
+    AlphaScaling,
+    Llama3Scaling,
+    LongScaling,
+    QueryScaling,
+    Rope,
+    YarnScaling,
+)
 
 SIZES = {
     "hidden_size": 64,
@@ -141,6 +148,15 @@ def test_ministral_3_grows_queries_and_stretches_its_rope_unless_it_says_otherwi
     assert spec.blocks[0].rope == Rope(9.0, 16, False, None)
 
 
+def test_an_apertus_learns_its_activation_and_stretches_its_rope_unless_it_says_otherwise():
+    spec = spec_of("apertus")
+    assert (spec.mlp, spec.activation) == ("plain", "xielu")
+    assert spec.blocks[0].rope == Rope(12e6, 16, False, Llama3Scaling(8.0, 1.0, 4.0, 8192))
+    assert spec_of("apertus", hidden_act="gelu_new").activation == "gelu_tanh"
+    plain = {"rope_parameters": {"rope_type": "default"}}
+    assert spec_of("apertus", **plain).blocks[0].rope == Rope(12e6, 16, False, None)
+
+
 def test_cwm_has_a_scaled_rope_unless_it_says_another_one():
     assert spec_of("cwm").blocks[0].rope.scaling.factor == 16.0
     plain = {"rope_type": "default", "rope_theta": 300.0}
@@ -152,6 +168,7 @@ def test_cwm_has_a_scaled_rope_unless_it_says_another_one():
     ("model_type", "changes", "named"),
     [
         ("phi3", {"interpolate_factor": 2}, "interpolate_factor=2"),
+        ("llama", {"hidden_act": "xielu"}, "'xielu'"),
         ("ministral3", {"rope_parameters": {"rope_theta": 9.0}}, "llama_4_scaling_beta"),
         ("hunyuan_v1_dense", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
         ("starcoder2", {"norm_type": "rms"}, "norm_type"),

@@ -8,6 +8,7 @@ from cases.shapes import GROUPED, LINEAR, LLAMA3, WINDOW, YARN, Cases, Common
 
 HUNYUAN = transformers.HunYuanDenseV1Config
 MINISTRAL3 = transformers.Ministral3Config
+APERTUS = transformers.ApertusConfig
 EXAONE, IQUESTCODER = transformers.ExaoneConfig, transformers.IQuestCoderConfig
 
 _SIZES = GROUPED | {"head_dim": 16}
@@ -26,6 +27,7 @@ GROWING = YARN | {
 COMMON: Common = {
     HUNYUAN: _SIZES,
     MINISTRAL3: _SIZES,
+    APERTUS: GROUPED,
     EXAONE: _SIZES,
     IQUESTCODER: _SIZES,
 }
@@ -48,6 +50,11 @@ CASES: Cases = {
     "hunyuan_v1_dense-bias-linear-tied": (
         HUNYUAN,
         TIED | {"attention_bias": True, "rope_parameters": LINEAR},
+    ),
+    "apertus": (APERTUS, {"rope_parameters": LLAMA3}),
+    "apertus-bias-gelu-linear-tied": (
+        APERTUS,
+        TIED | {"attention_bias": True, "hidden_act": "gelu", "rope_parameters": LINEAR},
     ),
     "exaone": (EXAONE, {}),
     "exaone-biases-llama3-tied": (EXAONE, TIED | BIASES | {"rope_parameters": LLAMA3}),
