@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "models.md"
 TESTS = (
     "tests/reference/test_logits_reference.py",
+    "tests/reference/test_multimodal_reference.py",
     "tests/reference/test_flax_reference.py",
     "tests/reference/test_round_trips_reference.py",
 )

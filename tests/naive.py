@@ -207,7 +207,10 @@ def _attention(spec: ModelSpec, block: Any, leaves: Any, x: Any, micro: Any, xp:
         softcap=spec.attn_softcap,
         slopes=alibi_slopes(spec.num_heads) if isinstance(spec.positions, Alibi) else None,
     )
-    return _linear(leaves, "attn/o", mixed.reshape(b, t, -1))
+    mixed = mixed.reshape(b, t, -1)
+    if spec.attn_gate:
+        mixed = mixed / (1 + xp.exp(-_linear(leaves, "attn/gate", x)))
+    return _linear(leaves, "attn/o", mixed)
 
 
 def _linear(leaves: Mapping[str, Any], module: str, x: Any) -> Any:
@@ -258,7 +261,7 @@ def _mlp(spec: ModelSpec, leaves: Mapping[str, Any], x: Any, xp: Any) -> Any:
 
 
 def _norm(spec: ModelSpec, leaves: Mapping[str, Any], name: str, x: Any, xp: Any) -> Any:
-    norm = spec.norm
+    norm = spec.norm_of(name.rpartition("/")[2])
     if norm.kind == "layer":
         x = x - xp.mean(x, axis=-1, keepdims=True)
     x = x / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + norm.eps)

@@ -151,7 +151,23 @@ ALIBI: ModelSpec = dataclasses.replace(
 OUTPUT: ModelSpec = dataclasses.replace(SPEC, norm_placement="output", qk_norm="full")
 # Apertus's: an activation that is learned.
 LEARNED_ACT: ModelSpec = dataclasses.replace(SPEC, mlp="plain", activation="xielu")
+# Muse Glimmer's: a gate on attention, and norms of several kinds.
+GATED: ModelSpec = dataclasses.replace(
+    SPEC,
+    embed_norm=True,
+    qk_norm="head",
+    attn_gate=True,
+    norm_placement="sandwich",
+    norm=NormSpec("rms", 0.1, scale="offset", bias=False),
+    other_norms=(
+        ("embed_norm", NormSpec("rms", 0.3, scale="none", bias=False)),
+        ("final_norm", NormSpec("layer", 0.2, scale="plain", bias=True)),
+        ("k_norm", NormSpec("rms", 0.5, scale="none", bias=False)),
+        ("mlp_out_norm", NormSpec("rms", 0.7, scale="plain", bias=False)),
+    ),
+)
 SPECS = {
+    "gated": GATED,
     "sandwich": SANDWICH,
     "parallel": PARALLEL,
     "two norms": TWO_NORMS,
@@ -237,7 +253,8 @@ def random_leaves(network: Network, seed: int = 0) -> trees.Tree:
         values = rng.standard_normal(leaf.shape).astype(np.float32)
         name = path.rpartition("/")[2]
         if name == "scale":
-            start = 0 if network.spec.norm.scale == "offset" else 1
+            norm = network.spec.norm_of(path.split("/")[-2])
+            start = 0 if norm.scale == "offset" else 1
             return (start + 0.3 * values).astype(np.float32)
         if name == "lora_magnitude":  # of columns that are about 1 long
             return (1 + 0.3 * values).astype(np.float32)

@@ -64,14 +64,14 @@ class Decoder(nnx.Module):
             dims = (spec.positions.rows, spec.model_dim)
             self.positions = Table(POSITIONS, dims, network, rngs)
         if spec.embed_norm:
-            self.embed_norm = Norm(spec.norm, spec.model_dim)
+            self.embed_norm = Norm(spec.norm_of("embed_norm"), spec.model_dim)
         if spec.embed_dim != spec.model_dim:
             dims = (spec.embed_dim, spec.model_dim)
             self.embed_in = Linear("embed_in", dims, False, adapters.get("embed_in"), rngs)
             self.embed_out = Linear("embed_out", dims[::-1], False, adapters.get("embed_out"), rngs)
         self.groups = nnx.List([_stacked(network, group, rngs) for group in network.groups])
         if spec.final_norm:
-            self.final_norm = Norm(spec.norm, spec.model_dim)
+            self.final_norm = Norm(spec.norm_of("final_norm"), spec.model_dim)
         self.head = Head(network, rngs)
 
     def __call__(

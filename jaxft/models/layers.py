@@ -239,7 +239,10 @@ class Attention(nnx.Module):
         self.qkv = Lora("attn/qkv", (model, width + 2 * kv_width), fused)
         if spec.qk_norm != "none":
             widths = (width, kv_width) if spec.qk_norm == "full" else (spec.head_dim,) * 2
-            self.q_norm, self.k_norm = (Norm(spec.norm, each) for each in widths)
+            self.q_norm = Norm(spec.norm_of("q_norm"), widths[0])
+            self.k_norm = Norm(spec.norm_of("k_norm"), widths[1])
+        if spec.attn_gate:
+            self.gate = projection("gate", (model, width), False)
 
     def _projections(self, x: Float[Array, "b t d"], context: Context, layer: Any) -> Any:
         """Return queries, keys and values, [b t h k] and twice [b t g k]."""
@@ -285,7 +288,19 @@ class Attention(nnx.Module):
                 for old, new in zip(cached_kv, (k, v), strict=True)
             )
             mixed = attention.cached(q, keys, values, *context.past, self.scoring)
-        return self.o(mixed.reshape(*x.shape[:2], -1), context, layer), (k, v)
+        mixed = self._gated(mixed.reshape(*x.shape[:2], -1), x, context, layer)
+        return self.o(mixed, context, layer), (k, v)
+
+    def _gated(self, mixed: Any, x: Any, context: Context, layer: Any) -> Float[Array, "b t _"]:
+        """Return what attention has mixed of `x`, as much of it as the gate lets through."""
+        if not self.spec.attn_gate:
+            return mixed
+
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def let_through(mixed: jax.Array, gate: jax.Array) -> jax.Array:
+            return mixed * jax.nn.sigmoid(gate)
+
+        return let_through(mixed, self.gate(x, context, layer))
 
 
 class MLP(nnx.Module):
@@ -341,7 +356,7 @@ class Block(nnx.Module):
         if spec.parallel == "one_norm":
             norms = [name for name in norms if name != "mlp_norm"]
         for name in norms:
-            setattr(self, name, Norm(spec.norm, spec.model_dim))
+            setattr(self, name, Norm(spec.norm_of(name), spec.model_dim))
         self.attn = Attention(spec, layer, rngs)
         self.mlp = MLP(spec, dict(layer.adapters), rngs)
 

@@ -51,6 +51,7 @@ FUSED: Mapping[str, tuple[str, ...]] = {
 _SHARED = {
     "attn/k": "attn/q",
     "attn/v": "attn/q",
+    "attn/gate": "attn/q",
     "attn/qkv": "attn/q",
     "mlp/gate": "mlp/up",
     "mlp/gate_up": "mlp/up",

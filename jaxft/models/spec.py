@@ -207,6 +207,8 @@ class ModelSpec:
         num_kv_heads: Key and value heads; each serves ``num_heads // num_kv_heads`` queries.
         head_dim: Width of one head.
         attn_scale: Factor on attention scores.
+        attn_gate: Whether what attention mixes is multiplied by the sigmoid of one more projection
+            of its input, before the output projection.
         query_scaling: How queries grow with their position; `None` means not at all.
         attn_softcap: Scores s become ``cap * tanh(s / cap)``; `None` leaves them.
         qk_norm: Whether queries and keys are normed: "head" each head by itself, "full" all heads
@@ -214,7 +216,8 @@ class ModelSpec:
         mlp_dim: Width of the MLP's hidden layer.
         mlp: "gated" is ``down(act(gate(x)) * up(x))``, "plain" is ``down(act(up(x)))``.
         activation: The MLP's nonlinearity; "xielu" has numbers of its own that are learned.
-        norm: Every norm of the model.
+        norm: Every norm of the model but those below.
+        other_norms: By the name of their module, "final_norm", the norms that are not as `norm`.
         norm_placement: "pre" norms what attention and MLP read; "pre_residual" does so too, and
             adds their outputs to what they read; "output" norms what they give; "sandwich" what
             they read and what they give; "post" what they and the residual stream add up to.
@@ -242,6 +245,7 @@ class ModelSpec:
     num_kv_heads: int
     head_dim: int
     attn_scale: float
+    attn_gate: bool
     query_scaling: QueryScaling | None
     attn_softcap: float | None
     qk_norm: Literal["none", "head", "full", "turned"]
@@ -249,6 +253,7 @@ class ModelSpec:
     mlp: Literal["gated", "plain"]
     activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "xielu"]
     norm: NormSpec
+    other_norms: tuple[tuple[str, NormSpec], ...]
     norm_placement: Literal["pre", "pre_residual", "post", "output", "sandwich"]
     parallel: Literal["no", "two_norms", "one_norm"]
     residual_scale: float
@@ -262,6 +267,10 @@ class ModelSpec:
     logit_scale: float
     logit_softcap: float | None
     blocks: tuple[BlockSpec, ...]
+
+    def norm_of(self, module: str) -> NormSpec:
+        """Return how the norm of a module's name is, of a layer's "mlp_norm" as of "final_norm"."""
+        return dict(self.other_norms).get(module, self.norm)
 
     @property
     def max_tokens(self) -> int | None:

@@ -34,7 +34,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"(embed|final)_norm/(scale|bias)", P()),
     (_BLOCK + r"(attn|mlp)(_out)?_norm/(scale|bias)", P()),
     (_BLOCK + r"attn/[qk]_norm/(scale|bias)", P()),
-    (_BLOCK + r"attn/[qkv]/kernel", P(None, "fsdp", "tensor")),
+    (_BLOCK + r"attn/([qkv]|gate)/kernel", P(None, "fsdp", "tensor")),
     (_BLOCK + r"attn/[qkv]/bias", P(None, "tensor")),
     (_BLOCK + r"attn/o/kernel", P(None, "tensor", "fsdp")),
     (_BLOCK + r"attn/o/bias", P()),

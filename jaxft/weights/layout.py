@@ -49,7 +49,7 @@ def join(leaves: Mapping[str, Any], slots: tuple[Slot, ...]) -> np.ndarray:
 def fuse(parts: Sequence[np.ndarray], slots: tuple[Slot, ...]) -> np.ndarray:
     """Return the tensor made of `parts`, one for each slot, in the layout of the leaves."""
     if slots[0].outputs is None:
-        return np.ascontiguousarray(oriented(parts[0], slots[0]))
+        return np.asarray(oriented(parts[0], slots[0]), order="C")  # a scalar stays one
     groups = slots[0].outputs.groups
     by_group = [part.reshape(*part.shape[:-1], groups, -1) for part in parts]
     whole = np.concatenate(by_group, axis=-1).reshape(*parts[0].shape[:-1], -1)

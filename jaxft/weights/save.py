@@ -152,7 +152,7 @@ def _save_safetensors(
 
 
 def _write(path: Path, names: list[str], read: Callable[[str], np.ndarray]) -> None:
-    tensors = {name: np.ascontiguousarray(read(name)) for name in names}
+    tensors = {name: np.asarray(read(name), order="C") for name in names}
     save_file(tensors, path, metadata={"format": "pt"})
 
 

@@ -10,6 +10,8 @@ _SCALINGS = {"LinearScaling": "linear", "Llama3Scaling": "llama3", "AlphaScaling
 _NAMES = {
     "embed_scale": "embedding scale",
     "embed_norm": "embedding norm",
+    "other_norms": "norms of several kinds",
+    "attn_gate": "gated attention",
     "query_scaling": "growing queries",
     "attn_softcap": "attention soft cap",
     "residual_scale": "residual scale",

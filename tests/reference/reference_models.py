@@ -121,11 +121,26 @@ def auto_class(config: transformers.PreTrainedConfig) -> Any:
 
 def open_torch(folder: Path, dtype: torch.dtype = torch.float32) -> transformers.PreTrainedModel:
     """Open a saved model with transformers, as a user would, in evaluation mode."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    if config.model_type == "muse_glimmer_text":
+        return _around_text(folder, dtype).eval()
     # Not `.to(dtype)` of a model: that would round the rotary frequencies as well.
-    model = auto_class(transformers.AutoConfig.from_pretrained(folder)).from_pretrained(
-        folder, dtype=dtype, attn_implementation="eager"
-    )
+    model = auto_class(config).from_pretrained(folder, dtype=dtype, attn_implementation="eager")
     return model.eval()
+
+
+def _around_text(folder: Path, dtype: torch.dtype) -> transformers.PreTrainedModel:
+    """Return a model that also sees with the text model of a folder, of which there is no class."""
+    text = transformers.AutoModel.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+    kind = transformers.MuseGlimmerConfig
+    sees = {key: each for key, each in COMMON[kind].items() if key != "text_config"}
+    whole = auto_class(kind(text_config=text.config, **sees)).from_config(
+        kind(text_config=text.config, **sees), dtype=dtype
+    )
+    whole.model.language_model = text
+    head = safetensors.open_safetensors(folder).read("lm_head.weight")
+    whole.lm_head.weight.data = torch.tensor(head.astype("float32"), dtype=dtype)
+    return whole
 
 
 @torch.no_grad()

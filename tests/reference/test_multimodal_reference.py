@@ -12,22 +12,24 @@ pytest.importorskip("torch")
 pytest.importorskip("peft")
 
 import reference_adapters
+import reference_features
 import reference_models
 import reference_runs
 import reference_texts
-import transformers
 from jax.sharding import Mesh
 from peft.tuners.lora import LoraLayer
 from reference_models import TinyModel
 
 from jaxft import export
 from jaxft.errors import UnsupportedModelError
-from jaxft.models.families.multimodal import GEMMA3, MISTRAL3
+from jaxft.models import families
+from jaxft.models.families.multimodal import GEMMA3, MISTRAL3, MUSE_GLIMMER
+from jaxft.models.families.muse_glimmer import MUSE_GLIMMER_TEXT
 
 pytestmark = [pytest.mark.reference, *reference_adapters.IGNORED_WARNINGS]
 
 
-@pytest.mark.parametrize("name", ["gemma3", "mistral3"])
+@pytest.mark.parametrize("name", ["gemma3", "mistral3", "muse_glimmer"])
 @pytest.mark.parametrize("targets", ["all-linear", None, ["k_proj"]], ids=str)
 def test_adapters_of_ours_stay_on_the_text_in_peft(
     name: str,
@@ -51,7 +53,15 @@ def test_adapters_of_ours_stay_on_the_text_in_peft(
 
 
 @pytest.mark.parametrize(
-    "name", ["gemma3", "gemma3-tied", "mistral3", "mistral3-ministral", "mistral3-ministral3"]
+    "name",
+    [
+        "gemma3",
+        "gemma3-tied",
+        "mistral3",
+        "mistral3-ministral",
+        "mistral3-ministral3",
+        "muse_glimmer",
+    ],
 )
 def test_what_is_written_whole_opens_as_a_model_of_text(
     name: str, tiny_model: Callable[..., TinyModel], tmp_path: Path
@@ -60,11 +70,12 @@ def test_what_is_written_whole_opens_as_a_model_of_text(
     export.export(
         adapter=None, model=str(model.folder), output=tmp_path / "text", kind="merged", dtype="auto"
     )
-    written = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "text", attn_implementation="eager"
-    ).eval()
+    written = reference_models.open_torch(tmp_path / "text")
     config = json.loads((tmp_path / "text" / "config.json").read_text(encoding="utf-8"))
-    assert config["architectures"] == [type(written).__name__]
+    # There is no class of a Muse Glimmer's text with a head.
+    whole = getattr(written, "model", None)
+    opened = getattr(whole, "language_model", written)
+    assert config["architectures"] == [type(opened).__name__]
     text = reference_texts.draw((41, 29), "left", reference_models.VOCAB_SIZE, seed=13)
     expected = reference_runs.torch_logits(model.torch_model, text)
     logits = reference_runs.torch_logits(written, text)
@@ -79,6 +90,59 @@ def test_what_the_whole_leaves_open_its_text_part_says(
     for is_tied in (False, True):
         saved["text_config"]["tie_word_embeddings"] = is_tied
         assert MISTRAL3.spec_from_config(saved).tied_head == is_tied
+
+
+@pytest.mark.parametrize(
+    ("name", "text_type"), [("gemma3", "gemma3_text"), ("muse_glimmer", "muse_glimmer_text")]
+)
+def test_a_text_part_alone_has_the_logits_of_the_whole(
+    name: str,
+    text_type: str,
+    tiny_model: Callable[..., TinyModel],
+    tmp_path: Path,
+    one_device: Mesh,
+    record_property: reference_runs.Record,
+) -> None:
+    model = tiny_model(name)
+    export.export(
+        adapter=None, model=str(model.folder), output=tmp_path / "text", kind="merged", dtype="auto"
+    )
+    config = json.loads((tmp_path / "text" / "config.json").read_text(encoding="utf-8"))
+    family = families.family_of(config)
+    spec = family.spec_from_config(config)
+    assert (family.model_type, spec) == (text_type, model.spec)
+    alone = TinyModel(model.torch_model, tmp_path / "text", family, spec)
+    tree = alone.load(alone.network, one_device)
+    text = reference_texts.draw((41, 29), "left", reference_models.VOCAB_SIZE, seed=14)
+    logits = reference_runs.our_logits(alone.network, tree, text, one_device)
+    expected = reference_runs.torch_logits(model.torch_model, text)
+    distance = reference_runs.difference(logits, expected, text)
+    record_property("family", text_type)
+    record_property("format", "safetensors")
+    record_property("difference", distance)
+    record_property("features", "; ".join(reference_features.features(spec)))
+    assert distance < reference_runs.TOLERANCE
+
+
+def test_muse_glimmers_head_is_tied_where_the_whole_says_so_alone(
+    tiny_model: Callable[..., TinyModel],
+) -> None:
+    model = tiny_model("muse_glimmer")
+    saved = json.loads((model.folder / "config.json").read_text(encoding="utf-8"))
+    saved["text_config"]["tie_word_embeddings"] = True
+    assert not MUSE_GLIMMER.spec_from_config(saved).tied_head
+    whole = reference_models.auto_class(type(model.torch_model.config).from_dict(saved))
+    untied = whole.from_config(type(model.torch_model.config).from_dict(saved))
+    assert untied.lm_head.weight is not untied.get_input_embeddings().weight
+    assert MUSE_GLIMMER.spec_from_config(saved | {"tie_word_embeddings": True}).tied_head
+
+
+def test_muse_glimmers_layers_have_one_base_or_no_positions() -> None:
+    spec = MUSE_GLIMMER_TEXT.spec_from_config({"num_hidden_layers": 6})
+    assert [block.window for block in spec.blocks] == [2048, None, 2048, 2048, 2048, None]
+    assert all((block.rope is None) == (block.window is None) for block in spec.blocks)
+    with pytest.raises(UnsupportedModelError, match="2 layer_rope_theta"):
+        MUSE_GLIMMER_TEXT.spec_from_config({"num_hidden_layers": 2, "layer_rope_theta": [5.0, 0]})
 
 
 def test_a_text_part_that_is_not_handled_raises_naming_it(

@@ -50,6 +50,7 @@ OTHER_VALUES: dict[str, dict[type, dict[str, Any]]] = {
         ModelSpec: {
             "embed_scale": 1.5,
             "attn_scale": 0.4,
+            "other_norms": (("final_norm", NormSpec("rms", 0.3, scale="plain", bias=False)),),
             "attn_softcap": 2.0,
             "activation": "gelu",
             "norm": NormSpec("layer", 1e-2, scale="plain", bias=False),
@@ -112,6 +113,7 @@ MISFITS: dict[str, dict[type, dict[str, Any]]] = {
             "num_kv_heads": 4,
             "head_dim": 24,
             "qk_norm": "head",
+            "attn_gate": True,
             "mlp_dim": 89,
             "mlp": "plain",
             "norm_placement": "sandwich",

@@ -11,9 +11,11 @@ from jaxft.models.spec import ModelSpec
 ABSENT: dict[str, Any] = {
     "embed_scale": 1.0,
     "embed_norm": False,
+    "attn_gate": False,
     "query_scaling": None,
     "attn_softcap": None,
     "qk_norm": "none",
+    "other_norms": (),
     "parallel": "no",
     "residual_scale": 1.0,
     "head_bias": False,

@@ -1,4 +1,6 @@
-"""The text part of models that also see: Gemma 3 from 4b on, Mistral Small from 3.1, Ministral 3.
+"""The text part of models that also see.
+
+They are Gemma 3 from 4b on, Mistral Small from 3.1 on, Ministral 3 and Muse Glimmer.
 
 config.json has the text part's own config under `text_config`. The names here are those that the
 modules have in transformers' class for the whole, so that adapters load there; files have others.
@@ -12,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxft.errors import UnsupportedModelError
-from jaxft.models.families import gemma, llama, ministral
+from jaxft.models.families import gemma, llama, ministral, muse_glimmer
 from jaxft.models.families.config_reader import ConfigReader
 from jaxft.models.families.family import Family, Tensor
 from jaxft.models.spec import ModelSpec
@@ -22,16 +24,20 @@ _RENAMES = (
     (r"language_model\.lm_head\.(.*)", r"lm_head.\1"),
     (r"language_model\.model\.(.*)", rf"{_BASE}.\1"),
 )
-_IGNORED = (r"(model\.)?(vision_tower|multi_modal_projector)\..*",)
+_IGNORED = (r"(model\.)?(vision_tower|multi_modal_projector|vision_adapter|vision_projection)\..*",)
 # What config.json says of images.
 _UNUSED = (
     "boi_token_index",
     "eoi_token_index",
+    "image_token_id",
     "image_token_index",
     "mm_tokens_per_image",
     "multimodal_projector_bias",
+    "out_hidden_size",
     "projector_hidden_act",
+    "projector_hidden_size",
     "spatial_merge_size",
+    "video_token_id",
     "vision_config",
     "vision_feature_layer",
 )
@@ -41,9 +47,13 @@ _CLASSES = {
     "mistral": "MistralForCausalLM",
     "ministral": "MinistralForCausalLM",
     "ministral3": "Ministral3ForCausalLM",
+    # transformers has no class for it with a head; this one is without.
+    "muse_glimmer_text": "MuseGlimmerTextModel",
 }
 # Said by the whole, and by its text part only where the whole says nothing.
 _OF_THE_WHOLE = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+# What the whole means where it says nothing, whatever its text part says.
+_MEANT = {"muse_glimmer": {"tie_word_embeddings": False}}
 
 
 def text_part(family: Family, config: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
@@ -65,7 +75,8 @@ def text_part(family: Family, config: Mapping[str, Any]) -> tuple[Family, dict[s
             "handled.",
             f"Handled in a model of type {family.model_type}: {', '.join(by_name)}.",
         )
-    whole = {key: config[key] for key in _OF_THE_WHOLE if config.get(key) is not None}
+    said = {key: config[key] for key in _OF_THE_WHOLE if config.get(key) is not None}
+    whole = _MEANT.get(family.model_type, {}) | said
     own = {"architectures": [_CLASSES[named]], "model_type": named}
     return by_name[named], text | whole | own
 
@@ -76,8 +87,9 @@ def _read(family: Family, config: Mapping[str, Any]) -> ModelSpec:
         reader.get(key, None)
     reader.finish()
     text_family, text = text_part(family, config)
-    # transformers' classes of the whole do not apply it, those of the text part do.
-    ConfigReader(text).require("final_logit_softcapping", (None,))
+    if text_family is not muse_glimmer.MUSE_GLIMMER_TEXT:
+        # transformers' other classes of the whole do not apply it, those of the text part do.
+        ConfigReader(text).require("final_logit_softcapping", (None,))
     return text_family.spec_from_config(text)
 
 
@@ -117,3 +129,4 @@ MISTRAL3 = _family(
     ministral.MINISTRAL,
     ministral.MINISTRAL3,
 )
+MUSE_GLIMMER = _family("muse_glimmer", muse_glimmer.muse_tensors, muse_glimmer.MUSE_GLIMMER_TEXT)

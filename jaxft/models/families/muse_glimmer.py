@@ -1,0 +1,133 @@
+"""The text of Muse Glimmer: norms on both sides, gated attention, queries and keys without scales.
+
+A weightless norm follows the embedding. What attention mixes is multiplied by the sigmoid of
+another projection of its input. Layers without a window have no positions.
+
+Source: transformers `configuration_muse_glimmer.py: MuseGlimmerTextConfig`,
+`modeling_muse_glimmer.py` (defaults and names).
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxft.errors import UnsupportedModelError
+from jaxft.models.families import gemma, llama
+from jaxft.models.families.config_reader import FULL, SLIDING, ConfigReader
+from jaxft.models.families.family import Family, Tensor, linear
+from jaxft.models.families.windows import read_windows, windows_config
+from jaxft.models.spec import BlockSpec, ModelSpec, NormSpec
+
+_DEFAULTS = {
+    "vocab_size": 202_048,
+    "hidden_size": 6656,
+    "intermediate_size": 19968,
+    "num_hidden_layers": 52,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+    "rms_norm_eps": 1e-5,
+    "hidden_activation": "silu",
+}
+_PERIOD = 4  # of layers, the last of which has neither window nor positions
+_DIGITS = 12  # of a factor that is folded into another one, when it is taken out again
+
+
+def muse_tensors(base: str) -> tuple[Tensor, ...]:
+    """Return the name table of a Muse Glimmer whose modules but the head are below `base`."""
+    gate = linear("attn/gate", f"{base}.layers.{{layer}}.self_attn.gate_proj")
+    return (*gemma.gemma_tensors(base), *gate)
+
+
+def muse_spec(config: Mapping[str, Any]) -> ModelSpec:
+    """Read the config.json of the text part of a Muse Glimmer."""
+    settled = _DEFAULTS | dict(config)
+    reader = ConfigReader(settled | {"hidden_act": settled["hidden_activation"]})
+    reader.get("hidden_activation")
+    num_layers = reader.get("num_hidden_layers")
+    is_open = [(num_layers - 1 - layer) % _PERIOD == 0 for layer in range(num_layers)]
+    default = [FULL if each else SLIDING for each in is_open]
+    windows = read_windows(reader, default, reader.get("sliding_window", 2048))
+    bias = reader.get("attention_bias", False)
+    spec = llama.read_llama(reader, biases=(bias, bias, False), windows=windows)
+    factor, eps = reader.get("qk_scale_factor", 3.87), spec.norm.eps
+    output_eps = reader.get("post_norm_eps", 1e-8)
+    blocks = _without_positions(spec.blocks, reader.get("layer_rope_theta", None), is_open)
+    logit_scale = reader.get("output_multiplier", 0.19611613513818404)
+    cap = reader.get("final_logit_softcapping", 20.0)
+    reader.finish()
+    weightless = NormSpec("rms", eps, scale="none", bias=False)
+    output = NormSpec("rms", output_eps, scale="offset", bias=False)
+    return dataclasses.replace(
+        spec,
+        embed_norm=True,
+        attn_scale=factor / spec.head_dim**0.5,
+        attn_gate=True,
+        qk_norm="head",
+        norm=dataclasses.replace(spec.norm, scale="offset"),
+        other_norms=(
+            ("attn_out_norm", output),
+            ("embed_norm", weightless),
+            ("final_norm", spec.norm),
+            ("k_norm", weightless),
+            ("mlp_out_norm", output),
+            ("q_norm", weightless),
+        ),
+        norm_placement="sandwich",
+        logit_scale=logit_scale,
+        logit_softcap=cap,
+        blocks=blocks,
+    )
+
+
+def _without_positions(
+    blocks: tuple[BlockSpec, ...], thetas: Sequence[float | int] | None, is_open: list[bool]
+) -> tuple[BlockSpec, ...]:
+    """Return the blocks with a rope only where there is a base that is not 0.
+
+    Raises:
+        UnsupportedModelError: If a layer has a base of its own: transformers turns all by one.
+    """
+    if thetas is None:
+        has_rope = [not each for each in is_open]
+    else:
+        rope = blocks[0].rope
+        assert rope is not None
+        has_rope = [bool(theta) for theta in thetas]
+        if len(thetas) != len(blocks) or {*filter(None, thetas)} - {rope.theta}:
+            raise UnsupportedModelError(
+                f"The model's config.json has {len(thetas)} layer_rope_theta, "
+                f"{sorted(set(thetas))}.",
+                f"Handled here: one for each of its {len(blocks)} layers, 0 or the rope_theta of "
+                f"them all, {rope.theta}.",
+            )
+    return tuple(
+        block if keeps else BlockSpec(block.window, None)
+        for block, keeps in zip(blocks, has_rope, strict=True)
+    )
+
+
+def muse_config(spec: ModelSpec) -> dict[str, Any]:
+    """Return what the config.json of the text part of a Muse Glimmer says of `spec`."""
+    written = llama.llama_config(spec) | windows_config(spec)
+    return written | {
+        "hidden_activation": written.pop("hidden_act"),
+        "attention_bias": spec.qkv_bias,
+        "post_norm_eps": spec.norm_of("attn_out_norm").eps,
+        "qk_scale_factor": float(f"{spec.attn_scale * spec.head_dim**0.5:.{_DIGITS}g}"),
+        "output_multiplier": spec.logit_scale,
+        "final_logit_softcapping": spec.logit_softcap,
+        "layer_rope_theta": [block.rope.theta if block.rope else 0 for block in spec.blocks],
+    }
+
+
+MUSE_GLIMMER_TEXT = Family(
+    "muse_glimmer_text",
+    muse_spec,
+    muse_config,
+    muse_tensors("model"),
+    llama.IGNORED,
+    ("q_proj", "v_proj"),
+    "lm_head",
+    "model.",
+)
