@@ -15,7 +15,7 @@ import numpy as np
 import tiny
 
 from jaxft.models.network import Network
-from jaxft.models.spec import Alibi, Learned, ModelSpec, Rope, Sinusoidal
+from jaxft.models.spec import Alibi, ConvSpec, Learned, ModelSpec, Rope, Sinusoidal
 
 
 def logits(network: Network, tree: Any, micro: Mapping[str, Any], xp: Any = np) -> Any:
@@ -27,6 +27,8 @@ def logits(network: Network, tree: Any, micro: Mapping[str, Any], xp: Any = np) 
     for block, leaves in zip(spec.blocks, tiny.layers_of(network, tree), strict=True):
 
         def attend(y: Any, block: Any = block, leaves: Any = leaves) -> Any:
+            if isinstance(block, ConvSpec):
+                return _convolution(leaves, y, micro, xp)
             return _attention(spec, block, leaves, y, micro, xp)
 
         def feed(y: Any, leaves: Any = leaves) -> Any:
@@ -211,6 +213,29 @@ def _attention(spec: ModelSpec, block: Any, leaves: Any, x: Any, micro: Any, xp:
     if spec.attn_gate:
         mixed = mixed / (1 + xp.exp(-_linear(leaves, "attn/gate", x)))
     return _linear(leaves, "attn/o", mixed)
+
+
+def _convolution(leaves: Mapping[str, Any], x: Any, micro: Any, xp: Any) -> Any:
+    """Mix each token with those just before it that are of the same segment."""
+    b, c, inner = _linears(leaves, "conv/bcx", ["conv/b", "conv/c", "conv/x"], x, xp)
+    kernel, inputs = leaves["conv/taps/kernel"][:, 0], b * inner
+    width, segments = kernel.shape[1], np.asarray(micro["segment_ids"])
+    total = xp.zeros(x.shape, np.float32)
+    for token in range(x.shape[1]):
+        for back in range(min(width, token + 1)):
+            same = (segments[:, token] == segments[:, token - back])[:, None]
+            part = inputs[:, token - back] * kernel[:, width - 1 - back]
+            total = _added(total, token, xp.where(same, part, 0.0), xp)
+    if "conv/taps/bias" in leaves:
+        total = total + leaves["conv/taps/bias"]
+    return _linear(leaves, "conv/o", c * total)
+
+
+def _added(total: Any, token: int, part: Any, xp: Any) -> Any:
+    if xp is not np:
+        return total.at[:, token].add(part)
+    total[:, token] += part
+    return total
 
 
 def _linear(leaves: Mapping[str, Any], module: str, x: Any) -> Any:

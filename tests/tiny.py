@@ -32,6 +32,7 @@ from jaxft.models.network import (
 from jaxft.models.spec import (
     Alibi,
     BlockSpec,
+    ConvSpec,
     Learned,
     ModelSpec,
     NormSpec,
@@ -166,7 +167,12 @@ GATED: ModelSpec = dataclasses.replace(
         ("mlp_out_norm", NormSpec("rms", 0.7, scale="plain", bias=False)),
     ),
 )
+# LFM2's: convolutions beside attention, the first layer with one.
+CONVOLUTIONS: ModelSpec = dataclasses.replace(
+    SPEC, qk_norm="head", blocks=(ConvSpec(4, True), BlockSpec(None, ROPE), ConvSpec(4, True))
+)
 SPECS = {
+    "convolutions": CONVOLUTIONS,
     "gated": GATED,
     "sandwich": SANDWICH,
     "parallel": PARALLEL,

@@ -17,8 +17,9 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int32
 
+from jaxft.models.block import Block
 from jaxft.models.embedding import Table
-from jaxft.models.layers import Block, Context, Linear, Norm
+from jaxft.models.layers import Context, Linear, Norm
 from jaxft.models.network import EMBED, HEAD, POSITIONS, Group, Network
 from jaxft.models.spec import Learned, Sinusoidal
 from jaxft.parallel.mesh import ROW_AXES
@@ -124,8 +125,9 @@ class Decoder(nnx.Module):
         Args:
             input_ids: The new tokens.
             context: What is known of them, `past` included.
-            cached_kv: For each group and each position of its period, keys and values
-                [n b s g k] of the tokens before; the new ones come back in the same form.
+            cached_kv: For each group and each position of its period, what `Block` keeps of the
+                tokens before, of all layers there [n ...]; what it keeps of the new ones, of a
+                convolution of all, comes back in the same form.
             dtype: The dtype computed in.
         """
         x = self._embedded(input_ids, context, dtype)

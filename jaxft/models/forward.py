@@ -13,11 +13,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
+from jaxft.models import block as blocks
 from jaxft.models import dora, embedding, linear, rope
 from jaxft.models.bind import bind
+from jaxft.models.convolution import State
 from jaxft.models.decoder import Fold, Kept
 from jaxft.models.layers import Context, Past
-from jaxft.models.network import EMBED, HEAD, Network
+from jaxft.models.network import EMBED, HEAD, Group, Layer, Network
 from jaxft.models.spec import ModelSpec, Rope
 from jaxft.parallel import rules
 
@@ -178,16 +180,17 @@ class _Transposed:
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens so far.
+    """What the layers keep of the tokens so far.
 
     Attributes:
-        kv: For each group and each position of its period, keys and values [n b s g k].
+        kv: For each group and each position of its period, keys and values [n b s g k], or what a
+            convolution keeps.
         valid: bool [b s]: whether the slot holds a token (not padding).
         length: int32: number of slots filled, the same for every row.
         next_position: int32 [b]: the position of each row's next token.
     """
 
-    kv: tuple[tuple[tuple[jax.Array, jax.Array], ...], ...]
+    kv: tuple[tuple[Any, ...], ...]
     valid: Bool[Array, "b s"]
     length: Int32[Array, ""]
     next_position: Int32[Array, " b"]
@@ -195,15 +198,12 @@ class Cache(NamedTuple):
 
 def empty_cache(network: Network, batch: int, slots: int, dtype: Any) -> Cache:
     """Return a cache of zeros with room for `slots` tokens in each of `batch` rows."""
-    spec = network.spec
-    kv = tuple(
-        tuple(
-            (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-            for shape in [(group.repeats, batch, slots, spec.num_kv_heads, spec.head_dim)]
-            for _ in group.period
-        )
-        for group in network.groups
-    )
+
+    def stacked(group: Group, layer: Layer) -> Any:
+        state = blocks.empty_state(network.spec, layer.block, batch, slots, dtype)
+        return jax.tree.map(lambda leaf: jnp.stack([leaf] * group.repeats), state)
+
+    kv = tuple(tuple(stacked(group, layer) for layer in group.period) for group in network.groups)
     return Cache(kv, jnp.zeros((batch, slots), bool), jnp.int32(0), jnp.zeros((batch,), jnp.int32))
 
 
@@ -239,13 +239,15 @@ def extend(
     context = Context(mesh, positions, rotations, segment_ids, None, past)
     hidden, new_kv = bind(network, tree).extend(input_ids, context, cache.kv, dtype=dtype)
 
-    def write(slots: jax.Array, new: jax.Array) -> jax.Array:
+    def write(slots: Any, new: Any) -> Any:
+        if isinstance(slots, State):  # of all tokens, as it is
+            return State(new.inputs.astype(slots.inputs.dtype))
         return jax.lax.dynamic_update_slice_in_dim(
             slots, new.astype(slots.dtype), cache.length, axis=2
         )
 
     return hidden, Cache(
-        jax.tree.map(write, cache.kv, new_kv),
+        jax.tree.map(write, cache.kv, new_kv, is_leaf=lambda each: isinstance(each, State)),
         jax.lax.dynamic_update_slice_in_dim(cache.valid, valid, cache.length, axis=1),
         cache.length + jnp.int32(input_ids.shape[1]),
         cache.next_position + jnp.sum(valid, axis=1, dtype=jnp.int32),

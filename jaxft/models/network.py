@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from jaxft.models.spec import BlockSpec, ModelSpec
+from jaxft.models.spec import BlockSpec, ConvSpec, ModelSpec
 
 _MAX_PERIOD = 12  # the longest alternation looked for; every extra layer adds to compile time
 
@@ -46,6 +46,7 @@ HEAD, EMBED, POSITIONS = "head", "embed", "positions"  # modules outside the lay
 FUSED: Mapping[str, tuple[str, ...]] = {
     "attn/qkv": ("attn/q", "attn/k", "attn/v"),
     "mlp/gate_up": ("mlp/gate", "mlp/up"),
+    "conv/bcx": ("conv/b", "conv/c", "conv/x"),
 }
 # Which module's input a module reads, where it is not its own.
 _SHARED = {
@@ -53,6 +54,9 @@ _SHARED = {
     "attn/v": "attn/q",
     "attn/gate": "attn/q",
     "attn/qkv": "attn/q",
+    "conv/c": "conv/b",
+    "conv/x": "conv/b",
+    "conv/bcx": "conv/b",
     "mlp/gate": "mlp/up",
     "mlp/gate_up": "mlp/up",
 }
@@ -85,7 +89,7 @@ class Layer:
         trained: Its own leaves that are trained, such as "attn/q/bias", sorted.
     """
 
-    block: BlockSpec
+    block: BlockSpec | ConvSpec
     adapters: Adapters
     trained: tuple[str, ...]
 

@@ -5,7 +5,7 @@ feature cannot be forgotten and then silently take somebody else's value.
 """
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +193,24 @@ class BlockSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class ConvSpec:
+    """A layer that mixes tokens by a short convolution, in the place of attention.
+
+    Attributes:
+        width: How many tokens it mixes: each one and the ``width - 1`` before it.
+        bias: Whether its projections and the convolution add a bias.
+
+    Source: transformers `modeling_lfm2.py: Lfm2ShortConv`.
+    """
+
+    width: int
+    bias: bool
+    # What attention has, and it has not.
+    window: ClassVar[None] = None
+    rope: ClassVar[None] = None
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelSpec:
     """Every number and choice that determines the logits of a decoder.
 
@@ -233,7 +251,7 @@ class ModelSpec:
         head_bias: Whether the head adds a bias.
         logit_scale: Factor on logits.
         logit_softcap: Logits l become ``cap * tanh(l / cap)``; `None` leaves them.
-        blocks: One `BlockSpec` a layer.
+        blocks: What may differ from layer to layer, one for each.
     """
 
     vocab_size: int
@@ -266,7 +284,7 @@ class ModelSpec:
     head_bias: bool
     logit_scale: float
     logit_softcap: float | None
-    blocks: tuple[BlockSpec, ...]
+    blocks: tuple[BlockSpec | ConvSpec, ...]
 
     def norm_of(self, module: str) -> NormSpec:
         """Return how the norm of a module's name is, of a layer's "mlp_norm" as of "final_norm"."""

@@ -22,7 +22,7 @@ from jaxft import tree as trees
 from jaxft.errors import DeviceError
 
 _BLOCK = r"groups/\d+/\d+/"
-_ADAPTED = r"(" + _BLOCK + r"(attn|mlp)/\w+|head|embed|embed_in|embed_out|positions)"
+_ADAPTED = r"(" + _BLOCK + r"(attn|conv|mlp)/\w+|head|embed|embed_in|embed_out|positions)"
 
 RULES: tuple[tuple[str, P], ...] = (
     (r"embed/kernel", P("tensor", "fsdp")),
@@ -35,9 +35,14 @@ RULES: tuple[tuple[str, P], ...] = (
     (_BLOCK + r"(attn|mlp)(_out)?_norm/(scale|bias)", P()),
     (_BLOCK + r"attn/[qk]_norm/(scale|bias)", P()),
     (_BLOCK + r"attn/([qkv]|gate)/kernel", P(None, "fsdp", "tensor")),
-    (_BLOCK + r"attn/[qkv]/bias", P(None, "tensor")),
+    (_BLOCK + r"attn/([qkv]|gate)/bias", P(None, "tensor")),
     (_BLOCK + r"attn/o/kernel", P(None, "tensor", "fsdp")),
     (_BLOCK + r"attn/o/bias", P()),
+    (_BLOCK + r"conv/[bcx]/kernel", P(None, "fsdp", "tensor")),
+    (_BLOCK + r"conv/[bcx]/bias", P(None, "tensor")),
+    (_BLOCK + r"conv/o/kernel", P(None, "tensor", "fsdp")),
+    (_BLOCK + r"conv/o/bias", P()),
+    (_BLOCK + r"conv/taps/(kernel|bias)", P(None, "tensor")),
     (_BLOCK + r"mlp/(gate|up)/kernel", P(None, "fsdp", "tensor")),
     (_BLOCK + r"mlp/(gate|up)/bias", P(None, "tensor")),
     (_BLOCK + r"mlp/down/kernel", P(None, "tensor", "fsdp")),

@@ -19,8 +19,8 @@ from jaxft.weights.gptq import RoundingPlan
 
 # From the path of a leaf and the slice of its stack to how it is rounded.
 Plans = Callable[[str, int], RoundingPlan]
-# Norms, biases, embeddings and the head keep their dtype.
-_QUANTISED = re.compile(r"groups/\d+/\d+/(attn|mlp)/\w+/kernel")
+# Norms, biases, convolutions, embeddings and the head keep their dtype.
+_QUANTISED = re.compile(r"groups/\d+/\d+/(attn/\w+|conv/[bcxo]|mlp/\w+)/kernel")
 
 
 def is_quantised(path: str) -> bool:

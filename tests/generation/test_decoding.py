@@ -58,7 +58,14 @@ def recomputed(network: Network, tree: Any, prompt: list[int], num_new: int) -> 
 
 @pytest.mark.parametrize("windows", WINDOWS.values(), ids=WINDOWS)
 def test_greedy_rows_are_those_of_recomputing_the_whole_text(windows):
-    network = tiny.adapted(tiny.with_windows(windows), head=True)
+    check_greedy(tiny.adapted(tiny.with_windows(windows), head=True))
+
+
+def test_convolutions_go_on_from_their_last_inputs_whatever_the_prompts_length():
+    check_greedy(tiny.adapted(tiny.CONVOLUTIONS, modules=["conv/bcx", "conv/o"], head=True))
+
+
+def check_greedy(network):
     tree = tiny.random_leaves(network)
     got = greedy(network, tree, prompts())
     assert got == [recomputed(network, tree, prompt, NEW) for prompt in prompts()]

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from jaxft.models.families.family import ABSENT
-from jaxft.models.spec import Alibi, Learned, LongScaling, ModelSpec, Sinusoidal, YarnScaling
+from jaxft.models.spec import (
+    Alibi,
+    ConvSpec,
+    Learned,
+    LongScaling,
+    ModelSpec,
+    Sinusoidal,
+    YarnScaling,
+)
 
 _POSITIONS = {Alibi: "alibi", Learned: "learned positions", Sinusoidal: "sines"}
 _SCALINGS = {"LinearScaling": "linear", "Llama3Scaling": "llama3", "AlphaScaling": "alpha"}
@@ -36,7 +44,10 @@ _QK_NORM = {
 def features(spec: ModelSpec) -> list[str]:
     """Return the features of a model, in the order of the spec."""
     found = [_POSITIONS[type(spec.positions)]] if spec.positions is not None else []
-    ropes = dict.fromkeys(block.rope for block in spec.blocks)
+    convolves = [isinstance(block, ConvSpec) for block in spec.blocks]
+    found += ["short convolutions in some layers"] if any(convolves) else []
+    blocks = [block for block in spec.blocks if not isinstance(block, ConvSpec)]
+    ropes = dict.fromkeys(block.rope for block in blocks)
     for rope in filter(None, ropes):
         found += ["rope"]
         found += ["partial rope"] if rope.rotary_dim < spec.head_dim else []
@@ -47,7 +58,7 @@ def features(spec: ModelSpec) -> list[str]:
             found += [f"rope scaling {named[kind]}"]
     found += ["layers without rope"] if len(ropes) > 1 and None in ropes else []
     found += ["several ropes"] if len(ropes.keys() - {None}) > 1 else []
-    windows = {block.window for block in spec.blocks}
+    windows = {block.window for block in blocks}
     found += ["windows in some layers"] if len(windows) > 1 else []
     found += ["window"] if len(windows) == 1 and None not in windows else []
     found += ["grouped queries"] if spec.num_kv_heads != spec.num_heads else []

@@ -17,6 +17,8 @@ from cases.shapes import WINDOW
 from jax.sharding import Mesh
 from reference_models import TinyModel
 
+from jaxft.generation import decoding, sampling
+
 pytestmark = pytest.mark.reference
 
 LENGTHS, NEW_TOKENS = (19, 13), 24
@@ -60,3 +62,34 @@ def test_greedy_continuation_equals_transformers(
     # Neither stuck on one token nor the same in both rows.
     assert all(len(set(row)) > NEW_TOKENS // 3 for row in ours.tolist())
     assert ours[0].tolist() != ours[1].tolist()
+
+
+# Longer than a part; the second of the short rows begins within the last.
+IN_PARTS = (decoding.CHUNK + 33, 2 * decoding.CHUNK + 5, 9)
+
+
+@pytest.mark.parametrize(
+    "name", ["lfm2", "ministral3", "muse_glimmer", "hunyuan_v1_dense", "apertus"]
+)
+def test_a_prompt_read_in_parts_is_continued_as_by_transformers(
+    name: str, tiny_model: Callable[..., TinyModel], one_device: Mesh
+) -> None:
+    model = tiny_model(name)
+    prompts = reference_texts.draw(IN_PARTS, "left", model.spec.vocab_size, seed=4)
+    decoder = decoding.Decoder(
+        model.network, stop_ids=(model.spec.vocab_size,), mesh=one_device, dtype="float32"
+    )
+    rows = [
+        row[seen].tolist() for row, seen in zip(prompts.input_ids, prompts.is_token, strict=True)
+    ]
+    tree = model.load(model.network, one_device)
+    ours = decoder.rows(tree, rows, max_new_tokens=NEW_TOKENS, how=sampling.GREEDY)
+    theirs = model.torch_model.generate(
+        torch.tensor(prompts.input_ids, dtype=torch.int64),
+        attention_mask=torch.tensor(prompts.attention_mask, dtype=torch.int64),
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    assert ours == theirs[:, max(IN_PARTS) :].tolist()
+    assert all(len(set(row)) > NEW_TOKENS // 4 for row in ours)

@@ -30,6 +30,7 @@ from jaxft.models.spec import (
     Alibi,
     AlphaScaling,
     BlockSpec,
+    ConvSpec,
     Learned,
     LinearScaling,
     Llama3Scaling,
@@ -129,6 +130,7 @@ MISFITS: dict[str, dict[type, dict[str, Any]]] = {
         },
         NormSpec: {"scale": "none", "bias": True},
     },
+    "lfm2": {ConvSpec: {"width": 4, "bias": True}},
     "gpt2": {Learned: {"rows": 95}, NormSpec: {"bias": False}},
 }
 # Sines have no case of their own here: their offset is shown by the family that has them.

@@ -16,7 +16,7 @@ from jaxft.models.families import gemma, llama
 from jaxft.models.families.config_reader import FULL, SLIDING, ConfigReader
 from jaxft.models.families.family import Family, Tensor, linear
 from jaxft.models.families.windows import read_windows, windows_config
-from jaxft.models.spec import BlockSpec, ModelSpec, NormSpec
+from jaxft.models.spec import BlockSpec, ConvSpec, ModelSpec, NormSpec
 
 _DEFAULTS = {
     "vocab_size": 202_048,
@@ -81,8 +81,10 @@ def muse_spec(config: Mapping[str, Any]) -> ModelSpec:
 
 
 def _without_positions(
-    blocks: tuple[BlockSpec, ...], thetas: Sequence[float | int] | None, is_open: list[bool]
-) -> tuple[BlockSpec, ...]:
+    blocks: Sequence[BlockSpec | ConvSpec],
+    thetas: Sequence[float | int] | None,
+    is_open: list[bool],
+) -> tuple[BlockSpec | ConvSpec, ...]:
     """Return the blocks with a rope only where there is a base that is not 0.
 
     Raises:

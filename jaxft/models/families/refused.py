@@ -20,7 +20,7 @@ _TYPES: dict[str, str] = {
         jetmoe kolibri1 laguna llama4 llama4_text longcat_flash mellum mimo_v2_flash minimax_m2
         mixtral olmoe phimoe qwen2_moe qwen3_moe solar_open zaya""",
     LATENT: "minicpm3 youtu",
-    LINEAR: """bailing_hybrid bamba falcon_h1 falcon_mamba jamba kimi_linear lfm2 lfm2_moe lfm3
+    LINEAR: """bailing_hybrid bamba falcon_h1 falcon_mamba jamba kimi_linear lfm2_moe lfm3
         mamba mamba2 minimax nemotron_h olmo_hybrid qwen3_5 qwen3_5_moe qwen3_5_moe_text
         qwen3_5_text qwen3_next qwen4_exp qwen4_exp_text recurrent_gemma rwkv xlstm zamba zamba2""",
     ENCODER: """bart bert bert-generation big_bird bigbird_pegasus blenderbot blenderbot-small

@@ -12,7 +12,7 @@ from jaxft.models.families import llama
 from jaxft.models.families.config_reader import FULL, SLIDING, ConfigReader
 from jaxft.models.families.family import Family
 from jaxft.models.families.windows import read_windows, windows_config
-from jaxft.models.spec import ModelSpec
+from jaxft.models.spec import BlockSpec, ModelSpec
 
 _DEFAULTS = {"num_key_value_heads": 4, "tie_word_embeddings": True}
 _INTERVAL = 4
@@ -33,7 +33,7 @@ def smollm3_spec(config: Mapping[str, Any]) -> ModelSpec:
     )
     reader.finish()
     blocks = (
-        block if turned else dataclasses.replace(block, rope=None)
+        block if turned else BlockSpec(block.window, None)
         for block, turned in zip(spec.blocks, is_turned, strict=True)
     )
     return dataclasses.replace(spec, blocks=tuple(blocks))

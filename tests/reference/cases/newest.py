@@ -8,6 +8,7 @@ from cases.shapes import GROUPED, LINEAR, LLAMA3, WINDOW, YARN, Cases, Common
 
 HUNYUAN = transformers.HunYuanDenseV1Config
 MINISTRAL3 = transformers.Ministral3Config
+LFM2 = transformers.Lfm2Config
 APERTUS = transformers.ApertusConfig
 EXAONE, IQUESTCODER = transformers.ExaoneConfig, transformers.IQuestCoderConfig
 
@@ -28,6 +29,13 @@ COMMON: Common = {
     HUNYUAN: _SIZES,
     MINISTRAL3: _SIZES,
     APERTUS: GROUPED,
+    LFM2: {key: value for key, value in GROUPED.items() if key != "rms_norm_eps"}
+    | {
+        "norm_eps": 1e-2,
+        "num_hidden_layers": 5,
+        "block_auto_adjust_ff_dim": False,
+        "layer_types": ["conv", "conv", "full_attention", "conv", "full_attention"],
+    },
     EXAONE: _SIZES,
     IQUESTCODER: _SIZES,
 }
@@ -55,6 +63,16 @@ CASES: Cases = {
     "apertus-bias-gelu-linear-tied": (
         APERTUS,
         TIED | {"attention_bias": True, "hidden_act": "gelu", "rope_parameters": LINEAR},
+    ),
+    "lfm2": (LFM2, {}),
+    "lfm2-wide-linear-tied": (
+        LFM2,
+        TIED
+        | {
+            "conv_L_cache": 5,
+            "layer_types": ["full_attention", "conv", "conv", "conv", "conv"],
+            "rope_parameters": LINEAR,
+        },
     ),
     "exaone": (EXAONE, {}),
     "exaone-biases-llama3-tied": (EXAONE, TIED | BIASES | {"rope_parameters": LLAMA3}),

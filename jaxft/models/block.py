@@ -1,0 +1,85 @@
+"""One layer: what mixes tokens, which is attention or a short convolution, and an MLP."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxft.models import convolution
+from jaxft.models.convolution import ShortConv
+from jaxft.models.layers import MLP, Attention, Context, Norm
+from jaxft.models.network import Layer
+from jaxft.models.spec import BlockSpec, ConvSpec, ModelSpec
+
+
+def empty_state(
+    spec: ModelSpec, block: BlockSpec | ConvSpec, batch: int, slots: int, dtype: Any
+) -> Any:
+    """Return what a layer keeps before there are tokens.
+
+    Of a convolution that is its last inputs, of attention room for keys and values [b s g k].
+    """
+    if isinstance(block, ConvSpec):
+        return convolution.empty_state(spec, block, batch, dtype)
+    shape = (batch, slots, spec.num_kv_heads, spec.head_dim)
+    return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+
+
+class Block(nnx.Module):
+    """One layer: attention or a convolution, and an MLP, each added to the residual stream."""
+
+    def __init__(self, spec: ModelSpec, layer: Layer, rngs: nnx.Rngs):
+        """Make the layer's modules."""
+        self.spec = spec
+        norms = _NORMS[spec.norm_placement]
+        if spec.parallel == "one_norm":
+            norms = [name for name in norms if name != "mlp_norm"]
+        for name in norms:
+            setattr(self, name, Norm(spec.norm_of(name), spec.model_dim))
+        adapters = dict(layer.adapters)
+        if isinstance(layer.block, ConvSpec):
+            self.conv = ShortConv(spec, layer.block, adapters, rngs)
+        else:
+            self.attn = Attention(spec, layer, rngs)
+        self.mlp = MLP(spec, adapters, rngs)
+
+    def __call__(
+        self, x: Float[Array, "b t d"], context: Context, layer: Any, cached_kv: Any
+    ) -> tuple[Float[Array, "b t d"], Any]:
+        """Apply; arguments, and what is returned, as in what mixes tokens here."""
+        read = self._read("attn", x)
+        mixer = self.conv if hasattr(self, "conv") else self.attn
+        mixed, kv = mixer(read, context, layer, cached_kv)
+        if self.spec.parallel != "no":
+            mlp_read = read if self.spec.parallel == "one_norm" else self._read("mlp", x)
+            x = self._added("attn", x, read, mixed)
+            return self._added("mlp", x, read, self.mlp(mlp_read, context, layer)), kv
+        x = self._added("attn", x, read, mixed)
+        read = self._read("mlp", x)
+        return self._added("mlp", x, read, self.mlp(read, context, layer)), kv
+
+    def _read(self, sublayer: str, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        """Return what a sublayer reads of the residual stream."""
+        is_read_normed = self.spec.norm_placement in ("pre", "pre_residual", "sandwich")
+        return getattr(self, f"{sublayer}_norm")(x) if is_read_normed else x
+
+    def _added(self, sublayer: str, x: Any, read: Any, output: Any) -> Float[Array, "b t d"]:
+        """Return the residual stream after a sublayer's output is added to it."""
+        placement, scale = self.spec.norm_placement, self.spec.residual_scale
+        if placement in ("output", "sandwich"):
+            output = getattr(self, f"{sublayer}_out_norm")(output)
+        if scale != 1.0:
+            output = output * jnp.asarray(scale, output.dtype)
+        total = (read if placement == "pre_residual" else x) + output
+        return getattr(self, f"{sublayer}_norm")(total) if placement == "post" else total
+
+
+_INPUT_NORMS, _OUTPUT_NORMS = ["attn_norm", "mlp_norm"], ["attn_out_norm", "mlp_out_norm"]
+_NORMS = {
+    "pre": _INPUT_NORMS,
+    "pre_residual": _INPUT_NORMS,
+    "post": _INPUT_NORMS,
+    "output": _OUTPUT_NORMS,
+    "sandwich": _INPUT_NORMS + _OUTPUT_NORMS,
+}

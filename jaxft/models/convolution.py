@@ -1,0 +1,130 @@
+"""A layer that mixes a few tokens by a short causal convolution, between two gates.
+
+What it keeps of earlier tokens does not grow with them: the last inputs of the convolution.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int32
+
+from jaxft.models.layers import Context, Linear, Lora
+from jaxft.models.network import Adapter
+from jaxft.models.spec import ConvSpec, ModelSpec
+
+
+class State(NamedTuple):
+    """What a layer keeps of the tokens before.
+
+    Attributes:
+        inputs: The convolution's last inputs, the latest last: [b l d], one less than it is wide.
+    """
+
+    inputs: Float[Array, "*n b l d"]
+
+
+def empty_state(spec: ModelSpec, block: ConvSpec, batch: int, dtype: Any) -> State:
+    """Return what a layer keeps before there are tokens."""
+    return State(jnp.zeros((batch, block.width - 1, spec.model_dim), dtype))
+
+
+class Taps(nnx.Module):
+    """The factors of a convolution of each channel by itself, the latest token's last."""
+
+    def __init__(self, channels: int, block: ConvSpec, rngs: nnx.Rngs):
+        """Make the leaves, the kernel as torch's `Conv1d` has it: [channels, 1, width]."""
+        shape = (channels, 1, block.width)
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), shape) * block.width**-0.5)
+        if block.bias:
+            self.bias = nnx.Param(jnp.zeros(channels))
+
+
+class ShortConv(nnx.Module):
+    """``o(c(x) * conv(b(x) * x'(x)))``, with four projections and a convolution over time.
+
+    Source: transformers `modeling_lfm2.py: Lfm2ShortConv`.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        block: ConvSpec,
+        adapters: Mapping[str, Adapter],
+        rngs: nnx.Rngs,
+    ):
+        """Make the projections, the adapter over the three that are fused, and the taps."""
+        dims = (spec.model_dim, spec.model_dim)
+
+        def projection(name: str) -> Linear:
+            return Linear(f"conv/{name}", dims, block.bias, adapters.get(f"conv/{name}"), rngs)
+
+        self.b, self.c, self.x = projection("b"), projection("c"), projection("x")
+        self.o = projection("o")
+        self.bcx = Lora("conv/bcx", (spec.model_dim, 3 * spec.model_dim), adapters.get("conv/bcx"))
+        self.taps = Taps(spec.model_dim, block, rngs)
+
+    def __call__(
+        self, x: Float[Array, "b t d"], context: Context, layer: Any, before: State | None
+    ) -> tuple[Float[Array, "b t d"], State | None]:
+        """Mix; returns the output, and what is kept of these tokens and those before.
+
+        Args:
+            x: Activations.
+            context: What is known of the tokens.
+            layer: Index of the layer.
+            before: What was kept of the tokens before these; `None` over whole rows.
+        """
+        parts = [self.b, self.c, self.x]
+        if self.bcx.adapter is None:
+            b, c, inner = (part(x, context, layer) for part in parts)
+        else:
+            b, c, inner = self.bcx.outputs(parts, x, context, layer)
+        kernel = self.taps.kernel[...]
+        width = kernel.shape[-1]
+        shape = (x.shape[0], width - 1, x.shape[2])
+        earlier = jnp.zeros(shape, x.dtype) if before is None else before.inputs.astype(x.dtype)
+
+        # Recomputed in the backward pass: the three projections are kept, and no shifted copy.
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def mix(
+            b: jax.Array, c: jax.Array, inner: jax.Array, kernel: jax.Array, bias: jax.Array | None
+        ) -> jax.Array:
+            inputs = jnp.concatenate([earlier, b * inner], axis=1)
+            mixed = convolved(inputs, kernel, context.positions)
+            if bias is not None:
+                mixed = mixed + bias.astype(jnp.float32)[None, None, :]
+            return c * mixed.astype(c.dtype)
+
+        bias = self.taps.bias[...] if hasattr(self.taps, "bias") else None
+        output = self.o(mix(b, c, inner, kernel, bias), context, layer)
+        if before is None:
+            return output, None
+        return output, State(jnp.concatenate([earlier, b * inner], axis=1)[:, x.shape[1] :])
+
+
+def convolved(
+    inputs: Float[Array, "b s d"],
+    kernel: Float[Array, "d 1 l"],
+    positions: Int32[Array, "b t"],
+) -> Float[Array, "b t d"]:
+    """Convolve each channel over the latest tokens of the same text, in float32.
+
+    Args:
+        inputs: Of the tokens, after the `l - 1` before them.
+        kernel: The factor of the latest token is the last.
+        positions: Of the tokens within their own texts, which say how many stand before each:
+            what is further back is of another text, or padding.
+    """
+    width, length = kernel.shape[-1], positions.shape[1]
+    total = jnp.zeros((*positions.shape, inputs.shape[2]), jnp.float32)
+    for back in range(width):
+        start = width - 1 - back
+        factors = kernel[:, 0, start].astype(jnp.float32)[None, None, :]
+        of_the_text = (positions >= back)[..., None]
+        shifted = inputs[:, start : start + length].astype(jnp.float32)
+        total = total + jnp.where(of_the_text, shifted * factors, 0.0)
+    return total
