@@ -8,6 +8,8 @@ it the file that `Served.file` names for that class's modules, `packed_modules_m
 `embedding_modules` and `hf_to_vllm_mapper`. A model without a class goes by vLLM's Transformers
 backend if transformers' own class says `_supports_attention_backend`, and is refused otherwise
 (`registry.py: _try_resolve_transformers`).
+Apertus, LFM2 and Muse Glimmer were read at 055e47c28003156421365af985d676fc921cb075, dense Hunyuan
+at 00f8d4456f506c4885a122c993796a6abc319af8, EXAONE at 0531c2226a6a25cd96ccc856f3bda3f0bb4efb5f.
 """
 
 from __future__ import annotations
@@ -59,6 +61,10 @@ SERVED: Mapping[str, Served] = {
     "llama": Served("llama", _GATED, _BOTH),
     "mistral": Served("mistral", _GATED),
     "ministral": Served(TRANSFORMERS, _GATED, _EMBEDDING),
+    "ministral3": Served("mistral", _GATED),
+    # Its modules have the names of EXAONE's own files, and no adapter has those.
+    "exaone": Served("exaone"),
+    "iquestcoder": Served("llama", _GATED, _BOTH),
     "smollm3": Served(TRANSFORMERS, _GATED, _EMBEDDING),
     "qwen2": Served("qwen2", _GATED),
     "qwen3": Served("qwen3", _GATED, _BOTH),
@@ -68,6 +74,12 @@ SERVED: Mapping[str, Served] = {
     "vaultgemma": Served(TRANSFORMERS, _GATED, _EMBEDDING),
     "gemma3": Served("gemma3_mm", _TEXT_PART, renames=_OF_THE_WHOLE),
     "mistral3": Served("mistral3", _TEXT_PART, renames=_OF_THE_WHOLE),
+    "muse_glimmer": Served(
+        "muse_glimmer",
+        (*_GATED, *_within("model.layers", "self_attn.gate_proj")),
+        renames=(("model.language_model.", "model."),),
+    ),
+    "muse_glimmer_text": Served(""),  # without a head, as transformers' class is
     "olmo": Served("olmo", _GATED),
     "olmo2": Served("olmo2", _GATED),
     "olmo3": Served("olmo2", _GATED),
@@ -103,6 +115,19 @@ SERVED: Mapping[str, Served] = {
     "glm4": Served("glm4", _GATED),
     "exaone4": Served("exaone4", _GATED, _BOTH),
     "seed_oss": Served("seed_oss", _GATED),
+    "hunyuan_v1_dense": Served("hunyuan_v1", _GATED),
+    "apertus": Served("apertus", _PLAIN, _BOTH),
+    "lfm2": Served(
+        "lfm2",
+        _within(
+            "model.layers",
+            *_QKV,
+            "self_attn.out_proj",
+            *("conv.in_proj", "conv.out_proj"),
+            *("feed_forward.w1", "feed_forward.w2", "feed_forward.w3"),
+        ),
+        _BOTH,
+    ),
     "arcee": Served("arcee", _PLAIN),
     "helium": Served(TRANSFORMERS, _GATED, _EMBEDDING),
     "ernie4_5": Served("ernie45", _GATED, _BOTH),

@@ -69,12 +69,19 @@ IN_PARTS = (decoding.CHUNK + 33, 2 * decoding.CHUNK + 5, 9)
 
 
 @pytest.mark.parametrize(
-    "name", ["lfm2", "ministral3", "muse_glimmer", "hunyuan_v1_dense", "apertus"]
+    ("name", "std"),
+    [
+        ("lfm2", {}),
+        ("ministral3", {}),
+        ("muse_glimmer", {}),
+        ("hunyuan_v1_dense", {}),
+        ("apertus", {"std": 0.15}),
+    ],
 )
 def test_a_prompt_read_in_parts_is_continued_as_by_transformers(
-    name: str, tiny_model: Callable[..., TinyModel], one_device: Mesh
+    name: str, std: dict[str, float], tiny_model: Callable[..., TinyModel], one_device: Mesh
 ) -> None:
-    model = tiny_model(name)
+    model = tiny_model(name, **std)
     prompts = reference_texts.draw(IN_PARTS, "left", model.spec.vocab_size, seed=4)
     decoder = decoding.Decoder(
         model.network, stop_ids=(model.spec.vocab_size,), mesh=one_device, dtype="float32"
@@ -92,4 +99,4 @@ def test_a_prompt_read_in_parts_is_continued_as_by_transformers(
         pad_token_id=0,
     )
     assert ours == theirs[:, max(IN_PARTS) :].tolist()
-    assert all(len(set(row)) > NEW_TOKENS // 4 for row in ours)
+    assert all(len(set(row)) > NEW_TOKENS // 5 for row in ours)

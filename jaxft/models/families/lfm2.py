@@ -91,8 +91,7 @@ def _adjusted(width: int, reader: ConfigReader) -> int:
     )
     if not reader.get("block_auto_adjust_ff_dim", True):
         return width
-    width = int(2 * width / 3)
-    return width if factor is None else -(-int(factor * width) // multiple) * multiple
+    return -(-int(factor * int(2 * width / 3)) // multiple) * multiple
 
 
 def lfm2_config(spec: ModelSpec) -> dict[str, Any]:
