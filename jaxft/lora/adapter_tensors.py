@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxft.errors import AdapterError, WeightsError
-from jaxft.weights import safetensors, torch_pickle
+from jaxft.weights import finite, safetensors, torch_pickle
 
 FILE = "adapter_model.safetensors"
 _TORCH_FILE = "adapter_model.bin"
@@ -58,7 +58,7 @@ def _check(path: Path, name: str, tensor: np.ndarray) -> None:
             f"{path}: {name} has dtype {tensor.dtype}.",
             "Expected float32, bfloat16 or float16: this is no adapter, or one that was quantised.",
         )
-    if not np.isfinite(np.asarray(tensor, np.float32)).all():
+    if not finite.is_finite(tensor):
         raise AdapterError(
             f"{path}: {name} holds values that are no numbers.",
             "The training that made it went wrong: train again, at a lower learning rate.",

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int32
 
 from jaxft.models.spec import (
     AlphaScaling,
+    DynamicScaling,
     LinearScaling,
     Llama3Scaling,
     LongScaling,
@@ -27,7 +28,7 @@ def frequencies(rope: Rope, *, is_long: bool = False) -> Float[np.ndarray, " hal
     """Return the angle in radians per position of each pair of channels, float32.
 
     Args:
-        rope: The embedding.
+        rope: The embedding; of `DynamicScaling`, in a text that is no longer than the context.
         is_long: Whether the text is longer than `LongScaling.original_max_positions`.
     """
     scaling = rope.scaling
@@ -36,7 +37,7 @@ def frequencies(rope: Rope, *, is_long: bool = False) -> Float[np.ndarray, " hal
         factors = scaling.long_factors if is_long else scaling.short_factors
         return (1.0 / (np.asarray(factors, np.float32) * wavelengths)).astype(np.float32)
     plain = (1.0 / wavelengths).astype(np.float32)
-    if scaling is None or isinstance(scaling, AlphaScaling):
+    if scaling is None or isinstance(scaling, AlphaScaling | DynamicScaling):
         return plain
     if isinstance(scaling, LinearScaling):
         return plain / np.float32(scaling.factor)
@@ -98,9 +99,25 @@ def angles(rope: Rope, positions: Int32[Array, "b t"], segment_ids: Int32[Array,
         is_long = _lengths(positions, segment_ids) > rope.scaling.original_max_positions
         long = jnp.asarray(frequencies(rope, is_long=True))[None, None, :]
         per_position = jnp.where(is_long[..., None], long, per_position)
+    if isinstance(rope.scaling, DynamicScaling):
+        lengths = _lengths(positions, segment_ids)
+        is_longer = lengths > rope.scaling.max_positions
+        grown = _with_larger_base(rope, rope.scaling, lengths)
+        per_position = jnp.where(is_longer[..., None], grown, per_position)
     angle = positions[..., None].astype(jnp.float32) * per_position
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     return (cos, sin) if magnitude == 1.0 else (cos * magnitude, sin * magnitude)
+
+
+def _with_larger_base(
+    rope: Rope, scaling: DynamicScaling, lengths: Int32[Array, "b t"]
+) -> Float[Array, "b t half"]:
+    """Return the frequencies of each token of a text that is longer than the context."""
+    share = lengths.astype(jnp.float32) / scaling.max_positions
+    grown = jnp.maximum(scaling.factor * share - (scaling.factor - 1), 1.0)
+    base = rope.theta * grown ** (rope.rotary_dim / (rope.rotary_dim - 2))
+    exponents = jnp.arange(0, rope.rotary_dim, 2, dtype=jnp.float32) / rope.rotary_dim
+    return 1.0 / base[..., None] ** exponents[None, None, :]
 
 
 def _lengths(

@@ -95,6 +95,22 @@ class AlphaScaling:
 
 
 @dataclasses.dataclass(frozen=True)
+class DynamicScaling:
+    """A larger base for a text longer than the model's context, the larger the longer it is.
+
+    Attributes:
+        factor: How fast the base grows: at 2, a text of twice the context has a base for three
+            times of it.
+        max_positions: The context, in tokens; shorter texts have the base as it is.
+
+    Source: transformers `modeling_rope_utils.py: _compute_dynamic_ntk_parameters`.
+    """
+
+    factor: float
+    max_positions: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Rope:
     """Rotary position embedding: one angle per position and pair of channels.
 
@@ -108,7 +124,15 @@ class Rope:
     theta: float
     rotary_dim: int
     interleaved: bool
-    scaling: LinearScaling | Llama3Scaling | YarnScaling | LongScaling | AlphaScaling | None
+    scaling: (
+        LinearScaling
+        | Llama3Scaling
+        | YarnScaling
+        | LongScaling
+        | AlphaScaling
+        | DynamicScaling
+        | None
+    )
 
 
 @dataclasses.dataclass(frozen=True)

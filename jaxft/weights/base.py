@@ -6,6 +6,7 @@ invariant: what is not said in the model's own files is not assumed.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -29,13 +30,24 @@ _FAST_BF16_ON_CPU = (0, 12)  # the first jax whose bf16 products on a CPU beat i
 def read_spec(source: Source) -> tuple[Family, ModelSpec]:
     """Return the family of a model and its description.
 
+    A head that config.json ties to the embedding, and that the weights have otherwise, is not tied.
+
     Raises:
         UnsupportedModelError: If the architecture, or a feature of it, is not handled.
-        WeightsError: If its config.json is missing or damaged.
+        WeightsError: If its config.json is missing or damaged, or the weights cannot be opened.
+
+    Source: transformers `modeling_utils.py: PreTrainedModel.tie_weights`.
     """
     config = source.config()
     family = families.family_of(config)
-    return family, family.spec_from_config(config)
+    spec = family.spec_from_config(config)
+    if spec.tied_head and load.has_other_head(source.checkpoint(), family):
+        console.warning(
+            f"config.json ties {family.head_name} to the embedding, and the weights have another "
+            "one: it is used as it is there (tie_word_embeddings: false)."
+        )
+        spec = dataclasses.replace(spec, tied_head=False)
+    return family, spec
 
 
 def read_stop_ids(source: Source, tokenizer: Any) -> tuple[int, ...]:

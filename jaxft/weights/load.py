@@ -22,7 +22,7 @@ from jaxft.models.families import quantised
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network, is_adapter_leaf, is_start_leaf
 from jaxft.parallel import rules
-from jaxft.weights import filling, layout, names, quantising
+from jaxft.weights import filling, finite, layout, names, quantising
 from jaxft.weights.checkpoint import Checkpoint
 
 Filling = filling.Filling | quantising.Quantising
@@ -58,7 +58,8 @@ def load_base(
         Every leaf of the network but those of adapters.
 
     Raises:
-        WeightsError: If tensors are missing, unexpected or misshapen, or a file is damaged.
+        WeightsError: If tensors are missing, unexpected or misshapen, one holds what is no number,
+            or a file is damaged.
     """
     checkpoint = names.under_full_names(checkpoint, family)
     table = names.slots(family, network)
@@ -80,7 +81,9 @@ def load_base(
 
     filled = {path: begin(path, leaf) for path, leaf in leaves.items()}
     for name, slots in table.items():
-        progress(_fill(filled, slots, checkpoint.read(name)))
+        tensor = checkpoint.read(name)
+        _check_finite(checkpoint, name, tensor)
+        progress(_fill(filled, slots, tensor))
     return trees.unflatten({path: leaf.finish() for path, leaf in filled.items()})
 
 
@@ -89,6 +92,20 @@ def _fill(filled: Mapping[str, Filling], slots: tuple[names.Slot, ...], tensor: 
     for slot in slots:
         filled[slot.path].write(layout.oriented(layout.cut(tensor, slot), slot), slot.index)
     return tensor.nbytes
+
+
+def _check_finite(checkpoint: Checkpoint, name: str, tensor: np.ndarray) -> None:
+    if finite.is_finite(tensor):
+        return
+    values = np.asarray(tensor, np.float32)
+    wrong = np.argwhere(~np.isfinite(values))
+    first = tuple(map(int, wrong[0]))
+    raise WeightsError(
+        f"{checkpoint.path}: {name} holds values that are no numbers: {values[first]} at "
+        f"{list(first)}, {len(wrong):,} in all.",
+        "Take the weights as they were published. If they were cast to float16, some were too "
+        "large for it: cast to bfloat16.",
+    )
 
 
 def _check(
@@ -143,6 +160,15 @@ def _check_filled(
         )
 
 
+def has_other_head(checkpoint: Checkpoint, family: Family) -> bool:
+    """Return whether a file has a head that is not its embedding, so that they cannot be tied."""
+    checkpoint = names.under_full_names(checkpoint, family)
+    head, embed = f"{family.head_name}.weight", names.embedding_name(family)
+    if not {head, embed} <= checkpoint.infos().keys():
+        return False
+    return not np.array_equal(checkpoint.read(head), checkpoint.read(embed))
+
+
 def _tied_copies(checkpoint: Checkpoint, family: Family, network: Network) -> set[str]:
     """Return the names of redundant copies of a tied head, once they are seen to be copies.
 
@@ -150,10 +176,9 @@ def _tied_copies(checkpoint: Checkpoint, family: Family, network: Network) -> se
         WeightsError: If the head that the file stores is not the embedding it is tied to.
     """
     head, embed = f"{family.head_name}.weight", names.embedding_name(family)
-    infos = checkpoint.infos()
-    if not network.spec.tied_head or head not in infos or embed not in infos:
+    if not network.spec.tied_head or head not in checkpoint.infos():
         return set()
-    if not np.array_equal(checkpoint.read(head), checkpoint.read(embed)):
+    if has_other_head(checkpoint, family):
         raise WeightsError(
             f"{checkpoint.path}: {head} differs from {embed}, though config.json ties them.",
             "Set tie_word_embeddings to false in config.json if the head is meant to differ.",

@@ -151,7 +151,7 @@ def under_full_names(checkpoint: Checkpoint, family: Family) -> Checkpoint:
     """Return a checkpoint under the names of the family's table.
 
     Names of older versions are put right, and those of files that were saved from the model
-    without its head.
+    without its head. Of a tied pair, the name of either serves.
 
     Source: transformers `modeling_utils.py`, `base_model_prefix`; such are the files of
     openai-community/gpt2 ("h.0.attn.c_attn.weight") and old ones of OPT ("decoder.layers...").
@@ -163,6 +163,10 @@ def under_full_names(checkpoint: Checkpoint, family: Family) -> Checkpoint:
             original: name if name.startswith(head) else family.base_prefix + name
             for original, name in names.items()
         }
+    head, embed = f"{family.head_name}.weight", embedding_name(family)
+    if embed not in names.values():
+        # Some files of a model that ties them have the head alone.
+        names = {original: embed if name == head else name for original, name in names.items()}
     if all(original == name for original, name in names.items()):
         return checkpoint
     return Renamed(checkpoint, {name: original for original, name in names.items()})

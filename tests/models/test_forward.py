@@ -13,7 +13,13 @@ import tiny
 from jaxft import tree as trees
 from jaxft.models import forward
 from jaxft.models.network import base_network
-from jaxft.models.spec import LinearScaling, Llama3Scaling, LongScaling, YarnScaling
+from jaxft.models.spec import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongScaling,
+    YarnScaling,
+)
 from jaxft.training import step as steps
 
 MICRO = tiny.micro_batch(3, 37)
@@ -185,6 +191,7 @@ UNKNOWN = {
     "activation": tiny.with_windows([None], activation="gelu"),
     "linear rope": scaled(LinearScaling(2.0)),
     "llama3 rope": scaled(Llama3Scaling(8.0, 1.0, 4.0, 64)),
+    "dynamic rope": scaled(DynamicScaling(3.0, 3)),
     "yarn rope": scaled(YarnScaling(8.0, 32.0, 1.0, 64, is_truncated=True, magnitude=1.0)),
 }
 
@@ -204,11 +211,15 @@ LONG = tiny.with_windows(
     ),
 )
 
+DYNAMIC = tiny.with_windows(
+    [None], rope=dataclasses.replace(tiny.ROPE, scaling=DynamicScaling(3.0, 6))
+)
+
 
 @pytest.mark.parametrize(
     "spec",
-    [tiny.with_windows([None, 3]), tiny.LEARNED, *tiny.SPECS.values(), LONG],
-    ids=["windows", "learned", *tiny.SPECS, "long rope"],
+    [tiny.with_windows([None, 3]), tiny.LEARNED, *tiny.SPECS.values(), LONG, DYNAMIC],
+    ids=["windows", "learned", *tiny.SPECS, "long rope", "dynamic rope"],
 )
 def test_packed_equals_unpacked(spec):
     network = base_network(spec)

@@ -12,6 +12,7 @@ import tiny
 from jaxft.models import rope
 from jaxft.models.spec import (
     AlphaScaling,
+    DynamicScaling,
     LinearScaling,
     Llama3Scaling,
     LongScaling,
@@ -148,3 +149,16 @@ def test_each_text_of_a_row_takes_the_factors_of_its_own_length():
         np.testing.assert_array_equal(ours[:, :4], short[:, :4])
         np.testing.assert_array_equal(ours[:, 4:9], far[:, 4:9])
         assert not np.array_equal(short[:, 4:9], far[:, 4:9])
+
+
+def test_a_dynamic_base_grows_with_each_text_that_is_longer_than_the_context():
+    kind = dataclasses.replace(PLAIN, scaling=DynamicScaling(3.0, 4))
+    # A text of four tokens, one of six, and padding: 3 * 6 / 4 - (3 - 1) = 2.5.
+    grown = dataclasses.replace(PLAIN, theta=PLAIN.theta * 2.5 ** (WIDTH / (WIDTH - 2)))
+    positions = jnp.array([[0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 0]], jnp.int32)
+    segments = jnp.array([[1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 0]], jnp.int32)
+    found, short, far = (rope.angles(each, positions, segments) for each in (kind, PLAIN, grown))
+    for ours, plain, longer in zip(found, short, far, strict=True):
+        np.testing.assert_array_equal(ours[:, :4], plain[:, :4])
+        np.testing.assert_allclose(ours[:, 4:10], longer[:, 4:10], atol=2e-6)
+        assert not np.allclose(plain[:, 4:10], longer[:, 4:10], atol=1e-3)

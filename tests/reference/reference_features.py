@@ -14,7 +14,12 @@ from jaxft.models.spec import (
 )
 
 _POSITIONS = {Alibi: "alibi", Learned: "learned positions", Sinusoidal: "sines"}
-_SCALINGS = {"LinearScaling": "linear", "Llama3Scaling": "llama3", "AlphaScaling": "alpha"}
+_SCALINGS = {
+    "AlphaScaling": "alpha",
+    "DynamicScaling": "dynamic",
+    "LinearScaling": "linear",
+    "Llama3Scaling": "llama3",
+}
 _NAMES = {
     "embed_scale": "embedding scale",
     "embed_norm": "embedding norm",

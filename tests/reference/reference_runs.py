@@ -37,15 +37,16 @@ def torch_forward(model: torch.nn.Module, text: Text) -> torch.Tensor:
     arrays = (text.input_ids, text.attention_mask, text.positions)
     ids, mask, positions = (torch.tensor(array, dtype=torch.int64) for array in arrays)
     rope = getattr(model.config, "rope_parameters", None) or {}
-    if rope.get("rope_type") != "longrope":
+    if rope.get("rope_type") not in ("longrope", "dynamic"):
         inputs = {"attention_mask": mask, "position_ids": positions}
         return model(input_ids=ids, use_cache=False, **inputs).logits
     # It takes one set of factors for the whole batch, by the longest row: a row at a time then.
     rows = zip(ids.split(1), mask.split(1), positions.split(1), strict=True)
-    each = [
-        model(input_ids=row, attention_mask=seen, position_ids=places, use_cache=False).logits
-        for row, seen, places in rows
-    ]
+    each = []
+    for row, seen, places in rows:
+        model(input_ids=row[:, :1], use_cache=False)  # a dynamic rope forgets longer texts by it
+        inputs = {"attention_mask": seen, "position_ids": places}
+        each.append(model(input_ids=row, use_cache=False, **inputs).logits)
     return torch.cat(each)
 
 

@@ -31,6 +31,7 @@ from jaxft.models.spec import (
     AlphaScaling,
     BlockSpec,
     ConvSpec,
+    DynamicScaling,
     Learned,
     LinearScaling,
     Llama3Scaling,
@@ -97,6 +98,7 @@ OTHER_VALUES: dict[str, dict[type, dict[str, Any]]] = {
         QueryScaling: {"beta": 0.2, "length": 20},
     },
     "hunyuan_v1_dense": {AlphaScaling: {"alpha": 5.0}, ModelSpec: {"qk_norm": "head"}},
+    "llama-rope-dynamic": {DynamicScaling: {"factor": 6.0, "max_positions": 30}},
     "gpt2": {
         Learned: {"offset": 2},
         ModelSpec: {"norm_placement": "pre_residual"},

@@ -10,6 +10,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
+import small_models
 import tiny
 
 from jaxft import tree as trees
@@ -35,9 +37,25 @@ def model(tmp_path):
 
 
 def test_the_spec_is_that_of_the_config(model):
-    family, spec = base.read_spec(model())
+    family, spec = base.read_spec(
+        model(config=tiny.SMOLLM2_CONFIG | {"tie_word_embeddings": False})
+    )
     assert family.model_type == "llama"
     assert (spec.model_dim, spec.num_kv_heads, len(spec.blocks)) == (576, 3, 30)
+
+
+@pytest.mark.parametrize("is_apart", [False, True])
+def test_a_head_that_is_tied_and_stored_otherwise_is_used_as_it_is_stored(
+    tmp_path, capsys, is_apart
+):
+    folder = small_models.write(tmp_path / "model", small_models.LLAMA)
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    embedding = tensors["model.embed_tokens.weight"]
+    tensors["lm_head.weight"] = embedding[::-1].copy() if is_apart else embedding.copy()
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    _, spec = base.read_spec(Source("tiny", folder, None, None, "local folder"))
+    assert spec.tied_head is not is_apart
+    assert ("ties lm_head to the embedding" in capsys.readouterr().err) is is_apart
 
 
 def test_an_architecture_that_is_not_handled_is_named(model):

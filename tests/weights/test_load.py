@@ -1,6 +1,7 @@
 """Every tensor is read once into its own place, or the load says what does not fit."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from jaxft import tree as trees
 from jaxft.errors import WeightsError
 from jaxft.models import bind
-from jaxft.models.families import gpt2, llama, opt
+from jaxft.models.families import FAMILIES, gpt2, llama, opt
 from jaxft.models.network import base_network
 from jaxft.parallel import mesh as meshes
 from jaxft.parallel import rules
@@ -278,11 +279,55 @@ def test_many_missing_tensors_are_counted_and_a_few_are_named():
     assert len(raised.value.found) < 600
 
 
-def test_tensors_that_carry_no_weights_are_ignored_by_name():
-    inverse = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(10, np.float32)}
-    source = checkpoint(TIED, **inverse)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.rotary_emb.inv_freq",
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+        "model.layers.0.self_attn.rotary_emb.cos_cached",
+        "model.layers.0.self_attn.rotary_emb.sin_cached",
+        "model.layers.0.self_attn.masked_bias",
+        "model.decoder.version",
+        "model.embed_positions._float_tensor",
+    ],
+)
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
+def test_what_is_computed_anew_is_passed_over_by_its_ending(family, name):
+    assert any(re.fullmatch(each, name) for each in family.ignored)
+    source = checkpoint(TIED, **{name: np.zeros(10, np.float32)})
     loaded(source, TIED)
-    assert not set(inverse) & set(source.reads)
+    assert name not in source.reads
+
+
+def test_what_is_like_a_buffer_and_is_none_is_unexpected():
+    for name in ("model.rotary_emb.inv_freq.weight", "model.layers.0.self_attn.bias"):
+        source = checkpoint(TIED, **{name: np.zeros(10, np.float32)})
+        with pytest.raises(WeightsError, match="1 unexpected"):
+            loaded(source, TIED)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_weight_that_is_no_number_is_said_by_its_name(value, dtype):
+    source = checkpoint(TIED, dtype=dtype)
+    source.tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = value
+    with pytest.raises(WeightsError, match=r"layers\.1\.mlp\.up_proj\.weight.* at \[3, 4\], 1 in"):
+        loaded(source, TIED)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_largest_numbers_are_numbers(dtype):
+    source = checkpoint(TIED, dtype=dtype)
+    largest = ml_dtypes.finfo(dtype).max
+    source.tensors["model.norm.weight"][:] = [largest, -largest] * 32
+    loaded(source, TIED)
+
+
+def test_of_a_tied_pair_the_heads_name_serves():
+    source = checkpoint(TIED)
+    source.tensors["lm_head.weight"] = source.tensors.pop("model.embed_tokens.weight")
+    tree = loaded(source, TIED)
+    np.testing.assert_array_equal(tree["embed"]["kernel"], source.tensors["lm_head.weight"])
 
 
 def test_a_stored_copy_of_a_tied_head_is_dropped():

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader, activation_name, read_activation
-from jaxft.models.families.family import ABSENT, Family
+from jaxft.models.families.family import ABSENT, IGNORED, Family
 from jaxft.models.families.xglm import bart_tensors, read_embed_scale
 from jaxft.models.spec import BlockSpec, Learned, ModelSpec, NormSpec
 
@@ -71,7 +71,7 @@ BIOGPT = Family(
     biogpt_spec,
     biogpt_config,
     TENSORS,
-    (),
+    IGNORED,
     ("q_proj", "v_proj"),
     "output_projection",
     "biogpt.",

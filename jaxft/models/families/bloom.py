@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import ABSENT, Family, linear, norm, plain
+from jaxft.models.families.family import ABSENT, IGNORED, Family, linear, norm, plain
 from jaxft.models.spec import Alibi, BlockSpec, ModelSpec, NormSpec
 
 _LAYER = "transformer.h.{layer}"
@@ -93,7 +93,7 @@ BLOOM = Family(
     bloom_spec,
     bloom_config,
     TENSORS,
-    (),
+    IGNORED,
     ("query_key_value",),
     "lm_head",
     "transformer.",

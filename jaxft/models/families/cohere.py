@@ -18,9 +18,9 @@ from jaxft.models.families.config_reader import (
     read_windows,
     windows_config,
 )
-from jaxft.models.families.family import Family
+from jaxft.models.families.family import IGNORED, Family
 from jaxft.models.families.layer_normed import layer_normed, layer_normed_config
-from jaxft.models.families.llama import IGNORED, TENSORS, read_llama
+from jaxft.models.families.llama import TENSORS, read_llama
 from jaxft.models.spec import BlockSpec, ModelSpec
 
 _DEFAULTS = {"tie_word_embeddings": True}

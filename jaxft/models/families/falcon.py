@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader, activation_name, read_activation
-from jaxft.models.families.family import ABSENT, Family, linear, norm, plain
-from jaxft.models.families.rope_config import read_rope, rope_config
+from jaxft.models.families.family import ABSENT, IGNORED, Family, linear, norm, plain
+from jaxft.models.families.rope_config import context_config, read_rope, rope_config
 from jaxft.models.spec import BlockSpec, ModelSpec, NormSpec
 
 _LAYER = "transformer.h.{layer}"
@@ -32,9 +32,6 @@ TENSORS = (
     *linear("mlp/up", f"{_LAYER}.mlp.dense_h_to_4h"),
     *linear("mlp/down", f"{_LAYER}.mlp.dense_4h_to_h"),
 )
-
-# The angles, stored as weights by old versions.
-_IGNORED = (r"transformer\.h\.\d+\.self_attention\.(maybe_rotary|rotary_emb)\.inv_freq",)
 
 
 def falcon_spec(config: Mapping[str, Any]) -> ModelSpec:
@@ -112,6 +109,7 @@ def falcon_config(spec: ModelSpec) -> dict[str, Any]:
         "activation": activation_name(spec.activation),
         "layer_norm_epsilon": spec.norm.eps,
         "rope_parameters": rope_config(rope, spec.head_dim),
+        **context_config(rope),
         "tie_word_embeddings": spec.tied_head,
     }
 
@@ -121,7 +119,7 @@ FALCON = Family(
     falcon_spec,
     falcon_config,
     TENSORS,
-    _IGNORED,
+    IGNORED,
     ("query_key_value",),
     "lm_head",
     "transformer.",

@@ -23,6 +23,17 @@ ABSENT: dict[str, Any] = {
     "logit_softcap": None,
 }
 
+# Names, by their endings, of what is computed anew and files hold beside the weights: angles of
+# rotary positions, masks, a table of sines, the version of a file. transformers passes over them.
+IGNORED = (
+    r"(.*\.)?\w*inv_freq",
+    r"(.*\.)?(cos|sin)_cached",
+    r"(.*\.)?masked_bias",
+    r"(.*\.)?position_ids",
+    r"(.*\.)?embed_positions\.(weights|_float_tensor)",
+    r"(.*\.)?decoder\.version",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
@@ -117,7 +128,7 @@ class Family:
         spec_from_config: config.json to `ModelSpec`.
         config_from_spec: `ModelSpec` to all that config.json says of the model's numbers.
         tensors: The name table; lines whose leaf a spec does not have do not apply to it.
-        ignored: Regular expressions of tensor names that carry no weights.
+        ignored: Regular expressions of tensor names that carry no weights: `IGNORED`, and more.
         default_targets: What PEFT adapts when `target_modules` is null.
         head_name: Hugging Face's name of the output embedding module.
         base_prefix: What the names of all other modules begin with; files saved from the model

@@ -21,7 +21,7 @@ from jaxft.models.families.config_reader import (
     activation_name,
     read_activation,
 )
-from jaxft.models.families.family import Family, Tensor, norm
+from jaxft.models.families.family import IGNORED, Family, Tensor, norm
 from jaxft.models.families.rope_config import read_ropes, ropes_config
 from jaxft.models.families.windows import read_windows, windows_config
 from jaxft.models.spec import ModelSpec, Rope
@@ -160,7 +160,7 @@ def gemma3_text_config(spec: ModelSpec) -> dict[str, Any]:
 
 
 GEMMA, GEMMA2, GEMMA3_TEXT, VAULTGEMMA = (
-    Family(name, read, write, tensors, llama.IGNORED, ("q_proj", "v_proj"), "lm_head", "model.")
+    Family(name, read, write, tensors, IGNORED, ("q_proj", "v_proj"), "lm_head", "model.")
     for name, read, write, tensors in (
         ("gemma", gemma_spec, gemma_config, llama.TENSORS),
         ("gemma2", gemma2_spec, gemma2_config, gemma_tensors("model")),

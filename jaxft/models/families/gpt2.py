@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader, activation_name, read_activation
-from jaxft.models.families.family import ABSENT, Family, Tensor, linear, norm, plain
+from jaxft.models.families.family import ABSENT, IGNORED, Family, Tensor, linear, norm, plain
 from jaxft.models.spec import BlockSpec, Learned, ModelSpec, NormSpec
 
 _LAYER = "transformer.h.{layer}"
@@ -34,7 +34,7 @@ TENSORS = (
 )
 
 # The causal mask, stored as weights by old versions.
-_IGNORED = (r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",)
+_IGNORED = (*IGNORED, r"transformer\.h\.\d+\.attn\.bias")
 
 
 def gpt2_spec(config: Mapping[str, Any]) -> ModelSpec:

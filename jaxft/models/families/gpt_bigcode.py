@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxft.models.families import gpt2
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import Family, linear, norm, plain
+from jaxft.models.families.family import IGNORED, Family, linear, norm, plain
 from jaxft.models.spec import ModelSpec
 
 _LAYER = "transformer.h.{layer}"
@@ -72,7 +72,7 @@ GPT_BIGCODE = Family(
     gpt_bigcode_spec,
     gpt_bigcode_config,
     TENSORS,
-    (r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",),
+    (*IGNORED, r"transformer\.h\.\d+\.attn\.bias"),
     ("c_attn",),
     "lm_head",
     "transformer.",

@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxft.errors import UnsupportedModelError
 from jaxft.models.families.config_reader import ConfigReader, activation_name, read_activation
-from jaxft.models.families.family import ABSENT, Family, linear, norm, plain
+from jaxft.models.families.family import ABSENT, IGNORED, Family, linear, norm, plain
 from jaxft.models.spec import BlockSpec, Learned, ModelSpec, NormSpec
 
 _LAYER = "transformer.h.{layer}"
@@ -32,7 +32,7 @@ TENSORS = (
 )
 
 # The masks, stored as weights by old versions.
-_IGNORED = (r"transformer\.h\.\d+\.attn\.attention\.(bias|masked_bias)",)
+_IGNORED = (*IGNORED, r"transformer\.h\.\d+\.attn\.attention\.bias")
 _GLOBAL, _LOCAL = "global", "local"
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader, activation_name, read_activation
-from jaxft.models.families.family import ABSENT, Family, linear, norm, plain
-from jaxft.models.families.rope_config import read_rope, rope_config
+from jaxft.models.families.family import ABSENT, IGNORED, Family, linear, norm, plain
+from jaxft.models.families.rope_config import context_config, read_rope, rope_config
 from jaxft.models.spec import BlockSpec, ModelSpec, NormSpec
 
 _LAYER = "gpt_neox.layers.{layer}"
@@ -26,8 +26,8 @@ TENSORS = (
     *linear("mlp/down", f"{_LAYER}.mlp.dense_4h_to_h"),
 )
 
-# The mask and the angles, stored as weights by old versions.
-_IGNORED = (r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",)
+# The mask, stored as weights by old versions.
+_IGNORED = (*IGNORED, r"gpt_neox\.layers\.\d+\.attention\.bias")
 # Files have the head's name before transformers 5, whose own writes it still.
 _RENAMES = ((r"^embed_out\.", "lm_head."),)
 _FILE_NAMES = ((r"^lm_head\.", "embed_out."),)
@@ -77,6 +77,7 @@ def gpt_neox_config(spec: ModelSpec) -> dict[str, Any]:
     assert rope is not None
     share = rope.rotary_dim / spec.head_dim
     return {
+        **context_config(rope),
         "vocab_size": spec.vocab_size,
         "hidden_size": spec.model_dim,
         "intermediate_size": spec.mlp_dim,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader, activation_name, read_activation
-from jaxft.models.families.family import ABSENT, Family, linear, norm, plain
+from jaxft.models.families.family import ABSENT, IGNORED, Family, linear, norm, plain
 from jaxft.models.spec import BlockSpec, ModelSpec, NormSpec, Rope
 
 _LAYER = "transformer.h.{layer}"
@@ -25,8 +25,8 @@ TENSORS = (
     *linear("mlp/down", f"{_LAYER}.mlp.fc_out"),
 )
 
-# The mask and the angles, stored as weights by old versions.
-_IGNORED = (r"transformer\.h\.\d+\.attn\.(bias|masked_bias|embed_positions)",)
+# The mask and the table of angles, stored as weights by old versions.
+_IGNORED = (*IGNORED, r"transformer\.h\.\d+\.attn\.(bias|embed_positions)")
 _THETA = 10_000.0  # the config has no field for it
 
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import Family, linear, replaced
-from jaxft.models.families.llama import IGNORED, TENSORS, llama_config, read_llama
+from jaxft.models.families.family import IGNORED, Family, linear, replaced
+from jaxft.models.families.llama import TENSORS, llama_config, read_llama
 from jaxft.models.spec import ModelSpec, NormSpec
 
 _TARGETS = ("q_proj", "v_proj")

@@ -9,8 +9,8 @@ from typing import Any
 
 from jaxft.errors import UnsupportedModelError
 from jaxft.models.families.config_reader import FULL, ConfigReader
-from jaxft.models.families.family import Family, linear, norm, plain, replaced
-from jaxft.models.families.llama import IGNORED, TENSORS, llama_config, read_llama
+from jaxft.models.families.family import IGNORED, Family, linear, norm, plain, replaced
+from jaxft.models.families.llama import TENSORS, llama_config, read_llama
 from jaxft.models.spec import ConvSpec, ModelSpec
 
 _CONV = "conv"

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader, activation_name, read_activation
-from jaxft.models.families.family import ABSENT, Family, Tensor, linear, norm, plain
-from jaxft.models.families.rope_config import read_rope, rope_config
+from jaxft.models.families.family import ABSENT, IGNORED, Family, Tensor, linear, norm, plain
+from jaxft.models.families.rope_config import context_config, read_rope, rope_config
 from jaxft.models.spec import BlockSpec, ModelSpec, NormSpec, Rope
 
 
@@ -38,8 +38,6 @@ def llama_tensors(base: str) -> tuple[Tensor, ...]:
 
 
 TENSORS = llama_tensors("model")
-# Angles that old versions stored as weights.
-IGNORED = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
 
 
 def read_llama(
@@ -108,7 +106,9 @@ def read_head_dim(config: ConfigReader) -> int:
 def llama_config(spec: ModelSpec) -> dict[str, Any]:
     """Return what the config.json of Llama and its likes says of `spec`."""
     ropes = [block.rope for block in spec.blocks if block.rope is not None]
-    rope = {"rope_parameters": rope_config(ropes[0], spec.head_dim)} if ropes else {}
+    rope = {}
+    if ropes:
+        rope = {"rope_parameters": rope_config(ropes[0], spec.head_dim)} | context_config(ropes[0])
     return rope | {
         "vocab_size": spec.vocab_size,
         "hidden_size": spec.model_dim,

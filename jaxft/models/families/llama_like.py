@@ -19,8 +19,8 @@ from jaxft.models.families.config_reader import (
     read_windows,
     windows_config,
 )
-from jaxft.models.families.family import Family, norm
-from jaxft.models.families.llama import IGNORED, TENSORS, biased_config, llama_config, read_llama
+from jaxft.models.families.family import IGNORED, Family, norm
+from jaxft.models.families.llama import TENSORS, biased_config, llama_config, read_llama
 from jaxft.models.spec import BlockSpec, ModelSpec
 
 _TARGETS = ("q_proj", "v_proj")

@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxft.models.families import llama
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import Family
+from jaxft.models.families.family import IGNORED, Family
 from jaxft.models.spec import ModelSpec
 
 _TARGETS = ("q_proj", "v_proj")
@@ -70,7 +70,7 @@ EXAONE = Family(
     exaone_spec,
     llama.biased_config,
     llama.TENSORS,
-    llama.IGNORED,
+    IGNORED,
     _TARGETS,
     "lm_head",
     "model.",
@@ -82,7 +82,7 @@ IQUESTCODER = Family(
     iquestcoder_spec,
     llama.biased_config,
     llama.TENSORS,
-    llama.IGNORED,
+    IGNORED,
     _TARGETS,
     "lm_head",
     "model.",

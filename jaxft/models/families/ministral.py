@@ -14,7 +14,7 @@ from typing import Any
 from jaxft.errors import UnsupportedModelError
 from jaxft.models.families import llama
 from jaxft.models.families.config_reader import FULL, SLIDING, ConfigReader
-from jaxft.models.families.family import Family
+from jaxft.models.families.family import IGNORED, Family
 from jaxft.models.families.windows import read_windows, windows_config
 from jaxft.models.spec import ModelSpec, QueryScaling
 
@@ -41,7 +41,7 @@ MINISTRAL = Family(
     ministral_spec,
     ministral_config,
     llama.TENSORS,
-    llama.IGNORED,
+    IGNORED,
     ("q_proj", "v_proj"),
     "lm_head",
     "model.",
@@ -104,7 +104,7 @@ MINISTRAL3 = Family(
     ministral3_spec,
     ministral3_config,
     llama.TENSORS,
-    llama.IGNORED,
+    IGNORED,
     ("q_proj", "v_proj"),
     "lm_head",
     "model.",

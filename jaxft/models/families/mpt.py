@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import ABSENT, Family, linear, norm, plain
+from jaxft.models.families.family import ABSENT, IGNORED, Family, linear, norm, plain
 from jaxft.models.spec import Alibi, BlockSpec, ModelSpec, NormSpec
 
 _LAYER = "transformer.blocks.{layer}"
@@ -100,4 +100,4 @@ def mpt_config(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-MPT = Family("mpt", mpt_spec, mpt_config, TENSORS, (), ("Wqkv",), "lm_head", "transformer.")
+MPT = Family("mpt", mpt_spec, mpt_config, TENSORS, IGNORED, ("Wqkv",), "lm_head", "transformer.")

@@ -16,7 +16,7 @@ from typing import Any
 from jaxft.errors import UnsupportedModelError
 from jaxft.models.families import gemma, llama, ministral, muse_glimmer
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import Family, Tensor
+from jaxft.models.families.family import IGNORED, Family, Tensor
 from jaxft.models.spec import ModelSpec
 
 _BASE = "model.language_model"
@@ -24,7 +24,8 @@ _RENAMES = (
     (r"language_model\.lm_head\.(.*)", r"lm_head.\1"),
     (r"language_model\.model\.(.*)", rf"{_BASE}.\1"),
 )
-_IGNORED = (r"(model\.)?(vision_tower|multi_modal_projector|vision_adapter|vision_projection)\..*",)
+_SEEING = r"(model\.)?(vision_tower|multi_modal_projector|vision_adapter|vision_projection)\..*"
+_IGNORED = (*IGNORED, _SEEING)
 # What config.json says of images.
 _UNUSED = (
     "boi_token_index",
@@ -76,7 +77,8 @@ def text_part(family: Family, config: Mapping[str, Any]) -> tuple[Family, dict[s
             f"Handled in a model of type {family.model_type}: {', '.join(by_name)}.",
         )
     said = {key: config[key] for key in _OF_THE_WHOLE if config.get(key) is not None}
-    whole = _MEANT.get(family.model_type, {}) | said
+    # Tied by default, whatever the text part says.
+    whole = {"tie_word_embeddings": True} | _MEANT.get(family.model_type, {}) | said
     own = {"architectures": [_CLASSES[named]], "model_type": named}
     return by_name[named], text | whole | own
 

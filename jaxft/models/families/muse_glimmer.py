@@ -14,7 +14,7 @@ from typing import Any
 from jaxft.errors import UnsupportedModelError
 from jaxft.models.families import gemma, llama
 from jaxft.models.families.config_reader import FULL, SLIDING, ConfigReader
-from jaxft.models.families.family import Family, Tensor, linear
+from jaxft.models.families.family import IGNORED, Family, Tensor, linear
 from jaxft.models.families.windows import read_windows, windows_config
 from jaxft.models.spec import BlockSpec, ConvSpec, ModelSpec, NormSpec
 
@@ -128,7 +128,7 @@ MUSE_GLIMMER_TEXT = Family(
     muse_spec,
     muse_config,
     muse_tensors("model"),
-    llama.IGNORED,
+    IGNORED,
     ("q_proj", "v_proj"),
     "lm_head",
     "model.",

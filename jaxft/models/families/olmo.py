@@ -14,7 +14,7 @@ from typing import Any
 
 from jaxft.models.families import llama
 from jaxft.models.families.config_reader import FULL, SLIDING, ConfigReader
-from jaxft.models.families.family import Family, norm
+from jaxft.models.families.family import IGNORED, Family, norm
 from jaxft.models.families.rope_config import read_ropes, ropes_config
 from jaxft.models.families.windows import read_windows, windows_config
 from jaxft.models.spec import ModelSpec, NormSpec
@@ -89,7 +89,7 @@ def olmo3_config(spec: ModelSpec) -> dict[str, Any]:
 
 
 OLMO, OLMO2, OLMO3 = (
-    Family(name, read, write, tensors, llama.IGNORED, ("q_proj", "v_proj"), "lm_head", "model.")
+    Family(name, read, write, tensors, IGNORED, ("q_proj", "v_proj"), "lm_head", "model.")
     for name, read, write, tensors in (
         ("olmo", olmo_spec, olmo_config, llama.TENSORS),
         ("olmo2", olmo2_spec, olmo2_config, _OUTPUT_NORM_TENSORS),

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader, activation_name, read_activation
-from jaxft.models.families.family import ABSENT, Family, linear, norm, plain
+from jaxft.models.families.family import ABSENT, IGNORED, Family, linear, norm, plain
 from jaxft.models.spec import BlockSpec, Learned, ModelSpec, NormSpec
 
 _MODEL = "model.decoder"
@@ -91,4 +91,6 @@ def opt_config(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-OPT = Family("opt", opt_spec, opt_config, TENSORS, (), ("q_proj", "v_proj"), "lm_head", "model.")
+OPT = Family(
+    "opt", opt_spec, opt_config, TENSORS, IGNORED, ("q_proj", "v_proj"), "lm_head", "model."
+)

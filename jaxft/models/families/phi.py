@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader, read_activation
-from jaxft.models.families.family import Family, linear, norm, plain
-from jaxft.models.families.llama import IGNORED, llama_config, read_llama
+from jaxft.models.families.family import IGNORED, Family, linear, norm, plain
+from jaxft.models.families.llama import llama_config, read_llama
 from jaxft.models.spec import ModelSpec, NormSpec
 
 _LAYER = "model.layers.{layer}"

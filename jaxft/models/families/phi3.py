@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import Family, linear, replaced
-from jaxft.models.families.llama import IGNORED, llama_config, llama_tensors, read_llama
+from jaxft.models.families.family import IGNORED, Family, linear, replaced
+from jaxft.models.families.llama import llama_config, llama_tensors, read_llama
 from jaxft.models.spec import LongScaling, ModelSpec
 
 _LAYER = "model.layers.{layer}"

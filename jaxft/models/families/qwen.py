@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxft.models.families import llama
 from jaxft.models.families.config_reader import FULL, SLIDING, ConfigReader
-from jaxft.models.families.family import Family
+from jaxft.models.families.family import IGNORED, Family
 from jaxft.models.families.windows import read_windows, windows_config
 from jaxft.models.spec import ModelSpec
 
@@ -67,7 +67,7 @@ QWEN2, QWEN3 = (
         read,
         write,
         llama.TENSORS,
-        llama.IGNORED,
+        IGNORED,
         ("q_proj", "v_proj"),
         "lm_head",
         "model.",

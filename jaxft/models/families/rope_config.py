@@ -12,6 +12,7 @@ from jaxft.errors import UnsupportedModelError
 from jaxft.models.families.config_reader import FULL, SLIDING, ConfigReader
 from jaxft.models.spec import (
     AlphaScaling,
+    DynamicScaling,
     LinearScaling,
     Llama3Scaling,
     LongScaling,
@@ -20,7 +21,8 @@ from jaxft.models.spec import (
     YarnScaling,
 )
 
-_KINDS = ("default", "linear", "llama3", "yarn", "longrope")
+_KINDS = ("default", "linear", "llama3", "yarn", "longrope", "dynamic")
+_Kind = LinearScaling | Llama3Scaling | YarnScaling | LongScaling | DynamicScaling | None
 
 
 def read_rope(
@@ -129,7 +131,7 @@ class _Scaling:
     def __init__(self, kind: str, found: Mapping[str, Any], config: ConfigReader) -> None:
         self._kind, self._found, self._config = kind, found, config
 
-    def read(self) -> LinearScaling | Llama3Scaling | YarnScaling | LongScaling | None:
+    def read(self) -> _Kind:
         if self._kind == "default":
             return None
         if self._kind == "linear":
@@ -137,6 +139,9 @@ class _Scaling:
         if self._kind == "llama3":
             low, high = (self._number(f"{end}_freq_factor") for end in ("low", "high"))
             return Llama3Scaling(self._number("factor"), low, high, self._original_length())
+        if self._kind == "dynamic":
+            context = self._config.get("max_position_embeddings")
+            return DynamicScaling(self._number("factor"), context)
         return self._yarn() if self._kind == "yarn" else self._long()
 
     def _yarn(self) -> YarnScaling:
@@ -229,7 +234,17 @@ def rope_config(rope: Rope, head_dim: int) -> dict[str, Any]:
     elif isinstance(scaling, AlphaScaling):
         # Without a factor transformers warns; it reads none.
         written |= {"rope_type": "dynamic", "alpha": scaling.alpha, "factor": 1.0}
+    elif isinstance(scaling, DynamicScaling):
+        written |= {"rope_type": "dynamic", "factor": scaling.factor}
     return written
+
+
+def context_config(rope: Rope) -> dict[str, Any]:
+    """Return what config.json says outside of `rope_parameters` and a rotary embedding needs."""
+    scaling = rope.scaling
+    if isinstance(scaling, DynamicScaling):
+        return {"max_position_embeddings": scaling.max_positions}
+    return {}
 
 
 def ropes_config(spec: ModelSpec) -> dict[str, Any]:

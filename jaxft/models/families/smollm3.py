@@ -10,7 +10,7 @@ from typing import Any
 from jaxft.errors import UnsupportedModelError
 from jaxft.models.families import llama
 from jaxft.models.families.config_reader import FULL, SLIDING, ConfigReader
-from jaxft.models.families.family import Family
+from jaxft.models.families.family import IGNORED, Family
 from jaxft.models.families.windows import read_windows, windows_config
 from jaxft.models.spec import BlockSpec, ModelSpec
 
@@ -77,7 +77,7 @@ SMOLLM3 = Family(
     smollm3_spec,
     smollm3_config,
     llama.TENSORS,
-    llama.IGNORED,
+    IGNORED,
     ("q_proj", "v_proj"),
     "lm_head",
     "model.",

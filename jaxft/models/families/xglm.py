@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader, activation_name, read_activation
-from jaxft.models.families.family import ABSENT, Family, Tensor, linear, norm, plain
+from jaxft.models.families.family import ABSENT, IGNORED, Family, Tensor, linear, norm, plain
 from jaxft.models.spec import BlockSpec, ModelSpec, NormSpec, Sinusoidal
 
 
@@ -39,8 +39,6 @@ def bart_tensors(base: str, final_norm: str, head: str) -> tuple[Tensor, ...]:
 
 TENSORS = bart_tensors("model", "layer_norm", "lm_head")
 
-# Sines and cosines, stored as weights by old versions.
-_IGNORED = (r"model\.embed_positions\.(weights|_float_tensor)",)
 _NORM_EPS = 1e-5  # torch's default; the config has no field for it
 _OFFSET = 2  # rows of the table of positions that are for padding
 
@@ -96,5 +94,5 @@ def xglm_config(spec: ModelSpec) -> dict[str, Any]:
 
 
 XGLM = Family(
-    "xglm", xglm_spec, xglm_config, TENSORS, _IGNORED, ("q_proj", "v_proj"), "lm_head", "model."
+    "xglm", xglm_spec, xglm_config, TENSORS, IGNORED, ("q_proj", "v_proj"), "lm_head", "model."
 )

@@ -89,7 +89,7 @@ def test_rope_is_read_in_the_old_and_the_new_spelling(changes, rope):
     [
         ({"per_layer_config": {"0": {}}}, "per_layer_config"),
         ({"hidden_act": "tanhshrink"}, "'tanhshrink'"),
-        ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "'dynamic'"),
+        ({"rope_scaling": {"rope_type": "proportional", "factor": 4.0}}, "'proportional'"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "without low_freq_factor"),
         ({"sliding_window": 128}, "sliding_window"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import transformers
 
-from cases.shapes import GROUPED, LINEAR, LLAMA3, LONG, WINDOW, YARN, Cases, Common
+from cases.shapes import (
+    CONTEXT,
+    DYNAMIC,
+    GROUPED,
+    LINEAR,
+    LLAMA3,
+    LONG,
+    WINDOW,
+    YARN,
+    Cases,
+    Common,
+)
 
 LLAMA, MISTRAL = transformers.LlamaConfig, transformers.MistralConfig
 MINISTRAL, SMOLLM3 = transformers.MinistralConfig, transformers.SmolLM3Config
@@ -31,6 +42,10 @@ CASES: Cases = {
     "llama-rope-llama3": (LLAMA, {"rope_parameters": LLAMA3}),
     "llama-rope-yarn": (LLAMA, {"rope_parameters": YARN}),
     "llama-rope-long": (LLAMA, {"rope_parameters": LONG}),
+    "llama-rope-dynamic": (
+        LLAMA,
+        {"rope_parameters": DYNAMIC, "max_position_embeddings": CONTEXT},
+    ),
     "mistral-window": (MISTRAL, {"sliding_window": WINDOW, "head_dim": 16}),
     "mistral-no-window": (MISTRAL, {"sliding_window": None, "head_dim": 16}),
     "ministral": (

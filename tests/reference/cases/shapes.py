@@ -44,6 +44,9 @@ YARN = {
     "original_max_position_embeddings": 64,
     "truncate": False,
 }
+# One of the rows drawn is longer than the context, `max_position_embeddings`, that goes with it.
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 3.0}
+CONTEXT = 44
 # Two of the rows drawn are longer than the length that the model began with, two are not.
 LONG = {
     "rope_type": "longrope",
