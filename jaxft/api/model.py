@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from jaxft import config as configs
 from jaxft import console
 from jaxft import tree as trees
+from jaxft.api import resizing
 from jaxft.errors import ConfigError, DataError
 from jaxft.generation.decoding import Decoder
 from jaxft.generation.sampling import Sampling
@@ -80,6 +81,23 @@ class CausalLM:
     def config(self) -> dict[str, Any]:
         """What config.json says."""
         return self.source.config()
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> None:
+        """Give embedding and head another number of rows, as after `tokenizer.add_tokens(...)`.
+
+        Raises:
+            ConfigError: If the model was tuned already, or the numbers are out of range.
+        """
+        rows = resizing.num_rows(self, new_num_tokens, pad_to_multiple_of, mean_resizing)
+        if rows != self.network.spec.vocab_size:
+            self.source = resizing.resized(self, rows)
+            self.network, self._tree = base_network(base.read_spec(self.source)[1]), None
+            self.__dict__.pop("_logits", None)
 
     def tree(self, mesh: Mesh | None = None) -> trees.Tree:
         """Return all leaves, read on first use and moved if they lie on another mesh.

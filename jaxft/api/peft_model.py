@@ -64,6 +64,9 @@ class PeftModel(CausalLM):
         content, tensors = peft_format.read_adapter(origin)
         lora = peft_format.read_lora_config(content, origin)
         tuned.note_other_base(content, model.source, origin)
+        found = tuned.as_trained_beside(model.source, lora, tensors, origin)
+        if found is not model.source:
+            model = CausalLM(found, None, model.dtype, model.quantization)
         tuned.network_of(lora, tensors, model.family, model.network.spec, origin)
         self = cls(model, lora, None, is_trainable=is_trainable)
         self._start = peft_format.from_tensors(tensors, self.family, self.network, origin)

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxft import config as configs
 from jaxft import tree as trees
-from jaxft.api import asked, loss
+from jaxft.api import asked, loss, resizing
 from jaxft.api import callbacks as told
 from jaxft.api.callbacks import TrainerCallback, TrainerControl, TrainerState
 from jaxft.api.loss import ComputeLoss
@@ -282,6 +282,8 @@ class Trainer:
         elif self.eval_dataset is not None:
             held_out = rows_of(self.eval_dataset, "eval_dataset")
         tokenizer = self.processing_class
+        if tokenizer is not None:
+            resizing.with_tokenizer(model, tokenizer)
         given = [rows] if held_out is None else [rows, held_out]
         if tokenizer is None and any(
             not isinstance(row, Tokenized) for source in given for row in source

@@ -41,6 +41,10 @@ class ModelConfig(Section):
     calibration_tokens: Annotated[int, Field(ge=0)] = 16_384
     """On how many tokens of the training rows 4-bit matrices are made to give what the original
     ones do; 0 rounds each weight to the nearest code."""
+    new_tokens: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
+    """Tokens to add to the tokenizer, such as `["<tool>", "</tool>"]`, each with a row of its own
+    in embedding and head. Their rows have to be trained, by `lora.trainable_token_indices` or
+    `lora.modules_to_save`."""
 
     @property
     def is_in_four_bits(self) -> bool:

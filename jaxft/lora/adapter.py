@@ -8,17 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxft import console
 from jaxft import tree as trees
 from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError
-from jaxft.lora import conversion, mask, peft_format, starts, tuned, verify
+from jaxft.lora import conversion, mask, peft_format, starts, tables, tuned, verify
 from jaxft.lora.tuned import Tuned
 from jaxft.lora.verify import Rows
 from jaxft.parallel import rules
-from jaxft.weights import save
+from jaxft.weights import companions, save, vocabulary
 from jaxft.weights.source import Source
 
 # Of the largest logit. The arrays are the same, so this is the program's noise; what began with the
@@ -59,6 +60,8 @@ def write_adapter(
     content, tensors = conversion.to_peft(
         lora, family, network, model.tree, base_model=base.name, revision=base.revision
     )
+    beside = tables.to_write(base, family, network)
+    stored = vocabulary.stored_rows(base)
     _, frozen = trees.partition(model.tree, mask.trainable_mask(network, model.tree))
     has_start = bool(starts.of(frozen))
     tolerance = _TOLERANCE_WITH_START if has_start else _TOLERANCE
@@ -72,6 +75,10 @@ def write_adapter(
             # As a reader would have it who knows nothing but the folder and the base.
             described = peft_format.read_lora_config(config, written)
             theirs = tuned.network_of(described, again, family, network.spec, written)
+            _check_tables(folder, beside, again)
+            num_rows = tables.num_rows(again, described, family, stored)
+            if num_rows != network.spec.vocab_size:
+                raise _not_as_written(folder, f"by its shapes its base has {num_rows} tokens")
             # In the groups of the live network, whose frozen leaves it shares.
             theirs = theirs.grouped_as(network)
             leaves = peft_format.from_tensors(again, family, theirs, written)
@@ -89,10 +96,18 @@ def write_adapter(
         record = verify.report(what, rows, found, dtype=dtype, tolerance=tolerance)
         verify.write(written, record)
         console.note(f"The adapter, read back, gives {verify.in_words(record)}.")
+        if isinstance(base, vocabulary.Resized) and base.own_tokenizer is not None:
+            companions.save_tokenizer(model.chat_format.apply(base.tokenizer()), written)
         model.chat_format.write(written)
         return {"Verified": f"read back, it gives {verify.in_words(record)}"}
 
-    peft_format.save_adapter(folder, tensors, content, check, facts)
+    peft_format.save_adapter(folder, tensors, content, check, facts, beside)
+
+
+def _check_tables(folder: Path, beside: tables.Beside, again: Mapping[str, np.ndarray]) -> None:
+    for name, table in beside.tensors.items():
+        if not np.array_equal(table, again[name]):
+            raise _not_as_written(folder, f"{name} is another")
 
 
 def _not_as_written(folder: Path, found: str) -> AdapterError:

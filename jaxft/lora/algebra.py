@@ -103,7 +103,7 @@ def parse(
                 f"{origin}: {name} is of a kind of adapter that is not supported.",
                 "Adapters on linear modules are.",
             )
-        elif not name.endswith(_FROZEN):
+        elif not name.endswith(_FROZEN) or ".token_adapter." in name:
             whole[name] = values
     updates = {module: _update(module, each, lora, origin) for module, each in parts.items()}
     magnitudes = {

@@ -22,7 +22,10 @@ FILE = "README.md"
 
 
 def model_card(
-    content: Mapping[str, Any], tensors: Mapping[str, np.ndarray], facts: Mapping[str, str]
+    content: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    facts: Mapping[str, str],
+    resized_to: int | None = None,
 ) -> str:
     """Return the text of a card.
 
@@ -30,6 +33,7 @@ def model_card(
         content: Of adapter_config.json.
         tensors: The adapter's, by name.
         facts: What else is known of it, such as its steps and its held-out loss, by label.
+        resized_to: To how many rows of tokens its base has to be resized first, if to any.
     """
     name = content.get("base_model_name_or_path") or ""
     is_linked = _is_on_hub(name)
@@ -59,6 +63,7 @@ def model_card(
             "from transformers import AutoModelForCausalLM",
             "",
             f'model = AutoModelForCausalLM.from_pretrained("{shown}")',
+            *([] if resized_to is None else [f"model.resize_token_embeddings({resized_to})"]),
             "model = PeftModel.from_pretrained(model, adapter)",
             "```",
             "",

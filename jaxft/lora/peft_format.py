@@ -22,7 +22,7 @@ import safetensors.numpy
 from jaxft import tree as trees
 from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError, nearest
-from jaxft.lora import adapter_tensors, card, targets, tying
+from jaxft.lora import adapter_tensors, card, tables, targets, tying
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network
 from jaxft.models.spec import ModelSpec
@@ -118,11 +118,8 @@ def from_tensors(
         AdapterError: If tensors are missing, unexpected or misshapen; `origin` is named.
     """
     places = _places(family, network)
-    # Beside an adapter on the head or the embedding, PEFT stores them as they are, frozen.
-    frozen = {
-        f"{_PREFIX}{module}.base_layer.weight"
-        for module in (family.head_name, tying.embedding_module(family))
-    }
+    # Embedding and head, frozen: `tuned.as_trained_beside` puts them in the base's place.
+    frozen = tables.frozen_names(family).keys() - places.keys()
     tensors = {name: tensor for name, tensor in tensors.items() if name not in frozen}
     wrong = sorted(places.keys() ^ tensors.keys())
     if wrong:
@@ -163,6 +160,7 @@ def save_adapter(
     config: Mapping[str, Any],
     verify: Callable[[Path], Mapping[str, str]] = lambda _: {},
     facts: Mapping[str, str] | None = None,
+    beside: tables.Beside = tables.NOTHING,
 ) -> None:
     """Write an adapter folder, replacing one that is there only once the new one is complete.
 
@@ -173,6 +171,7 @@ def save_adapter(
         verify: Given the new folder before it takes its place, to look at it, to add files and to
             return what the card says of it, by label; if it raises, all is as before.
         facts: What its model card says beside what the config says, by label.
+        beside: What of its base is in the file too.
 
     Raises:
         WeightsError: If the folder holds something that is no adapter.
@@ -185,8 +184,9 @@ def save_adapter(
         # Not sorted: of the patterns of ranks and alphas the first that matches counts.
         text = json.dumps(config, indent=2)
         (new / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
-        safetensors.numpy.save_file(dict(tensors), new / TENSOR_FILE, metadata={"format": "pt"})
-        text = card.model_card(config, tensors, {**(facts or {}), **verify(new)})
+        every = {**tensors, **beside.tensors}
+        safetensors.numpy.save_file(every, new / TENSOR_FILE, metadata={"format": "pt"})
+        text = card.model_card(config, tensors, {**(facts or {}), **verify(new)}, beside.rows)
         (new / card.FILE).write_text(text, encoding="utf-8")
         save.put_in_place(new, folder)
 
@@ -288,6 +288,11 @@ _DESCRIPTIVE = frozenset(
         "auto_mapping",
     ]
 )
+
+
+def trained_names(family: Family, network: Network) -> frozenset[str]:
+    """Return the names of all tensors that PEFT's file has for what the network trains."""
+    return frozenset(_places(family, network))
 
 
 def _places(family: Family, network: Network) -> dict[str, tuple[names.Slot, ...]]:

@@ -59,8 +59,11 @@ def fingerprint(plan: Plan) -> dict[str, Any]:
     """
     model = plan.config.model
     train = plan.config.train.model_dump(mode="json", exclude=set(_NOT_NUMERIC))
+    # Only where there are any: runs of before there could be are the same without them.
+    added = {"new_tokens": model.new_tokens} if model.new_tokens else {}
     return {
         "model": [plan.source.name, plan.source.revision],
+        **added,
         "weights": _weights(plan),
         "dtype": plan.dtype,
         "quantization": model.quantization,

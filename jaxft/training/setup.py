@@ -18,7 +18,7 @@ from jaxft.config import LoraConfig, RunConfig
 from jaxft.data.batches.batch import Batches
 from jaxft.data.batches.loader import PlannedBatches
 from jaxft.errors import ConfigError
-from jaxft.lora import eva, starts, tuning
+from jaxft.lora import eva, starts, tables, tuning
 from jaxft.models import families
 from jaxft.models.families.config_reader import unapplied_dropout
 from jaxft.models.families.family import Family
@@ -27,7 +27,7 @@ from jaxft.parallel import devices
 from jaxft.parallel import mesh as meshes
 from jaxft.training import batching, calibrate, checking, reading
 from jaxft.training.reading import Data
-from jaxft.weights import base, source
+from jaxft.weights import base, source, vocabulary
 from jaxft.weights.quantising import Plans
 from jaxft.weights.source import Source
 
@@ -89,8 +89,10 @@ def make_plan(config: RunConfig) -> Plan:
     rows = reading.open_recipe(config.data)
     found = source.resolve(config.model.path, config.model.revision, console.note)
     console.note(f"Base model: {found.name} ({found.origin})")
+    found = vocabulary.with_new_tokens(found, config.model.new_tokens, console.note)
     family, spec = base.read_spec(found)
     network = tuning.tuned_network(config.tuning, config.lora, family, spec)
+    tables.refuse_untrained(found, family, network, config.tuning.method)
     dtype = base.resolve_dtype(config.model.dtype)
     return plan_rows(config, found, family, network, found.tokenizer(), mesh, dtype, rows)
 
@@ -118,6 +120,7 @@ def plan_rows(
         )
     if left := families.passed_over(family, found.config()):
         console.note(f"Keys of config.json that mean nothing for this model: {', '.join(left)}.")
+    tables.warn_of_untrained(found, family, network, config.tuning.method)
     if dropouts:
         console.note(f"Of the base model, {', '.join(dropouts)} is not applied in training.")
     stop_ids = base.read_stop_ids(found, tokenizer)

@@ -2,8 +2,8 @@
 
 They are copied as they are, so that whatever reads the base model's folder reads what is written
 beside a tuned model too. A tokenizer that one version of transformers writes anew is not always one
-that another version reads, and files that no library writes would be lost. Only a GGUF, whose
-tokenizer is in its metadata, has its tokenizer written.
+that another version reads, and files that no library writes would be lost. A tokenizer is written
+only where there is no file of it: that of a GGUF, and one that tokens were added to.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from jaxft.errors import WeightsError
 from jaxft.weights import tokenizer
 from jaxft.weights.chat_format import ChatFormat
 from jaxft.weights.source import Source
+from jaxft.weights.vocabulary import Resized
 
 CONFIG_FILE = "tokenizer_config.json"
 
@@ -53,24 +54,29 @@ def write(folder: Path, base: Source, chat_format: ChatFormat, note: Callable[[s
     Raises:
         OSError: A file cannot be copied.
     """
+    is_other = isinstance(base, Resized) and base.own_tokenizer is not None
     try:
         if base.gguf is None:
-            _copy(base.folder, folder)
-        else:
-            _save(base.tokenizer(), folder)
+            _copy(base.folder, folder, but=tokenizer.FILES if is_other else ())
+        if base.gguf is not None or is_other:
+            save_tokenizer(base.tokenizer(), folder)
     except WeightsError as error:
         note(f"No tokenizer is written: {error.found}")
     _edit(folder / CONFIG_FILE, chat_format)
     chat_format.write(folder)
 
 
-def _copy(base: Path, folder: Path) -> None:
-    """Copy every companion from a folder to another.
+def _copy(base: Path, folder: Path, *, but: Collection[str]) -> None:
+    """Copy every companion from a folder to another, but for some by name.
 
     Raises:
         WeightsError: There is no vocabulary among them.
     """
-    found = [path for path in base.iterdir() if path.is_file() and _COPIED.fullmatch(path.name)]
+    found = [
+        path
+        for path in base.iterdir()
+        if path.is_file() and _COPIED.fullmatch(path.name) and path.name not in but
+    ]
     for path in (*found, *base.glob(f"{_MORE_TEMPLATES}/*.jinja")):
         target = folder / path.relative_to(base)
         target.parent.mkdir(exist_ok=True)
@@ -90,7 +96,7 @@ def _edit(path: Path, chat_format: ChatFormat) -> None:
         _write_json(path, edited)
 
 
-def _save(fast: Any, folder: Path) -> None:
+def save_tokenizer(fast: Any, folder: Path) -> None:
     """Save a tokenizer so that transformers reads it from 4 on, and not from 5 on alone.
 
     Source: transformers 5 `tokenization_utils_base.py: save_pretrained`, which writes the names

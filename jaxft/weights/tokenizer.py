@@ -53,13 +53,18 @@ def load_folder(folder: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def is_in(folder: Path) -> bool:
+    """Say whether a folder has a file that a tokenizer's tokens are in."""
+    return any((folder / name).exists() for name in _VOCABULARIES)
+
+
 def check_vocabulary(folder: Path) -> None:
     """Refuse a model folder without a file that a tokenizer's tokens are in.
 
     Raises:
         WeightsError: It has none.
     """
-    if not any((folder / name).exists() for name in _VOCABULARIES):
+    if not is_in(folder):
         raise WeightsError(
             f"{folder}: no tokenizer can be loaded from it (it has none of their files).",
             "Expected tokenizer.json and tokenizer_config.json beside the weights.",

@@ -1,0 +1,283 @@
+"""A base model with another vocabulary than its files have: tokens added, and rows made for them.
+
+The change is made where the model is read. A `Resized` source says another `vocab_size` in its
+config.json, its checkpoint has that many rows in the embedding and the head, and its tokenizer has
+the tokens; loading, sharding, quantising, merging and writing see a base that is simply larger. The
+invariant: a row that the files have is theirs, bit for bit.
+
+Source: transformers `modeling_utils.py: PreTrainedModel._get_resized_embeddings`,
+`_init_added_embeddings_weights_with_mean`, `_init_added_lm_head_bias_with_mean`. There a row is
+drawn around the mean of the others, with a variance of 1e-9 times theirs; here it is the mean.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxft.errors import ConfigError, WeightsError
+from jaxft.models import families
+from jaxft.models.families.family import Family
+from jaxft.weights import names
+from jaxft.weights.checkpoint import Checkpoint, TensorInfo
+from jaxft.weights.source import Source
+
+_CHUNK_ROWS = 4096  # of a table, brought to float32 at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Resized(Source):
+    """A model that was found, with another vocabulary than its files have.
+
+    Attributes:
+        rows: Of the embedding and the head, 49,155 where the files have 49,152.
+        stored_rows: How many the files have.
+        new_ids: The tokens that were added, by their numbers; none where it is not known.
+        own_tokenizer: The tokenizer with the added tokens; `None` is the one in the files.
+        tables: Tensors that stand in the place of the files', by Hugging Face's names: an adapter
+            may come with the embedding that it was trained beside.
+    """
+
+    rows: int
+    stored_rows: int
+    new_ids: tuple[int, ...]
+    own_tokenizer: Any
+    tables: Mapping[str, np.ndarray]
+
+    def config(self) -> dict[str, Any]:
+        """Return what config.json says, but for the size of the vocabulary.
+
+        Raises:
+            WeightsError: The file is missing or damaged.
+            UnsupportedModelError: A GGUF that is not handled.
+        """
+        config = super().config()
+        if families.family_of(config).text_families:
+            text = dict(config.get("text_config") or {})
+            return {**config, "text_config": {**text, "vocab_size": self.rows}}
+        return {**config, "vocab_size": self.rows}
+
+    def checkpoint(self) -> Checkpoint:
+        """Open the weights, reading headers only.
+
+        Raises:
+            WeightsError: A file is missing, truncated or damaged.
+            UnsupportedModelError: A GGUF that is not handled.
+        """
+        family = families.family_of(super().config())
+        original = names.under_full_names(super().checkpoint(), family)
+        return ResizedCheckpoint(original, table_names(family), self.rows, self.tables)
+
+    def tokenizer(self) -> Any:
+        """Load the tokenizer, with the added tokens.
+
+        Raises:
+            WeightsError: There is none, or a damaged one.
+            UnsupportedModelError: One that is not handled.
+        """
+        if self.own_tokenizer is None:
+            return super().tokenizer()
+        return copy.deepcopy(self.own_tokenizer)
+
+
+@dataclasses.dataclass(frozen=True)
+class ResizedCheckpoint:
+    """A checkpoint whose tensors of the vocabulary have another number of rows.
+
+    Attributes:
+        original: The checkpoint, under the names of the family's table.
+        resized: The names of the tensors that have a row for each token.
+        rows: How many rows these have here.
+        tables: What stands in the place of some of them, [rows, ...].
+    """
+
+    original: Checkpoint
+    resized: frozenset[str]
+    rows: int
+    tables: Mapping[str, np.ndarray]
+
+    @property
+    def path(self) -> Path:
+        """Return the path of the original."""
+        return self.original.path
+
+    def infos(self) -> dict[str, TensorInfo]:
+        """List the tensors, in the file's order."""
+        return {
+            name: TensorInfo((self.rows, *info.shape[1:]), info.dtype)
+            if name in self.resized
+            else info
+            for name, info in self.original.infos().items()
+        }
+
+    def read(self, name: str) -> np.ndarray:
+        """Read one tensor into memory of its own.
+
+        Raises:
+            WeightsError: The file cannot give it; file and tensor are named.
+        """
+        if name in self.tables:
+            return self.tables[name].astype(self.original.infos()[name].dtype)
+        tensor = self.original.read(name)
+        return with_rows(tensor, self.rows) if name in self.resized else tensor
+
+
+def table_names(family: Family) -> frozenset[str]:
+    """Return the names of the tensors that have a row for each token, in files of a family."""
+    head = family.head_name
+    return frozenset([names.embedding_name(family), f"{head}.weight", f"{head}.bias"])
+
+
+def with_rows(tensor: np.ndarray, rows: int) -> np.ndarray:
+    """Return a table with so many rows: its first ones, and then the mean of all of them.
+
+    Args:
+        tensor: [v, d], or [v] of a head's bias.
+        rows: How many.
+    """
+    if rows <= len(tensor):
+        return tensor[:rows]
+    total = np.zeros(tensor.shape[1:], np.float64)
+    for start in range(0, len(tensor), _CHUNK_ROWS):
+        chunk = tensor[start : start + _CHUNK_ROWS].astype(np.float32)
+        total += chunk.sum(axis=0, dtype=np.float64)
+    grown = np.empty((rows, *tensor.shape[1:]), tensor.dtype)
+    grown[: len(tensor)] = tensor
+    grown[len(tensor) :] = (total / len(tensor)).astype(np.float32).astype(tensor.dtype)
+    return grown
+
+
+def stored_rows(found: Source) -> int:
+    """Return how many rows the embedding has in a model's files.
+
+    Raises:
+        UnsupportedModelError: If the architecture, or a feature of it, is not handled.
+        WeightsError: If its config.json is missing or damaged.
+    """
+    if isinstance(found, Resized):
+        return found.stored_rows
+    config = found.config()
+    return families.family_of(config).spec_from_config(config).vocab_size
+
+
+def resized(
+    found: Source,
+    rows: int,
+    *,
+    new_ids: Sequence[int] = (),
+    own_tokenizer: Any = None,
+    tables: Mapping[str, np.ndarray] | None = None,
+) -> Resized:
+    """Return a model with so many rows in its embedding and head.
+
+    Args:
+        found: The model; what it was resized to before does not count.
+        rows: How many.
+        new_ids: See `Resized`.
+        own_tokenizer: See `Resized`.
+        tables: See `Resized`.
+    """
+    return Resized(
+        name=found.name,
+        folder=found.folder,
+        gguf=found.gguf,
+        revision=found.revision,
+        origin=found.origin,
+        rows=rows,
+        stored_rows=stored_rows(found),
+        new_ids=tuple(new_ids),
+        own_tokenizer=own_tokenizer,
+        tables=tables or {},
+    )
+
+
+def with_new_tokens(found: Source, tokens: Sequence[str], note: Callable[[str], None]) -> Source:
+    """Return a model whose tokenizer has these tokens too, and whose embedding has rows for all.
+
+    A row that the embedding has beyond the tokenizer's tokens is taken before one is made.
+
+    Args:
+        found: The model.
+        tokens: Their texts, such as `["<tool>", "</tool>"]`; without any it stays as it is.
+        note: Called with what became of them.
+
+    Raises:
+        ConfigError: If the tokenizer does not take one.
+        WeightsError: If there is no tokenizer, or a damaged one.
+    """
+    if not tokens:
+        return found
+    tokenizer, rows = found.tokenizer(), stored_rows(found)
+    known, wanted = tokenizer.get_vocab(), list(dict.fromkeys(tokens))
+    tokenizer.add_tokens(wanted)
+    now = tokenizer.get_vocab()
+    if lost := [token for token in wanted if token not in now]:
+        raise ConfigError(
+            f"model.new_tokens has {lost[0]!r}, which the model's tokenizer does not take.",
+            "Give texts of visible characters, such as '<tool>'.",
+        )
+    added = {token: now[token] for token in wanted if token not in known}
+    # The tokenizer may have had tokens already that the embedding has no row for.
+    beyond = {token: now[token] for token in wanted if now[token] >= rows}
+    new = added | beyond
+    needed = max(now.values()) + 1
+    for line in _told(wanted, now, new, rows, needed, len(tokens)):
+        note(line)
+    return resized(found, max(rows, needed), new_ids=sorted(new.values()), own_tokenizer=tokenizer)
+
+
+def _told(
+    wanted: Sequence[str],
+    ids: Mapping[str, int],
+    new: Mapping[str, int],
+    rows: int,
+    needed: int,
+    num_named: int,
+) -> list[str]:
+    """Return what became of new tokens, in lines."""
+    lines = []
+    if num_named > len(wanted):
+        lines.append(f"model.new_tokens names {num_named - len(wanted)} of its tokens twice.")
+    if old := [token for token in wanted if token not in new]:
+        listed = ", ".join(f"{token!r} is {ids[token]}" for token in old)
+        lines.append(f"Tokens of the model already, whose rows stay as they are: {listed}.")
+    if new:
+        listed = ", ".join(f"{token!r} is {number}" for token, number in new.items())
+        lines.append(f"New tokens: {listed}.")
+    if free := [number for number in new.values() if number < rows]:
+        lines.append(
+            f"The embedding has {rows:,} rows, more than there were tokens: {len(free)} of the new "
+            "tokens take a free one, which begins as it is in the model's files."
+        )
+    if needed > rows:
+        lines.append(
+            f"Embedding and head grow from {rows:,} to {needed:,} rows; a row that is made begins "
+            "as the mean of those in the model's files."
+        )
+    return lines
+
+
+def carrying(found: Source, tokenizer: Any) -> Source:
+    """Return a model that is written with a tokenizer, if that has tokens which its own lacks.
+
+    Args:
+        found: The model.
+        tokenizer: The one in use.
+    """
+    try:
+        own = found.tokenizer().get_vocab()
+    except WeightsError:
+        return found  # it has none, and is used with one that is no matter of its files
+    added = {token: number for token, number in tokenizer.get_vocab().items() if token not in own}
+    if not added:
+        return found
+    before = found if isinstance(found, Resized) else resized(found, stored_rows(found))
+    new_ids = {*before.new_ids, *(number for number in added.values() if number < before.rows)}
+    return dataclasses.replace(
+        before, new_ids=tuple(sorted(new_ids)), own_tokenizer=copy.deepcopy(tokenizer)
+    )
