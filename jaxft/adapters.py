@@ -7,6 +7,7 @@ nothing is overwritten, and what is written has been read again before its folde
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from jaxft import console
 from jaxft.errors import AdapterError, ConfigError
 from jaxft.lora import algebra, peft_format, serving, verify
 from jaxft.lora.algebra import LoraAdapter
-from jaxft.weights import save, source
+from jaxft.weights import chat_format, save, source, tokenizer
 
 _COMPARED = "every tensor in this folder, read back, with the one computed; no logits"
 
@@ -201,12 +202,20 @@ def _write(adapter: LoraAdapter, output: Path, origin: str) -> None:
                 "It is not kept: look to the disk.",
             )
         # The result is exact algebra of tensors, and no base model is read that could have logits.
+        _keep_words(adapter.origin, folder)
         record = {"compared": _COMPARED, "num_tensors": len(expected), "max_difference": 0.0}
         verify.write(folder, record)
         return {"Verified": "read back, every tensor is the one computed, bit for bit"}
 
     peft_format.save_adapter(output, expected, adapter.content, check, {"Made from": origin})
     console.result(f"Adapter: {output}")
+
+
+def _keep_words(origin: Path, folder: Path) -> None:
+    """Copy what says how an adapter is asked and where it stops, and a tokenizer of its own."""
+    for name in (*tokenizer.FILES, chat_format.TEMPLATE_FILE, chat_format.GENERATION_FILE):
+        if (origin / name).is_file():
+            shutil.copyfile(origin / name, folder / name)
 
 
 def _between(at: float, first: Path, second: Path | None) -> str:

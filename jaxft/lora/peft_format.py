@@ -24,7 +24,7 @@ from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError, nearest
 from jaxft.lora import adapter_tensors, card, tables, targets, tying
 from jaxft.models.families.family import Family
-from jaxft.models.network import Network
+from jaxft.models.network import EMBED, Network
 from jaxft.models.spec import ModelSpec
 from jaxft.weights import layout, names, save
 
@@ -121,6 +121,10 @@ def from_tensors(
     # Embedding and head, frozen: `tuned.as_trained_beside` puts them in the base's place.
     frozen = tables.frozen_names(family).keys() - places.keys()
     tensors = {name: tensor for name, tensor in tensors.items() if name not in frozen}
+    head_rows = f"{_PREFIX}{family.head_name}.{_ROWS}"
+    if head_rows in tensors and network.head_follows and EMBED in dict(network.rows):
+        # Beside a resized base PEFT stores rows that are tied under both names.
+        places[head_rows] = (names.Slot("embed/rows", None, False, None, None),)
     wrong = sorted(places.keys() ^ tensors.keys())
     if wrong:
         kind = "lacks" if wrong[0] in places else "has an unexpected"

@@ -123,6 +123,8 @@ def plan_rows(
     tables.warn_of_untrained(found, family, network, config.tuning.method)
     if dropouts:
         console.note(f"Of the base model, {', '.join(dropouts)} is not applied in training.")
+    if tokenizer is not None:
+        vocabulary.note_beyond(tokenizer, network.spec.vocab_size, console.note)
     stop_ids = base.read_stop_ids(found, tokenizer)
     data = reading.read_data(config.data, rows, tokenizer, stop_ids)
     data.check_ids(network.spec.vocab_size)

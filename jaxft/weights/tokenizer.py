@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 
 # Files that a tokenizer's tokens are in. Source: the `VOCAB_FILES_NAMES` of transformers.
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model", "vocab.txt", "spiece.model")
+# All that a tokenizer may be made of. Source: `tokenization_utils_base.py` there, its `*_FILE`.
+FILES = (
+    *_VOCABULARIES,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+)
 
 _ADVICE = "PyTorch was not found"
 

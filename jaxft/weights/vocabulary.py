@@ -221,12 +221,10 @@ def with_new_tokens(found: Source, tokens: Sequence[str], note: Callable[[str], 
             f"model.new_tokens has {lost[0]!r}, which the model's tokenizer does not take.",
             "Give texts of visible characters, such as '<tool>'.",
         )
-    added = {token: now[token] for token in wanted if token not in known}
     # The tokenizer may have had tokens already that the embedding has no row for.
-    beyond = {token: now[token] for token in wanted if now[token] >= rows}
-    new = added | beyond
+    new = {token: now[token] for token in wanted if token not in known or now[token] >= rows}
     needed = max(now.values()) + 1
-    for line in _told(wanted, now, new, rows, needed, len(tokens)):
+    for line in _told(wanted, now, new, rows, len(tokens)):
         note(line)
     return resized(found, max(rows, needed), new_ids=sorted(new.values()), own_tokenizer=tokenizer)
 
@@ -236,10 +234,17 @@ def _told(
     ids: Mapping[str, int],
     new: Mapping[str, int],
     rows: int,
-    needed: int,
     num_named: int,
 ) -> list[str]:
-    """Return what became of new tokens, in lines."""
+    """Return what became of new tokens, in lines.
+
+    Args:
+        wanted: Their texts, each once.
+        ids: The number of every token that the tokenizer has now.
+        new: The number of those that no row was meant for.
+        rows: Of the embedding, in the model's files.
+        num_named: How many texts the recipe names.
+    """
     lines = []
     if num_named > len(wanted):
         lines.append(f"model.new_tokens names {num_named - len(wanted)} of its tokens twice.")
@@ -254,12 +259,31 @@ def _told(
             f"The embedding has {rows:,} rows, more than there were tokens: {len(free)} of the new "
             "tokens take a free one, which begins as it is in the model's files."
         )
+    others = [token for token, number in ids.items() if number >= rows and token not in new]
+    if others:
+        lines.append(
+            f"{len(others)} more tokens of the tokenizer had no row and get one, such as "
+            f"{others[0]!r}."
+        )
+    needed = max(ids.values()) + 1
     if needed > rows:
         lines.append(
             f"Embedding and head grow from {rows:,} to {needed:,} rows; a row that is made begins "
             "as the mean of those in the model's files."
         )
     return lines
+
+
+def note_beyond(tokenizer: Any, rows: int, note: Callable[[str], None]) -> None:
+    """Say so where a tokenizer has tokens that an embedding of so many rows has no row for."""
+    beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= rows}
+    if beyond:
+        first = min(beyond, key=lambda token: beyond[token])
+        note(
+            f"The tokenizer has {len(beyond):,} tokens beyond the embedding's {rows:,} rows, from "
+            f"{first!r} ({beyond[first]}) on: data with them is refused. Name them in "
+            "model.new_tokens to have rows made for them."
+        )
 
 
 def carrying(found: Source, tokenizer: Any) -> Source:

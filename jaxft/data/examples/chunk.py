@@ -126,7 +126,8 @@ def check_ids(table: Shaped[np.ndarray, " n"], files: Sequence[File], vocab_size
         raise DataError(
             f"{Place(source, int(wrong[0]['number']), unit)}: the row has the token"
             f" {wrong[0]['highest_id']}, and the model's vocabulary ends at {vocab_size - 1}.",
-            "Tokenize with the model's own tokenizer, without tokens added to it.",
+            "Tokenize with the model's own tokenizer, without tokens added to it, or give them "
+            "rows: by model.new_tokens in a recipe, by resize_token_embeddings in Python.",
         )
 
 
