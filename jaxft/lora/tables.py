@@ -11,13 +11,14 @@ the size of the vocabulary is not that of the base's config.json.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxft import console
 from jaxft.config import LoraConfig
-from jaxft.errors import ConfigError
+from jaxft.errors import AdapterError, ConfigError
 from jaxft.models.families.family import Family
 from jaxft.models.network import EMBED, HEAD, Network
 from jaxft.weights import names
@@ -116,6 +117,37 @@ def num_rows(
     # All of the rows that were made, or else it is an adapter for another model.
     is_whole = beyond == set(range(stored, stored + len(beyond)))
     return stored + len(beyond) if is_whole else stored
+
+
+def check_complete(
+    frozen: Collection[str], family: Family, network: Network, stored: int, origin: Path
+) -> None:
+    """Refuse an adapter that is for more rows than the base's files have, and lacks some of them.
+
+    Args:
+        frozen: The tables that its file has, by the model's own names.
+        family: Of the model.
+        network: The adapter's.
+        stored: How many rows the base's files have.
+        origin: The adapter's folder, for messages.
+
+    Raises:
+        AdapterError: If a row that it was trained beside is nowhere.
+    """
+    rows, modules = network.spec.vocab_size, _modules(family)
+    for side in (EMBED, HEAD):
+        table = f"{modules[EMBED if network.spec.tied_head else side]}.weight"
+        if not (
+            table in frozen
+            or _is_whole(network, side)
+            or _has_rows(network, side, range(stored, rows))
+        ):
+            raise AdapterError(
+                f"{origin}: its base had {rows:,} tokens, and this one has {stored:,}: the others' "
+                f"rows of the {_CALLED[side]} are not in the adapter's file.",
+                "They are lost in it. Where the resized base is still there, merge them in PEFT "
+                "(merge_and_unload), and use the merged model.",
+            )
 
 
 def to_write(base: Source, family: Family, network: Network) -> Beside:

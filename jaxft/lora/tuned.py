@@ -127,6 +127,7 @@ def as_trained_beside(
     network = network_of(lora, tensors, family, dataclasses.replace(spec, vocab_size=rows), adapter)
     trained = peft_format.trained_names(family, network)
     frozen = tables.frozen_in(tensors, family, trained, is_tied=spec.tied_head)
+    tables.check_complete(frozen, family, network, stored, adapter)
     words = _own_tokenizer(found, adapter)
     if rows == stored and not frozen and words is None:
         return found

@@ -101,6 +101,27 @@ def test_new_tokens_can_be_given_as_in_a_recipe(workshop, base):
     assert model.tokenizer("<go>", add_special_tokens=False).input_ids == [260]
 
 
+def test_tokens_in_free_rows_of_a_base_are_saved_without_a_row_being_made(base, tmp_path):
+    base.resize_token_embeddings(264)
+    base.save_pretrained(tmp_path / "padded")
+
+    def padded(**options):
+        path = tmp_path / "padded"
+        return jaxft.AutoModelForCausalLM.from_pretrained(path, dtype="float32", **options)
+
+    lora = jaxft.LoraConfig(r=2, trainable_token_indices=[260])
+    model = jaxft.get_peft_model(padded(new_tokens=["<go>"]), lora)
+    moved = jax.tree.map(lambda x: np.asarray(x) + np.float32(0.1), model.trained_leaves())
+    model.set_trained_leaves(moved)
+    model.save_pretrained(tmp_path / "adapter")
+    assert "resize_token_embeddings" not in (tmp_path / "adapter" / "README.md").read_text()
+    again = jaxft.PeftModel.from_pretrained(padded(), tmp_path / "adapter")
+    assert again.network.spec.vocab_size == 264
+    assert again.tokenizer("<go>", add_special_tokens=False).input_ids == [260]
+    ids = np.array([[260, 5, 261, 9]])
+    np.testing.assert_array_equal(again(ids).logits, model(ids).logits)
+
+
 @pytest.mark.slow
 def test_a_trainer_saves_the_tokenizer_that_it_was_given(base, workshop, tmp_path, capsys):
     given = AutoTokenizer.from_pretrained(workshop / "llama")

@@ -141,6 +141,17 @@ def test_frozen_tables_take_the_place_of_the_bases(tied, tmp_path):
         tuned.find(tmp_path, None)
 
 
+def test_an_adapter_that_lacks_a_row_of_its_base_is_refused(grown, tmp_path):
+    lora = {"target_modules": ["embed_tokens"]}
+    _, family, network = grown("untied", **lora)
+    beside = {own for name, own in tables.frozen_names(family).items()}
+    tables.check_complete(beside, family, network, 260, tmp_path)
+    tables.check_complete((), family, network, 262, tmp_path)
+    # So PEFT writes it: of an embedding that is adapted, and not of the head beside it.
+    with pytest.raises(AdapterError, match="rows of the head are not in the adapter's file"):
+        tables.check_complete(["model.embed_tokens.weight"], family, network, 260, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "how", "lora", "untrained"),
     [
