@@ -35,6 +35,11 @@ def vllm_objections(content: Mapping[str, Any], tensors: Iterable[str]) -> list[
         found.append("lora_bias is set")
     if any(name.endswith(".trainable_tokens_delta") for name in names):
         found.append("trainable_token_indices is set")
+    is_all_adapters = content.get("bias", "none") == "none" and not content.get("modules_to_save")
+    if is_all_adapters and any(
+        name.endswith((".embed_tokens.weight", ".lm_head.weight")) for name in names
+    ):
+        found.append("the base's embedding or head is in it, since the vocabulary was resized")
     if content.get("rank_pattern") or content.get("alpha_pattern"):
         found.append("it reads one r and one lora_alpha, and there are patterns (adapter fold)")
     return found

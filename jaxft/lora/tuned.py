@@ -124,10 +124,13 @@ def as_trained_beside(
     family, spec = base.read_spec(found)
     stored = vocabulary.stored_rows(found)
     rows = tables.num_rows(tensors, lora, family, stored)
-    network = network_of(lora, tensors, family, dataclasses.replace(spec, vocab_size=rows), adapter)
-    trained = peft_format.trained_names(family, network)
-    frozen = tables.frozen_in(tensors, family, trained, is_tied=spec.tied_head)
-    tables.check_complete(frozen, family, network, stored, adapter)
+    frozen: dict[str, Any] = {}
+    if rows != stored or not tensors.keys().isdisjoint(tables.frozen_names(family)):
+        grown = dataclasses.replace(spec, vocab_size=rows)
+        network = network_of(lora, tensors, family, grown, adapter)
+        trained = peft_format.trained_names(family, network)
+        frozen = tables.frozen_in(tensors, family, trained, is_tied=spec.tied_head)
+        tables.check_complete(frozen, family, network, stored, adapter)
     words = _own_tokenizer(found, adapter)
     if rows == stored and not frozen and words is None:
         return found

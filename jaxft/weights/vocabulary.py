@@ -179,9 +179,11 @@ def resized(
         found: The model; what it was resized to before does not count.
         rows: How many.
         new_ids: See `Resized`.
-        own_tokenizer: See `Resized`.
+        own_tokenizer: See `Resized`; `None` keeps what the model had.
         tables: See `Resized`.
     """
+    if own_tokenizer is None and isinstance(found, Resized):
+        own_tokenizer = found.own_tokenizer
     return Resized(
         name=found.name,
         folder=found.folder,

@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from jaxft.config import LoraConfig, TuningConfig
 from jaxft.errors import AdapterError, ConfigError
-from jaxft.lora import tables, tuned, tuning
+from jaxft.lora import serving, tables, tuned, tuning
 from jaxft.models.families import llama
 from jaxft.weights import base, source, vocabulary
 
@@ -180,6 +180,13 @@ def test_new_tokens_that_are_not_trained_are_said_and_refused_if_nothing_is(
             tables.refuse_untrained(found, family, network, how.method)
     else:
         tables.refuse_untrained(found, family, network, how.method)
+
+
+def test_a_table_beside_an_adapter_keeps_vllm_from_serving_it():
+    content = {"r": 2, "lora_alpha": 2, "target_modules": ["q_proj"]}
+    assert serving.vllm_objections(content, [f"{HEAD}base_layer.weight"]) == []
+    (objection,) = serving.vllm_objections(content, [f"{HEAD}weight"])
+    assert "embedding or head is in it" in objection
 
 
 def test_what_to_write_is_said_for_the_model_at_hand(grown):
