@@ -151,8 +151,6 @@ def _measure(
     name, revision = tuned.base_name(adapter.content, model, adapter.origin)
     found = source.resolve(name, revision, console.note)
     console.note(f"Base model: {found.name} ({found.origin})")
-    tensors = algebra.tensors_of(adapter)
-    found = tuned.as_trained_beside(found, adapter.lora, tensors, adapter.origin)
     results = interpolation.evaluate_line(
         found, line, points, data, max_length=max_length, batch_size=batch_size
     )

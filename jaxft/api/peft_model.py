@@ -13,7 +13,7 @@ from jaxft import config as configs
 from jaxft import tree as trees
 from jaxft.api.model import CausalLM
 from jaxft.errors import AdapterError, ConfigError
-from jaxft.lora import peft_format, starts, targets, tuned, tying, verify
+from jaxft.lora import fitting, peft_format, starts, targets, tuned, tying, verify
 from jaxft.lora.adapter import write_adapter
 from jaxft.models.network import is_adapter_leaf
 from jaxft.weights import chat_format
@@ -64,12 +64,12 @@ class PeftModel(CausalLM):
         content, tensors = peft_format.read_adapter(origin)
         lora = peft_format.read_lora_config(content, origin)
         tuned.note_other_base(content, model.source, origin)
-        found = tuned.as_trained_beside(model.source, lora, tensors, origin)
+        found, lora, own = fitting.fitted(model.source, lora, tensors, origin)
         if found is not model.source:
             model = CausalLM(found, None, model.dtype, model.quantization)
-        tuned.network_of(lora, tensors, model.family, model.network.spec, origin)
+        tuned.network_of(lora, own, model.family, model.network.spec, origin)
         self = cls(model, lora, None, is_trainable=is_trainable)
-        self._start = peft_format.from_tensors(tensors, self.family, self.network, origin)
+        self._start = peft_format.from_tensors(own, self.family, self.network, origin)
         self.chat_format = chat_format.read(origin)
         return self
 

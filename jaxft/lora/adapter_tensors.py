@@ -7,6 +7,7 @@ floating-point numbers.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -17,10 +18,15 @@ from jaxft.weights import finite, safetensors, torch_pickle
 
 FILE = "adapter_model.safetensors"
 _TORCH_FILE = "adapter_model.bin"
+_NAMED = re.compile(
+    r"(?<=\.)(?P<before>lora_\w+|modules_to_save|trainable_tokens_delta)\.default(?=\.|$)"
+)
 
 
 def read(folder: Path) -> dict[str, np.ndarray]:
-    """Read all tensors, as they are stored.
+    """Read all tensors, as they are stored, without the name that PEFT gives a loaded adapter.
+
+    It is in the names of a state that was saved as it is: "lora_A.default.weight".
 
     Raises:
         AdapterError: If there is no file of them, it is damaged, or holds what is no number.
@@ -41,7 +47,9 @@ def read(folder: Path) -> dict[str, np.ndarray]:
     path, opener = opened[0]
     try:
         checkpoint = opener(path)
-        tensors = {name: checkpoint.read(name) for name in checkpoint.infos()}
+        tensors = {
+            _NAMED.sub(r"\g<before>", name): checkpoint.read(name) for name in checkpoint.infos()
+        }
     except WeightsError as error:
         raise AdapterError(
             f"{path} cannot be read: {error.found.removeprefix(f'{path}: ')}",

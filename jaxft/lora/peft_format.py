@@ -24,13 +24,13 @@ from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError, nearest
 from jaxft.lora import adapter_tensors, card, tables, targets, tying
 from jaxft.models.families.family import Family
-from jaxft.models.network import EMBED, Network
+from jaxft.models.network import Network
 from jaxft.models.spec import ModelSpec
 from jaxft.weights import layout, names, save
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = adapter_tensors.FILE
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 _ROWS = "token_adapter.trainable_tokens_delta"  # whole rows, whatever the name says
 
 
@@ -99,14 +99,30 @@ def refuse_other_parts(tensors: Iterable[str], family: Family, origin: Path) -> 
     if not family.text_families:
         return
     ignored = re.compile("|".join(family.ignored))
-    others = [name for name in tensors if ignored.fullmatch(name.removeprefix(_PREFIX))]
+    others = [name for name in tensors if ignored.fullmatch(name.removeprefix(PREFIX))]
     if others:
-        module = others[0].removeprefix(_PREFIX).partition(".lora_")[0]
+        module = others[0].removeprefix(PREFIX).partition(".lora_")[0]
         raise AdapterError(
             f"{origin}: the adapter is also on what sees: on {module}, in {len(others)} tensors.",
             f"Of a {family.model_type} model the text part alone is used here. Train an adapter "
             f"with target_modules that name it in full, such as {family.base_prefix}layers.0....",
         )
+
+
+def names_of(family: Family, network: Network) -> frozenset[str]:
+    """Return the names of all tensors that PEFT's file has for what a network trains."""
+    return frozenset(_places(family, network))
+
+
+def under_names_of(tensors: Mapping[str, np.ndarray], family: Family) -> dict[str, np.ndarray]:
+    """Return tensors under today's names of a family's modules, those of older versions put right.
+
+    Until transformers 4.52 the layers of a Gemma 3 were `language_model.model.layers`.
+    """
+    return {
+        PREFIX + names.renamed(name.removeprefix(PREFIX), family.renames): tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def from_tensors(
@@ -118,13 +134,9 @@ def from_tensors(
         AdapterError: If tensors are missing, unexpected or misshapen; `origin` is named.
     """
     places = _places(family, network)
-    # Embedding and head, frozen: `tuned.as_trained_beside` puts them in the base's place.
+    # Embedding and head, frozen: `lora/fitting.py` puts them in the base's place.
     frozen = tables.frozen_names(family).keys() - places.keys()
     tensors = {name: tensor for name, tensor in tensors.items() if name not in frozen}
-    head_rows = f"{_PREFIX}{family.head_name}.{_ROWS}"
-    if head_rows in tensors and network.head_follows and EMBED in dict(network.rows):
-        # Beside a resized base PEFT stores rows that are tied under both names.
-        places[head_rows] = (names.Slot("embed/rows", None, False, None, None),)
     wrong = sorted(places.keys() ^ tensors.keys())
     if wrong:
         kind = "lacks" if wrong[0] in places else "has an unexpected"
@@ -239,7 +251,12 @@ def read_lora_config(config: Mapping[str, Any], folder: Path) -> LoraConfig:
             f"{path} has peft_type {config.get('peft_type')!r}.",
             "Only LORA adapters are supported.",
         )
-    fields = {key: value for key, value in config.items() if key not in _DESCRIPTIVE}
+    known = LoraConfig.model_fields.keys() | LoraConfig.known_elsewhere.keys()
+    fields = {
+        key: value
+        for key, value in config.items()
+        if key not in _DESCRIPTIVE and (key in known or not _asks_for_nothing(value))
+    }
     if fields.get("init_lora_weights") != "eva":
         fields.pop("eva_config", None)  # which PEFT then passes over as well
     try:
@@ -256,6 +273,11 @@ def read_lora_config(config: Mapping[str, Any], folder: Path) -> LoraConfig:
             "=...), which makes a plain adapter for the unchanged base of it.",
         )
     return lora
+
+
+def _asks_for_nothing(value: Any) -> bool:
+    """Return whether the value of a field of another version of PEFT says that it is not used."""
+    return value is None or value is False or value in ("", [], {})
 
 
 def _worded(path: Path, key: str, value: Any, error: Mapping[str, Any]) -> tuple[str, str]:
@@ -294,11 +316,6 @@ _DESCRIPTIVE = frozenset(
 )
 
 
-def trained_names(family: Family, network: Network) -> frozenset[str]:
-    """Return the names of all tensors that PEFT's file has for what the network trains."""
-    return frozenset(_places(family, network))
-
-
 def _places(family: Family, network: Network) -> dict[str, tuple[names.Slot, ...]]:
     """Return the slots of every tensor that PEFT's file has for what the network trains."""
     shapes = names.leaf_shapes(network)
@@ -307,7 +324,7 @@ def _places(family: Family, network: Network) -> dict[str, tuple[names.Slot, ...
     adapted = set()
     for module in names.adaptable_modules(family, network.spec):
         prefix, index, _ = where[module.layer]
-        stem, leaf = f"{_PREFIX}{module.name}", f"{prefix}{module.path}/lora_"
+        stem, leaf = f"{PREFIX}{module.name}", f"{prefix}{module.path}/lora_"
         if module.is_table:
             places |= _places_of_table(f"{stem}.", module.path, shapes)
         elif f"{leaf}a" in shapes:
@@ -324,7 +341,7 @@ def _places(family: Family, network: Network) -> dict[str, tuple[names.Slot, ...
                     for outputs, columns in module.parts
                 )
     trained, embed = network.trained_leaves(), names.embedding_name(family)
-    head = f"{_PREFIX}{family.head_name}."
+    head = f"{PREFIX}{family.head_name}."
     if network.ties_adapters:
         adapted.add(family.head_name)
         places |= {
@@ -340,7 +357,7 @@ def _places(family: Family, network: Network) -> dict[str, tuple[names.Slot, ...
             stem, _, kind = name.rpartition(".")
             # PEFT wraps a module that it adapts, and calls what was there its base layer.
             wrapped = ".base_layer" if stem in adapted else ""
-            places[f"{_PREFIX}{stem}{wrapped}.{kind}"] = slots
+            places[f"{PREFIX}{stem}{wrapped}.{kind}"] = slots
     return places
 
 

@@ -95,12 +95,16 @@ def refuse_collisions(config: LoraConfig, family: Family, spec: ModelSpec) -> No
 def _saved_modules(endings: Sequence[str], owned: Sequence[names.Owned]) -> frozenset[str]:
     """Return the names of the modules that are trained as a whole.
 
+    An ending may begin within a name: "norm" is every norm, "layernorm" included.
+
     Raises:
         AdapterError: If an ending matches no module.
+
+    Source: `peft/utils/other.py: _set_trainable`.
     """
     all_names = dict.fromkeys(one.module for one in owned)
     for ending in endings:
-        if not any(_ends_with(name, ending) for name in all_names):
+        if not any(name.endswith(ending) for name in all_names):
             last = dict.fromkeys(name.rpartition(".")[2] for name in all_names)
             close = nearest(ending, last)
             hint = f"Did you mean {close!r}? " if close else ""
@@ -108,9 +112,7 @@ def _saved_modules(endings: Sequence[str], owned: Sequence[names.Owned]) -> froz
                 f"lora.modules_to_save has {ending!r}, which matches no module of this model.",
                 f"{hint}It has {', '.join(last)}.",
             )
-    return frozenset(
-        name for name in all_names if any(_ends_with(name, ending) for ending in endings)
-    )
+    return frozenset(name for name in all_names if name.endswith(tuple(endings)))
 
 
 def _adapter(config: LoraConfig, module: names.Module) -> Adapter:
@@ -139,11 +141,12 @@ def _adapter(config: LoraConfig, module: names.Module) -> Adapter:
 
 def by_pattern(patterns: Mapping[str, Number], name: str, default: Number) -> Number:
     """Return the value of the first pattern that matches a name. Source: peft `get_pattern_key`."""
-    found = (value for key, value in patterns.items() if _fits_pattern(key, name))
+    found = (value for key, value in patterns.items() if fits_pattern(key, name))
     return next(found, default)
 
 
-def _fits_pattern(key: str, name: str) -> bool:
+def fits_pattern(key: str, name: str) -> bool:
+    """Return whether a key of a pattern means a module."""
     return _pattern(key).match(name) is not None
 
 
@@ -155,7 +158,7 @@ def _pattern(key: str) -> re.Pattern[str]:
 def _check_patterns(config: LoraConfig, adapted: Sequence[str]) -> None:
     for field in _PATTERNS:
         for key in getattr(config, field):
-            if not any(_fits_pattern(key, name) for name in adapted):
+            if not any(fits_pattern(key, name) for name in adapted):
                 raise AdapterError(
                     f"lora.{field} has {key!r}, which matches no adapted module.",
                     f"Adapted are modules such as {', '.join(adapted[:3])}.",
@@ -197,9 +200,7 @@ def _in_layers(
     if wanted is None:
         return chosen
     layers = {wanted} if isinstance(wanted, int) else set(wanted)
-    patterns = config.layers_pattern or [r"[^.]*"]
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    counted = {module.name: _layer_by(patterns, module.name) for module in modules}
+    counted = layers_of(config, modules)
     missing = layers - set(counted.values())
     if missing:
         there = sorted({layer for layer in counted.values() if layer is not None})
@@ -212,6 +213,13 @@ def _in_layers(
             f"{modules[0].name}, or leave layers_pattern out.",
         )
     return [module for module in chosen if counted[module.name] in layers]
+
+
+def layers_of(config: LoraConfig, modules: Sequence[names.Module]) -> dict[str, int | None]:
+    """Return the layer of each module by its name, counted as `layers_to_transform` is."""
+    patterns = config.layers_pattern or [r"[^.]*"]
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    return {module.name: _layer_by(patterns, module.name) for module in modules}
 
 
 def _layer_by(patterns: Sequence[str], name: str) -> int | None:
@@ -242,14 +250,15 @@ def select(
             raise _no_match(targets, modules, field)
         return chosen
     for target in targets:
-        if not any(_ends_with(module.name, target) for module in modules):
+        if not any(ends_with(module.name, target) for module in modules):
             raise _no_match(target, modules, field)
     return [
-        module for module in modules if any(_ends_with(module.name, target) for target in targets)
+        module for module in modules if any(ends_with(module.name, target) for target in targets)
     ]
 
 
-def _ends_with(name: str, target: str) -> bool:
+def ends_with(name: str, target: str) -> bool:
+    """Return whether an entry of a list means a module: it is its name, or its ending."""
     return name == target or name.endswith(f".{target}")
 
 

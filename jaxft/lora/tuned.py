@@ -1,6 +1,5 @@
 """A base model with an adapter in place: what generation and export begin from."""
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,13 +10,13 @@ from jax.sharding import Mesh
 from jaxft import console
 from jaxft import tree as trees
 from jaxft.config import LoraConfig
-from jaxft.errors import AdapterError, JaxftError
-from jaxft.lora import mask, peft_format, tables, targets
+from jaxft.errors import AdapterError
+from jaxft.lora import fitting, mask, peft_format, targets
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network, base_network
 from jaxft.models.spec import ModelSpec
 from jaxft.parallel import rules
-from jaxft.weights import base, chat_format, source, tokenizer, vocabulary
+from jaxft.weights import base, chat_format, source
 from jaxft.weights.chat_format import ChatFormat
 from jaxft.weights.source import Source
 
@@ -98,74 +97,10 @@ def find(adapter: Path | None, model: str | None) -> Found:
     name, revision = base_name(content, model, adapter)
     found = source.resolve(name, revision, console.note)
     console.note(f"Base model: {found.name} ({found.origin})")
-    if adapter is not None and lora is not None:
-        note_other_base(content, found, adapter)
-        found = as_trained_beside(found, lora, tensors, adapter)
-    return Found(found, lora, tensors, adapter or Path())
-
-
-def as_trained_beside(
-    found: Source, lora: LoraConfig, tensors: Mapping[str, Any], adapter: Path
-) -> Source:
-    """Return a base model with the vocabulary that an adapter was trained beside.
-
-    That is the embedding and the head that are in the adapter's file, or as many rows as it says;
-    and the tokenizer in its folder, if that has tokens that the base's lacks.
-
-    Args:
-        found: The base model.
-        lora: What the adapter is.
-        tensors: The adapter's, under PEFT's names.
-        adapter: Its folder.
-
-    Raises:
-        AdapterError: If the adapter is not for such a model.
-    """
-    family, spec = base.read_spec(found)
-    stored = vocabulary.stored_rows(found)
-    rows = tables.num_rows(tensors, lora, family, stored)
-    frozen: dict[str, Any] = {}
-    if rows != stored or not tensors.keys().isdisjoint(tables.frozen_names(family)):
-        grown = dataclasses.replace(spec, vocab_size=rows)
-        network = network_of(lora, tensors, family, grown, adapter)
-        trained = peft_format.trained_names(family, network)
-        frozen = tables.frozen_in(tensors, family, trained, is_tied=spec.tied_head)
-        tables.check_complete(frozen, family, network, stored, adapter)
-    words = _own_tokenizer(found, adapter)
-    if rows == stored and not frozen and words is None:
-        return found
-    if rows != stored:
-        console.note(
-            f"The adapter was trained beside an embedding of {rows:,} rows, and the base's files "
-            f"have {stored:,}: so many are used."
-        )
-    resized = vocabulary.resized(found, rows, own_tokenizer=words, tables=frozen)
-    _check_tables(resized, adapter)
-    return resized
-
-
-def _check_tables(resized: vocabulary.Resized, adapter: Path) -> None:
-    infos = resized.checkpoint().infos()
-    for name, table in resized.tables.items():
-        if name in infos and table.shape != infos[name].shape:
-            raise AdapterError(
-                f"{adapter}: {name} has shape {table.shape}, and this base model's module needs "
-                f"{infos[name].shape}.",
-                "Use the adapter with the base model it was made for.",
-            )
-
-
-def _own_tokenizer(found: Source, adapter: Path) -> Any:
-    """Return the tokenizer in an adapter's folder, if it has tokens that the base's lacks."""
-    if not tokenizer.is_in(adapter):
-        return None
-    try:
-        own = tokenizer.load_folder(adapter)
-        is_other = not own.get_vocab().items() <= found.tokenizer().get_vocab().items()
-    except JaxftError as error:
-        console.warning(f"the tokenizer beside the adapter is not used: {error.found}")
-        return None
-    return own if is_other else None
+    if adapter is None or lora is None:
+        return Found(found, None, {}, Path())
+    note_other_base(content, found, adapter)
+    return Found(*fitting.fitted(found, lora, tensors, adapter), adapter)
 
 
 def note_other_base(content: Mapping[str, Any], found: Source, adapter: Path) -> None:

@@ -17,7 +17,7 @@ from jaxft.config import DataConfig, SourceConfig
 from jaxft.data.batches import loader
 from jaxft.data.batches.loader import PlannedBatches
 from jaxft.data.examples.encode import Examples
-from jaxft.lora import algebra, mask, peft_format, tuned
+from jaxft.lora import algebra, fitting, mask, peft_format, tuned
 from jaxft.lora.algebra import LoraAdapter
 from jaxft.parallel import mesh as meshes
 from jaxft.parallel import rules
@@ -52,8 +52,10 @@ def evaluate_line(
     """
     mesh, dtype = meshes.single_device_mesh(), base.resolve_dtype("auto")
     first = adapter_at(points[0])
-    tensors = algebra.tensors_of(first)
-    model = tuned.load(found, first.lora, tensors, origin=first.origin, mesh=mesh, dtype=dtype)
+    found, lora, tensors = fitting.fitted(
+        found, first.lora, algebra.tensors_of(first), first.origin
+    )
+    model = tuned.load(found, lora, tensors, origin=first.origin, mesh=mesh, dtype=dtype)
     network = model.network
     limit = min(max_length, network.spec.max_tokens or max_length)
     tokenizer = model.chat_format.apply(found.tokenizer())
@@ -79,9 +81,8 @@ def evaluate_line(
     results = []
     with console.loading("Evaluating", len(points) * batches.steps_per_epoch) as count:
         for point in points:
-            trained = peft_format.from_tensors(
-                algebra.tensors_of(adapter_at(point)), model.family, network, first.origin
-            )
+            own = peft_format.under_names_of(algebra.tensors_of(adapter_at(point)), model.family)
+            trained = peft_format.from_tensors(own, model.family, network, first.origin)
             placed = jax.device_put(trained, rules.shardings(trained, mesh))
             result = evaluate.evaluate(
                 eval_step, batches, mesh, placed, frozen, count, lambda: False

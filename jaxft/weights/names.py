@@ -156,7 +156,7 @@ def under_full_names(checkpoint: Checkpoint, family: Family) -> Checkpoint:
     Source: transformers `modeling_utils.py`, `base_model_prefix`; such are the files of
     openai-community/gpt2 ("h.0.attn.c_attn.weight") and old ones of OPT ("decoder.layers...").
     """
-    names = {name: _renamed(name, family.renames) for name in checkpoint.infos()}
+    names = {name: renamed(name, family.renames) for name in checkpoint.infos()}
     if not any(name.startswith(family.base_prefix) for name in names.values()):
         head = f"{family.head_name}."
         names = {
@@ -174,10 +174,11 @@ def under_full_names(checkpoint: Checkpoint, family: Family) -> Checkpoint:
 
 def file_name(name: str, family: Family) -> str:
     """Return the name under which a file holds a tensor of the family's table."""
-    return _renamed(name, family.file_names)
+    return renamed(name, family.file_names)
 
 
-def _renamed(name: str, renames: Iterable[tuple[str, str]]) -> str:
+def renamed(name: str, renames: Iterable[tuple[str, str]]) -> str:
+    """Return a name after regular expressions, and what to put for them, were applied to it."""
     for pattern, replacement in renames:
         name = re.sub(pattern, replacement, name)
     return name

@@ -216,8 +216,8 @@ def test_a_module_to_save_that_is_not_there_is_named_with_those_that_are():
     for name in [*ENDINGS, "embed_tokens", "input_layernorm", "norm", "lm_head"]:
         assert name in raised.value.remedy.rstrip(".").partition("It has ")[2].split(", ")
     assert raised.value.remedy.startswith("Did you mean 'embed_tokens'? ")
-    with pytest.raises(AdapterError, match=r"'proj'"):
-        tuned(modules_to_save=["proj"])  # the end of a name, but not after a dot
+    with pytest.raises(AdapterError, match=r"'projector'"):
+        tuned(modules_to_save=["projector"])
 
 
 def test_a_rank_above_the_modules_size_raises_naming_both():
