@@ -138,6 +138,11 @@ def get_peft_model(model: CausalLM, peft_config: object) -> PeftModel:
             "peft_config has init_lora_weights='eva', which measures training rows beforehand.",
             "From Python that is not supported yet: train with a recipe (jaxft train).",
         )
+    if peft_config.init_from is not None:
+        raise ConfigError(
+            f"peft_config has init_from={peft_config.init_from!r}, which is for recipes.",
+            "Use PeftModel.from_pretrained(model, folder, is_trainable=True).",
+        )
     targets.refuse_collisions(peft_config, model.family, model.network.spec)
     tying.warn_if_idle(peft_config, model.family, model.network.spec)
     return PeftModel(model, peft_config, None, is_trainable=True)

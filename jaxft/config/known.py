@@ -54,7 +54,6 @@ MODEL: Mapping[str, Known] = {
 
 LORA: Mapping[str, Known] = {
     **_off(
-        "init_from",
         "corda_config",
         "lora_ga_config",
         "velora_config",

@@ -54,6 +54,9 @@ class LoraConfig(Section):
     4 iterations from a random subspace, `olora`: with the QR decomposition of the weight; with
     these the start is taken away again, so that it is the base. `eva`: A with the directions in
     which the module's inputs vary most, B zero, and ranks where these explain most."""
+    init_from: Annotated[str, Field(min_length=1)] | None = None
+    """The folder of an adapter to go on from, of the rank, alpha and targets that are given here;
+    null begins a fresh one. In a recipe alone."""
     eva_config: EvaConfig | None = None
     """Of `eva`: how inputs are measured."""
     use_dora: bool = False
@@ -91,6 +94,16 @@ class LoraConfig(Section):
                 "eva_config",
                 f"eva_config is set together with init_lora_weights={self.init_lora_weights!r}",
                 "Write init_lora_weights=eva, or leave eva_config out.",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_begin_once(self) -> LoraConfig:
+        if self.init_from is not None and self.init_lora_weights is not True:
+            raise conflict(
+                "init_from",
+                f"init_from is set together with init_lora_weights={self.init_lora_weights!r}",
+                "An adapter that goes on has begun already: leave init_lora_weights out.",
             )
         return self
 

@@ -38,7 +38,7 @@ def place_files(draft: Draft) -> None:
     """Give the recipe's paths their full form.
 
     Raises:
-        ConfigError: A file of rows or a chat template is not there.
+        ConfigError: A file of rows, a chat template or an adapter is not there.
     """
     for slot in _sources(draft.values.get("data")):
         _place_source(draft, slot)
@@ -46,6 +46,8 @@ def place_files(draft: Draft) -> None:
         _place_template(draft, slot)
     for slot in _slot(draft.values.get("model"), "path", ("model",)):
         _place(draft, slot, lambda path: Path(path).exists())
+    for slot in _slot(draft.values.get("lora"), "init_from", ("lora",)):
+        _place_adapter(draft, slot)
     for slot in _slot(draft.values.get("train"), "output_dir", ("train",)):
         slot.container[slot.key] = os.path.expanduser(slot.written)
 
@@ -119,6 +121,19 @@ def _place_source(draft: Draft, slot: _Slot) -> None:
         found, remedy = "which is not there", paths.missing_remedy(tried[0], start)
     name = problems.dotted(slot.path)
     raise ConfigError(f"{place.label}: `{name}` names {written}, {found}", remedy)
+
+
+def _place_adapter(draft: Draft, slot: _Slot) -> None:
+    """Place the folder of the adapter to go on from."""
+    written, place = slot.written, draft.place(slot.path)
+    tried = _place(draft, slot, lambda path: Path(path).is_dir())
+    if tried:
+        name = problems.dotted(slot.path)
+        start = f"Give the folder of an adapter; paths there start at {place.folders[0]}."
+        raise ConfigError(
+            f"{place.label}: `{name}` names {written}, which is not there",
+            paths.missing_remedy(tried[0], start),
+        )
 
 
 def _place_template(draft: Draft, slot: _Slot) -> None:

@@ -98,6 +98,8 @@ def _facts(plan: Plan, outcome: Outcome) -> dict[str, str]:
         "Steps": f"{outcome.num_steps:,}, of {plan.train.global_batch} sequences",
         "Learning rate": f"{train.learning_rate:g}, {train.lr_scheduler_type}",
     }
+    if plan.config.lora.init_from is not None:
+        facts["Went on from"] = f"the adapter in {Path(plan.config.lora.init_from).name}"
     if plan.data.eval is not None and outcome.after is not None:
         before = "" if outcome.before is None else f"{outcome.before.loss:.4f} before, "
         held_out = f"{plan.data.eval.num_examples:,} rows of {_names(data.eval or data.train)}"

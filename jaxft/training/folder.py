@@ -69,7 +69,8 @@ def fingerprint(plan: Plan) -> dict[str, Any]:
         "quantization": model.quantization,
         "calibration_tokens": model.calibration_tokens if model.is_in_four_bits else None,
         "tuning": plan.config.tuning.model_dump(mode="json"),
-        "lora": plan.config.lora.model_dump(mode="json"),
+        "lora": plan.config.lora.model_dump(mode="json", exclude={"init_from"}),
+        "lora.init_from": _initial(plan),
         # A stream has no digest of its tokens: it is known by its files and options.
         "data.train": plan.data.train.fingerprint or plan.train.fingerprint,
         "data.eval": None if plan.data.eval is None else plan.data.eval.fingerprint,
@@ -97,6 +98,7 @@ def check(plan: Plan) -> None:
         plan.folder, plan.source, replaced=_WRITTEN, called=f"train.output_dir={plan.folder}"
     )
     _check_place(plan.folder)
+    _check_initial(plan)
     # Said now, and not after hours of training.
     is_adapter = plan.config.tuning.method == "lora"
     mark = peft_format.CONFIG_FILE if is_adapter else verify.FILE
@@ -179,6 +181,27 @@ def _check_place(folder: Path) -> None:
     recipe = folder / _RECIPE_FILE
     if recipe.exists() and not recipe.read_bytes().startswith(_RECIPE_HEAD.encode()):
         raise _unusable(folder, f"holds a {recipe.name} that no run wrote, and that one would lose")
+
+
+def _initial(plan: Plan) -> list[str] | None:
+    """Return what is known of the adapter that the run goes on from."""
+    folder = plan.config.lora.init_from
+    return None if folder is None or plan.initial is None else [folder, plan.initial.digest]
+
+
+def _check_initial(plan: Plan) -> None:
+    """Refuse a run that would write over what it began with.
+
+    Raises:
+        ConfigError: If it would.
+    """
+    folder = plan.config.lora.init_from
+    if folder is not None and Path(folder).resolve().is_relative_to(plan.folder.resolve()):
+        raise ConfigError(
+            f"lora.init_from={folder} lies in train.output_dir={plan.folder}, and would be written "
+            "over.",
+            "Choose another train.output_dir.",
+        )
 
 
 def _unusable(folder: Path, found: str) -> ConfigError:

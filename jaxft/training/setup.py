@@ -18,7 +18,8 @@ from jaxft.config import LoraConfig, RunConfig
 from jaxft.data.batches.batch import Batches
 from jaxft.data.batches.loader import PlannedBatches
 from jaxft.errors import ConfigError
-from jaxft.lora import eva, starts, tables, tuning
+from jaxft.lora import eva, initial, starts, tables, tuning
+from jaxft.lora.initial import Initial
 from jaxft.models import families
 from jaxft.models.families.config_reader import unapplied_dropout
 from jaxft.models.families.family import Family
@@ -50,6 +51,7 @@ class Plan:
         num_steps: Steps of the whole run.
         lora: The recipe's section, but for what `measure.decided` has decided.
         directions: What A begins as, by module, where that was measured; `None` where it is drawn.
+        initial: The adapter that training goes on from; `None` for a fresh one.
     """
 
     config: RunConfig
@@ -65,6 +67,7 @@ class Plan:
     num_steps: int
     lora: LoraConfig
     directions: Mapping[str, np.ndarray] | None
+    initial: Initial | None
 
     @property
     def folder(self) -> Path:
@@ -90,11 +93,16 @@ def make_plan(config: RunConfig) -> Plan:
     found = source.resolve(config.model.path, config.model.revision, console.note)
     console.note(f"Base model: {found.name} ({found.origin})")
     found = vocabulary.with_new_tokens(found, config.model.new_tokens, console.note)
+    begun = None
+    if config.lora.init_from is not None:
+        begun = initial.read(Path(config.lora.init_from), config.lora, found)
+        found = begun.source
     family, spec = base.read_spec(found)
     network = tuning.tuned_network(config.tuning, config.lora, family, spec)
     tables.refuse_untrained(found, family, network, config.tuning.method)
     dtype = base.resolve_dtype(config.model.dtype)
-    return plan_rows(config, found, family, network, found.tokenizer(), mesh, dtype, rows)
+    plan = plan_rows(config, found, family, network, found.tokenizer(), mesh, dtype, rows)
+    return dataclasses.replace(plan, initial=begun)
 
 
 def plan_rows(
@@ -147,6 +155,7 @@ def plan_rows(
         num_steps=batching.num_steps(config, train),
         lora=config.lora,
         directions=None,
+        initial=None,
     )
 
 

@@ -18,7 +18,7 @@ import optax
 from jaxft import console
 from jaxft import tree as trees
 from jaxft.errors import Stopped, TrainingError
-from jaxft.lora import mask, starts
+from jaxft.lora import initial, mask, starts
 from jaxft.training import evaluate, interrupt, metrics, optimizer
 from jaxft.training import state as states
 from jaxft.training import step as steps
@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
     """What a finished run leaves.
 
     Attributes:
-        start: The trained leaves as they were before the first step.
+        start: The trained leaves as the base has them, and with adapters that are fresh.
         trainable: The trained leaves.
         frozen: The other leaves.
         before: The held-out evaluation at step 0, or `None`.
@@ -110,17 +110,21 @@ class Trainer:
         abstract = states.abstract_state(self.start, self.optimizer, plan.mesh)
         restored = checkpoints.restore_latest(self._kept(abstract))
         if restored is None:
-            state, first = states.init_state(self.start, self.optimizer, plan.mesh), 0
+            began = self.start
+            if plan.initial is not None:
+                began = initial.placed(plan.initial, self.start)
+            state, first = states.init_state(began, self.optimizer, plan.mesh), 0
         else:
             state, self._window = restored[0], metrics.Window(**restored[1])
-            began = state.pop("began", {})
-            self.frozen = trees.combine(starts.without(self.frozen), began)
+            kept = state.pop("began", {})
+            self.frozen = trees.combine(starts.without(self.frozen), kept)
             first = int(state["step"])
             console.note(_resuming(first, plan.num_steps))
         log = metrics.MetricsFile(plan.folder / "metrics.jsonl", first if restored else None)
         if first == 0:
             if plan.config.train.eval_strategy != "no":
-                self._evaluate(state, 0, log)
+                # Of the plain base, also where training goes on from an adapter.
+                self._evaluate({**state, "trainable": self.start}, 0, log)
         elif self._evaluates(first) and _evaluation(log, first) is None:
             # Saved before it was evaluated, and stopped between the two.
             self._evaluate(state, first, log)

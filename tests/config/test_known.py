@@ -14,7 +14,6 @@ from jaxft.config import known, problems
     [
         ("lora.use_qalora=true", "or write `use_qalora: false`."),
         ("lora.loftq_config={q: 4}", "or write `loftq_config: {}`."),
-        ("lora.init_from=other", "or write `init_from: null`."),
         ("train.report_to=wandb", 'or write `report_to: "none"`.'),
         ("train.load_best_model_at_end=true", "or write `load_best_model_at_end: false`."),
         ("data.packing_strategy=wrapped", 'or write `packing_strategy: "bfd"`.'),
