@@ -23,7 +23,7 @@ from jaxft.models.bind import abstract_tree
 from jaxft.models.families import quantised
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network, base_network, is_adapter_leaf
-from jaxft.models.spec import ModelSpec
+from jaxft.models.spec import ConvSpec, ModelSpec
 from jaxft.weights import base, names, source
 from jaxft.weights.checkpoint import Checkpoint
 from jaxft.weights.gguf import GgufCheckpoint
@@ -301,7 +301,9 @@ def _facts(model: Inspection) -> Iterable[tuple[str, str]]:
     yield "family", model.model_type + (f" ({model.architecture})" if model.architecture else "")
     tables = "the embedding" if spec.tied_head else "embedding and head"
     yield "parameters", f"{model.num_parameters:,}, {model.num_in_tables:,} of them in {tables}"
-    yield "layers", f"{len(spec.blocks)}, width {spec.model_dim:,}, MLP {spec.mlp_dim:,}"
+    num_convs = sum(isinstance(block, ConvSpec) for block in spec.blocks)
+    convs = f", {num_convs} with a convolution for attention" if num_convs else ""
+    yield "layers", f"{len(spec.blocks)}{convs}, width {spec.model_dim:,}, MLP {spec.mlp_dim:,}"
     is_grouped = spec.num_kv_heads != spec.num_heads
     grouped = f", {spec.num_kv_heads} for keys and values" if is_grouped else ""
     yield "heads", f"{spec.num_heads} of width {spec.head_dim}{grouped}"

@@ -83,6 +83,7 @@ DORA: dict[str, tuple[str, Choice]] = {
         {"use_dora": True, "target_modules": ["c_attn", "c_proj"], "bias": "lora_only"},
     ),
     "dora-by-head": ("bloom", {"use_dora": True, "target_modules": "all-linear"}),
+    "dora-convolutions": ("lfm2", {"use_dora": True, "target_modules": "all-linear"}),
     "dora-tied-head": ("llama-tied", {"use_dora": True, "target_modules": ["lm_head", "v_proj"]}),
     "dora-350m": (
         "opt-350m-smooth",

@@ -148,6 +148,8 @@ PARTS: dict[str, tuple[str, TuningConfig]] = {
     "full": ("llama-mlp-bias-gelu-tanh", TuningConfig(method="full")),
     "full-tied": ("llama-tied", TuningConfig(method="full")),
     "full-gpt2": ("gpt2", TuningConfig(method="full")),
+    "full-lfm2": ("lfm2", TuningConfig(method="full")),
+    "full-apertus": ("apertus", TuningConfig(method="full")),
     "full-350m": ("opt-350m-smooth", TuningConfig(method="full")),
     "some-layers": ("opt-smooth", TuningConfig(method="freeze", layers=[-1, 1])),
     "some-modules": (

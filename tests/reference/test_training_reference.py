@@ -73,6 +73,12 @@ SETTINGS = {
         remat=True,
     ),
     "dora": Setting("llama-tied", {"use_dora": True}, accumulation=2, remat=False),
+    "lfm2": Setting(
+        "lfm2",
+        {"target_modules": ["in_proj", "out_proj", "w1", "v_proj"]},
+        accumulation=2,
+        remat=True,
+    ),
     "gpt2": Setting("gpt2", {"target_modules": ["c_attn", "c_proj"]}, accumulation=2, remat=True),
 }
 
