@@ -254,6 +254,27 @@ def test_the_verb_shows_what_there_is_to_choose_from(llama, capsys):
     assert captured.err == ""
 
 
+def test_layers_with_a_convolution_are_counted_and_modules_are_told_by_where_they_are(
+    tmp_path, capsys
+):
+    convolutions = {
+        "model_type": "lfm2",
+        "layer_types": ["conv", "full_attention", "conv"],
+        "num_hidden_layers": 3,
+        "block_auto_adjust_ff_dim": False,
+    }
+    folder = small_models.write(tmp_path / "lfm2", small_models.LLAMA | convolutions)
+    assert status("inspect", str(folder)) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    for line in (
+        "layers 3, 2 with a convolution for attention, width 24, MLP 40",
+        "in_proj 24 72 2 1,536 all-linear",
+        "conv.out_proj 24 24 2 768 all-linear",
+        "self_attn.out_proj 24 24 1 384 all-linear",
+    ):
+        assert line in lines
+
+
 def test_the_verb_needs_no_device(llama):
     done = subprocess.run(
         [sys.executable, "-c", "from jaxft.cli import main; main()", "inspect", str(llama)],

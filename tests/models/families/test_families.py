@@ -1,5 +1,7 @@
 """config.json becomes a spec key by key, and no key that matters is overlooked."""
 
+from pathlib import Path
+
 import pytest
 import tiny
 
@@ -161,3 +163,12 @@ def test_no_type_is_both_handled_and_refused():
     listed = [name for names in refused.by_kind().values() for name in names]
     assert handled.isdisjoint(listed)
     assert len(set(listed)) == len(listed)
+
+
+def test_the_page_has_a_row_for_every_family_and_counts_them():
+    page = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8")
+    handled = {family.model_type for family in families.FAMILIES}
+    table = page.partition("<!-- table")[2].partition("<!-- end")[0]
+    assert {line.split()[1] for line in table.splitlines()[3:]} == handled
+    assert f"of which {len(handled)} are handled" in page
+    assert len(handled) > 50
