@@ -4,6 +4,7 @@ Separate from `generation`, which neither reads files nor prints. The invariant:
 one that the adapter names, unless the caller names another.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from jaxft import console
 from jaxft.generation import completion
 from jaxft.generation.completion import Generator
 from jaxft.generation.decoding import Decoder
-from jaxft.generation.sampling import Sampling
+from jaxft.generation.sampling import GREEDY
 from jaxft.lora import tuned
 from jaxft.lora.tuned import Tuned
 from jaxft.parallel import devices
@@ -56,7 +57,7 @@ def answer(
         loaded.tree,
         completion.as_question(prompt, generator.tokenizer),
         max_new_tokens=max_new_tokens,
-        how=Sampling(temperature=temperature, top_k=0, top_p=1.0, seed=seed),
+        how=dataclasses.replace(GREEDY, temperature=temperature, seed=seed),
     )
 
 

@@ -20,7 +20,7 @@ from jaxft import console
 from jaxft import tree as trees
 from jaxft.api import resizing
 from jaxft.errors import ConfigError, DataError
-from jaxft.generation.decoding import Decoder
+from jaxft.generation.decoding import Decoder, check_below
 from jaxft.generation.sampling import Sampling
 from jaxft.lora import mask, starts, tuning, verify, whole
 from jaxft.lora.tuned import Tuned
@@ -240,7 +240,7 @@ class CausalLM:
         if position_ids is None:
             position_ids = np.maximum(np.cumsum(seen, axis=1) - 1, 0)
         positions = np.asarray(position_ids, np.int32)
-        _check_below(positions, self.network.spec.max_tokens, "position")
+        check_below(positions, self.network.spec.max_tokens, "position")
         tree = self.tree()
         assert self._mesh is not None
         # As many rows as the mesh divides them into, or a multiple: the last one repeated.
@@ -261,7 +261,7 @@ class CausalLM:
                 f"input_ids has the shape {ids.shape}, attention_mask {seen.shape}.",
                 "Expected rows of tokens, [b t], and a mask of the same shape or none.",
             )
-        _check_below(ids, self.network.spec.vocab_size, "token")
+        check_below(ids, self.network.spec.vocab_size, "token")
         return ids, seen
 
     @functools.cached_property
@@ -316,20 +316,9 @@ class CausalLM:
             mesh=self._mesh,
             dtype=self.dtype,
         )
-        how = Sampling(temperature if do_sample else 0.0, top_k, top_p, seed)
+        how = Sampling(temperature if do_sample else 0.0, top_k, top_p, 0.0, 1.0, seed)
         steps = decoder.steps(tree, prompts, max_new_tokens=max_new_tokens, how=how)
-        return np.concatenate([ids, np.stack(list(steps), axis=1)], axis=1)
-
-
-def _check_below(numbers: np.ndarray, limit: int | None, what: str) -> None:
-    """Raise unless the model has a row for every number; JAX would read the nearest one.
-
-    Raises:
-        DataError: If it has none.
-    """
-    if limit is not None and numbers.size and not 0 <= numbers.min() <= numbers.max() < limit:
-        wrong = numbers.min() if numbers.min() < 0 else numbers.max()
-        raise DataError(f"There is a {what} {wrong}.", f"The model's go from 0 to {limit - 1}.")
+        return np.concatenate([ids, np.stack([step.tokens for step in steps], axis=1)], axis=1)
 
 
 class AutoModelForCausalLM:

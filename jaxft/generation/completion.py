@@ -78,5 +78,5 @@ def stream(
     """
     ids = tokens.encode_prompt(prompt, generator.tokenizer)
     steps = generator.decoder.steps(tree, [ids], max_new_tokens=max_new_tokens, how=how)
-    row = generator.decoder.until_stop(step[0] for step in steps)
+    row = generator.decoder.row(steps, 0)
     return text.pieces(generator.tokenizer, row)

@@ -2,12 +2,15 @@
 
 `fill` takes a chunk of the prompts into the cache, `advance` adds a token to every row. Both
 serve every prompt, whatever its length, that needs a cache of the same size; sizes are powers of
-two. Weights are arguments, so base and tuned model run the same programs. The invariant: nothing
-is read from the device before the next step is under way.
+two. Weights are arguments, so base and tuned model run the same programs. The invariants: nothing
+is read from the device before the next step is under way; and a row's tokens do not depend on the
+rows beside it, which is why rotary embeddings that depend on the length of a text go by each row's
+own (transformers, in a batch, by the longest).
 """
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,26 +21,44 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from jaxft.errors import DataError
 from jaxft.generation import sampling
-from jaxft.models import forward
+from jaxft.models import forward, rope
 from jaxft.models.network import Network
 from jaxft.parallel import mesh as meshes
 
 CHUNK = 128  # prompt tokens a call of `fill`: enough to fill the machine, little to pad
+_MIN_CHUNK = 16  # of prompts that are all shorter
 _MIN_SLOTS = 256  # of a cache
+
+# Of a row and all that was picked for it: whether it ends there.
+Ends = Callable[[int, Sequence[int]], bool]
 
 
 class State(NamedTuple):
     """Where decoding stands, on the device; every program consumes one and makes the next.
 
     Attributes:
-        cache: Keys and values of all tokens but the last picked.
-        tokens: int32 [b], the last picked; a row that has stopped repeats its stop token.
+        cache: What the layers keep of all tokens but the last picked.
+        seen: bool [b v], which tokens each row's text has; the last picked are not yet among them.
+        tokens: int32 [b], the last picked.
         step: int32, how many tokens were picked.
     """
 
     cache: forward.Cache
+    seen: Bool[Array, "b v"]
     tokens: Int32[Array, " b"]
     step: Int32[Array, ""]
+
+
+class Step(NamedTuple):
+    """One token of every row.
+
+    Attributes:
+        tokens: int32 [b]; a row that has ended repeats its last token.
+        is_new: bool [b]: whether the row had not ended before.
+    """
+
+    tokens: Int32[np.ndarray, " b"]
+    is_new: Bool[np.ndarray, " b"]
 
 
 class Decoder:
@@ -53,16 +74,8 @@ class Decoder:
             dtype: The dtype of activations, matrix products and the cache.
         """
         self.stop_ids = tuple(stop_ids)
-        self._max_tokens = network.spec.max_tokens
-        where = meshes.replicated(mesh)
-        # Pinned, so that the state that a program returns is the state that it takes.
-        compiled = functools.partial(jax.jit, out_shardings=where)
-        start = functools.partial(_start, network, dtype)
-        fill = functools.partial(_fill, network, mesh, dtype, self.stop_ids)
-        advance = functools.partial(_advance, network, mesh, dtype, self.stop_ids)
-        self._start = compiled(start, static_argnames=("batch", "slots"))
-        self._fill = compiled(fill, donate_argnames="state")
-        self._advance = compiled(advance, donate_argnames="state")
+        self._spec = network.spec
+        self._start, self._fill, self._advance = programs(network, mesh, dtype)
 
     def steps(
         self,
@@ -71,33 +84,46 @@ class Decoder:
         *,
         max_new_tokens: int,
         how: sampling.Sampling,
-    ) -> Iterator[Int32[np.ndarray, " b"]]:
-        """Yield the next token of every row until all rows have stopped.
-
-        A row that has stopped repeats its stop token.
+        first_row: int = 0,
+        ends: Ends | None = None,
+    ) -> Iterator[Step]:
+        """Yield the next token of every row until all rows have ended.
 
         Args:
             tree: All leaves of the network.
             prompts: The tokens of each row.
             max_new_tokens: The most that a row gets; fewer where the model has no more positions.
             how: How tokens are picked.
+            first_row: The number of the first row: draws are keyed by it, so that a list of prompts
+                is answered the same way in batches of any size.
+            ends: What ends a row beside its stop token.
 
         Raises:
-            DataError: If a prompt has no token, or more than the model has positions.
+            DataError: If a prompt has no token, more than the model has positions, or one that the
+                model has no embedding for.
             WeightsError: If the tree does not fit the network.
         """
+        for prompt in prompts:
+            check_below(prompt, self._spec.vocab_size, "token")
         max_new_tokens = min(max_new_tokens, self._room(prompts, max_new_tokens))
-        draw = how.draw()
-        state, tokens = self._read_prompts(tree, prompts, max_new_tokens, draw)
-        for _ in range(max_new_tokens - 1):
-            # Before the wait for the tokens, so that the device has work while they are read.
-            state, following = self._advance(tree, state, draw)
-            picked = np.asarray(tokens)
-            yield picked
-            if np.isin(picked, self.stop_ids).all():
-                return
-            tokens = following
-        yield np.asarray(tokens)
+        choice = how.choice(first_row)
+        picked: list[list[int]] = [[] for _ in prompts]
+        goes_on = np.ones(len(prompts), bool)
+        count = 0
+        while count < max_new_tokens and goes_on.any():
+            texts = [[*prompt, *new] for prompt, new in zip(prompts, picked, strict=True)]
+            num_new = min(self._until_new_angles(texts, goes_on), max_new_tokens - count)
+            for tokens in self._stretch(tree, texts, count, num_new, choice):
+                last = [new[-1] if new else 0 for new in picked]
+                step = Step(np.where(goes_on, tokens, last).astype(np.int32), goes_on.copy())
+                for row in map(int, np.flatnonzero(goes_on)):
+                    picked[row].append(int(tokens[row]))
+                    is_stop = picked[row][-1] in self.stop_ids
+                    goes_on[row] = not (is_stop or (ends is not None and ends(row, picked[row])))
+                yield step
+                if not goes_on.any():
+                    return
+            count += num_new
 
     def rows(
         self,
@@ -106,17 +132,29 @@ class Decoder:
         *,
         max_new_tokens: int,
         how: sampling.Sampling,
+        first_row: int = 0,
+        ends: Ends | None = None,
     ) -> list[list[int]]:
         """Return the new tokens of every row, up to its stop token; arguments as of `steps`."""
-        steps = self.steps(tree, prompts, max_new_tokens=max_new_tokens, how=how)
-        return [list(self.until_stop(row)) for row in np.stack(list(steps), axis=1)]
+        steps = list(
+            self.steps(
+                tree,
+                prompts,
+                max_new_tokens=max_new_tokens,
+                how=how,
+                first_row=first_row,
+                ends=ends,
+            )
+        )
+        return [list(self.row(steps, index)) for index in range(len(prompts))]
 
-    def until_stop(self, tokens: Any) -> Iterator[int]:
+    def row(self, steps: Iterable[Step], index: int) -> Iterator[int]:
         """Yield the tokens of one row as they come, and end before its stop token."""
-        for token in tokens:
-            if int(token) in self.stop_ids:
+        for step in steps:
+            token = int(step.tokens[index])
+            if not step.is_new[index] or token in self.stop_ids:
                 return
-            yield int(token)
+            yield token
 
     def _room(self, prompts: Sequence[Sequence[int]], wanted: int) -> int:
         """Return how many tokens may follow the longest prompt; the last needs no position.
@@ -124,30 +162,77 @@ class Decoder:
         Raises:
             DataError: If there is no position for its own.
         """
-        longest = max(map(len, prompts), default=0)
-        if self._max_tokens is None:
+        longest, limit = max(map(len, prompts), default=0), self._spec.max_tokens
+        if limit is None:
             return wanted
-        if longest > self._max_tokens:
+        if longest > limit:
             raise DataError(
-                f"A prompt has {longest} tokens, and the model {self._max_tokens} positions.",
+                f"A prompt has {longest} tokens, and the model {limit} positions.",
                 "Shorten the prompt.",
             )
-        return self._max_tokens - longest + 1
+        return limit - longest + 1
 
-    def _read_prompts(
+    def _until_new_angles(self, texts: Sequence[Sequence[int]], goes_on: np.ndarray) -> int:
+        """Return how many tokens can be picked with one cache of these texts.
+
+        Where one of them grows past the length that its rotary embedding's angles hold for, keys in
+        the cache are those of another rotation, and all texts are read anew.
+        """
+        ropes = {block.rope for block in self._spec.blocks if block.rope is not None}
+        longest = [rope.longest_before_new_angles(each) for each in ropes]
+        left = [
+            limit + 1 - len(text)
+            for limit in longest
+            for text, is_going in zip(texts, goes_on, strict=True)
+            if limit is not None and is_going and len(text) <= limit
+        ]
+        return min(left, default=sys.maxsize)
+
+    def _stretch(
         self,
         tree: Mapping[str, Any],
-        prompts: Sequence[Sequence[int]],
-        max_new_tokens: int,
-        draw: sampling.Draw | None,
-    ) -> tuple[State, jax.Array]:
-        input_ids, valid = left_padded(prompts)
+        texts: Sequence[Sequence[int]],
+        count: int,
+        num_new: int,
+        choice: sampling.Choice,
+    ) -> Iterator[Int32[np.ndarray, " b"]]:
+        """Read texts, of which `count` tokens were picked, and yield the next `num_new`."""
+        input_ids, valid = left_padded(texts)
         batch, length = input_ids.shape
-        state = self._start(batch=batch, slots=num_slots(length + max_new_tokens))
+        lengths = np.array([len(text) for text in texts], np.int32)
+        state = self._start(batch=batch, slots=num_slots(length + num_new), count=np.int32(count))
         for start in range(0, length, CHUNK):
             chunk = slice(start, start + CHUNK)
-            state, tokens = self._fill(tree, state, input_ids[:, chunk], valid[:, chunk], draw)
-        return state, tokens
+            part = (input_ids[:, chunk], valid[:, chunk], lengths)
+            state, tokens = self._fill(tree, state, *part, choice)
+        for _ in range(num_new - 1):
+            # Before the wait for the tokens, so that the device has work while they are read.
+            state, following = self._advance(tree, state, choice)
+            yield np.asarray(tokens)
+            tokens = following
+        yield np.asarray(tokens)
+
+
+def check_below(numbers: Any, limit: int | None, what: str) -> None:
+    """Raise unless the model has a row for every number; JAX would read the nearest one.
+
+    Args:
+        numbers: Tokens or positions.
+        limit: How many there are; `None` for any number.
+        what: What they are, "token" or "position".
+
+    Raises:
+        DataError: If it has none.
+    """
+    found = np.asarray(numbers)
+    if limit is not None and found.size and not 0 <= found.min() <= found.max() < limit:
+        wrong = found.min() if found.min() < 0 else found.max()
+        raise DataError(
+            f"There is a {what} {wrong}, and the model's go from 0 to {limit - 1}.",
+            "Use the tokenizer that belongs to the model."
+            if what == "token"
+            else "Shorten the text.",
+        )
 
 
 def left_padded(
@@ -160,7 +245,9 @@ def left_padded(
     """
     if not all(map(len, prompts)):
         raise DataError("A prompt has no token.", "Write something for the model to go on from.")
-    length = -(-max(map(len, prompts)) // CHUNK) * CHUNK
+    longest = max(map(len, prompts))
+    chunk = min(max(_MIN_CHUNK, _power_of_two(longest)), CHUNK)
+    length = -(-longest // chunk) * chunk
     input_ids = np.zeros((len(prompts), length), np.int32)
     valid = np.zeros((len(prompts), length), bool)
     for row, prompt in enumerate(prompts):
@@ -171,51 +258,76 @@ def left_padded(
 
 def num_slots(needed: int) -> int:
     """Return the size of the cache that has room for `needed` tokens: a power of two."""
-    return max(_MIN_SLOTS, 1 << (needed - 1).bit_length())
+    return max(_MIN_SLOTS, _power_of_two(needed))
 
 
-def _start(network: Network, dtype: Any, *, batch: int, slots: int) -> State:
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()
+
+
+@functools.lru_cache(maxsize=16)
+def programs(network: Network, mesh: Mesh, dtype: Any) -> tuple[Any, Any, Any]:
+    """Return `start`, `fill` and `advance` of a network; a second decoder compiles nothing anew."""
+    # Pinned, so that the state that a program returns is the state that it takes.
+    compiled = functools.partial(jax.jit, out_shardings=meshes.replicated(mesh))
+    start = functools.partial(_start, network, dtype)
+    fill = functools.partial(_fill, network, mesh, dtype)
+    advance = functools.partial(_advance, network, mesh, dtype)
+    return (
+        compiled(start, static_argnames=("batch", "slots")),
+        compiled(fill, donate_argnames="state"),
+        compiled(advance, donate_argnames="state"),
+    )
+
+
+def _start(
+    network: Network, dtype: Any, *, batch: int, slots: int, count: Int32[Array, ""]
+) -> State:
     cache = forward.empty_cache(network, batch, slots, dtype)
-    return State(cache, jnp.zeros(batch, jnp.int32), jnp.int32(0))
+    seen = jnp.zeros((batch, network.spec.vocab_size), bool)
+    return State(cache, seen, jnp.zeros(batch, jnp.int32), count)
 
 
 def _fill(
     network: Network,
     mesh: Mesh,
     dtype: Any,
-    stop_ids: tuple[int, ...],
     tree: Mapping[str, Any],
     state: State,
     input_ids: Int32[Array, "b t"],
     valid: Bool[Array, "b t"],
-    draw: sampling.Draw | None,
+    lengths: Int32[Array, " b"],
+    choice: sampling.Choice,
 ) -> tuple[State, Int32[Array, " b"]]:
-    """Take in a chunk, and pick a first token, which is the answer's if the chunk is the last."""
+    """Take in a chunk, and pick a token, which is the answer's if the chunk is the last."""
     hidden, cache = forward.extend(
-        network, tree, state.cache, input_ids, valid, mesh=mesh, dtype=dtype
+        network, tree, state.cache, input_ids, valid, lengths, mesh=mesh, dtype=dtype
     )
-    logits = _logits(network, mesh, tree, hidden)
-    tokens = sampling.pick(logits, jnp.int32(0), draw)
-    return State(cache, tokens, jnp.int32(1)), tokens
+    rows = jnp.arange(input_ids.shape[0])[:, None]
+    seen = state.seen.at[rows, input_ids].max(valid)
+    tokens = sampling.pick(_logits(network, mesh, tree, hidden), seen, state.step, choice)
+    return State(cache, seen, tokens, state.step), tokens
 
 
 def _advance(
     network: Network,
     mesh: Mesh,
     dtype: Any,
-    stop_ids: tuple[int, ...],
     tree: Mapping[str, Any],
     state: State,
-    draw: sampling.Draw | None,
+    choice: sampling.Choice,
 ) -> tuple[State, Int32[Array, " b"]]:
     """Take in the last token of every row and pick the next."""
-    valid = jnp.ones((state.tokens.shape[0], 1), bool)
+    batch = state.tokens.shape[0]
+    every, lengths = jnp.ones((batch, 1), bool), state.cache.next_position + 1
+    new = state.tokens[:, None]
     hidden, cache = forward.extend(
-        network, tree, state.cache, state.tokens[:, None], valid, mesh=mesh, dtype=dtype
+        network, tree, state.cache, new, every, lengths, mesh=mesh, dtype=dtype
     )
-    picked = sampling.pick(_logits(network, mesh, tree, hidden), state.step, draw)
-    tokens = jnp.where(_is_stop(state.tokens, stop_ids), state.tokens, picked)
-    return State(cache, tokens, state.step + 1), tokens
+    seen = state.seen.at[jnp.arange(batch), state.tokens].set(True)
+    logits = _logits(network, mesh, tree, hidden)
+    tokens = sampling.pick(logits, seen, state.step + 1, choice)
+    return State(cache, seen, tokens, state.step + 1), tokens
 
 
 def _logits(
@@ -223,10 +335,8 @@ def _logits(
 ) -> Float[Array, "b v"]:
     """Return the logits after each row's last token: no other position is multiplied."""
     leaves = forward.head_leaves(network, tree)
-    # Twice: for a product with one single row, XLA on CPUs first casts the whole bf16 table.
-    twice = jnp.repeat(hidden[:, -1:], 2, axis=1)
-    return forward.head_logits(network, mesh, leaves, twice)[:, 0]
-
-
-def _is_stop(tokens: Int32[Array, " b"], stop_ids: tuple[int, ...]) -> Bool[Array, " b"]:
-    return jnp.isin(tokens, jnp.array(stop_ids, jnp.int32))
+    last = hidden[:, -1:]
+    if hidden.shape[0] == 1 and hidden.dtype == jnp.bfloat16:
+        # Twice: for a product with one single row, XLA on CPUs first casts the whole bf16 table.
+        last = jnp.repeat(last, 2, axis=1)
+    return forward.head_logits(network, mesh, leaves, last)[:, 0]

@@ -135,8 +135,8 @@ causal.defvjp(_causal_fwd, _causal_bwd)
 
 def cached(
     q: Float[Array, "b t g m k"],
-    keys: Float[Array, "b s g k"],
-    values: Float[Array, "b s g k"],
+    keys: Float[Array, "b g s k"],
+    values: Float[Array, "b g s k"],
     visible: Bool[Array, "b t s"],
     distance: Int32[Array, "t s"],
     scoring: Scores,
@@ -145,7 +145,7 @@ def cached(
 
     Args:
         q: Queries, by the kv head they share.
-        keys: Of the cache and of the new tokens.
+        keys: Of all slots of the cache, in which those of the new tokens are too.
         values: The same.
         visible: Which keys each query may see, before any window.
         distance: How many positions each key lies behind each query.
@@ -153,10 +153,10 @@ def cached(
     """
     if scoring.window is not None:
         visible = visible & (distance < scoring.window)[None]
-    scores = _shaped(_sum_f32("btgmk,bsgk->bgmts", q, keys), distance, scoring)
+    scores = _shaped(_sum_f32("btgmk,bgsk->bgmts", q, keys), distance, scoring)
     scores = jnp.where(visible[:, None, None], scores, _MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    return jnp.einsum("bgmts,bsgk->btgmk", weights, values)
+    return jnp.einsum("bgmts,bgsk->btgmk", weights, values)
 
 
 def _chunks(length: int, window: int | None) -> Iterator[tuple[slice, slice]]:

@@ -7,6 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxft.models import convolution
+from jaxft.models.cache import Cached
 from jaxft.models.convolution import ShortConv
 from jaxft.models.layers import MLP, Attention, Context, Norm
 from jaxft.models.network import Layer
@@ -18,11 +19,11 @@ def empty_state(
 ) -> Any:
     """Return what a layer keeps before there are tokens.
 
-    Of a convolution that is its last inputs, of attention room for keys and values [b s g k].
+    Of a convolution that is its last inputs, of attention room for keys and values, each [b g s k].
     """
     if isinstance(block, ConvSpec):
         return convolution.empty_state(spec, block, batch, dtype)
-    shape = (batch, slots, spec.num_kv_heads, spec.head_dim)
+    shape = (batch, spec.num_kv_heads, slots, spec.head_dim)
     return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
 
 
@@ -45,19 +46,19 @@ class Block(nnx.Module):
         self.mlp = MLP(spec, adapters, rngs)
 
     def __call__(
-        self, x: Float[Array, "b t d"], context: Context, layer: Any, cached_kv: Any
+        self, x: Float[Array, "b t d"], context: Context, layer: Any, cached: Cached | None
     ) -> tuple[Float[Array, "b t d"], Any]:
         """Apply; arguments, and what is returned, as in what mixes tokens here."""
         read = self._read("attn", x)
         mixer = self.conv if hasattr(self, "conv") else self.attn
-        mixed, kv = mixer(read, context, layer, cached_kv)
+        mixed, states = mixer(read, context, layer, cached)
         if self.spec.parallel != "no":
             mlp_read = read if self.spec.parallel == "one_norm" else self._read("mlp", x)
             x = self._added("attn", x, read, mixed)
-            return self._added("mlp", x, read, self.mlp(mlp_read, context, layer)), kv
+            return self._added("mlp", x, read, self.mlp(mlp_read, context, layer)), states
         x = self._added("attn", x, read, mixed)
         read = self._read("mlp", x)
-        return self._added("mlp", x, read, self.mlp(read, context, layer)), kv
+        return self._added("mlp", x, read, self.mlp(read, context, layer)), states
 
     def _read(self, sublayer: str, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         """Return what a sublayer reads of the residual stream."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int32
 
+from jaxft.models.cache import Cached
 from jaxft.models.layers import Context, Linear, Lora
 from jaxft.models.network import Adapter
 from jaxft.models.spec import ConvSpec, ModelSpec
@@ -68,15 +69,15 @@ class ShortConv(nnx.Module):
         self.taps = Taps(spec.model_dim, block, rngs)
 
     def __call__(
-        self, x: Float[Array, "b t d"], context: Context, layer: Any, before: State | None
+        self, x: Float[Array, "b t d"], context: Context, layer: Any, cached: Cached | None
     ) -> tuple[Float[Array, "b t d"], State | None]:
-        """Mix; returns the output, and what is kept of these tokens and those before.
+        """Mix; returns the output, and `cached.states` with what is kept of these tokens.
 
         Args:
             x: Activations.
             context: What is known of the tokens.
             layer: Index of the layer.
-            before: What was kept of the tokens before these; `None` over whole rows.
+            cached: Of the tokens before these; `None` over whole rows.
         """
         parts = [self.b, self.c, self.x]
         if self.bcx.adapter is None:
@@ -86,7 +87,10 @@ class ShortConv(nnx.Module):
         kernel = self.taps.kernel[...]
         width = kernel.shape[-1]
         shape = (x.shape[0], width - 1, x.shape[2])
-        earlier = jnp.zeros(shape, x.dtype) if before is None else before.inputs.astype(x.dtype)
+        if cached is None:
+            earlier = jnp.zeros(shape, x.dtype)
+        else:
+            earlier = cached.states.inputs[cached.place].astype(x.dtype)
 
         # Recomputed in the backward pass: the three projections are kept, and no shifted copy.
         @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -101,9 +105,11 @@ class ShortConv(nnx.Module):
 
         bias = self.taps.bias[...] if hasattr(self.taps, "bias") else None
         output = self.o(mix(b, c, inner, kernel, bias), context, layer)
-        if before is None:
+        if cached is None:
             return output, None
-        return output, State(jnp.concatenate([earlier, b * inner], axis=1)[:, x.shape[1] :])
+        kept = jnp.concatenate([earlier, b * inner], axis=1)[:, x.shape[1] :]
+        stack = cached.states.inputs
+        return output, State(stack.at[cached.place].set(kept.astype(stack.dtype)))
 
 
 def convolved(

@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int32
 
 from jaxft.models.block import Block
+from jaxft.models.cache import Cached
 from jaxft.models.embedding import Table
 from jaxft.models.layers import Context, Linear, Norm
 from jaxft.models.network import EMBED, HEAD, POSITIONS, Group, Network
@@ -118,25 +119,22 @@ class Decoder(nnx.Module):
         return {prefix: new[prefix] for prefix in kept}
 
     def extend(
-        self, input_ids: Int32[Array, "b t"], context: Context, cached_kv: Any, *, dtype: Any
+        self, input_ids: Int32[Array, "b t"], context: Context, layers: Any, *, dtype: Any
     ) -> tuple[Float[Array, "b t e"], Any]:
-        """Return hidden states of new tokens, and their keys and values.
+        """Return hidden states of new tokens, and what the layers keep of all tokens.
 
         Args:
             input_ids: The new tokens.
             context: What is known of them, `past` included.
-            cached_kv: For each group and each position of its period, what `Block` keeps of the
-                tokens before, of all layers there [n ...]; what it keeps of the new ones, of a
-                convolution of all, comes back in the same form.
+            layers: What they keep of the tokens before, as `forward.Cache.layers`; it comes back in
+                the same form.
             dtype: The dtype computed in.
         """
         x = self._embedded(input_ids, context, dtype)
         new = []
-        for group, blocks, kv_before in zip(
-            self.network.groups, self.groups, cached_kv, strict=True
-        ):
-            x, kv = _extend_group(group, blocks, x, context, kv_before)
-            new.append(kv)
+        for group, blocks, before in zip(self.network.groups, self.groups, layers, strict=True):
+            x, states = _extend_group(group, blocks, x, context, before)
+            new.append(states)
         return self._finished(x, context), tuple(new)
 
     def _embedded(
@@ -232,16 +230,19 @@ def _fold_group(
     return jax.lax.scan(period, x, (state, _layer_indices(group), kept))
 
 
-def _extend_group(group: Group, blocks: nnx.List, x: Any, context: Context, cached_kv: Any) -> Any:
+def _extend_group(group: Group, blocks: nnx.List, x: Any, context: Context, before: Any) -> Any:
     graphdef: Any
     graphdef, state = nnx.split(blocks)
 
-    def period(x: Any, slices: Any) -> Any:
-        leaves, layers, cached_kv = slices
-        new = []
+    # What is kept is carried, not sliced and stacked again: so it is written in place.
+    def period(carried: Any, slices: Any) -> Any:
+        x, before = carried
+        leaves, layers, index = slices
+        after = []
         for position, block in enumerate(nnx.merge(graphdef, leaves)):
-            x, kv = block(x, context, layers[position], cached_kv[position])
-            new.append(kv)
-        return x, tuple(new)
+            x, states = block(x, context, layers[position], Cached(before[position], index))
+            after.append(states)
+        return (x, tuple(after)), None
 
-    return jax.lax.scan(period, x, (state, _layer_indices(group), cached_kv))
+    indices = jnp.arange(group.repeats, dtype=jnp.int32)
+    return jax.lax.scan(period, (x, before), (state, _layer_indices(group), indices))[0]

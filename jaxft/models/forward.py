@@ -16,9 +16,9 @@ from jaxtyping import Array, Bool, Float, Int32, UInt32
 from jaxft.models import block as blocks
 from jaxft.models import dora, embedding, linear, rope
 from jaxft.models.bind import bind
-from jaxft.models.convolution import State
+from jaxft.models.cache import Past
 from jaxft.models.decoder import Fold, Kept
-from jaxft.models.layers import Context, Past
+from jaxft.models.layers import Context
 from jaxft.models.network import EMBED, HEAD, Group, Layer, Network
 from jaxft.models.spec import ModelSpec, Rope
 from jaxft.parallel import rules
@@ -52,7 +52,8 @@ def hidden_states(
     Raises:
         WeightsError: If the tree does not fit the network.
     """
-    rotations = _rotations(network.spec, positions, segment_ids)
+    lengths = rope.text_lengths(positions, segment_ids)
+    rotations = _rotations(network.spec, positions, lengths)
     context = Context(mesh, positions, rotations, segment_ids, dropout_seeds, past=None)
     return bind(network, tree)(input_ids, context, dtype=dtype, remat=remat)
 
@@ -85,17 +86,17 @@ def fold_inputs(
     Raises:
         WeightsError: If the tree does not fit the network.
     """
-    rotations = _rotations(network.spec, positions, segment_ids)
+    rotations = _rotations(network.spec, positions, rope.text_lengths(positions, segment_ids))
     context = Context(mesh, positions, rotations, segment_ids, None, past=None)
     return bind(network, tree).fold_inputs(input_ids, context, kept, fold, dtype=dtype)
 
 
 def _rotations(
-    spec: ModelSpec, positions: Int32[Array, "b t"], segment_ids: Int32[Array, "b t"]
+    spec: ModelSpec, positions: Int32[Array, "b t"], lengths: Int32[Array, "b t"]
 ) -> dict[Rope, rope.Angles]:
     """Return cosine and sine of the positions for every rotary embedding of the layers."""
     in_use = {block.rope: None for block in spec.blocks if block.rope is not None}
-    return {each: rope.angles(each, positions, segment_ids) for each in in_use}
+    return {each: rope.angles(each, positions, lengths) for each in in_use}
 
 
 def head_leaves(network: Network, tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,14 +184,14 @@ class Cache(NamedTuple):
     """What the layers keep of the tokens so far.
 
     Attributes:
-        kv: For each group and each position of its period, keys and values [n b s g k], or what a
-            convolution keeps.
+        layers: For each group and each position of its period what `block.empty_state` returns,
+            those of a group's layers stacked on dimension 0.
         valid: bool [b s]: whether the slot holds a token (not padding).
         length: int32: number of slots filled, the same for every row.
         next_position: int32 [b]: the position of each row's next token.
     """
 
-    kv: tuple[tuple[Any, ...], ...]
+    layers: tuple[tuple[Any, ...], ...]
     valid: Bool[Array, "b s"]
     length: Int32[Array, ""]
     next_position: Int32[Array, " b"]
@@ -201,10 +202,13 @@ def empty_cache(network: Network, batch: int, slots: int, dtype: Any) -> Cache:
 
     def stacked(group: Group, layer: Layer) -> Any:
         state = blocks.empty_state(network.spec, layer.block, batch, slots, dtype)
-        return jax.tree.map(lambda leaf: jnp.stack([leaf] * group.repeats), state)
+        return jax.tree.map(lambda leaf: jnp.zeros((group.repeats, *leaf.shape), leaf.dtype), state)
 
-    kv = tuple(tuple(stacked(group, layer) for layer in group.period) for group in network.groups)
-    return Cache(kv, jnp.zeros((batch, slots), bool), jnp.int32(0), jnp.zeros((batch,), jnp.int32))
+    layers = tuple(
+        tuple(stacked(group, layer) for layer in group.period) for group in network.groups
+    )
+    no_position = jnp.zeros((batch,), jnp.int32)
+    return Cache(layers, jnp.zeros((batch, slots), bool), jnp.int32(0), no_position)
 
 
 def extend(
@@ -213,6 +217,7 @@ def extend(
     cache: Cache,
     input_ids: Int32[Array, "b t"],
     valid: Bool[Array, "b t"],
+    lengths: Int32[Array, " b"],
     *,
     mesh: Mesh,
     dtype: Any,
@@ -220,7 +225,8 @@ def extend(
     """Run new tokens after those in the cache; return hidden states and the longer cache.
 
     Padding belongs on the left of a row's first tokens, so that every row's tokens are
-    contiguous in the cache and windows can be measured in slots.
+    contiguous in the cache and windows can be measured in slots. The cache is written in place
+    where the caller donates it.
 
     Args:
         network: What `tree` is bound to.
@@ -228,38 +234,29 @@ def extend(
         cache: The tokens so far; it must have `t` free slots.
         input_ids: The new tokens.
         valid: Which of them are tokens, not padding.
+        lengths: Of each row's text: of a prompt all its tokens, also when it is read in parts. A
+            rotary embedding may depend on it.
         mesh: Where the arrays live.
         dtype: The dtype of activations and matrix products.
     """
     positions = cache.next_position[:, None] + jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1
     positions = jnp.maximum(positions, 0)  # of padding on the left
-    segment_ids = valid.astype(jnp.int32)
-    rotations = _rotations(network.spec, positions, segment_ids)
-    past = _visibility(cache, valid)
-    context = Context(mesh, positions, rotations, segment_ids, None, past)
-    hidden, new_kv = bind(network, tree).extend(input_ids, context, cache.kv, dtype=dtype)
-
-    def write(slots: Any, new: Any) -> Any:
-        if isinstance(slots, State):  # of all tokens, as it is
-            return State(new.inputs.astype(slots.inputs.dtype))
-        return jax.lax.dynamic_update_slice_in_dim(
-            slots, new.astype(slots.dtype), cache.length, axis=2
-        )
-
+    of_each = jnp.broadcast_to(lengths[:, None], positions.shape)
+    rotations = _rotations(network.spec, positions, of_each)
+    seen = jax.lax.dynamic_update_slice_in_dim(cache.valid, valid, cache.length, axis=1)
+    past = _past(seen, cache.length, valid.shape[1])
+    context = Context(mesh, positions, rotations, valid.astype(jnp.int32), None, past)
+    hidden, layers = bind(network, tree).extend(input_ids, context, cache.layers, dtype=dtype)
     return hidden, Cache(
-        jax.tree.map(write, cache.kv, new_kv, is_leaf=lambda each: isinstance(each, State)),
-        jax.lax.dynamic_update_slice_in_dim(cache.valid, valid, cache.length, axis=1),
+        layers,
+        seen,
         cache.length + jnp.int32(input_ids.shape[1]),
         cache.next_position + jnp.sum(valid, axis=1, dtype=jnp.int32),
     )
 
 
-def _visibility(cache: Cache, valid: Bool[Array, "b t"]) -> Past:
-    slots = cache.valid.shape[1]
-    own_slot = cache.length + jnp.arange(valid.shape[1], dtype=jnp.int32)
-    key_slot = jnp.concatenate([jnp.arange(slots, dtype=jnp.int32), own_slot])
-    distance = own_slot[:, None] - key_slot[None, :]  # [t s]
-    filled = cache.valid & (jnp.arange(slots) < cache.length)[None, :]
-    exists = jnp.concatenate([filled, valid], axis=1)
-    visible = exists[:, None, :] & (distance >= 0)[None]
-    return Past(visible, distance)
+def _past(seen: Bool[Array, "b s"], first: Int32[Array, ""], num_new: int) -> Past:
+    """Return what new tokens, in the slots from `first`, see of all slots; `seen` has tokens."""
+    own_slot = first + jnp.arange(num_new, dtype=jnp.int32)
+    distance = own_slot[:, None] - jnp.arange(seen.shape[1], dtype=jnp.int32)[None, :]  # [t s]
+    return Past(seen[:, None, :] & (distance >= 0)[None], distance, first)

@@ -11,31 +11,19 @@ their own choosing: each feature is read from the `ModelSpec`.
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int32, UInt32
+from jaxtyping import Array, Float, Int32, UInt32
 
-from jaxft.models import activations, attention, dora, dropout, linear, quantized, rope
+from jaxft.models import activations, attention, cache, dora, dropout, linear, quantized, rope
 from jaxft.models.network import Adapter, Layer
 from jaxft.models.spec import Alibi, ModelSpec, NormSpec, Rope
 from jaxft.parallel import rules
-
-
-class Past(NamedTuple):
-    """What new tokens see of the keys in the cache followed by their own.
-
-    Attributes:
-        visible: bool [b t s], before any window.
-        distance: int32 [t s], how many positions each key lies behind.
-    """
-
-    visible: Bool[Array, "b t s"]
-    distance: Int32[Array, "t s"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +46,7 @@ class Context:
     rotations: Mapping[Rope, rope.Angles]
     segment_ids: Int32[Array, "b t"]
     dropout_seeds: UInt32[Array, "b t"] | None
-    past: Past | None
+    past: cache.Past | None
     inputs: dict[str, jax.Array] | None = None
 
 
@@ -267,29 +255,33 @@ class Attention(nnx.Module):
         return q, k, v
 
     def __call__(
-        self, x: Float[Array, "b t d"], context: Context, layer: Any, cached_kv: Any
-    ) -> tuple[Float[Array, "b t d"], tuple[jax.Array, jax.Array]]:
-        """Attend; returns the output and this call's rotated keys and values [b t g k].
+        self, x: Float[Array, "b t d"], context: Context, layer: Any, cached: cache.Cached | None
+    ) -> tuple[Float[Array, "b t d"], Any]:
+        """Attend; returns the output, and `cached.states` with the rotated keys and the values.
 
         Args:
             x: Activations.
             context: What is known of the tokens.
             layer: Index of the layer.
-            cached_kv: Keys and values [b s g k] before these tokens; `None` over whole rows.
+            cached: Of the tokens before these; `None` over whole rows.
         """
         q, k, v = self._projections(x, context, layer)
         # Query heads by the kv head that they share.
         q = q.reshape(*k.shape[:3], -1, k.shape[3])
-        if context.past is None:
+        states = None
+        if cached is None:
             mixed = attention.causal(q, k, v, context.segment_ids, self.scoring)
         else:
-            keys, values = (
-                jnp.concatenate([old.astype(new.dtype), new], axis=1)
-                for old, new in zip(cached_kv, (k, v), strict=True)
+            assert context.past is not None
+            visible, distance, first_slot = context.past
+            states = tuple(
+                cache.written(stack, new, cached.place, first_slot)
+                for stack, new in zip(cached.states, (k, v), strict=True)
             )
-            mixed = attention.cached(q, keys, values, *context.past, self.scoring)
+            keys, values = (stack[cached.place] for stack in states)
+            mixed = attention.cached(q, keys, values, visible, distance, self.scoring)
         mixed = self._gated(mixed.reshape(*x.shape[:2], -1), x, context, layer)
-        return self.o(mixed, context, layer), (k, v)
+        return self.o(mixed, context, layer), states
 
     def _gated(self, mixed: Any, x: Any, context: Context, layer: Any) -> Float[Array, "b t _"]:
         """Return what attention has mixed of `x`, as much of it as the gate lets through."""

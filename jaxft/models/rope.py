@@ -83,24 +83,24 @@ def _untouched_by_yarn(rope: Rope, scaling: YarnScaling) -> np.ndarray:
     return 1 - np.clip(ramp, 0.0, 1.0)
 
 
-def angles(rope: Rope, positions: Int32[Array, "b t"], segment_ids: Int32[Array, "b t"]) -> Angles:
+def angles(rope: Rope, positions: Int32[Array, "b t"], lengths: Int32[Array, "b t"]) -> Angles:
     """Return cosine and sine of every position's angles, in float32.
 
     Args:
         rope: The embedding.
         positions: Of each token within its own text.
-        segment_ids: Which text it belongs to; they tell how long each text is.
+        lengths: Of the text that each token belongs to, all of it, also what is read later: see
+            `text_lengths`.
     """
     per_position = jnp.asarray(frequencies(rope))[None, None, :]
     magnitude = 1.0
     if isinstance(rope.scaling, YarnScaling | LongScaling):
         magnitude = rope.scaling.magnitude
     if isinstance(rope.scaling, LongScaling):
-        is_long = _lengths(positions, segment_ids) > rope.scaling.original_max_positions
+        is_long = lengths > rope.scaling.original_max_positions
         long = jnp.asarray(frequencies(rope, is_long=True))[None, None, :]
         per_position = jnp.where(is_long[..., None], long, per_position)
     if isinstance(rope.scaling, DynamicScaling):
-        lengths = _lengths(positions, segment_ids)
         is_longer = lengths > rope.scaling.max_positions
         grown = _with_larger_base(rope, rope.scaling, lengths)
         per_position = jnp.where(is_longer[..., None], grown, per_position)
@@ -120,16 +120,29 @@ def _with_larger_base(
     return 1.0 / base[..., None] ** exponents[None, None, :]
 
 
-def _lengths(
+def text_lengths(
     positions: Int32[Array, "b t"], segment_ids: Int32[Array, "b t"]
 ) -> Int32[Array, "b t"]:
-    """Return for every token the length of its text, so far as it is in the row."""
+    """Return for every token the length of its text, in rows that hold whole texts."""
 
     def of_row(positions: jax.Array, segments: jax.Array) -> jax.Array:
         last = jnp.zeros(positions.shape[0] + 1, jnp.int32).at[segments].max(positions)
         return last[segments] + 1
 
     return jax.vmap(of_row)(positions, segment_ids)
+
+
+def longest_before_new_angles(rope: Rope) -> int | None:
+    """Return how long a text may be before all of its positions have other angles.
+
+    `None` where angles do not depend on the length, and where those of a new token alone do. Longer
+    texts are turned anew from their start, as transformers does: `modeling_phi3.py:
+    Phi3ForCausalLM.prepare_inputs_for_generation`.
+    """
+    scaling = rope.scaling
+    if not isinstance(scaling, LongScaling) or scaling.short_factors == scaling.long_factors:
+        return None
+    return scaling.original_max_positions
 
 
 def rotate(x: Float[Array, "b t h k"], turned: Angles, rope: Rope) -> Float[Array, "b t h k"]:

@@ -20,7 +20,7 @@ from jaxft.data.examples import tokens
 from jaxft.generation import completion
 from jaxft.generation.completion import Generator, Prompt
 from jaxft.generation.decoding import Decoder
-from jaxft.generation.sampling import Sampling
+from jaxft.generation.sampling import GREEDY
 from jaxft.lora import adapter, magnitude, starts, verify, whole
 from jaxft.lora.tuned import Tuned
 from jaxft.lora.verify import Rows
@@ -130,11 +130,7 @@ def answers(plan: Plan, outcome: Outcome) -> list[console.Sample]:
 
     def texts(tree: trees.Tree) -> list[str]:
         return completion.complete(
-            generator,
-            tree,
-            prompts,
-            max_new_tokens=_ANSWER_TOKENS,
-            how=Sampling(temperature=0.0, top_k=0, top_p=1.0, seed=0),
+            generator, tree, prompts, max_new_tokens=_ANSWER_TOKENS, how=GREEDY
         )
 
     with console.loading("Answering held-out prompts", None):

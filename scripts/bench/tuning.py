@@ -138,7 +138,7 @@ def rows_to_measure(args: argparse.Namespace, plan: Any, tree: Any) -> dict[str,
     from jaxft.config import load_config
     from jaxft.generation import completion
     from jaxft.generation.decoding import Decoder
-    from jaxft.generation.sampling import Sampling
+    from jaxft.generation.sampling import GREEDY
     from jaxft.training import setup
     from jaxft.weights import base
 
@@ -150,7 +150,7 @@ def rows_to_measure(args: argparse.Namespace, plan: Any, tree: Any) -> dict[str,
         tree,
         [[question] for question in questions],
         max_new_tokens=ANSWER_TOKENS,
-        how=Sampling(temperature=0.0, top_k=0, top_p=1.0, seed=0),
+        how=GREEDY,
     )
     with tempfile.TemporaryDirectory() as folder:
         own = Path(folder, "own.jsonl")

@@ -13,13 +13,13 @@ from jaxft.errors import DataError
 from jaxft.generation import completion, text
 from jaxft.generation.completion import Generator
 from jaxft.generation.decoding import Decoder
-from jaxft.generation.sampling import GREEDY, Sampling
+from jaxft.generation.sampling import GREEDY
 from jaxft.models.network import base_network
 
 NETWORK = base_network(dataclasses.replace(tiny.SPEC, vocab_size=byte_tokenizer.VOCAB_SIZE))
 TREE = tiny.random_leaves(NETWORK, seed=1)
 CHAT = [{"role": "user", "content": "Wer sind Sie? é"}]
-DRAWN = Sampling(temperature=2.0, top_k=0, top_p=1.0, seed=3)
+DRAWN = dataclasses.replace(GREEDY, temperature=2.0, seed=3)
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,9 @@ def check_greedy(network):
     assert all(len(set(row)) > 2 for row in got)
 
 
-@pytest.mark.parametrize("how", [GREEDY, Sampling(1.5, 0, 0.9, 7)], ids=["greedy", "drawn"])
+@pytest.mark.parametrize(
+    "how", [GREEDY, Sampling(1.5, 0, 0.9, 0.0, 1.0, 7)], ids=["greedy", "drawn"]
+)
 def test_a_row_does_not_depend_on_those_beside_it(how):
     network = tiny.adapted()
     tree = tiny.random_leaves(network)
@@ -88,6 +90,7 @@ def test_a_row_does_not_depend_on_those_beside_it(how):
 
 def test_each_program_compiles_once_for_all_prompts_and_trees():
     network = tiny.adapted()
+    decoding.programs.cache_clear()
     fresh = Decoder(network, stop_ids=NO_STOP, mesh=tiny.one_device(), dtype="float32")
     seen = set()
     for seed, lengths in enumerate([(3, 90), (CHUNK, 1), (CHUNK - 40, 9)]):
@@ -97,20 +100,23 @@ def test_each_program_compiles_once_for_all_prompts_and_trees():
     assert len(seen) == 3
     sizes = [program._cache_size() for program in (fresh._start, fresh._fill, fresh._advance)]
     assert sizes == [1, 1, 1]
+    # Nor does another decoder of the same network compile them again, whatever ends its rows.
+    again = Decoder(network, stop_ids=(1,), mesh=tiny.one_device(), dtype="float32")
+    assert again._advance is fresh._advance
 
 
 def test_the_cache_is_updated_in_place():
     network = tiny.adapted()
     fresh = decoder(network)
     tree = tiny.placed(tiny.random_leaves(network), tiny.one_device())
-    state = fresh._start(batch=2, slots=4096)
-    num_bytes = trees.num_bytes({"cache": state.cache.kv})
-    memory = fresh._advance.lower(tree, state, None).compile().memory_analysis()
+    state = fresh._start(batch=2, slots=4096, count=np.int32(0))
+    num_bytes = trees.num_bytes({"cache": list(state.cache.layers)})
+    memory = fresh._advance.lower(tree, state, GREEDY.choice(0)).compile().memory_analysis()
     assert memory.alias_size_in_bytes >= num_bytes
     # A layer's slice, extended and in both halves; a second cache would be three layers of them.
     assert memory.temp_size_in_bytes < num_bytes
-    following, _ = fresh._advance(tree, state, None)
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.cache.kv))
+    following, _ = fresh._advance(tree, state, GREEDY.choice(0))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.cache.layers))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(following))
 
 
@@ -136,7 +142,7 @@ def test_a_row_ends_before_its_stop_token_and_then_repeats_it():
     got = stopping.rows(tree, prompts(), max_new_tokens=NEW, how=GREEDY)
     assert got == [row[:end] for row, end in zip(free, ends, strict=True)]
     steps = stopping.steps(tree, prompts(), max_new_tokens=NEW, how=GREEDY)
-    assert np.stack(list(steps))[:, 0].tolist() == free[0][:3] + [stop] * (NEW - 3)
+    assert [int(step.tokens[0]) for step in steps] == free[0][:3] + [stop] * (NEW - 3)
 
 
 def test_decoding_ends_when_every_row_has_stopped():

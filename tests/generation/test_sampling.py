@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from jaxft.generation import sampling
 from jaxft.generation.sampling import GREEDY, Sampling
 
-WARM = Sampling(temperature=1.0, top_k=0, top_p=1.0, seed=0)
+WARM = dataclasses.replace(GREEDY, temperature=1.0)
 LOGITS = np.random.default_rng(0).standard_normal((5, 37)).astype(np.float32) * 3
 _pick = jax.jit(sampling.pick)
 
 
 def pick(how: Sampling, logits: np.ndarray = LOGITS, step: int = 0) -> np.ndarray:
-    return np.asarray(_pick(logits, jnp.int32(step), how.draw()))
+    seen = np.zeros(logits.shape, bool)
+    return np.asarray(_pick(logits, seen, jnp.int32(step), how.choice(0)))
 
 
 def drawn(how: Sampling) -> np.ndarray:
@@ -103,7 +104,7 @@ def test_a_draw_is_a_function_of_seed_step_and_row():
 
 
 def test_choices_compile_nothing_anew():
-    fresh = jax.jit(lambda logits, step, draw: sampling.pick(logits, step, draw))
-    for how in (WARM, Sampling(0.3, 5, 0.9, 2**64 - 1)):
-        fresh(LOGITS, jnp.int32(0), how.draw())
+    fresh = jax.jit(lambda *given: sampling.pick(*given))
+    for how in (WARM, Sampling(0.3, 5, 0.9, 0.1, 1.0, 2**64 - 1)):
+        fresh(LOGITS, np.zeros(LOGITS.shape, bool), jnp.int32(0), how.choice(4))
     assert fresh._cache_size() == 1

@@ -169,7 +169,8 @@ DISTANCE = np.arange(13)[:, None] - np.arange(13)[None, :]
 def test_cached_attends_to_what_is_visible_and_within_the_window(window, extra):
     q, k, v, _ = draw(13)
     seen, distance = naive.visible(two_segments(13), None), jnp.asarray(DISTANCE, jnp.int32)
-    found = attention.cached(q, k, v, jnp.asarray(seen), distance, scoring(window, **extra))
+    heads_first = (jnp.swapaxes(each, 1, 2) for each in (k, v))
+    found = attention.cached(q, *heads_first, jnp.asarray(seen), distance, scoring(window, **extra))
     within = naive.visible(two_segments(13), window)
     expected = naive.attention(*map(np.asarray, (q, k, v)), within, SCALE, **extra)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
@@ -178,4 +179,5 @@ def test_cached_attends_to_what_is_visible_and_within_the_window(window, extra):
 def test_cached_is_finite_where_a_query_sees_nothing():
     q, k, v, _ = draw(13)
     seen, distance = jnp.zeros((B, 13, 13), bool), jnp.asarray(DISTANCE, jnp.int32)
+    k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
     assert np.isfinite(attention.cached(q, k, v, seen, distance, scoring(None))).all()

@@ -248,14 +248,15 @@ def extend_in_pieces(network, tree, ids, valid, pieces):
     mesh = tiny.one_device()
 
     @jax.jit
-    def extend(tree, cache, ids, valid):
-        return forward.extend(network, tree, cache, ids, valid, mesh=mesh, dtype="float32")
+    def extend(tree, cache, ids, valid, lengths):
+        return forward.extend(network, tree, cache, ids, valid, lengths, mesh=mesh, dtype="float32")
 
     cache = forward.empty_cache(network, ids.shape[0], ids.shape[1] + 3, "float32")
     hidden, start = [], 0
+    lengths = valid.sum(axis=1, dtype=np.int32)
     for size in pieces:
         part = slice(start, start + size)
-        new, cache = extend(tree, cache, ids[:, part], valid[:, part])
+        new, cache = extend(tree, cache, ids[:, part], valid[:, part], lengths)
         hidden.append(new)
         start += size
     return np.concatenate(hidden, axis=1)

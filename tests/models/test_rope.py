@@ -139,11 +139,12 @@ def test_each_text_of_a_row_takes_the_factors_of_its_own_length():
     # A text of four tokens, one of five, and padding.
     positions = jnp.array([[0, 1, 2, 3, 0, 1, 2, 3, 4, 0]], jnp.int32)
     segments = jnp.array([[1, 1, 1, 1, 2, 2, 2, 2, 2, 0]], jnp.int32)
-    found = rope.angles(kind, positions, segments)
+    lengths = rope.text_lengths(positions, segments)
+    found = rope.angles(kind, positions, lengths)
     for ours, short, far in zip(
         found,
-        rope.angles(PLAIN, positions, segments),
-        rope.angles(stretched, positions, segments),
+        rope.angles(PLAIN, positions, lengths),
+        rope.angles(stretched, positions, lengths),
         strict=True,
     ):
         np.testing.assert_array_equal(ours[:, :4], short[:, :4])

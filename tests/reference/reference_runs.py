@@ -82,9 +82,9 @@ def greedy(
     """Continue padded prompts by the most likely token, int32 [b num_tokens]."""
 
     @jax.jit
-    def advance(cache: forward.Cache, tokens: Any, valid: Any) -> Any:
+    def advance(cache: forward.Cache, tokens: Any, valid: Any, lengths: Any) -> Any:
         hidden, cache = forward.extend(
-            network, tree, cache, tokens, valid, mesh=mesh, dtype="float32"
+            network, tree, cache, tokens, valid, lengths, mesh=mesh, dtype="float32"
         )
         leaves = forward.head_leaves(network, tree)
         logits = forward.head_logits(network, mesh, leaves, hidden[:, -1:])
@@ -92,10 +92,11 @@ def greedy(
 
     batch, width = prompts.input_ids.shape
     cache = forward.empty_cache(network, batch, width + num_tokens, "float32")
-    cache, token = advance(cache, prompts.input_ids, prompts.is_token)
+    lengths = prompts.attention_mask.sum(axis=1, dtype=np.int32)
+    cache, token = advance(cache, prompts.input_ids, prompts.is_token, lengths)
     tokens, every = [token], jnp.ones((batch, 1), bool)
     while len(tokens) < num_tokens:
-        cache, token = advance(cache, token, every)
+        cache, token = advance(cache, token, every, cache.next_position + 1)
         tokens.append(token)
     return np.concatenate(tokens, axis=1)
 
