@@ -18,7 +18,7 @@ import tiny
 from jaxft import generate
 from jaxft import tree as trees
 from jaxft.config import LoraConfig
-from jaxft.errors import AdapterError, JaxftError
+from jaxft.errors import AdapterError, DataError, JaxftError
 from jaxft.generation import completion
 from jaxft.generation.completion import Generator
 from jaxft.generation.decoding import Decoder
@@ -121,6 +121,18 @@ def test_an_answer_ends_where_the_models_generation_config_says(model, tmp_path)
     stop_ids = byte_tokenizer.byte_level()(last)["input_ids"]
     (stopping / "generation_config.json").write_text(json.dumps({"eos_token_id": stop_ids}))
     assert ask(model=str(stopping)) == whole[: whole.index(last)]
+
+
+@pytest.mark.parametrize("prompt", ["a<|new|>", [{"role": "user", "content": "a<|new|>"}]])
+def test_a_token_beyond_the_embedding_is_refused_in_text_and_in_a_chat(prompt):
+    tokenizer = byte_tokenizer.byte_level()
+    tokenizer.add_tokens(["<|new|>"])
+    decoder = Decoder(NETWORK, stop_ids=(0,), mesh=tiny.one_device(), dtype="float32")
+    generator, tree = Generator(decoder, tokenizer), trees.combine(FROZEN, TRAINED)
+    with pytest.raises(DataError, match=f"token {SPEC.vocab_size}, and"):
+        completion.complete(generator, tree, [prompt], max_new_tokens=2, how=GREEDY)
+    with pytest.raises(DataError, match=f"token {SPEC.vocab_size}, and"):
+        list(completion.stream(generator, tree, prompt, max_new_tokens=2, how=GREEDY))
 
 
 def test_a_draw_is_repeated_by_its_seed(model):

@@ -182,6 +182,15 @@ def test_an_empty_prompt_is_refused():
         greedy(network, tiny.random_leaves(network), [[1], []])
 
 
+@pytest.mark.parametrize("token", [tiny.SPEC.vocab_size, -1])
+def test_a_token_that_the_model_has_no_embedding_for_is_refused(token):
+    network = tiny.adapted()
+    last = tiny.SPEC.vocab_size - 1
+    with pytest.raises(DataError, match=f"token {token}, and the model's go from 0 to {last}"):
+        greedy(network, tiny.random_leaves(network), [[1, 2], [3, token]])
+    assert len(greedy(network, tiny.random_leaves(network), [[1, 2], [3, last]])) == 2
+
+
 def test_caches_have_few_sizes_and_room():
     sizes = [decoding.num_slots(needed) for needed in range(1, 5000)]
     assert all(size >= needed for needed, size in enumerate(sizes, start=1))
