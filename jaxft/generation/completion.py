@@ -42,6 +42,8 @@ def complete(
     *,
     max_new_tokens: int,
     how: Sampling,
+    stop_strings: Sequence[str] = (),
+    first_row: int = 0,
 ) -> list[str]:
     """Return the answer to every prompt, all of them decoded as one batch.
 
@@ -51,15 +53,22 @@ def complete(
         prompts: Plain texts to go on from, or the messages of chats.
         max_new_tokens: The most that an answer gets.
         how: How tokens are picked.
+        stop_strings: An answer ends with the first of them that it has, or with the model's own
+            end.
+        first_row: The number of the first prompt, for draws: see `Decoder.steps`.
 
     Raises:
+        ConfigError: If a stop string is empty.
         DataError: If a prompt has no token, or the chat template does not take it.
     """
+    encoded = [tokens.encode_prompt(prompt, generator.tokenizer) for prompt in prompts]
     rows = generator.decoder.rows(
         tree,
-        [tokens.encode_prompt(prompt, generator.tokenizer) for prompt in prompts],
+        encoded,
         max_new_tokens=max_new_tokens,
         how=how,
+        first_row=first_row,
+        ends=text.ends_with(generator.tokenizer, encoded, stop_strings),
     )
     return [text.decode(generator.tokenizer, row) for row in rows]
 
@@ -71,12 +80,14 @@ def stream(
     *,
     max_new_tokens: int,
     how: Sampling,
+    stop_strings: Sequence[str] = (),
 ) -> Iterator[str]:
     """Yield the answer to one prompt as it is made; joined, it is what `complete` returns.
 
     Arguments and errors are those of `complete`.
     """
     ids = tokens.encode_prompt(prompt, generator.tokenizer)
-    steps = generator.decoder.steps(tree, [ids], max_new_tokens=max_new_tokens, how=how)
+    ends = text.ends_with(generator.tokenizer, [ids], stop_strings)
+    steps = generator.decoder.steps(tree, [ids], max_new_tokens=max_new_tokens, how=how, ends=ends)
     row = generator.decoder.row(steps, 0)
     return text.pieces(generator.tokenizer, row)

@@ -1,14 +1,15 @@
 """Prompts to new tokens: two compiled programs, and the loop that keeps the device ahead of it.
 
-`fill` takes a chunk of the prompts into the cache, `advance` adds a token to every row. Both
-serve every prompt, whatever its length, that needs a cache of the same size; sizes are powers of
-two. Weights are arguments, so base and tuned model run the same programs. The invariants: nothing
-is read from the device before the next step is under way; and a row's tokens do not depend on the
-rows beside it, which is why rotary embeddings that depend on the length of a text go by each row's
-own (transformers, in a batch, by the longest).
+`fill` takes a chunk of the prompts into the cache, `advance` adds a token to every row. There are
+few of both: the sizes of caches are powers of two, the widths of chunks multiples of 8. Weights are
+arguments, so base and tuned model run the same programs. The invariants: nothing is read from the
+device before the next step is under way; and a row's tokens do not depend on the rows beside it,
+which is why a rotary embedding that depends on the length of a text goes by each row's own
+(transformers, in a batch, by the longest).
 """
 
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -25,9 +26,9 @@ from jaxft.models import forward, rope
 from jaxft.models.network import Network
 from jaxft.parallel import mesh as meshes
 
-CHUNK = 128  # prompt tokens a call of `fill`: enough to fill the machine, little to pad
-_MIN_CHUNK = 16  # of prompts that are all shorter
-_MIN_SLOTS = 256  # of a cache
+CHUNK = 128  # prompt tokens a call of `fill`, at most: enough to fill the machine
+_WIDTH_MULTIPLE = 8  # of a row of prompt tokens
+_MIN_SLOTS = 128  # of a cache
 
 # Of a row and all that was picked for it: whether it ends there.
 Ends = Callable[[int, Sequence[int]], bool]
@@ -201,8 +202,10 @@ class Decoder:
         batch, length = input_ids.shape
         lengths = np.array([len(text) for text in texts], np.int32)
         state = self._start(batch=batch, slots=num_slots(length + num_new), count=np.int32(count))
-        for start in range(0, length, CHUNK):
-            chunk = slice(start, start + CHUNK)
+        # The first chunk is what is left of whole ones, so that little of it is padding.
+        ends = range((length - 1) % CHUNK + 1, length + 1, CHUNK)
+        for start, end in itertools.pairwise([0, *ends]):
+            chunk = slice(start, end)
             part = (input_ids[:, chunk], valid[:, chunk], lengths)
             state, tokens = self._fill(tree, state, *part, choice)
         for _ in range(num_new - 1):
@@ -238,7 +241,9 @@ def check_below(numbers: Any, limit: int | None, what: str) -> None:
 def left_padded(
     prompts: Sequence[Sequence[int]],
 ) -> tuple[Int32[np.ndarray, "b t"], Bool[np.ndarray, "b t"]]:
-    """Return the prompts as rows of whole chunks, padded on the left, and what is no padding.
+    """Return the prompts as rows, padded on the left, and what is no padding.
+
+    Rows have one of 16 widths, or some chunks more: there is a program for each.
 
     Raises:
         DataError: If a prompt has no token.
@@ -246,8 +251,7 @@ def left_padded(
     if not all(map(len, prompts)):
         raise DataError("A prompt has no token.", "Write something for the model to go on from.")
     longest = max(map(len, prompts))
-    chunk = min(max(_MIN_CHUNK, _power_of_two(longest)), CHUNK)
-    length = -(-longest // chunk) * chunk
+    length = -(-longest // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE
     input_ids = np.zeros((len(prompts), length), np.int32)
     valid = np.zeros((len(prompts), length), bool)
     for row, prompt in enumerate(prompts):
@@ -258,11 +262,7 @@ def left_padded(
 
 def num_slots(needed: int) -> int:
     """Return the size of the cache that has room for `needed` tokens: a power of two."""
-    return max(_MIN_SLOTS, _power_of_two(needed))
-
-
-def _power_of_two(number: int) -> int:
-    return 1 << (number - 1).bit_length()
+    return max(_MIN_SLOTS, 1 << (needed - 1).bit_length())
 
 
 @functools.lru_cache(maxsize=16)

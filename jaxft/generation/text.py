@@ -6,8 +6,10 @@ what was shown.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
+
+from jaxft.errors import ConfigError
 
 # What decoders put in place of bytes that make no character, or not yet.
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -41,3 +43,38 @@ def pieces(tokenizer: Any, ids: Iterable[int]) -> Iterator[str]:
     rest = decode(tokenizer, seen)[num_shown:]
     if rest:
         yield rest
+
+
+def ends_with(
+    tokenizer: Any, prompts: Sequence[Sequence[int]], stop_strings: Sequence[str]
+) -> Callable[[int, Sequence[int]], bool] | None:
+    """Return what tells whether a row's last token completes a stop string; `None` without any.
+
+    The string may begin in the prompt, and its last token may have more after it, as in
+    transformers `generation/stopping_criteria.py: StopStringCriteria`. Special tokens count.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        prompts: The tokens of each row's prompt.
+        stop_strings: What ends a row.
+
+    Raises:
+        ConfigError: If one of them is empty.
+    """
+    if not all(stop_strings):
+        raise ConfigError("A stop string is empty.", "Give the text that ends an answer.")
+    if not stop_strings:
+        return None
+    # A token is a byte or more; some decoders drop a space of the first that they are given.
+    reach = max(len(each.encode()) for each in stop_strings) + 4
+
+    def written(ids: Sequence[int]) -> str:
+        found: str = tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+        return found.rstrip(_REPLACEMENT)
+
+    def ends(row: int, picked: Sequence[int]) -> bool:
+        window = [*prompts[row][-reach:], *picked][-reach:]
+        before, now = len(written(window[:-1])), written(window)
+        return any(each in now[max(before - len(each) + 1, 0) :] for each in stop_strings)
+
+    return ends

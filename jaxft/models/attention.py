@@ -153,10 +153,21 @@ def cached(
     """
     if scoring.window is not None:
         visible = visible & (distance < scoring.window)[None]
-    scores = _shaped(_sum_f32("btgmk,bgsk->bgmts", q, keys), distance, scoring)
-    scores = jnp.where(visible[:, None, None], scores, _MASKED)
+    batch, length, groups, members, width = q.shape
+    # Products in the one form that needs no other order of keys or values: XLA on CPUs copies.
+    by_head = jnp.moveaxis(q, 1, 3).reshape(batch, groups, members * length, width)
+    products = jax.lax.dot_general(
+        by_head,
+        keys.astype(q.dtype),
+        (((3,), (3,)), ((0, 1), (0, 1))),
+        preferred_element_type=jnp.float32,
+    )
+    products = products.reshape(batch, groups, members, length, -1)
+    scores = jnp.where(visible[:, None, None], _shaped(products, distance, scoring), _MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    return jnp.einsum("bgmts,bgsk->btgmk", weights, values)
+    weights = weights.reshape(batch, groups, members * length, -1)
+    mixed = jax.lax.dot_general(weights, values, (((3,), (2,)), ((0, 1), (0, 1))))
+    return jnp.moveaxis(mixed.reshape(batch, groups, members, length, width), 3, 1)
 
 
 def _chunks(length: int, window: int | None) -> Iterator[tuple[slice, slice]]:
