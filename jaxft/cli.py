@@ -17,7 +17,7 @@ import typer
 
 import jaxft
 from jaxft import adapter_cli, data_cli
-from jaxft.errors import JaxftError, Stopped
+from jaxft.errors import ConfigError, JaxftError, Stopped
 
 _DEBUG = "--debug"
 _DEBUG_HELP = "Show the traceback of an error. May stand anywhere on the line."
@@ -43,6 +43,9 @@ Examples:
   jaxft generate --adapter runs/quickstart/adapter --prompt "Hello." \\
     --temperature 0.7 --seed 1 --max-new-tokens 64
   jaxft generate --model HuggingFaceTB/SmolLM2-135M-Instruct --prompt "Hello."
+  jaxft generate --adapter runs/quickstart/adapter --prompts questions.jsonl \\
+    > answers.jsonl
+  jaxft generate --adapter runs/quickstart/adapter --chat
 """
 
 _EXPORT_EXAMPLES = """\b
@@ -153,7 +156,18 @@ def train(
 
 @app.command(no_args_is_help=True, epilog=_GENERATE_EXAMPLES)
 def generate(
-    prompt: Annotated[str, typer.Option(help="What to ask.", show_default=False)],
+    prompt: Annotated[str | None, typer.Option(help="What to ask.", show_default=False)] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Ask each row of a file: prompt or messages. Answers come as JSON lines.",
+            show_default=False,
+        ),
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Ask each line of standard input, as one chat.")
+    ] = False,
     adapter: Annotated[
         Path | None,
         typer.Option(
@@ -167,31 +181,74 @@ def generate(
             help="The base model. Without it: the one that the adapter names.", show_default=False
         ),
     ] = None,
-    max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens in the answer, at most.")
-    ] = 128,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens in an answer, at most.")] = 128,
     temperature: Annotated[
         float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")
     ] = 0.0,
+    top_k: Annotated[
+        int, typer.Option(min=0, help="Draw from so many of the likeliest tokens; 0: all.")
+    ] = 0,
+    top_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest of this share.")
+    ] = 1.0,
+    min_p: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Draw from those of this share of the likeliest's."),
+    ] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1: tokens that are there already are less likely.")
+    ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the draw, when temperature is above 0.")] = 0,
+    stop_strings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--stop-string",
+            help="An answer ends with it. May be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    eos_token_id: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="A token that ends an answer, in the place of the model's own. May be given "
+            "several times.",
+            show_default=False,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Rows of a file that are answered together.")
+    ] = 8,
 ) -> None:
-    """Answer a prompt with a tuned model.
+    """Answer a prompt, a file of prompts or a chat with a tuned model.
 
-    The answer goes to standard output as it is made, everything else to standard error.
+    Answers go to standard output as they are made, everything else to standard error.
     """
+    if sum((prompt is not None, prompts is not None, chat)) != 1:
+        raise ConfigError(
+            "Expected one of --prompt, --prompts and --chat.",
+            'Ask with --prompt "Hello.", --prompts FILE, or --chat and lines on standard input.',
+        )
     from jaxft import console
     from jaxft import generate as generation
+    from jaxft.generation.sampling import Sampling
 
-    console.stream(
-        generation.answer(
-            adapter=adapter,
-            model=model,
-            prompt=prompt,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=seed,
-        )
+    asked = generation.Asked(
+        adapter=adapter,
+        model=model,
+        max_new_tokens=max_new_tokens,
+        how=Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed),
+        stop_strings=stop_strings or (),
+        eos_token_ids=eos_token_id,
     )
+    answerer = generation.load(asked)
+    if prompt is not None:
+        console.stream(answerer.answer(prompt))
+    elif prompts is not None:
+        for line in answerer.answers(prompts, batch_size):
+            console.stream([line])
+    else:
+        for pieces in answerer.chat(console.lines()):
+            console.stream(pieces)
 
 
 @app.command(no_args_is_help=True, epilog=_EXPORT_EXAMPLES)

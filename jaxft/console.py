@@ -199,6 +199,18 @@ def stream(pieces: Iterable[str]) -> None:
     sys.stdout.flush()
 
 
+def lines() -> Iterator[str]:
+    """Yield the lines of standard input, asked for with a mark where a person writes them."""
+    while True:
+        if sys.stdin.isatty():
+            sys.stderr.write("> ")
+            sys.stderr.flush()
+        line = sys.stdin.readline()
+        if not line:
+            return
+        yield line
+
+
 class TrainingBar:
     """What a training run shows while it goes: `advance` each step, `update` logged ones."""
 

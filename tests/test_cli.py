@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import jaxft
 from jaxft import cli
 from jaxft.errors import DataError, Stopped
+from jaxft.generation.sampling import Sampling
 
 
 @pytest.fixture
@@ -116,7 +118,8 @@ def test_version_is_the_packages(capsys):
         (["adapter", "scale", "x", "two", "--output", "y"], "Invalid value for 'FACTOR'"),
         (["adapter", "scale", "x", "2", "--outptu", "y"], "Missing option '--output'"),
         (["train", "--tempo"], "No such option: --tempo"),
-        (["generate", "--adapter", "x"], "Missing option '--prompt'"),
+        (["generate", "--adapter", "x"], "Expected one of --prompt, --prompts and --chat"),
+        (["generate", "--prompt", "x", "--chat"], "Expected one of --prompt, --prompts and"),
         (["inspect", "--revision", "x"], "Missing argument 'MODEL'"),
         (["export", "--adapter", "x"], "Missing option '--output'"),
         (["export", "--output", "x", "--format", "gguf"], "'gguf' is not one of"),
@@ -198,25 +201,64 @@ def test_a_run_that_a_signal_stopped_ends_with_its_status(recipe, replace_loop, 
     assert status("train", str(recipe)) == ended
 
 
-def test_generate_streams_the_answer_to_standard_output(monkeypatch, capsys):
-    seen = {}
+class FakeAnswerer:
+    """Stands for a loaded model: notes what it is asked."""
 
-    def answer(**options):
-        seen.update(options)
-        yield from ("Good ", "morrow.")
+    def __init__(self, asked):
+        self.asked = asked
 
+    def answer(self, prompt):
+        yield from ("Good ", f"morrow. ({prompt})")
+
+    def answers(self, file, batch_size):
+        yield from (f'{{"{file}": {batch_size}}}', "{}")
+
+    def chat(self, lines):
+        return (iter([line.upper()]) for line in lines)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Put the fake in the place of a model; returns the list of what was asked of it."""
+    calls = []
     generation = types.ModuleType("jaxft.generate")
-    generation.answer = answer
+    generation.Asked = lambda **options: calls.append(options)
+    generation.load = FakeAnswerer
     monkeypatch.setitem(sys.modules, "jaxft.generate", generation)
     monkeypatch.setattr(jaxft, "generate", generation, raising=False)
+    return calls
+
+
+def test_generate_streams_the_answer_to_standard_output(asked, capsys):
     words = ["--adapter", "runs/a", "--prompt", "Hello.", "--temperature", "0.5", "--seed", "3"]
+    words += ["--top-k", "4", "--top-p", "0.9", "--min-p", "0.1", "--repetition-penalty", "1.2"]
+    words += ["--stop-string", "x", "--stop-string", "y z", "--eos-token-id", "7"]
     assert status("generate", *words) == 0
-    assert capsys.readouterr().out == "Good morrow.\n"
-    assert seen == {
-        "adapter": Path("runs/a"),
-        "model": None,
-        "prompt": "Hello.",
-        "max_new_tokens": 128,
-        "temperature": 0.5,
-        "seed": 3,
-    }
+    assert capsys.readouterr().out == "Good morrow. (Hello.)\n"
+    assert asked == [
+        {
+            "adapter": Path("runs/a"),
+            "model": None,
+            "max_new_tokens": 128,
+            "how": Sampling(0.5, 4, 0.9, 0.1, 1.2, 3),
+            "stop_strings": ["x", "y z"],
+            "eos_token_ids": [7],
+        }
+    ]
+
+
+def test_generate_answers_a_file_in_json_lines(asked, capsys):
+    assert status("generate", "--model", "m", "--prompts", "f.jsonl", "--batch-size", "3") == 0
+    assert capsys.readouterr().out == '{"f.jsonl": 3}\n{}\n'
+
+
+def test_generate_chats_over_the_lines_of_standard_input(asked, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\ntwo\n"))
+    assert status("generate", "--model", "m", "--chat") == 0
+    assert capsys.readouterr().out == "ONE\n\nTWO\n\n"
+
+
+def test_a_share_out_of_its_range_is_refused(asked, capsys):
+    assert status("generate", "--model", "m", "--prompt", "x", "--repetition-penalty", "0") == 2
+    assert "repetition_penalty is 0.0." in capsys.readouterr().err
+    assert asked == []

@@ -75,15 +75,19 @@ def _in_float32(monkeypatch):
 
 
 def ask(**changed: Any) -> str:
+    return "".join(load(**changed).answer("Wer?"))
+
+
+def load(**changed: Any) -> generate.Answerer:
     options = {
         "adapter": None,
         "model": None,
-        "prompt": "Wer?",
         "max_new_tokens": 12,
-        "temperature": 0.0,
-        "seed": 0,
+        "how": GREEDY,
+        "stop_strings": (),
+        "eos_token_ids": None,
     }
-    return "".join(generate.answer(**(options | changed)))
+    return generate.load(generate.Asked(**(options | changed)))
 
 
 def expected(adapters: trees.Tree) -> str:
@@ -136,9 +140,76 @@ def test_a_token_beyond_the_embedding_is_refused_in_text_and_in_a_chat(prompt):
 
 
 def test_a_draw_is_repeated_by_its_seed(model):
-    first = ask(model=str(model), temperature=1.0, seed=1)
-    assert ask(model=str(model), temperature=1.0, seed=1) == first
-    assert ask(model=str(model), temperature=1.0, seed=2) != first
+    drawn, other = (dataclasses.replace(GREEDY, temperature=1.0, seed=seed) for seed in (1, 2))
+    first = ask(model=str(model), how=drawn)
+    assert ask(model=str(model), how=drawn) == first
+    assert ask(model=str(model), how=other) != first
+
+
+def test_an_end_token_that_is_given_replaces_the_models_own(model):
+    whole = ask(model=str(model))
+    last = next(letter for letter in whole[3:] if letter.isascii())
+    ids = byte_tokenizer.byte_level()(last)["input_ids"]
+    assert ask(model=str(model), eos_token_ids=ids) == whole[: whole.index(last)]
+
+
+def test_an_answer_ends_with_a_stop_string(model):
+    whole = ask(model=str(model), max_new_tokens=24)
+    string = whole[2:5]
+    assert string.isascii()
+    assert (
+        ask(model=str(model), max_new_tokens=24, stop_strings=("never", string))
+        == (whole[: whole.index(string) + len(string)])
+    )
+
+
+@pytest.mark.parametrize("how", [GREEDY, dataclasses.replace(GREEDY, temperature=1.0, seed=1)])
+def test_a_file_of_prompts_is_answered_the_same_in_batches_of_any_size(model, how, tmp_path):
+    chat = [{"role": "user", "content": "Wer?"}]
+    rows = [{"prompt": "Wer?"}, {"messages": [*chat, {"role": "assistant", "content": "Ich."}]}]
+    rows += [{"prompt": chat}, {"prompt": "a longer question"}, {"text": "Wer?"}]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answerer = load(model=str(model), how=how)
+    answered = [json.loads(line) for line in answerer.answers(str(file), 2)]
+    assert [list(row) for row in answered] == [
+        ["prompt", "answer"],
+        ["messages", "answer"],
+        ["messages", "answer"],
+        ["prompt", "answer"],
+        ["prompt", "answer"],
+    ]
+    assert answered[1]["messages"] == chat
+    assert [json.loads(line) for line in answerer.answers(str(file), 5)] == answered
+    answers = [row["answer"] for row in answered]
+    assert answers[0] == "".join(answerer.answer("Wer?"))
+    if how is GREEDY:
+        assert answers[1] == answers[2] == answers[4] == answers[0] != answers[3]
+    else:
+        assert len(set(answers)) == len(answers)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [({"question": "Wer?"}, "no prompt"), ({"messages": []}, "no prompt"), (3, "no prompt")],
+)
+def test_a_row_without_a_prompt_is_refused_with_its_line(model, row, said, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(f'{{"prompt": "Wer?"}}\n{json.dumps(row)}\n')
+    with pytest.raises(DataError, match=f"rows.jsonl:2: .*{said}"):
+        list(load(model=str(model)).answers(str(file), 2))
+
+
+def test_a_chat_goes_on_from_all_that_was_said(model):
+    answerer = load(model=str(model))
+    first, second = ("".join(pieces) for pieces in answerer.chat(["Wer?\n", "\n", "Und?\n"]))
+    assert first == "".join(answerer.answer("Wer?"))
+    said = [
+        {"role": "user", "content": "Wer?"},
+        {"role": "assistant", "content": first},
+        {"role": "user", "content": "Und?"},
+    ]
+    assert second == "".join(answerer.answer(said)) != "".join(answerer.answer("Und?"))
 
 
 def test_an_adapter_or_a_model_is_needed():

@@ -6,7 +6,7 @@ know to `models.forward`, `generation.decoding` and `lora.whole`.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from jaxft import console
 from jaxft import tree as trees
 from jaxft.api import resizing
 from jaxft.errors import ConfigError, DataError
+from jaxft.generation import text
 from jaxft.generation.decoding import Decoder, check_below
 from jaxft.generation.sampling import Sampling
 from jaxft.lora import mask, starts, tuning, verify, whole
@@ -285,11 +286,17 @@ class CausalLM:
         temperature: float = 1.0,
         top_k: int = 50,
         top_p: float = 1.0,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        eos_token_id: int | Sequence[int] | None = None,
+        stop_strings: str | Sequence[str] | None = None,
+        tokenizer: Any = None,
         seed: int = 0,
     ) -> np.ndarray:
         """Return the rows with their continuations, int32 [b, t + new tokens].
 
-        A row that ends early is filled up with its end token.
+        A row that ends early is filled up with its end token. Each row's continuation is the one
+        that it has alone.
 
         Args:
             input_ids: int [b t].
@@ -299,26 +306,40 @@ class CausalLM:
             temperature: Of the draw.
             top_k: The draw is among this many; 0 for all.
             top_p: The draw is among the likeliest tokens of this share together.
+            min_p: The draw is among tokens that have this share of the likeliest one's probability.
+            repetition_penalty: Above 1, tokens that a row has already are less likely.
+            eos_token_id: What ends a row; `None` for where the model learned to end.
+            stop_strings: Text that ends a row too, itself included.
+            tokenizer: To find `stop_strings`; `None` for the model's own.
             seed: Of the draw.
 
         Raises:
+            ConfigError: If an option is out of its range.
             DataError: If a token is none of the model's, or a row has none or too many.
         """
         ids, seen = self._checked(input_ids, attention_mask)
         prompts = [row[kept == 1].tolist() for row, kept in zip(ids, seen, strict=True)]
+        stop_ids = self._stop_ids() if eos_token_id is None else np.ravel(eos_token_id).tolist()
+        strings = [stop_strings] if isinstance(stop_strings, str) else stop_strings or ()
+        how = Sampling(
+            temperature if do_sample else 0.0, top_k, top_p, min_p or 0.0, repetition_penalty, seed
+        )
         tree = self.tree()
         assert self._mesh is not None
-        decoder = Decoder(
-            self.network,
-            stop_ids=sorted(
-                {*base.read_stop_ids(self.source, self.tokenizer), *self.chat_format.stop_ids}
-            ),
-            mesh=self._mesh,
-            dtype=self.dtype,
+        decoder = Decoder(self.network, stop_ids=stop_ids, mesh=self._mesh, dtype=self.dtype)
+        ends = text.ends_with(tokenizer or self.tokenizer, prompts, strings) if strings else None
+        steps = list(
+            decoder.steps(tree, prompts, max_new_tokens=max_new_tokens, how=how, ends=ends)
         )
-        how = Sampling(temperature if do_sample else 0.0, top_k, top_p, 0.0, 1.0, seed)
-        steps = decoder.steps(tree, prompts, max_new_tokens=max_new_tokens, how=how)
-        return np.concatenate([ids, np.stack([step.tokens for step in steps], axis=1)], axis=1)
+        new, is_new = (np.stack(each, axis=1) for each in zip(*steps, strict=True))
+        # A row that a string ended goes on repeating what completed it.
+        is_end = np.isin(new, stop_ids)
+        filled = np.where(is_new | is_end, new, (*stop_ids, 0)[0])
+        return np.concatenate([ids, filled.astype(np.int32)], axis=1)
+
+    def _stop_ids(self) -> list[int]:
+        own = base.read_stop_ids(self.source, self.tokenizer)
+        return sorted({*own, *self.chat_format.stop_ids})
 
 
 class AutoModelForCausalLM:

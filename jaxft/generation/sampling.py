@@ -126,14 +126,22 @@ def pick(
         step: How many tokens were picked before.
         choice: How to pick.
     """
-    if choice.penalty is not None:
-        factor = jnp.where(logits < 0, choice.penalty, 1 / choice.penalty)
-        logits = jnp.where(seen, logits * factor, logits)
+    logits = penalised(logits, seen, choice)
     if choice.draw is None:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     keys = _row_keys(choice.draw, step, logits.shape[0])
     allowed = drawn_from(logits, choice.draw)
     return jax.vmap(jax.random.categorical)(keys, allowed).astype(jnp.int32)
+
+
+def penalised(
+    logits: Float[Array, "b v"], seen: Bool[Array, "b v"], choice: Choice
+) -> Float[Array, "b v"]:
+    """Return the logits after the penalty on tokens that a text has already."""
+    if choice.penalty is None:
+        return logits
+    changed = jnp.where(logits < 0, logits * choice.penalty, logits / choice.penalty)
+    return jnp.where(seen, changed, logits)
 
 
 def drawn_from(logits: Float[Array, "b v"], draw: Draw) -> Float[Array, "b v"]:
