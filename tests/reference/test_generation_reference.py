@@ -100,3 +100,26 @@ def test_a_prompt_read_in_parts_is_continued_as_by_transformers(
     )
     assert ours == theirs[:, max(IN_PARTS) :].tolist()
     assert all(len(set(row)) > NEW_TOKENS // 5 for row in ours)
+
+
+@pytest.mark.parametrize("length", [29, 47])
+def test_a_dynamic_rope_grows_with_the_text_as_in_transformers(
+    length: int, tiny_model: Callable[..., TinyModel], one_device: Mesh
+) -> None:
+    model = tiny_model("llama-rope-dynamic")
+    scaling = next(block.rope for block in model.spec.blocks).scaling
+    assert scaling.max_positions < length + NEW_TOKENS
+    prompts = reference_texts.draw((length,), "left", model.spec.vocab_size, seed=3)
+    tree = model.load(model.network, one_device)
+    ours = reference_runs.greedy(model.network, tree, prompts, one_device, NEW_TOKENS)
+    # Only so does it forget the longer text of another test.
+    model.torch_model(input_ids=torch.zeros((1, 1), dtype=torch.int64), use_cache=False)
+    theirs = model.torch_model.generate(
+        torch.tensor(prompts.input_ids, dtype=torch.int64),
+        attention_mask=torch.tensor(prompts.attention_mask, dtype=torch.int64),
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    np.testing.assert_array_equal(ours, theirs[:, length:].numpy())
+    assert len(set(ours[0].tolist())) > NEW_TOKENS // 3
