@@ -129,6 +129,18 @@ def test_new_tokens_are_in_the_config_the_tokenizer_and_the_weights(found):
     np.testing.assert_allclose(after[260:], np.tile(before.mean(axis=0), (2, 1)), atol=1e-7)
 
 
+def test_a_gguf_grows_like_a_folder(write_llama):
+    path = write_llama()
+    stored = source.Source("tiny", path.parent, path, None, "GGUF file")
+    grown = vocabulary.resized(stored, 303)
+    assert (stored.config()["vocab_size"], grown.config()["vocab_size"]) == (300, 303)
+    for name, info in stored.checkpoint().infos().items():
+        before, after = stored.checkpoint().read(name), grown.checkpoint().read(name)
+        assert after.shape == grown.checkpoint().infos()[name].shape
+        assert len(after) - len(before) == (3 if info.shape[0] == 300 else 0)
+        assert after[: len(before)].tobytes() == before.tobytes()
+
+
 def test_a_caller_cannot_change_the_tokenizer_of_another(found):
     grown, _ = added(found, ["<tool>"])
     grown.tokenizer().add_tokens(["<more>"])
