@@ -167,7 +167,6 @@ def test_our_adapter_gives_its_logits_in_peft_on_a_base_resized_there(
     ("name", "choice"),
     [
         ("llama", {"trainable_token_indices": BOTH}),
-        ("llama-tied", {}),
         ("gpt2", {"modules_to_save": ["wte"]}),
         ("gemma3", {"target_modules": r".*language_model.*q_proj", "trainable_token_indices": NEW}),
     ],
