@@ -196,7 +196,7 @@ def generate(
         typer.Option(min=0.0, max=1.0, help="Draw from those of this share of the likeliest's."),
     ] = 0.0,
     repetition_penalty: Annotated[
-        float, typer.Option(help="Above 1: tokens that are there already are less likely.")
+        float, typer.Option(help="Above 1: what was said already is less likely.")
     ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the draw, when temperature is above 0.")] = 0,
     stop_strings: Annotated[

@@ -136,6 +136,43 @@ def test_a_draw_is_repeated_by_its_seed(tuned):
     assert drawn(1) != drawn(2)
 
 
+def test_a_row_ends_with_the_end_token_or_the_text_that_is_given(tuned):
+    ids, count = IDS[:2, :4], 10
+    free = tuned.generate(ids, max_new_tokens=count, eos_token_id=[])[:, 4:]
+    end = int(free[0, 2])
+    first = [list(row).index(end) if end in row else count for row in free]
+    for given in (end, [end, small_models.VOCABULARY + 5]):
+        ended = tuned.generate(ids, max_new_tokens=count, eos_token_id=given)[:, 4:]
+        for row, expected, at in zip(ended, free, first, strict=True):
+            assert row[: at + 1].tolist() == expected[: at + 1][: len(row)].tolist()
+            assert set(row[at + 1 :].tolist()) <= {end}
+    string = tuned.tokenizer.decode(free[0, 1:3])
+    length = next(n for n in range(1, count) if string in tuned.tokenizer.decode(free[0, :n]))
+    options = {"eos_token_id": end + 1 if end == 0 else 0, "stop_strings": string}
+    stopped = tuned.generate(ids[:1], max_new_tokens=count, **options)[0, 4:]
+    assert len(stopped) == length
+    assert stopped.tolist() == free[0, :length].tolist()
+
+
+def test_a_penalty_and_limits_change_what_is_picked(tuned):
+    def picked(**options):
+        return tuned.generate(IDS[:1, :4], max_new_tokens=12, eos_token_id=[], **options)[0, 4:]
+
+    assert len(set(picked(repetition_penalty=50.0).tolist())) == 12
+    draw = {"do_sample": True, "temperature": 3.0, "top_k": 0}
+    np.testing.assert_array_equal(picked(min_p=1.0, **draw), picked())
+    assert picked(**draw).tolist() != picked().tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("top_p", 1.5), ("min_p", -0.1), ("repetition_penalty", 0.0), ("temperature", -1.0)],
+)
+def test_an_option_of_generation_out_of_its_range_is_refused(tuned, name, value):
+    with pytest.raises(ConfigError, match=f"{name} is {value}"):
+        tuned.generate(IDS[:1, :4], do_sample=True, **{name: value})
+
+
 def test_a_fresh_adapter_changes_nothing_and_a_trained_one_does(model, make_model, tuned):
     np.testing.assert_array_equal(logits(make_model(), IDS), logits(model, IDS))
     assert np.abs(logits(tuned, IDS) - logits(model, IDS)).max() > 1e-2

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxft.errors import ConfigError
 from jaxft.generation import text
 
 
@@ -49,6 +51,28 @@ def test_a_later_byte_can_take_back_a_character(byte_fallback):
     first_two = [8 + 0xC3, 8 + 0xA9]
     assert text.decode(byte_fallback, first_two) == "é"
     assert text.decode(byte_fallback, [*first_two, 8 + 0xE2]) == "���"
+
+
+def test_a_stop_string_is_found_where_its_last_token_comes_and_not_before(byte_level):
+    prompt, answer = (byte_level(each)["input_ids"] for each in ("say a sto", "p and stop it"))
+    ends = text.ends_with(byte_level, [[], prompt], ["stop"])
+    # It may begin in the prompt, and is found once: what comes after it ends nothing.
+    found = [row for row in (0, 1) for n in range(1, len(answer) + 1) if ends(row, answer[:n])]
+    assert found == [0, 1, 1]
+    assert ends(1, answer[:1])
+    assert not ends(0, answer[:1])
+    assert ends(0, answer[: len("p and stop")])
+
+
+def test_special_tokens_end_a_row_as_text_too(byte_level):
+    ids = byte_level("a<|end|>")["input_ids"]
+    assert text.ends_with(byte_level, [[]], ["<|end|>"])(0, ids)
+
+
+def test_without_stop_strings_there_is_nothing_to_ask_and_an_empty_one_is_refused(byte_level):
+    assert text.ends_with(byte_level, [[]], []) is None
+    with pytest.raises(ConfigError, match="empty"):
+        text.ends_with(byte_level, [[]], ["x", ""])
 
 
 def test_special_tokens_are_no_text(byte_level):
