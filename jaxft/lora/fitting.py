@@ -62,6 +62,7 @@ def fitted(
     family, spec = base.read_spec(source)
     tensors = peft_format.under_names_of(tensors, family)
     lora, idle = _without_idle(_under_names_of(lora, family), family, spec, tensors)
+    lora = _as_far_as_filed(lora, family, spec, tensors, origin)
     if idle:
         said = "; ".join(f"{field}: {', '.join(map(str, each))}" for field, each in idle.items())
         console.note(f"{origin / peft_format.CONFIG_FILE} names what is not adapted here: {said}.")
@@ -168,14 +169,44 @@ def _under_names_of(lora: LoraConfig, family: Family) -> LoraConfig:
     return lora.model_copy(update=changes)
 
 
+def _adapted(tensors: Iterable[str]) -> list[str]:
+    """Return the names of the modules that have an adapter in a file."""
+    found = (_LORA.fullmatch(name.removeprefix(peft_format.PREFIX)) for name in tensors)
+    return list(dict.fromkeys(each[1] for each in found if each))
+
+
+def _as_far_as_filed(
+    lora: LoraConfig, family: Family, spec: ModelSpec, tensors: Iterable[str], origin: Path
+) -> LoraConfig:
+    """Return a config that targets none of the modules of which a file has nothing.
+
+    PEFT leaves them as they are. It writes such files itself: of EVA it shortens the names of
+    targets, which then mean modules that lost their adapter.
+    """
+    try:
+        targeted = [module.name for module in targets.targeted(lora, family, spec)]
+    except AdapterError:
+        return lora  # for another model, which is said where it is put on
+    saved = tuple(lora.modules_to_save or ())
+    wanted = [name for name in targeted if not (saved and name.endswith(saved))]
+    filed = [name for name in wanted if name in set(_adapted(tensors))]
+    if not filed or filed == wanted or lora.ensure_weight_tying:
+        return lora
+    lacking = [name for name in wanted if name not in filed]
+    console.warning(
+        f"{origin} has no adapter on {len(lacking)} of the {len(wanted)} modules that its targets "
+        f"name, such as {lacking[0]}: they are as in the base model."
+    )
+    nothing = dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern"))
+    return lora.model_copy(update={**nothing, "target_modules": filed})
+
+
 def _without_idle(
     lora: LoraConfig, family: Family, spec: ModelSpec, tensors: Iterable[str]
 ) -> tuple[LoraConfig, dict[str, list[Any]]]:
     """Return a config without what matches nothing, and that by field."""
     modules = names.adaptable_modules(family, spec)
-    by_name = {module.name: module for module in modules}
-    found = (_LORA.fullmatch(name.removeprefix(peft_format.PREFIX)) for name in tensors)
-    adapted = [name for name in dict.fromkeys(each[1] for each in found if each) if name in by_name]
+    by_name, adapted = {module.name for module in modules}, _adapted(tensors)
     owners = {one.module for one in names.owned_leaves(family, spec)}
     idle: dict[str, list[Any]] = {}
     changes: dict[str, Any] = {}

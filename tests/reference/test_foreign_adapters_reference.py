@@ -33,6 +33,7 @@ pytestmark = [
         for message in (
             "The following (rank|alpha)_pattern keys did not match",
             "Unexpected keyword arguments",
+            "Found missing adapter keys",
             "You have passed exclude_modules",
             "fan_in_fan_out is set to False",
         )
@@ -58,6 +59,7 @@ class Other(NamedTuple):
         resized: Whether the vocabulary was resized before.
         keep: `save_embedding_layers`.
         names: Parts of tensors' names, and what they are replaced with afterwards.
+        lost: A part of the names of tensors that are taken out afterwards.
         said: What is said of it.
     """
 
@@ -67,6 +69,7 @@ class Other(NamedTuple):
     resized: bool = False
     keep: Any = "auto"
     names: Mapping[str, str] = {}
+    lost: str = ""
     said: str = ""
 
 
@@ -113,6 +116,9 @@ OTHERS: dict[str, Other] = {
     "the-loaded-name": Other(
         "llama", names={"lora_A.weight": "lora_A.default.weight", "B.weight": "B.default.weight"}
     ),
+    "a-module-that-lost-its-adapter": Other(
+        "llama", lost="layers.1.self_attn.v_proj", said="no adapter on 1 of the 6 modules"
+    ),
     "gemma3-old-names": Other("gemma3", {"target_modules": TEXT}, names=OLD_NAMES),
     "mistral3-old-names": Other("mistral3", {"target_modules": TEXT}, names=OLD_NAMES),
 }
@@ -139,6 +145,8 @@ def write(model: TinyModel, other: Other, folder: Path) -> None:
     tensors = safetensors.torch.load_file(folder / "adapter_model.safetensors")
     for part, instead in other.names.items():
         tensors = {name.replace(part, instead): each for name, each in tensors.items()}
+    if other.lost:
+        tensors = {name: each for name, each in tensors.items() if other.lost not in name}
     safetensors.torch.save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
 
 
