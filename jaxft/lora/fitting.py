@@ -178,11 +178,13 @@ def _adapted(tensors: Iterable[str]) -> list[str]:
 def _as_far_as_filed(
     lora: LoraConfig, family: Family, spec: ModelSpec, tensors: Iterable[str], origin: Path
 ) -> LoraConfig:
-    """Return a config that targets none of the modules of which a file has nothing.
+    """Return a config of EVA that targets none of the modules of which its file has nothing.
 
-    PEFT leaves them as they are. It writes such files itself: of EVA it shortens the names of
-    targets, which then mean modules that lost their adapter.
+    PEFT shortens the names of many targets, which then mean modules to which EVA gave no rank, and
+    leaves these as they are. In any other file a module that lacks is a sign of another base.
     """
+    if lora.init_lora_weights != "eva":
+        return lora
     try:
         targeted = [module.name for module in targets.targeted(lora, family, spec)]
     except AdapterError:
@@ -193,9 +195,9 @@ def _as_far_as_filed(
     if not filed or filed == wanted or lora.ensure_weight_tying:
         return lora
     lacking = [name for name in wanted if name not in filed]
-    console.warning(
-        f"{origin} has no adapter on {len(lacking)} of the {len(wanted)} modules that its targets "
-        f"name, such as {lacking[0]}: they are as in the base model."
+    console.note(
+        f"{origin}: EVA gave no rank to {len(lacking)} of the {len(wanted)} modules that its "
+        f"targets name, such as {lacking[0]}: they are as in the base model."
     )
     nothing = dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern"))
     return lora.model_copy(update={**nothing, "target_modules": filed})

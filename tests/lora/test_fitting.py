@@ -77,13 +77,16 @@ def test_what_matches_nothing_is_passed_over_and_said(source, capsys, fields, sa
     assert capsys.readouterr().err == ""
 
 
-def test_a_module_of_which_the_file_has_nothing_is_as_in_the_base(source, capsys):
+def test_a_module_that_eva_gave_no_rank_is_as_in_the_base(source, capsys):
     tensors = tensors_for(source, CONFIG)
     fewer = {name: each for name, each in tensors.items() if "layers.1" not in name}
-    found = fitting.fitted(source, CONFIG, fewer, ORIGIN)
+    eva = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights="eva")
+    found = fitting.fitted(source, eva, fewer, ORIGIN)
     assert found.lora.target_modules == ["model.layers.0.self_attn.q_proj"]
-    assert "no adapter on 1 of the 2 modules" in capsys.readouterr().err
+    assert "no rank to 1 of the 2 modules" in capsys.readouterr().err
     tuned.network_of(found.lora, found.tensors, *base.read_spec(source), ORIGIN)
+    # Of any other adapter it is a sign of another base model, which is then refused.
+    assert fitting.fitted(source, CONFIG, fewer, ORIGIN).lora == CONFIG
 
 
 @pytest.mark.parametrize("fields", [{"rank_pattern": {"(": 2}}, {"exclude_modules": "("}])

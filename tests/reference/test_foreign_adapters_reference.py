@@ -5,6 +5,7 @@ Each folder is written by PEFT, changed as files of others are, and read by both
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -116,8 +117,11 @@ OTHERS: dict[str, Other] = {
     "the-loaded-name": Other(
         "llama", names={"lora_A.weight": "lora_A.default.weight", "B.weight": "B.default.weight"}
     ),
-    "a-module-that-lost-its-adapter": Other(
-        "llama", lost="layers.1.self_attn.v_proj", said="no adapter on 1 of the 6 modules"
+    "a-module-without-a-rank-of-eva": Other(
+        "llama",
+        mutate={"init_lora_weights": "eva", "eva_config": dataclasses.asdict(peft.EvaConfig())},
+        lost="layers.1.self_attn.v_proj",
+        said="no rank to 1 of the 6 modules",
     ),
     "gemma3-old-names": Other("gemma3", {"target_modules": TEXT}, names=OLD_NAMES),
     "mistral3-old-names": Other("mistral3", {"target_modules": TEXT}, names=OLD_NAMES),
