@@ -141,6 +141,15 @@ def test_modules_to_save_are_trained_with_weight_and_bias():
     assert network.has_own_head
 
 
+def test_a_module_to_save_is_an_ending_wherever_in_a_name_it_begins():
+    norms = {"attn_norm/scale", "mlp_norm/scale"}
+    trained = trained_of(tuned(modules_to_save=["norm"]))
+    assert all(norms <= layer for layer in trained[0])
+    assert trained[1] == {"final_norm/scale"}
+    assert trained_of(tuned(modules_to_save=["model.norm"]))[1] == {"final_norm/scale"}
+    assert not any(trained_of(tuned(modules_to_save=["model.norm"]))[0])
+
+
 def test_a_module_to_save_of_one_layer_cuts_the_groups():
     network = tuned(tiny.LEARNED, opt.OPT, modules_to_save=["layers.1.fc1"])
     assert [(group.first_layer, group.repeats) for group in network.groups] == [

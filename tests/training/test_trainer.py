@@ -269,7 +269,7 @@ def test_a_run_that_trains_biases_and_whole_modules_goes_on_as_if_it_had_not_bee
         f"model.path={model}",
         "model.dtype=bfloat16",
         "lora.bias=all",
-        "lora.modules_to_save=[embed_tokens, norm]",
+        "lora.modules_to_save=[embed_tokens, model.norm]",
         "train.max_steps=3",
         "train.eval_strategy=no",
     ]
