@@ -24,12 +24,12 @@ from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError
 from jaxft.lora import kinds, low_rank, peft_format, targets
 from jaxft.lora.low_rank import Update
+from jaxft.lora.tables import is_of_base, shared
 
 _LORA = re.compile(
     r"base_model\.model\.(.+)\.lora_"
     r"(A\.weight|B\.weight|B\.bias|magnitude_vector|embedding_[AB])"
 )
-_FROZEN = ".base_layer.weight"  # PEFT stores a head, or an embedding, beside the adapter on it
 _TARGETING = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 _WHOLE = ("bias", "modules_to_save", "trainable_token_indices", "ensure_weight_tying")
 _CLOSE = 1e-6  # how far from 1 a sum of weights such as 0.7 + 0.3 may be
@@ -47,6 +47,7 @@ class LoraAdapter:
         magnitudes: Of DoRA, by the name of their module, [out]; none without it.
         whole: Biases, rows and modules that are trained as a whole, under PEFT's names.
         tables: The modules that are embeddings, whose tensors have other names.
+        beside: Tensors of the base that it was trained on, under PEFT's names.
     """
 
     origin: Path
@@ -56,6 +57,7 @@ class LoraAdapter:
     magnitudes: Mapping[str, np.ndarray]
     whole: Mapping[str, np.ndarray]
     tables: frozenset[str]
+    beside: Mapping[str, np.ndarray]
 
     @property
     def base_model(self) -> str | None:
@@ -89,7 +91,7 @@ def parse(
     """
     lora = peft_format.read_lora_config(content, origin)
     parts: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
-    whole, tables = {}, set()
+    whole, beside, tables = {}, {}, set()
     for name, tensor in tensors.items():
         values = np.asarray(tensor, np.float32)
         found = _LORA.fullmatch(name)
@@ -103,7 +105,11 @@ def parse(
                 f"{origin}: {name} is of a kind of adapter that is not supported.",
                 "Adapters on linear modules are.",
             )
-        elif not name.endswith(_FROZEN) or ".token_adapter." in name:
+        elif ".modules_to_save." in name:
+            continue  # PEFT has it under a shorter name as well
+        elif is_of_base(name, lora):
+            beside[name] = values
+        else:
             whole[name] = values
     updates = {module: _update(module, each, lora, origin) for module, each in parts.items()}
     magnitudes = {
@@ -112,7 +118,7 @@ def parse(
         if "magnitude_vector" in each
     }
     _check_magnitudes(magnitudes, updates, lora, origin)
-    return LoraAdapter(origin, content, lora, updates, magnitudes, whole, frozenset(tables))
+    return LoraAdapter(origin, content, lora, updates, magnitudes, whole, frozenset(tables), beside)
 
 
 def _check_magnitudes(
@@ -154,7 +160,7 @@ def _update(module: str, parts: Mapping[str, np.ndarray], lora: LoraConfig, orig
 
 def tensors_of(adapter: LoraAdapter) -> dict[str, np.ndarray]:
     """Return an adapter's tensors under PEFT's names: the inverse of `parse`."""
-    tensors = dict(adapter.whole)
+    tensors = {**adapter.whole, **adapter.beside}
     for module, update in adapter.updates.items():
         stem = f"base_model.model.{module}.lora_"
         sides = _OF_TABLE if module in adapter.tables else _OF_TABLE.values()
@@ -210,7 +216,8 @@ def combine(terms: Sequence[tuple[LoraAdapter, float]]) -> LoraAdapter:
     kept = {key: value for key, value in first.content.items() if key != "eva_config"}
     content = {**kept, **_merged_fields([adapter for adapter, _ in terms], updates)}
     lora = peft_format.read_lora_config(content, first.origin)
-    return LoraAdapter(first.origin, content, lora, updates, {}, whole, tables)
+    beside = shared([(adapter.origin, adapter.beside) for adapter, _ in terms])
+    return LoraAdapter(first.origin, content, lora, updates, {}, whole, tables, beside)
 
 
 def fold(adapter: LoraAdapter) -> LoraAdapter:

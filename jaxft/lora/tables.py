@@ -68,6 +68,42 @@ def frozen_names(family: Family) -> dict[str, str]:
     }
 
 
+def is_of_base(name: str, lora: LoraConfig) -> bool:
+    """Return whether a tensor that is no adapter's is the base's own, where no base is known.
+
+    Args:
+        name: In the adapter's file.
+        lora: What the adapter is.
+    """
+    module, _, kind = name.rpartition(".")
+    if module.endswith((".base_layer", ".original_module")):
+        return not (kind == "bias" and lora.bias != "none")
+    is_trained = kind == "trainable_tokens_delta" or (kind == "bias" and lora.bias != "none")
+    saved = tuple(lora.modules_to_save or ())
+    return not (is_trained or lora.ensure_weight_tying or module.endswith(saved))
+
+
+def shared(several: Sequence[tuple[Path, Mapping[str, np.ndarray]]]) -> dict[str, np.ndarray]:
+    """Return what several adapters have beside them, by name.
+
+    Args:
+        several: Folders, for messages, and what is beside the adapter in each.
+
+    Raises:
+        AdapterError: If they were trained on other embeddings.
+    """
+    together: dict[str, np.ndarray] = {}
+    for origin, tensors in several:
+        for name, tensor in tensors.items():
+            if not np.array_equal(together.setdefault(name, tensor), tensor):
+                raise AdapterError(
+                    f"{origin} has another {name} beside it than the adapter before.",
+                    "They were trained on other embeddings: adapters can be added for one base "
+                    "model alone.",
+                )
+    return together
+
+
 def frozen_in(
     tensors: Mapping[str, np.ndarray], family: Family, trained: Collection[str], *, is_tied: bool
 ) -> dict[str, np.ndarray]:

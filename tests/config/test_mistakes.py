@@ -253,6 +253,13 @@ def test_a_start_from_the_weights_leaves_no_room_for_a_bias_of_b(kind):
     assert not config.LoraConfig(init_lora_weights="gaussian").begins_with_weights
 
 
+@pytest.mark.parametrize("kind", [False, "gaussian", "pissa", "eva"])
+def test_an_adapter_that_goes_on_does_not_begin_in_another_way(kind):
+    assert config.LoraConfig(init_from="some/adapter").init_lora_weights is True
+    with pytest.raises(pydantic.ValidationError, match="init_from is set together with"):
+        config.LoraConfig(init_from="some/adapter", init_lora_weights=kind)
+
+
 def test_an_alpha_may_be_no_whole_number_as_those_that_peft_converts_are():
     assert config.LoraConfig(lora_alpha=2**0.5).lora_alpha == 2**0.5
     assert isinstance(config.LoraConfig(lora_alpha=16).lora_alpha, int)

@@ -63,6 +63,15 @@ def test_a_missing_folder_is_named(recipe):
     assert f"There is no folder {Path.cwd() / 'nowhere'}" in error.remedy
 
 
+def test_the_adapter_to_go_on_from_starts_at_the_recipe_and_must_be_there(recipe):
+    (recipe.parent / "first" / "adapter").mkdir(parents=True)
+    loaded = config.load_config(recipe, ["lora.init_from=first/adapter"])
+    assert loaded.lora.init_from == str(recipe.parent / "first" / "adapter")
+    error = mistake(recipe, "lora.init_from=first/adaptor")
+    assert "`lora.init_from` names first/adaptor, which is not there" in error.found
+    assert "Give the folder of an adapter" in error.remedy
+
+
 # Sources of rows
 
 

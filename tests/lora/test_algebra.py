@@ -146,7 +146,8 @@ def test_a_sum_over_the_same_targets_keeps_them_and_one_over_others_names_its_mo
 
 def test_what_was_trained_whole_is_interpolated_and_never_scaled():
     name = "base_model.model.lm_head.weight"
-    one, two = (saved_with({name: np.full((4, 2), v)}, seed=int(v)) for v in (1.0, 2.0))
+    saved = {"modules_to_save": ["lm_head"]}
+    one, two = (saved_with({name: np.full((4, 2), v)}, seed=int(v), **saved) for v in (1.0, 2.0))
     between = algebra.combine([(one, 0.75), (two, 0.25)])
     np.testing.assert_array_equal(between.whole[name], np.full((4, 2), 1.25, np.float32))
     for wrong in (
@@ -158,14 +159,36 @@ def test_what_was_trained_whole_is_interpolated_and_never_scaled():
             AdapterError, match=r"has lm_head\.weight, which was trained as a whole"
         ):
             wrong()
-    other = saved_with({name: np.ones((4, 3))})
+    other = saved_with({name: np.ones((4, 3))}, **saved)
     with pytest.raises(AdapterError, match="has other shapes"):
         algebra.combine([(one, 0.5), (other, 0.5)])
 
 
-def test_the_frozen_head_beside_an_adapter_is_left_out():
-    head = {"base_model.model.lm_head.base_layer.weight": np.ones((4, 2))}
-    assert algebra.tensors_of(saved_with(head)).keys() == algebra.tensors_of(PLAIN).keys()
+@pytest.mark.parametrize("name", ["lm_head.base_layer.weight", "model.embed_tokens.weight"])
+def test_what_is_of_the_base_is_kept_beside_an_adapter_and_must_be_one(name):
+    name = f"base_model.model.{name}"
+    one, same = (saved_with({name: np.ones((4, 2))}, seed=seed) for seed in (1, 2))
+    for result in (
+        algebra.scale(one, 0.5),
+        algebra.fold(one),
+        algebra.combine([(one, 1.0), (same, 0.5)]),
+        algebra.combine([(PLAIN, 1.0), (one, 1.0)]),
+    ):
+        np.testing.assert_array_equal(algebra.tensors_of(result)[name], np.ones((4, 2)))
+        assert (result.whole, result.num_parameters % 2) == ({}, 0)
+    other = saved_with({name: np.zeros((4, 2))})
+    with pytest.raises(AdapterError, match="trained on other embeddings"):
+        algebra.combine([(one, 1.0), (other, 1.0)])
+
+
+def test_what_peft_saves_twice_of_a_trained_module_is_read_once():
+    again = {
+        f"base_model.model.lm_head.{each}weight": np.ones((4, 2))
+        for each in ("", "modules_to_save.", "original_module.")
+    }
+    adapter = saved_with(again, modules_to_save=["lm_head"])
+    assert list(adapter.whole) == ["base_model.model.lm_head.weight"]
+    assert list(adapter.beside) == ["base_model.model.lm_head.original_module.weight"]
 
 
 def test_adapters_of_other_bases_are_refused():
