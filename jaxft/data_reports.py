@@ -22,7 +22,7 @@ from jaxft.errors import ConfigError, DeviceError
 from jaxft.parallel import mesh as meshes
 from jaxft.training import batching, checking, reading
 from jaxft.training.reading import Data
-from jaxft.weights import base, source, vocabulary
+from jaxft.weights import base, new_tokens, source
 
 _BAR_WIDTH = 40
 _NUM_PLACES = 3
@@ -69,7 +69,7 @@ def _open(config: RunConfig) -> _Opened:
     """Read the rows of a recipe as tokens, and plan their batches if the mesh fits this machine."""
     rows = reading.open_recipe(config.data)
     model = source.resolve(config.model.path, config.model.revision, console.note)
-    model = vocabulary.with_new_tokens(model, config.model.new_tokens, console.note)
+    model = new_tokens.with_new_tokens(model, config.model.new_tokens, console.note)
     _, spec = base.read_spec(model)
     tokenizer = model.tokenizer()
     stop_ids = base.read_stop_ids(model, tokenizer)

@@ -22,7 +22,7 @@ from jaxft.data.rows.row import Dialogue, Row, Text, TextCompletion, Tokenized
 from jaxft.data.sources.source import RowSource
 from jaxft.errors import ConfigError, DataError
 from jaxft.training import reading
-from jaxft.weights import base, source, vocabulary
+from jaxft.weights import base, new_tokens, source
 
 # Characters of a field as it was read; the whole stands below, as it is learned.
 _FIELD = 400
@@ -81,7 +81,7 @@ def _open(config: RunConfig, is_eval: bool) -> tuple[Sequence[RowSource], Sequen
             "Leave out --eval, or set data.eval to a file of rows.",
         )
     model = source.resolve(config.model.path, config.model.revision, console.note)
-    model = vocabulary.with_new_tokens(model, config.model.new_tokens, console.note)
+    model = new_tokens.with_new_tokens(model, config.model.new_tokens, console.note)
     tokenizer = model.tokenizer()
     stop_ids = () if tokenizer is None else base.read_stop_ids(model, tokenizer)
     configs = (config.data.eval or config.data.train) if is_eval else config.data.train

@@ -30,7 +30,7 @@ from jaxft.models.bind import abstract_tree
 from jaxft.models.network import Network, base_network
 from jaxft.parallel import mesh as meshes
 from jaxft.parallel import rules
-from jaxft.weights import base, chat_format, source, vocabulary
+from jaxft.weights import base, chat_format, new_tokens, source
 from jaxft.weights.chat_format import ChatFormat
 from jaxft.weights.source import Source
 
@@ -376,5 +376,5 @@ class AutoModelForCausalLM:
         except pydantic.ValidationError as invalid:
             raise configs.section_error(invalid, "model", values) from None
         found = source.resolve(wanted.path, wanted.revision, console.note)
-        found = vocabulary.with_new_tokens(found, wanted.new_tokens, console.note)
+        found = new_tokens.with_new_tokens(found, wanted.new_tokens, console.note)
         return CausalLM(found, None, base.resolve_dtype(wanted.dtype), wanted.quantization)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxft.errors import ConfigError
 from jaxft.models.network import base_network
-from jaxft.weights import vocabulary
+from jaxft.weights import new_tokens, vocabulary
 from jaxft.weights.source import Source
 
 if TYPE_CHECKING:
@@ -55,9 +55,9 @@ def resized(model: CausalLM, rows: int) -> Source:
     stored = vocabulary.stored_rows(model.source)
     found = vocabulary.resized(model.source, rows, new_ids=range(stored, max(rows, stored)))
     tokenizer = model.__dict__.get("tokenizer")  # in use already, and perhaps added to
-    return found if tokenizer is None else vocabulary.carrying(found, tokenizer)
+    return found if tokenizer is None else new_tokens.carrying(found, tokenizer)
 
 
 def with_tokenizer(model: CausalLM, tokenizer: Any) -> None:
     """Have a model be written with a tokenizer, if that has other tokens than its own."""
-    model.source = vocabulary.carrying(model.source, tokenizer)
+    model.source = new_tokens.carrying(model.source, tokenizer)

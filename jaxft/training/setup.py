@@ -28,7 +28,7 @@ from jaxft.parallel import devices
 from jaxft.parallel import mesh as meshes
 from jaxft.training import batching, calibrate, checking, reading
 from jaxft.training.reading import Data
-from jaxft.weights import base, source, vocabulary
+from jaxft.weights import base, new_tokens, source
 from jaxft.weights.quantising import Plans
 from jaxft.weights.source import Source
 
@@ -92,7 +92,7 @@ def make_plan(config: RunConfig) -> Plan:
     rows = reading.open_recipe(config.data)
     found = source.resolve(config.model.path, config.model.revision, console.note)
     console.note(f"Base model: {found.name} ({found.origin})")
-    found = vocabulary.with_new_tokens(found, config.model.new_tokens, console.note)
+    found = new_tokens.with_new_tokens(found, config.model.new_tokens, console.note)
     begun = None
     if config.lora.init_from is not None:
         begun = initial.read(Path(config.lora.init_from), config.lora, found)
@@ -132,7 +132,7 @@ def plan_rows(
     if dropouts:
         console.note(f"Of the base model, {', '.join(dropouts)} is not applied in training.")
     if tokenizer is not None:
-        vocabulary.note_beyond(tokenizer, network.spec.vocab_size, console.note)
+        new_tokens.note_beyond(tokenizer, network.spec.vocab_size, console.note)
     stop_ids = base.read_stop_ids(found, tokenizer)
     data = reading.read_data(config.data, rows, tokenizer, stop_ids)
     data.check_ids(network.spec.vocab_size)

@@ -13,7 +13,7 @@ from jaxft.config import LoraConfig, TuningConfig
 from jaxft.errors import AdapterError, ConfigError
 from jaxft.lora import serving, tables, tuned, tuning
 from jaxft.models.families import llama
-from jaxft.weights import base, source, vocabulary
+from jaxft.weights import base, new_tokens, source
 
 HEAD, EMBEDDING = "base_model.model.lm_head.", "base_model.model.model.embed_tokens."
 ROWS = {"embed_tokens": [260, 261], "lm_head": [260, 261]}
@@ -49,7 +49,7 @@ def grown(request, tied, untied):
     def find(name, how=LORA, **lora):
         folder = {"tied": tied, "untied": untied}[name]
         found = source.resolve(str(folder), None, lambda line: None)
-        found = vocabulary.with_new_tokens(found, ["<go>", "</go>"], lambda line: None)
+        found = new_tokens.with_new_tokens(found, ["<go>", "</go>"], lambda line: None)
         family, spec = base.read_spec(found)
         return found, family, tuning.tuned_network(how, LoraConfig(**lora), family, spec)
 

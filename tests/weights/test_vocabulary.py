@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jaxft.errors import ConfigError
 from jaxft.models.network import base_network
 from jaxft.parallel import mesh as meshes
-from jaxft.weights import base, source, vocabulary
+from jaxft.weights import base, new_tokens, source, vocabulary
 
 DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
 
@@ -91,7 +91,7 @@ def with_rows(folder, copy, rows):
 def added(found, tokens):
     """Return a model with new tokens, and what was said of them."""
     lines = []
-    return vocabulary.with_new_tokens(found, tokens, lines.append), lines
+    return new_tokens.with_new_tokens(found, tokens, lines.append), lines
 
 
 def test_a_model_without_new_tokens_is_the_one_that_was_found(found):
@@ -182,9 +182,9 @@ def test_tokens_that_the_embedding_has_no_row_for_are_given_one(cut):
 
 def test_a_tokenizer_that_goes_beyond_the_embedding_is_said(cut, found):
     lines = []
-    vocabulary.note_beyond(cut.tokenizer(), 258, lines.append)
+    new_tokens.note_beyond(cut.tokenizer(), 258, lines.append)
     assert "2 tokens beyond the embedding's 258 rows, from '<|im_start|>' (258) on" in lines[0]
-    vocabulary.note_beyond(found.tokenizer(), 260, lines.append)
+    new_tokens.note_beyond(found.tokenizer(), 260, lines.append)
     assert len(lines) == 1
 
 
@@ -197,17 +197,17 @@ def test_a_text_that_the_tokenizer_does_not_take_is_refused(found, monkeypatch):
 
 def test_a_model_carries_a_tokenizer_that_has_more_than_its_own(found, padded):
     tokenizer = found.tokenizer()
-    assert vocabulary.carrying(found, tokenizer) is found
+    assert new_tokens.carrying(found, tokenizer) is found
     tokenizer.add_tokens(["<tool>"])
-    carried = vocabulary.carrying(padded, tokenizer)
+    carried = new_tokens.carrying(padded, tokenizer)
     assert (carried.rows, carried.new_ids) == (264, (260,))
     assert "<tool>" in carried.tokenizer().get_vocab()
     # No row is made unless it is asked for: such a token is refused where it stands in the data.
-    assert vocabulary.carrying(found, tokenizer).new_ids == ()
+    assert new_tokens.carrying(found, tokenizer).new_ids == ()
 
 
 def test_a_folder_without_a_tokenizer_carries_none(folder, tmp_path, found):
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     bare = source.Source("bare", tmp_path, None, None, "local folder")
-    assert vocabulary.carrying(bare, found.tokenizer()) is bare
+    assert new_tokens.carrying(bare, found.tokenizer()) is bare
