@@ -19,7 +19,7 @@ from jaxft.data.rows.row import Message
 from jaxft.data.sources import prompts as prompt_files
 from jaxft.generation import completion
 from jaxft.generation.completion import Generator, Prompt
-from jaxft.generation.decoding import Decoder
+from jaxft.generation.decoding import Decoder, check_below
 from jaxft.generation.sampling import Sampling
 from jaxft.lora import tuned
 from jaxft.lora.tuned import Tuned
@@ -139,6 +139,8 @@ def load(asked: Asked) -> Answerer:
     Raises:
         JaxftError: If the model or the adapter cannot be found, read, or used together.
     """
+    if asked.how.temperature == 0 and asked.how.limits_draws:
+        console.note("Nothing is drawn at temperature 0: top_k, top_p and min_p change nothing.")
     devices.check()
     console.note(f"Devices: {devices.describe()}")
     found, lora, tensors, origin = tuned.find(asked.adapter, asked.model)
@@ -161,10 +163,15 @@ def make_generator(
 
     It asks with the template that the model was trained with, and stops where it learned to stop,
     unless `eos_token_ids` says where.
+
+    Raises:
+        DataError: If the model has no such token.
     """
     trained = loaded.chat_format
     tokenizer = trained.apply(found.tokenizer())
     if eos_token_ids is None:
         eos_token_ids = sorted({*base.read_stop_ids(found, tokenizer), *trained.stop_ids})
+    else:
+        check_below(eos_token_ids, loaded.network.spec.vocab_size, "token")
     decoder = Decoder(loaded.network, stop_ids=eos_token_ids, mesh=mesh, dtype=dtype)
     return Generator(decoder, tokenizer)

@@ -153,6 +153,18 @@ def test_an_end_token_that_is_given_replaces_the_models_own(model):
     assert ask(model=str(model), eos_token_ids=ids) == whole[: whole.index(last)]
 
 
+def test_an_end_token_that_the_model_does_not_have_is_refused(model):
+    with pytest.raises(DataError, match="token 9999, and"):
+        load(model=str(model), eos_token_ids=[9999])
+
+
+def test_limits_of_a_draw_without_a_draw_are_said(model, capsys):
+    load(model=str(model), how=dataclasses.replace(GREEDY, top_p=0.9))
+    assert "Nothing is drawn at temperature 0" in capsys.readouterr().err
+    load(model=str(model), how=dataclasses.replace(GREEDY, top_p=0.9, temperature=1.0))
+    assert "Nothing is drawn" not in capsys.readouterr().err
+
+
 def test_an_answer_ends_with_a_stop_string(model):
     whole = ask(model=str(model), max_new_tokens=24)
     string = whole[2:5]

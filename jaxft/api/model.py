@@ -320,6 +320,8 @@ class CausalLM:
         ids, seen = self._checked(input_ids, attention_mask)
         prompts = [row[kept == 1].tolist() for row, kept in zip(ids, seen, strict=True)]
         stop_ids = self._stop_ids() if eos_token_id is None else np.ravel(eos_token_id).tolist()
+        if eos_token_id is not None:
+            check_below(stop_ids, self.network.spec.vocab_size, "token")
         strings = [stop_strings] if isinstance(stop_strings, str) else stop_strings or ()
         how = Sampling(
             temperature if do_sample else 0.0, top_k, top_p, min_p or 0.0, repetition_penalty, seed

@@ -91,6 +91,11 @@ class Sampling:
             if not is_right:
                 raise ConfigError(f"{name} is {getattr(self, name)}.", f"Expected {expected}.")
 
+    @property
+    def limits_draws(self) -> bool:
+        """Whether some tokens are not drawn from."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
     def choice(self, first_row: int) -> Choice:
         """Return the arguments of the programs, for rows that are counted from `first_row`."""
         penalty = self.repetition_penalty

@@ -141,7 +141,7 @@ def test_a_row_ends_with_the_end_token_or_the_text_that_is_given(tuned):
     free = tuned.generate(ids, max_new_tokens=count, eos_token_id=[])[:, 4:]
     end = int(free[0, 2])
     first = [list(row).index(end) if end in row else count for row in free]
-    for given in (end, [end, small_models.VOCABULARY + 5]):
+    for given in (end, [end, end]):
         ended = tuned.generate(ids, max_new_tokens=count, eos_token_id=given)[:, 4:]
         for row, expected, at in zip(ended, free, first, strict=True):
             assert row[: at + 1].tolist() == expected[: at + 1][: len(row)].tolist()
@@ -152,6 +152,11 @@ def test_a_row_ends_with_the_end_token_or_the_text_that_is_given(tuned):
     stopped = tuned.generate(ids[:1], max_new_tokens=count, **options)[0, 4:]
     assert len(stopped) == length
     assert stopped.tolist() == free[0, :length].tolist()
+
+
+def test_an_end_token_that_the_model_does_not_have_is_refused(tuned):
+    with pytest.raises(DataError, match=f"token {small_models.VOCABULARY}, and"):
+        tuned.generate(IDS[:1, :4], eos_token_id=[0, small_models.VOCABULARY])
 
 
 def test_a_penalty_and_limits_change_what_is_picked(tuned):
