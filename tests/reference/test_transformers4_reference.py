@@ -64,12 +64,14 @@ print(json.dumps(found))
 """
 
 
-def ask(folder: Path, ids: Sequence[Sequence[int]] | None) -> dict[str, Any]:
+def ask(
+    folder: Path, ids: Sequence[Sequence[int]] | None, texts: Sequence[str] = TEXTS
+) -> dict[str, Any]:
     """Return what transformers 4.57 makes of a folder."""
     assert FOLDER is not None
     result = subprocess.run(
         [sys.executable, "-c", ASK],
-        input=json.dumps([str(folder), TEXTS, CHAT, ids]),
+        input=json.dumps([str(folder), list(texts), CHAT, ids]),
         env={**os.environ, "PYTHONPATH": FOLDER, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
@@ -123,4 +125,15 @@ def test_the_tokenizer_of_a_gguf_is_the_same(tmp_path: Path) -> None:
     companions.write(tmp_path, base, chat_format.BASE_FORMAT, pytest.fail)
     now = of_this_version(base.tokenizer())
     found = ask(tmp_path, None)
+    assert {key: found[key] for key in now} == now
+
+
+def test_a_tokenizer_with_new_tokens_is_the_same(tmp_path: Path) -> None:
+    grown = runs.tokenizer()
+    grown.add_tokens(["<tool>", "</tool>"])
+    companions.save_tokenizer(grown, tmp_path)
+    now = of_this_version(grown) | {
+        "texts": [grown(f"{text}<tool>")["input_ids"] for text in TEXTS]
+    }
+    found = ask(tmp_path, None, [f"{text}<tool>" for text in TEXTS])
     assert {key: found[key] for key in now} == now
