@@ -158,7 +158,8 @@ def test_a_dynamic_base_grows_with_each_text_that_is_longer_than_the_context():
     grown = dataclasses.replace(PLAIN, theta=PLAIN.theta * 2.5 ** (WIDTH / (WIDTH - 2)))
     positions = jnp.array([[0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 0]], jnp.int32)
     segments = jnp.array([[1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 0]], jnp.int32)
-    found, short, far = (rope.angles(each, positions, segments) for each in (kind, PLAIN, grown))
+    lengths = rope.text_lengths(positions, segments)
+    found, short, far = (rope.angles(each, positions, lengths) for each in (kind, PLAIN, grown))
     for ours, plain, longer in zip(found, short, far, strict=True):
         np.testing.assert_array_equal(ours[:, :4], plain[:, :4])
         np.testing.assert_allclose(ours[:, 4:10], longer[:, 4:10], atol=2e-6)

@@ -170,7 +170,6 @@ def test_cwm_has_a_scaled_rope_unless_it_says_another_one():
         ("phi3", {"interpolate_factor": 2}, "interpolate_factor=2"),
         ("llama", {"hidden_act": "xielu"}, "'xielu'"),
         ("ministral3", {"rope_parameters": {"rope_theta": 9.0}}, "llama_4_scaling_beta"),
-        ("hunyuan_v1_dense", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
         ("starcoder2", {"norm_type": "rms"}, "norm_type"),
         ("stablelm", {"qk_layernorm": True}, "qk_layernorm"),
         ("nemotron", {"kv_channels": 8}, "kv_channels=8"),
