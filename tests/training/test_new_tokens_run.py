@@ -159,3 +159,28 @@ def test_what_is_made_of_an_adapter_keeps_its_tokenizer(adapter, tmp_path):
     for name in ("tokenizer.json", "generation_config.json"):
         assert (tmp_path / "folded" / name).read_bytes() == (adapter / name).read_bytes()
     assert tuned.find(tmp_path / "folded", None).source.config()["vocab_size"] == 262
+
+
+@pytest.mark.parametrize("named", [NEW, []], ids=["named again", "by the adapter alone"])
+def test_another_run_goes_on_from_its_adapter(adapter, base, tmp_path, named):
+    words = [f"lora.init_from={adapter}", f"train.output_dir={tmp_path / 'run'}"]
+    words += [f"model.new_tokens={json.dumps(named)}", "train.learning_rate=1e-30"]
+    assert runs.status("train", str(base / "recipe.yaml"), *words) == 0
+    before, after = (
+        runs.records(path)[-1]["eval_loss"] for path in (base / "run", tmp_path / "run")
+    )
+    assert after == before
+    rows = [
+        safetensors.numpy.load_file(path / "adapter_model.safetensors")[TRAINED]
+        for path in (adapter, tmp_path / "run" / "adapter")
+    ]
+    np.testing.assert_array_equal(*rows)
+    words = tokenizer.load_folder(tmp_path / "run" / "adapter").get_vocab()
+    assert set(NEW) <= words.keys()
+
+
+def test_more_new_tokens_than_its_adapter_has_are_refused(adapter, base, tmp_path, capsys):
+    words = [f"lora.init_from={adapter}", f"train.output_dir={tmp_path / 'run'}"]
+    more = f"model.new_tokens={json.dumps([*NEW, '<more>'])}"
+    assert runs.status("train", str(base / "recipe.yaml"), *words, more) == 2
+    assert "trained beside 262 tokens" in " ".join(capsys.readouterr().err.split())
