@@ -42,6 +42,18 @@ CASES = {
 }
 
 
+def theirs_of(model: TinyModel, prompts: reference_texts.Text) -> np.ndarray:
+    """Return what transformers' `generate` puts behind rows of prompts."""
+    rows = model.torch_model.generate(
+        torch.tensor(prompts.input_ids, dtype=torch.int64),
+        attention_mask=torch.tensor(prompts.attention_mask, dtype=torch.int64),
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    return rows[:, prompts.input_ids.shape[1] :].numpy()
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_greedy_continuation_equals_transformers(
     name: str, tiny_model: Callable[..., TinyModel], one_device: Mesh
@@ -51,14 +63,8 @@ def test_greedy_continuation_equals_transformers(
     prompts = reference_texts.draw(LENGTHS, "left", model.spec.vocab_size, seed=3)
     tree = model.load(model.network, one_device)
     ours = reference_runs.greedy(model.network, tree, prompts, one_device, NEW_TOKENS)
-    theirs = model.torch_model.generate(
-        torch.tensor(prompts.input_ids, dtype=torch.int64),
-        attention_mask=torch.tensor(prompts.attention_mask, dtype=torch.int64),
-        max_new_tokens=NEW_TOKENS,
-        do_sample=False,
-        pad_token_id=0,
-    )
-    np.testing.assert_array_equal(ours, theirs[:, max(LENGTHS) :].numpy())
+    theirs = theirs_of(model, prompts)
+    np.testing.assert_array_equal(ours, theirs)
     # Neither stuck on one token nor the same in both rows.
     assert all(len(set(row)) > NEW_TOKENS // 3 for row in ours.tolist())
     assert ours[0].tolist() != ours[1].tolist()
@@ -91,14 +97,8 @@ def test_a_prompt_read_in_parts_is_continued_as_by_transformers(
     ]
     tree = model.load(model.network, one_device)
     ours = decoder.rows(tree, rows, max_new_tokens=NEW_TOKENS, how=sampling.GREEDY)
-    theirs = model.torch_model.generate(
-        torch.tensor(prompts.input_ids, dtype=torch.int64),
-        attention_mask=torch.tensor(prompts.attention_mask, dtype=torch.int64),
-        max_new_tokens=NEW_TOKENS,
-        do_sample=False,
-        pad_token_id=0,
-    )
-    assert ours == theirs[:, max(IN_PARTS) :].tolist()
+    theirs = theirs_of(model, prompts)
+    assert ours == theirs.tolist()
     assert all(len(set(row)) > NEW_TOKENS // 5 for row in ours)
 
 
@@ -114,12 +114,6 @@ def test_a_dynamic_rope_grows_with_the_text_as_in_transformers(
     ours = reference_runs.greedy(model.network, tree, prompts, one_device, NEW_TOKENS)
     # Only so does it forget the longer text of another test.
     model.torch_model(input_ids=torch.zeros((1, 1), dtype=torch.int64), use_cache=False)
-    theirs = model.torch_model.generate(
-        torch.tensor(prompts.input_ids, dtype=torch.int64),
-        attention_mask=torch.tensor(prompts.attention_mask, dtype=torch.int64),
-        max_new_tokens=NEW_TOKENS,
-        do_sample=False,
-        pad_token_id=0,
-    )
-    np.testing.assert_array_equal(ours, theirs[:, length:].numpy())
+    theirs = theirs_of(model, prompts)
+    np.testing.assert_array_equal(ours, theirs)
     assert len(set(ours[0].tolist())) > NEW_TOKENS // 3
