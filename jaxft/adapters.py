@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxft import console
 from jaxft.errors import AdapterError, ConfigError
-from jaxft.lora import algebra, peft_format, serving, verify
+from jaxft.lora import algebra, peft_format, serving, tables, verify
 from jaxft.lora.algebra import LoraAdapter
 from jaxft.weights import chat_format, save, source, tokenizer
 
@@ -205,7 +205,10 @@ def _write(adapter: LoraAdapter, output: Path, origin: str) -> None:
         verify.write(folder, record)
         return {"Verified": "read back, every tensor is the one computed, bit for bit"}
 
-    peft_format.save_adapter(output, expected, adapter.content, check, {"Made from": origin})
+    rows = max((len(tensor) for tensor in adapter.beside.values()), default=None)
+    beside = tables.Beside(rows, {})  # the tensors themselves are among what is expected
+    facts = {"Made from": origin}
+    peft_format.save_adapter(output, expected, adapter.content, check, facts, beside)
     console.result(f"Adapter: {output}")
 
 

@@ -123,7 +123,7 @@ def test_version_is_the_packages(capsys):
         (["inspect", "--revision", "x"], "Missing argument 'MODEL'"),
         (["export", "--adapter", "x"], "Missing option '--output'"),
         (["export", "--output", "x", "--format", "gguf"], "'gguf' is not one of"),
-        (["export", "--output", "x", "--dtype", "float16"], "'float16' is not one of"),
+        (["export", "--output", "x", "--dtype", "float8"], "'float8' is not one of"),
         (
             ["generate", "--adapter", "x", "--prompt", "y", "--max-new-tokens", "0"],
             "'--max-new-tokens'",

@@ -16,7 +16,7 @@ import jaxft
 from jaxft import export
 from jaxft import tree as trees
 from jaxft.errors import WeightsError
-from jaxft.lora import merge
+from jaxft.lora import merge, whole
 from jaxft.weights import chat_format, companions, source
 
 FLOAT32, FLOAT16 = np.dtype(np.float32), np.dtype(np.float16)
@@ -195,3 +195,14 @@ def test_a_generation_config_with_the_same_stops_is_not_written_anew(tmp_path):
     (tmp_path / "generation_config.json").write_text(text)
     chat_format.ChatFormat(None, (7, 9)).write(tmp_path)
     assert (tmp_path / "generation_config.json").read_text() == text
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_a_damaged_file_of_the_base_is_said_with_its_path_before_anything_is_written(
+    tmp_path, monkeypatch, text
+):
+    base = runs.write_model(tmp_path / "model")
+    (base / "tokenizer_config.json").write_text(text)
+    monkeypatch.setattr(whole.save, "save_model", None)
+    with pytest.raises(WeightsError, match=r"model/tokenizer_config\.json"):
+        write(tmp_path, adapter=None, model=str(base), output=tmp_path / "whole")

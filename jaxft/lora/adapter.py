@@ -76,7 +76,8 @@ def write_adapter(
             described = peft_format.read_lora_config(config, written)
             theirs = tuned.network_of(described, again, family, network.spec, written)
             _check_tables(folder, beside, again)
-            num_rows = tables.num_rows(again, described, family, stored)
+            filed = tables.num_rows(again, described, family, stored)
+            num_rows = stored if filed is None else filed
             if num_rows != network.spec.vocab_size:
                 raise _not_as_written(folder, f"by its shapes its base has {num_rows} tokens")
             # In the groups of the live network, whose frozen leaves it shares.

@@ -108,7 +108,7 @@ def parse(
         elif ".modules_to_save." in name:
             continue  # PEFT has it under a shorter name as well
         elif is_of_base(name, lora):
-            beside[name] = values
+            beside[name] = tensor
         else:
             whole[name] = values
     updates = {module: _update(module, each, lora, origin) for module, each in parts.items()}

@@ -67,7 +67,8 @@ def fitted(
         said = "; ".join(f"{field}: {', '.join(map(str, each))}" for field, each in idle.items())
         console.note(f"{origin / peft_format.CONFIG_FILE} names what is not adapted here: {said}.")
     stored = vocabulary.stored_rows(source)
-    rows = tables.num_rows(tensors, lora, family, stored)
+    filed = tables.num_rows(tensors, lora, family, stored)
+    rows = spec.vocab_size if filed is None else filed
     try:
         grown = dataclasses.replace(spec, vocab_size=rows)
         network = targets.adapted_network(lora, family, grown)
@@ -75,7 +76,7 @@ def fitted(
         return Fitted(source, lora, tensors)  # where it is put on, it says what is wrong
     trained = peft_format.names_of(family, network)
     frozen = tables.frozen_in(tensors, family, trained, is_tied=spec.tied_head)
-    if rows != stored or frozen:
+    if filed is not None:
         tables.check_complete(frozen, family, network, stored, origin)
     own = _own(tensors, family, spec, trained)
     return Fitted(_trained_beside(source, rows, frozen, origin), lora, own)
@@ -97,15 +98,16 @@ def _trained_beside(
         AdapterError: If they are not of such a model.
     """
     words = _own_tokenizer(source, origin)
-    resized = vocabulary.resized(source, rows, own_tokenizer=words, tables=frozen)
-    stored = resized.stored_rows
-    others = _others(source, resized, origin)
-    if rows == stored and not others and words is None:
+    family, spec = base.read_spec(source)
+    new_ids = [each for each in vocabulary.new_ids(source) if each < rows]
+    resized = vocabulary.resized(source, rows, new_ids=new_ids, own_tokenizer=words, tables=frozen)
+    others = _others(source, resized, family, origin)
+    if rows == spec.vocab_size and not others and words is None:
         return source
-    if rows != stored:
+    if rows != spec.vocab_size:
         console.note(
-            f"The adapter was trained beside an embedding of {rows:,} rows, and the base's files "
-            f"have {stored:,}: so many are used."
+            f"The adapter was trained beside an embedding of {rows:,} rows, and the base has "
+            f"{spec.vocab_size:,}: the adapter's {rows:,} are used."
         )
     if others:
         console.note(
@@ -114,13 +116,12 @@ def _trained_beside(
     return resized
 
 
-def _others(source: Source, resized: vocabulary.Resized, origin: Path) -> list[str]:
+def _others(source: Source, resized: vocabulary.Resized, family: Family, origin: Path) -> list[str]:
     """Return the names of the tables in an adapter's file that are not the base's own.
 
     Raises:
         AdapterError: If one is of another shape.
     """
-    family, _ = base.read_spec(source)
     stored = names.under_full_names(source.checkpoint(), family)
     now = resized.checkpoint()
     found, infos, others = stored.infos(), now.infos(), []

@@ -21,7 +21,7 @@ from jaxft.errors import AdapterError
 from jaxft.lora import fitting, peft_format, tables, targets, tuned
 from jaxft.models.families.family import Family
 from jaxft.models.spec import ModelSpec
-from jaxft.weights import base
+from jaxft.weights import base, vocabulary
 from jaxft.weights.source import Source
 
 # Fields that say which numbers there are, and how they are scaled.
@@ -60,15 +60,10 @@ def read(folder: Path, lora: LoraConfig, source: Source) -> Initial:
     content, tensors = peft_format.read_adapter(folder)
     described = peft_format.read_lora_config(content, folder)
     tuned.note_other_base(content, source, folder)
-    _, wanted = base.read_spec(source)
+    wanted = source
     source, described, own = fitting.fitted(source, described, tensors, folder)
     family, spec = base.read_spec(source)
-    if wanted.vocab_size > spec.vocab_size:
-        raise AdapterError(
-            f"lora.init_from={folder} was trained beside {spec.vocab_size:,} tokens, and with "
-            f"model.new_tokens there are {wanted.vocab_size:,}.",
-            "Train the new tokens in a run of their own, or leave model.new_tokens out.",
-        )
+    _check_new_tokens(folder, wanted, source, spec.vocab_size)
     network = targets.adapted_network(lora, family, spec)
     # Dropout is of training, and may be another one now.
     described = described.model_copy(update={"lora_dropout": lora.lora_dropout})
@@ -83,6 +78,23 @@ def read(folder: Path, lora: LoraConfig, source: Source) -> Initial:
         digest.update(f"{name} {tensor.shape}\n".encode())
         digest.update(np.ascontiguousarray(tensor, np.float32).tobytes())
     return Initial(source, leaves, digest.hexdigest())
+
+
+def _check_new_tokens(folder: Path, wanted: Source, found: Source, rows: int) -> None:
+    """Refuse an adapter beside which the tokens that a recipe adds are lost, or other ones."""
+    added = vocabulary.new_ids(wanted)
+    if not added:
+        return
+    words, now = wanted.tokenizer().get_vocab(), found.tokenizer().get_vocab()
+    new = {word: number for word, number in words.items() if number in added}
+    lost = [word for word, number in new.items() if now.get(word) != number or number >= rows]
+    if lost:
+        first = min(lost, key=lambda word: new[word])
+        raise AdapterError(
+            f"model.new_tokens adds {first!r}, and the adapter of lora.init_from={folder} was "
+            f"trained beside {rows:,} tokens without it.",
+            "Train the new tokens in a run of their own, or leave model.new_tokens out.",
+        )
 
 
 def _modules(lora: LoraConfig, family: Family, spec: ModelSpec) -> set[str]:

@@ -87,7 +87,7 @@ class Merged:
     def info(self, name: str) -> TensorInfo:
         """Return the shape of a tensor, and the dtype that it has in the base model's file."""
         slots = self._slots[self._table_names[name]]
-        dtype = self._base_infos[self._sources[slots[0]]].dtype
+        dtype = self._base_infos[self.source(name)].dtype
         return TensorInfo(names.expected_shape(slots, self._shapes), dtype)
 
     def is_trained(self, name: str) -> bool:
@@ -102,7 +102,11 @@ class Merged:
 
     def base(self, name: str) -> np.ndarray:
         """Return a tensor as it is in the base model's file; of a head that was tied, the table."""
-        return self._base.read(self._sources[self._slots[self._table_names[name]][0]])
+        return self._base.read(self.source(name))
+
+    def source(self, name: str) -> str:
+        """Return the name that the base model's file has for what a tensor is made of."""
+        return self._sources[self._slots[self._table_names[name]][0]]
 
     def read(self, name: str) -> np.ndarray:
         """Return a tensor: float32 if a part of it is trained, else as it is in the base's file."""

@@ -95,13 +95,19 @@ def shared(several: Sequence[tuple[Path, Mapping[str, np.ndarray]]]) -> dict[str
     together: dict[str, np.ndarray] = {}
     for origin, tensors in several:
         for name, tensor in tensors.items():
-            if not np.array_equal(together.setdefault(name, tensor), tensor):
+            if not _is_same(together.setdefault(name, tensor), tensor):
                 raise AdapterError(
                     f"{origin} has another {name} beside it than the adapter before.",
                     "They were trained on other embeddings: adapters can be added for one base "
                     "model alone.",
                 )
     return together
+
+
+def _is_same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Return whether two tensors are equal in the coarser of their dtypes."""
+    coarser = min(one.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
+    return np.array_equal(one.astype(coarser), other.astype(coarser))
 
 
 def frozen_in(
@@ -121,21 +127,23 @@ def frozen_in(
         if name in tensors and name not in trained
     }
     embedding, head = (f"{module}.weight" for module in _modules(family).values())
-    if is_tied and head in found:
-        found.setdefault(embedding, found[head])
+    if is_tied:  # the file of such a base may have both names, and both are this table then
+        for one, other in ((embedding, head), (head, embedding)):
+            if other in found:
+                found.setdefault(one, found[other])
     return found
 
 
 def num_rows(
     tensors: Mapping[str, np.ndarray], lora: LoraConfig, family: Family, stored: int
-) -> int:
-    """Return how many rows the embedding of an adapter's base has.
+) -> int | None:
+    """Return how many rows the embedding of an adapter's base has; `None` if it does not say.
 
     Args:
         tensors: The adapter's, under PEFT's names.
         lora: What it is.
         family: Of the model.
-        stored: How many rows the base's files have, which counts where the adapter does not say.
+        stored: How many rows the base's files have.
     """
     sizes = []
     for module in _modules(family).values():
@@ -152,7 +160,7 @@ def num_rows(
     beyond = {token for tokens in by_module for token in tokens if token >= stored}
     # All of the rows that were made, or else it is an adapter for another model.
     is_whole = beyond == set(range(stored, stored + len(beyond)))
-    return stored + len(beyond) if is_whole else stored
+    return stored + len(beyond) if beyond and is_whole else None
 
 
 def check_complete(

@@ -27,6 +27,7 @@ from jaxft.models.families import multimodal
 from jaxft.weights import companions, formats, save, source
 from jaxft.weights.checkpoint import TensorInfo
 from jaxft.weights.source import Source
+from jaxft.weights.vocabulary import Resized
 
 # Of the largest logit, by the coarsest dtype of weights that are compared.
 _TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
@@ -60,6 +61,7 @@ def write_model(
         JaxftError: If it cannot be written, or is not the same model when it is read back.
     """
     save.check_apart(output, found)
+    companions.check(found, model.chat_format)
     # Of a model with other parts, none of which was read, the text part alone can be written.
     family, config = multimodal.text_part(model.family, found.config())
     merged = Merged(model.tree, family, model.network, found.checkpoint(), model.family)
@@ -152,7 +154,7 @@ def _finish(
             rounding.
     """
     companions.write(folder, found, live.chat_format, console.note)
-    num_untrained = _check_untrained(folder, merged, infos)
+    untrained = _check_untrained(folder, merged, infos)
     here = source.resolve(str(folder), None, console.note)
     reread = tuned.load(here, None, {}, origin=folder, mesh=mesh, dtype=working_dtype(infos))
     difference = verify.compare(
@@ -174,19 +176,23 @@ def _finish(
         )
     what = f"the model in this folder, in {in_words}, read back, with the live model"
     record = verify.report(what, rows, difference, dtype="float32", tolerance=tolerance)
-    untrained = {"num_tensors": len(infos), "num_untrained_equal_to_base_file": num_untrained}
-    verify.write(folder, record | untrained | rounding.report())
+    of_file = sum(
+        not isinstance(found, Resized) or found.is_of_files(merged.source(each))
+        for each in untrained
+    )
+    counts = {"num_tensors": len(infos), "num_untrained_equal_to_base_file": of_file}
+    verify.write(folder, record | counts | rounding.report())
     console.note(
         f"Read back: its logits differ by {difference.relative:.1e} of the largest, on "
         f"{verify.rows_in_words(record)}; the mean divergence is {difference.kl:.1e} nats. "
-        f"{num_untrained} of {len(infos)} tensors are untrained, and are the base's."
+        f"{of_file} of {len(infos)} tensors are the base's, bit for bit."
     )
     if rounding.has_updates:
         console.note(rounding.in_words())
 
 
-def _check_untrained(folder: Path, merged: Merged, infos: Mapping[str, TensorInfo]) -> int:
-    """Compare tensors without a trained part with the base model's file; return their number.
+def _check_untrained(folder: Path, merged: Merged, infos: Mapping[str, TensorInfo]) -> list[str]:
+    """Compare tensors without a trained part with the base model's; return their names.
 
     Raises:
         WeightsError: If one differs in a bit from the base's, rounded to its dtype.
@@ -202,7 +208,7 @@ def _check_untrained(folder: Path, merged: Merged, infos: Mapping[str, TensorInf
                     "It was not kept. Look to the disk, and write it again.",
                 )
             count(1)
-    return len(untrained)
+    return untrained
 
 
 def _dtypes(tree: Mapping[str, Any]) -> set[str]:

@@ -7,7 +7,9 @@ invariant: what is not said in the model's own files is not assumed.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -41,13 +43,32 @@ def read_spec(source: Source) -> tuple[Family, ModelSpec]:
     config = source.config()
     family = families.family_of(config)
     spec = family.spec_from_config(config)
-    if spec.tied_head and load.has_other_head(source.checkpoint(), family):
-        console.warning(
-            f"config.json ties {family.head_name} to the embedding, and the weights have another "
-            "one: it is used as it is there (tie_word_embeddings: false)."
-        )
+    if spec.tied_head and _has_other_head(source.folder, source.gguf, _stamps(source)):
         spec = dataclasses.replace(spec, tied_head=False)
     return family, spec
+
+
+def _stamps(source: Source) -> tuple[tuple[str, int, int], ...]:
+    """Return what tells the files of a model's weights from those of another time."""
+    found = [(path, path.stat()) for path in source.weight_files().files]
+    return tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in found)
+
+
+@functools.lru_cache(maxsize=16)
+def _has_other_head(folder: Path, gguf: Path | None, stamps: Any) -> bool:
+    """Return whether a model's files have a head that is not its embedding, and say so.
+
+    That takes reading both, so it is done once; `stamps` are those of the files as they are now.
+    """
+    files = Source(str(folder), folder, gguf, None, "")
+    family = families.family_of(files.config())
+    if not load.has_other_head(files.checkpoint(), family):
+        return False
+    console.warning(
+        f"config.json ties {family.head_name} to the embedding, and the weights have another "
+        "one: it is used as it is there (tie_word_embeddings: false)."
+    )
+    return True
 
 
 def read_stop_ids(source: Source, tokenizer: Any) -> tuple[int, ...]:

@@ -43,7 +43,7 @@ class ChatFormat(NamedTuple):
         """
         if self.chat_template is not None:
             (folder / TEMPLATE_FILE).write_text(self.chat_template, encoding="utf-8")
-        content = read_generation(folder)
+        content = read_generation(folder) if self.stop_ids else {}
         if self.stop_ids and set(self.stop_ids) != set(declared_stops(content)):
             content["eos_token_id"] = list(self.stop_ids)
             text = json.dumps(content, indent=2, sort_keys=True) + "\n"

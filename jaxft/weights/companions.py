@@ -17,7 +17,7 @@ from typing import Any
 
 from jaxft.errors import WeightsError
 from jaxft.weights import tokenizer
-from jaxft.weights.chat_format import ChatFormat
+from jaxft.weights.chat_format import ChatFormat, read_generation
 from jaxft.weights.source import Source
 from jaxft.weights.vocabulary import Resized
 
@@ -39,6 +39,18 @@ _COPIED = re.compile(
 _MORE_TEMPLATES = "additional_chat_templates"
 # Names its class by code that lies in the base's folder and is not copied.
 _FOREIGN_CODE = "auto_map"
+
+
+def check(base: Source, chat_format: ChatFormat) -> None:
+    """Read those companions of a base model that `write` has to change.
+
+    Raises:
+        WeightsError: One is damaged.
+    """
+    if base.gguf is None:
+        _tokenizer_config(base.folder / CONFIG_FILE)
+        if chat_format.stop_ids:
+            read_generation(base.folder)
 
 
 def write(folder: Path, base: Source, chat_format: ChatFormat, note: Callable[[str], None]) -> None:
@@ -86,14 +98,29 @@ def _copy(base: Path, folder: Path, *, but: Collection[str]) -> None:
 
 def _edit(path: Path, chat_format: ChatFormat) -> None:
     """Make a copied tokenizer_config.json agree with the folder that it now lies in."""
-    if not path.is_file():
-        return
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = _tokenizer_config(path)
     edited = {key: value for key, value in config.items() if key != _FOREIGN_CODE}
     if chat_format.chat_template is not None and "chat_template" in edited:
         edited["chat_template"] = chat_format.chat_template
     if edited != config:
         _write_json(path, edited)
+
+
+def _tokenizer_config(path: Path) -> dict[str, Any]:
+    """Return what a tokenizer_config.json says; nothing where there is none.
+
+    Raises:
+        WeightsError: It is damaged.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: cannot be read ({error}).", "Copy it anew.") from error
+    if not isinstance(config, dict):
+        raise WeightsError(f"{path}: not an object.", "Copy it anew.")
+    return config
 
 
 def save_tokenizer(fast: Any, folder: Path) -> None:

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jaxft.errors import ConfigError, WeightsError
+from jaxft.errors import ConfigError, JaxftError
 from jaxft.weights import vocabulary
 from jaxft.weights.source import Source
 from jaxft.weights.vocabulary import Resized
@@ -118,8 +118,8 @@ def carrying(found: Source, tokenizer: Any) -> Source:
     """
     try:
         own = found.tokenizer().get_vocab()
-    except WeightsError:
-        return found  # it has none, and is used with one that is no matter of its files
+    except JaxftError:
+        return found  # it has none that can be read: the one in use is no matter of its files
     added = {token: number for token, number in tokenizer.get_vocab().items() if token not in own}
     if not added:
         return found

@@ -83,6 +83,12 @@ class Resized(Source):
             return super().tokenizer()
         return copy.deepcopy(self.own_tokenizer)
 
+    def is_of_files(self, name: str) -> bool:
+        """Return whether a tensor, by the family's name, is the one in the model's files."""
+        family = families.family_of(super().config())
+        is_cut_or_grown = self.rows != self.stored_rows and name in table_names(family)
+        return name not in self.tables and not is_cut_or_grown
+
 
 @dataclasses.dataclass(frozen=True)
 class ResizedCheckpoint:
@@ -162,6 +168,11 @@ def stored_rows(found: Source) -> int:
         return found.stored_rows
     config = found.config()
     return families.family_of(config).spec_from_config(config).vocab_size
+
+
+def new_ids(found: Source) -> tuple[int, ...]:
+    """Return the tokens that were added to a model, by their numbers."""
+    return found.new_ids if isinstance(found, Resized) else ()
 
 
 def resized(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import jax
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from api_runs import ARGS, ROWS
 from transformers import AutoTokenizer
 
 import jaxft
-from jaxft.errors import ConfigError, DataError
+from jaxft.errors import ConfigError, DataError, UnsupportedModelError
+from jaxft.weights import new_tokens
 from jaxft.weights import tokenizer as tokenizers
 
 
@@ -142,3 +145,26 @@ def test_a_trainer_saves_the_tokenizer_that_it_was_given(base, workshop, tmp_pat
     )
     ids = np.array([[260, 5]])
     np.testing.assert_array_equal(again(ids).logits, model(ids).logits)
+
+
+def test_a_resized_base_keeps_its_rows_beside_an_adapter_that_names_no_number(base, tmp_path):
+    tokenizer = copy.deepcopy(base.tokenizer)
+    model = jaxft.get_peft_model(base, jaxft.LoraConfig(r=2))
+    model.save_pretrained(tmp_path / "adapter")
+    tokenizer.add_tokens(["<go>"])
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    other = jaxft.AutoModelForCausalLM.from_pretrained(base.source.name, dtype="float32")
+    other.resize_token_embeddings(320)
+    again = jaxft.PeftModel.from_pretrained(other, tmp_path / "adapter")
+    assert again.network.spec.vocab_size == 320
+    assert again.tokenizer("<go>", add_special_tokens=False).input_ids == [260]
+
+
+def test_a_base_whose_tokenizer_cannot_be_read_is_used_with_another(base, monkeypatch):
+    tokenizer = base.tokenizer
+
+    def refuse(self):
+        raise UnsupportedModelError("CTRLTokenizer has no fast tokenizer.", "Convert it.")
+
+    monkeypatch.setattr(type(base.source), "tokenizer", refuse)
+    assert new_tokens.carrying(base.source, tokenizer) is base.source

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -176,6 +177,8 @@ def test_what_is_of_the_base_is_kept_beside_an_adapter_and_must_be_one(name):
     ):
         np.testing.assert_array_equal(algebra.tensors_of(result)[name], np.ones((4, 2)))
         assert (result.whole, result.num_parameters % 2) == ({}, 0)
+    rounded = saved_with({name: np.ones((4, 2), ml_dtypes.bfloat16)})
+    assert algebra.tensors_of(algebra.combine([(one, 1.0), (rounded, 0.5)]))[name].all()
     other = saved_with({name: np.zeros((4, 2))})
     with pytest.raises(AdapterError, match="trained on other embeddings"):
         algebra.combine([(one, 1.0), (other, 1.0)])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import runs
 import safetensors.numpy
 
+from jaxft import export
 from jaxft.config import LoraConfig, TuningConfig
 from jaxft.errors import AdapterError, ConfigError
 from jaxft.lora import serving, tables, tuned, tuning
@@ -104,7 +106,7 @@ def test_an_adapter_says_by_its_shapes_how_many_rows_there_are():
         arrays = {name: np.zeros(shape) for name, shape in tensors.items()}
         return tables.num_rows(arrays, LoraConfig(**lora), llama.LLAMA, 260)
 
-    assert rows({"base_model.model.model.layers.0.mlp.up_proj.lora_A.weight": (4, 32)}) == 260
+    assert rows({"base_model.model.model.layers.0.mlp.up_proj.lora_A.weight": (4, 32)}) is None
     assert rows({f"{EMBEDDING}weight": (270, 32)}) == 270
     assert (
         rows({f"{EMBEDDING}lora_embedding_A": (4, 270), f"{EMBEDDING}lora_embedding_B": (32, 4)})
@@ -115,14 +117,15 @@ def test_an_adapter_says_by_its_shapes_how_many_rows_there_are():
     assert rows(row, trainable_token_indices=[261, 260]) == 262
     assert rows(row, trainable_token_indices={"embed_tokens": [260, 5]}) == 261
     # Not all rows from 260 on: the file is of another model, and is refused as that.
-    assert rows(row, trainable_token_indices=[261, 270]) == 260
+    assert rows(row, trainable_token_indices=[261, 270]) is None
 
 
-def test_frozen_tables_take_the_place_of_the_bases(tied, tmp_path):
-    table = np.random.default_rng(0).standard_normal((263, runs.WIDTH)).astype(np.float32)
+def write_adapter(folder, base, beside):
+    """Write an adapter on the queries that adds nothing, and what is beside it."""
+    folder.mkdir(exist_ok=True)
     config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}
-    config |= {"base_model_name_or_path": str(tied)}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    config |= {"base_model_name_or_path": str(base)}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
     shapes = {"A": (1, runs.WIDTH), "B": (runs.WIDTH, 1)}
     adapters = {
         f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_{side}.weight": np.zeros(
@@ -131,12 +134,52 @@ def test_frozen_tables_take_the_place_of_the_bases(tied, tmp_path):
         for layer in range(runs.LAYERS)
         for side, shape in shapes.items()
     }
-    path = tmp_path / "adapter_model.safetensors"
-    safetensors.numpy.save_file(adapters | {f"{HEAD}weight": table}, path)
+    safetensors.numpy.save_file(adapters | beside, folder / "adapter_model.safetensors")
+
+
+def table_of(rows, seed=0):
+    return np.random.default_rng(seed).standard_normal((rows, runs.WIDTH)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", [HEAD, EMBEDDING])
+def test_a_copy_of_the_head_in_the_bases_file_is_replaced_with_its_embedding(
+    tied, tmp_path, capsys, name
+):
+    base_folder = shutil.copytree(tied, tmp_path / "base")
+    path = base_folder / "model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
+    table = table_of(260)
+    write_adapter(tmp_path / "adapter", base_folder, {f"{name}weight": table})
+    found = tuned.find(tmp_path / "adapter", None).source
+    assert base.read_spec(found)[1].tied_head
+    for own in ("model.embed_tokens.weight", "lm_head.weight"):
+        np.testing.assert_array_equal(found.checkpoint().read(own), table)
+    assert "ties" not in capsys.readouterr().err
+
+
+def test_an_export_counts_only_what_is_in_the_bases_file(tied, tmp_path):
+    write_adapter(tmp_path / "adapter", tied, {f"{HEAD}weight": table_of(263)})
+    export.export(
+        adapter=tmp_path / "adapter",
+        model=None,
+        output=tmp_path / "whole",
+        kind="merged",
+        dtype="auto",
+    )
+    record = json.loads((tmp_path / "whole" / "verification.json").read_text())
+    # Neither the queries, which are adapted, nor the embedding.
+    assert record["num_untrained_equal_to_base_file"] == record["num_tensors"] - runs.LAYERS - 1
+
+
+def test_frozen_tables_take_the_place_of_the_bases(tied, tmp_path):
+    table = table_of(263)
+    write_adapter(tmp_path, tied, {f"{HEAD}weight": table})
     found = tuned.find(tmp_path, None).source
     read = found.checkpoint().read("model.embed_tokens.weight")
     np.testing.assert_array_equal(read, table)
-    safetensors.numpy.save_file(adapters | {f"{HEAD}weight": table[:, 1:]}, path)
+    write_adapter(tmp_path, tied, {f"{HEAD}weight": table[:, 1:].copy()})
     with pytest.raises(AdapterError, match=r"has shape \(263, 31\).*needs \(263, 32\)"):
         tuned.find(tmp_path, None)
 

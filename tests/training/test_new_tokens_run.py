@@ -94,7 +94,7 @@ def test_the_adapter_is_read_with_as_many_rows_and_its_tokenizer(adapter, capsys
     capsys.readouterr()
     words = ("--prompt", "<go>", "--max-new-tokens", "2")
     assert runs.status("generate", "--adapter", str(adapter), *words) == 0
-    assert "an embedding of 262 rows, and the base's files have 260" in capsys.readouterr().err
+    assert "an embedding of 262 rows, and the base has 260" in capsys.readouterr().err
 
 
 def test_the_merged_model_is_the_base_but_for_what_was_trained(base, adapter, whole):
@@ -179,8 +179,11 @@ def test_another_run_goes_on_from_its_adapter(adapter, base, tmp_path, named):
     assert set(NEW) <= words.keys()
 
 
-def test_more_new_tokens_than_its_adapter_has_are_refused(adapter, base, tmp_path, capsys):
+@pytest.mark.parametrize("wanted", [[*NEW, "<more>"], ["<more>", "<less>"]])
+def test_other_new_tokens_than_its_adapter_has_are_refused(adapter, base, tmp_path, capsys, wanted):
     words = [f"lora.init_from={adapter}", f"train.output_dir={tmp_path / 'run'}"]
-    more = f"model.new_tokens={json.dumps([*NEW, '<more>'])}"
-    assert runs.status("train", str(base / "recipe.yaml"), *words, more) == 2
-    assert "trained beside 262 tokens" in " ".join(capsys.readouterr().err.split())
+    other = f"model.new_tokens={json.dumps(wanted)}"
+    assert runs.status("train", str(base / "recipe.yaml"), *words, other) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "model.new_tokens adds '<more>'" in said
+    assert "trained beside 262 tokens without it" in said
