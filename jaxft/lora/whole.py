@@ -24,7 +24,7 @@ from jaxft.lora.rounding import Rounding
 from jaxft.lora.tuned import Tuned
 from jaxft.lora.verify import Model, Rows
 from jaxft.models.families import multimodal
-from jaxft.weights import companions, formats, save, source
+from jaxft.weights import companions, finite, formats, save, source
 from jaxft.weights.checkpoint import TensorInfo
 from jaxft.weights.source import Source
 from jaxft.weights.vocabulary import Resized
@@ -108,12 +108,18 @@ def _cast(name: str, tensor: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Round a tensor to a dtype.
 
     Raises:
-        WeightsError: If a value is too large for it.
+        WeightsError: If a value is too large for it, or is no number.
     """
     # The overflow is said below, with the tensor's name.
     with np.errstate(over="ignore"):
         written = tensor.astype(dtype)
-    if dtype != tensor.dtype and np.any(np.isinf(written) & np.isfinite(tensor)):
+    if not finite.is_finite(written):
+        if not finite.is_finite(tensor):
+            raise WeightsError(
+                f"{name} holds values that are no numbers.",
+                "Nothing was written. What made it went wrong: train again, at a lower learning "
+                "rate, or take the adapter as it was published.",
+            )
         largest = np.abs(tensor).max()
         raise WeightsError(
             f"{name} has a value of {largest:.3g}, and the largest of {dtype} is "
