@@ -16,6 +16,7 @@ import reference_features
 import reference_models
 import reference_runs
 import reference_texts
+import transformers
 from jax.sharding import Mesh
 from peft.tuners.lora import LoraLayer
 from reference_models import TinyModel
@@ -82,14 +83,23 @@ def test_what_is_written_whole_opens_as_a_model_of_text(
     assert reference_runs.difference(logits, expected, text) < reference_runs.TOLERANCE
 
 
-def test_what_the_whole_leaves_open_its_text_part_says(
-    tiny_model: Callable[..., TinyModel],
+@pytest.mark.parametrize("name", ["mistral3", "gemma3"])
+@pytest.mark.parametrize("of_whole", [None, False, True])
+@pytest.mark.parametrize("of_text", [False, True])
+def test_a_head_is_tied_as_transformers_ties_it(
+    name: str, of_whole: bool | None, of_text: bool, tiny_model: Callable[..., TinyModel]
 ) -> None:
-    saved = json.loads((tiny_model("mistral3").folder / "config.json").read_text(encoding="utf-8"))
+    model = tiny_model(name, std=reference_models.CALM_STD)
+    saved = json.loads((model.folder / "config.json").read_text(encoding="utf-8"))
     del saved["tie_word_embeddings"]
-    for is_tied in (False, True):
-        saved["text_config"]["tie_word_embeddings"] = is_tied
-        assert MISTRAL3.spec_from_config(saved).tied_head == is_tied
+    saved["text_config"]["tie_word_embeddings"] = of_text
+    if of_whole is not None:
+        saved["tie_word_embeddings"] = of_whole
+    fields = {key: value for key, value in saved.items() if key != "model_type"}
+    config = transformers.CONFIG_MAPPING[name](**fields)
+    theirs = reference_models.auto_class(config).from_config(config)
+    is_tied = theirs.lm_head.weight is theirs.get_input_embeddings().weight
+    assert model.family.spec_from_config(saved).tied_head == is_tied
 
 
 @pytest.mark.parametrize(

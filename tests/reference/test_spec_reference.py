@@ -52,7 +52,7 @@ OTHER_VALUES: dict[str, dict[type, dict[str, Any]]] = {
         ModelSpec: {
             "embed_scale": 1.5,
             "attn_scale": 0.4,
-            "other_norms": (("final_norm", NormSpec("rms", 0.3, scale="plain", bias=False)),),
+            "other_norms": (("final_norm", NormSpec("rms", 1e4, scale="plain", bias=False)),),
             "attn_softcap": 2.0,
             "activation": "gelu",
             "norm": NormSpec("layer", 1e-2, scale="plain", bias=False),
