@@ -79,16 +79,23 @@ def fitted(
     if filed is not None:
         tables.check_complete(frozen, family, network, stored, origin)
     own = _own(tensors, family, spec, trained)
-    return Fitted(_trained_beside(source, rows, frozen, origin), lora, own)
+    return Fitted(_trained_beside(source, family, spec, rows, frozen, origin), lora, own)
 
 
 def _trained_beside(
-    source: Source, rows: int, frozen: Mapping[str, np.ndarray], origin: Path
+    source: Source,
+    family: Family,
+    spec: ModelSpec,
+    rows: int,
+    frozen: Mapping[str, np.ndarray],
+    origin: Path,
 ) -> Source:
     """Return a base model with the vocabulary that an adapter was trained beside, and say so.
 
     Args:
         source: The base model.
+        family: Its family.
+        spec: Its description.
         rows: How many rows its embedding had then.
         frozen: The embedding and the head in the adapter's file, by the model's own names.
         origin: The adapter's folder, whose tokenizer is used if it has tokens that the base's
@@ -98,7 +105,6 @@ def _trained_beside(
         AdapterError: If they are not of such a model.
     """
     words = _own_tokenizer(source, origin)
-    family, spec = base.read_spec(source)
     new_ids = [each for each in vocabulary.new_ids(source) if each < rows]
     resized = vocabulary.resized(source, rows, new_ids=new_ids, own_tokenizer=words, tables=frozen)
     others = _others(source, resized, family, origin)
@@ -172,7 +178,7 @@ def _under_names_of(lora: LoraConfig, family: Family) -> LoraConfig:
 
 def _adapted(tensors: Iterable[str]) -> list[str]:
     """Return the names of the modules that have an adapter in a file."""
-    found = (_LORA.fullmatch(name.removeprefix(peft_format.PREFIX)) for name in tensors)
+    found = (_LORA.fullmatch(name.removeprefix(tables.PREFIX)) for name in tensors)
     return list(dict.fromkeys(each[1] for each in found if each))
 
 

@@ -23,6 +23,7 @@ from jaxft import tree as trees
 from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError, nearest
 from jaxft.lora import adapter_tensors, card, tables, targets, tying
+from jaxft.lora.tables import PREFIX
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network
 from jaxft.models.spec import ModelSpec
@@ -30,7 +31,6 @@ from jaxft.weights import layout, names, save
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = adapter_tensors.FILE
-PREFIX = "base_model.model."
 _ROWS = "token_adapter.trainable_tokens_delta"  # whole rows, whatever the name says
 
 

@@ -19,13 +19,13 @@ import numpy as np
 from jaxft import console
 from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError, ConfigError
+from jaxft.lora import tying
 from jaxft.models.families.family import Family
 from jaxft.models.network import EMBED, HEAD, Network
-from jaxft.weights import names
 from jaxft.weights.source import Source
 from jaxft.weights.vocabulary import Resized
 
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 # How PEFT calls what a module was before: as it is, adapted, with rows of tokens, with a copy.
 _WRAPPED = ("", "base_layer.", "token_adapter.base_layer.", "original_module.")
 _NOT_BY_TOKEN = ("lora_A.weight", "lora_embedding_B", "token_adapter.trainable_tokens_delta")
@@ -50,7 +50,7 @@ NOTHING = Beside(None, {})
 def _modules(family: Family) -> dict[str, str]:
     """Return Hugging Face's names of the embedding and the head."""
     return {
-        EMBED: names.embedding_name(family).removesuffix(".weight"),
+        EMBED: tying.embedding_module(family),
         HEAD: family.head_name,
     }
 
@@ -61,7 +61,7 @@ def frozen_names(family: Family) -> dict[str, str]:
     What of them an adapter trains as a whole has such a name too.
     """
     return {
-        f"{_PREFIX}{module}.{wrapped}{kind}": f"{module}.{kind}"
+        f"{PREFIX}{module}.{wrapped}{kind}": f"{module}.{kind}"
         for module in _modules(family).values()
         for wrapped in _WRAPPED
         for kind in ("weight", "bias")
@@ -147,7 +147,7 @@ def num_rows(
     """
     sizes = []
     for module in _modules(family).values():
-        stem = f"{_PREFIX}{module}."
+        stem = f"{PREFIX}{module}."
         for name, tensor in tensors.items():
             part = name.removeprefix(stem)
             axis = int(part == "lora_embedding_A")
@@ -219,8 +219,8 @@ def to_write(base: Source, family: Family, network: Network) -> Beside:
         for kind in ("weight", "bias"):
             own = f"{modules[EMBED if network.spec.tied_head else side]}.{kind}"
             if own in stored:
-                found[f"{_PREFIX}{modules[side]}.{_wrapped(network, side)}{kind}"] = (
-                    checkpoint.read(own)
+                found[f"{PREFIX}{modules[side]}.{_wrapped(network, side)}{kind}"] = checkpoint.read(
+                    own
                 )
     return Beside(None if base.rows == base.stored_rows else base.rows, found)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxft.errors import WeightsError
+from jaxft.weights import json_object
 
 # Source: transformers `tokenization_utils_base.py: CHAT_TEMPLATE_FILE` and
 # `utils/__init__.py: GENERATION_CONFIG_NAME`.
@@ -80,17 +81,7 @@ def read_generation(folder: Path) -> dict[str, Any]:
         WeightsError: The file is damaged.
     """
     path = folder / GENERATION_FILE
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(
-            f"{path}: cannot be read ({error}).", "Copy it anew, or remove it."
-        ) from error
-    if not isinstance(config, dict):
-        raise WeightsError(f"{path}: not an object.", "Copy it anew, or remove it.")
-    return config
+    return json_object.read(path, "Copy it anew, or remove it.") if path.is_file() else {}
 
 
 def declared_stops(config: dict[str, Any]) -> tuple[int, ...]:

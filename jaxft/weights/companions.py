@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxft.errors import WeightsError
-from jaxft.weights import tokenizer
+from jaxft.weights import json_object, tokenizer
 from jaxft.weights.chat_format import ChatFormat, read_generation
 from jaxft.weights.source import Source
 from jaxft.weights.vocabulary import Resized
@@ -112,15 +112,7 @@ def _tokenizer_config(path: Path) -> dict[str, Any]:
     Raises:
         WeightsError: It is damaged.
     """
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path}: cannot be read ({error}).", "Copy it anew.") from error
-    if not isinstance(config, dict):
-        raise WeightsError(f"{path}: not an object.", "Copy it anew.")
-    return config
+    return json_object.read(path, "Copy it anew.") if path.is_file() else {}
 
 
 def save_tokenizer(fast: Any, folder: Path) -> None:
@@ -131,7 +123,7 @@ def save_tokenizer(fast: Any, folder: Path) -> None:
     """
     fast.save_pretrained(folder)
     path = folder / CONFIG_FILE
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = _tokenizer_config(path)
     for key in ("backend", "is_local", "local_files_only"):
         config.pop(key, None)
     config["tokenizer_class"] = "PreTrainedTokenizerFast"

@@ -8,14 +8,13 @@ error gives each one's reason.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxft.errors import WeightsError
-from jaxft.weights import formats, gguf, hub, tokenizer, wheel
+from jaxft.weights import formats, gguf, hub, json_object, tokenizer, wheel
 from jaxft.weights.checkpoint import Checkpoint
 from jaxft.weights.formats import WeightFiles
 from jaxft.weights.hub import NotHereError
@@ -51,16 +50,7 @@ class Source:
         """
         if self.gguf is not None:
             return gguf.gguf_config(self.gguf)
-        path = self.folder / "config.json"
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise WeightsError(
-                f"{path}: cannot be read ({error}).", "Expected the model's configuration."
-            ) from error
-        if not isinstance(config, dict):
-            raise WeightsError(f"{path}: not an object.", "Expected the model's configuration.")
-        return config
+        return json_object.read(self.folder / "config.json", "Expected the model's configuration.")
 
     def checkpoint(self) -> Checkpoint:
         """Open the weights, reading headers only.
