@@ -1,4 +1,4 @@
-"""A loss of the user's own, as the training step wants it.
+"""A loss of the user's own, as an objective of the training step.
 
 Separate from the trainer because it is traced by JAX and everything there is not. The invariant:
 micro-batches weigh by their targets, whatever mean the user returns for each.
@@ -8,28 +8,29 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
-from jaxft import tree as trees
 from jaxft.api.model import ModelOutput
 from jaxft.errors import ConfigError
-from jaxft.models import forward
 from jaxft.training import losses
-from jaxft.training import step as steps
+from jaxft.training.objective import CAUSAL_LM, Batch, Objective, Terms, View
 
 # (outputs with `.logits`, labels [b t] not shifted, number of targets) to the mean loss
 ComputeLoss = Callable[[ModelOutput, Any, Any], Any]
 
 
-def of_method(own: Callable[..., Any]) -> steps.LossFunction:
-    """Return the loss of a `compute_loss(model, inputs)`."""
-    return functools.partial(_weighted, functools.partial(_by_method, own))
+def of_method(own: Callable[..., Any]) -> Objective:
+    """Return the objective of a `compute_loss(model, inputs)`."""
+    return _objective(functools.partial(_by_method, own))
 
 
-def of_function(function: ComputeLoss) -> steps.LossFunction:
-    """Return the loss of a `compute_loss_func(outputs, labels, number of targets)`."""
-    return functools.partial(_weighted, functools.partial(_by_function, function))
+def of_function(function: ComputeLoss) -> Objective:
+    """Return the objective of a `compute_loss_func(outputs, labels, number of targets)`."""
+    return _objective(functools.partial(_by_function, function))
+
+
+def _objective(compute: Callable[[ModelOutput, dict[str, Any]], Any]) -> Objective:
+    return Objective(CAUSAL_LM.arrays, functools.partial(_terms, compute))
 
 
 class _CalledModel:
@@ -58,16 +59,11 @@ def _by_function(function: ComputeLoss, outputs: ModelOutput, inputs: dict[str, 
     return function(outputs, inputs["labels"], inputs["num_items_in_batch"])
 
 
-def _weighted(
-    compute: Callable[[ModelOutput, dict[str, Any]], Any],
-    program: steps.Program,
-    tree: trees.Tree,
-    hidden: Any,
-    micro: steps.Batch,
-) -> tuple[jax.Array, jax.Array]:
+def _terms(
+    compute: Callable[[ModelOutput, dict[str, Any]], Any], view: View, micro: Batch
+) -> Terms:
     """Return a user's mean loss as (sum, count), so that micro-batches weigh by their targets."""
-    head = forward.head_leaves(program.network, tree)
-    logits = forward.head_logits(program.network, program.mesh, head, hidden)
+    logits = view.logits(view.hidden(micro))
     count = jnp.sum(micro["labels"] != losses.IGNORED, dtype=jnp.int32)
     inputs = {
         "input_ids": micro["input_ids"],
@@ -77,4 +73,4 @@ def _weighted(
         "num_items_in_batch": count,
     }
     mean = compute(ModelOutput(logits), inputs)
-    return jnp.asarray(mean, jnp.float32) * count, count
+    return {"loss": (jnp.asarray(mean, jnp.float32) * count, count)}

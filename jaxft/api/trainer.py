@@ -176,7 +176,7 @@ class Trainer:
         tree = self.model.tree(plan.mesh)
         self.tell("on_train_begin")
         with folder.open_checkpoints(plan) as checkpoints:
-            run = trainer.Trainer(plan, tree, _Listener(self, plan), self._loss())
+            run = trainer.Trainer(plan, tree, _Listener(self, plan), self._objective())
             outcome = run.run(checkpoints)
         began = starts.of(outcome.frozen)
         self.model.set_chat_format(plan.data.chat_format)
@@ -210,12 +210,11 @@ class Trainer:
         tree = self.model.tree(plan.mesh)
         assert plan.eval is not None
         program = steps.Program(
-            plan.network, plan.mesh, plan.dtype, plan.eval.target_capacity, False, self._loss()
+            plan.network, plan.mesh, plan.dtype, plan.eval.target_capacity, False, self._objective()
         )
         found = evaluate(
             steps.make_eval_step(program),
             plan.eval,
-            plan.mesh,
             {},
             tree,
             lambda _: None,
@@ -252,7 +251,7 @@ class Trainer:
             return {}
         kept, labels = [], []
         logits_of = _make_logits(plan)
-        shardings = steps.batch_shardings(plan.mesh)
+        shardings = objective.batch_shardings(CAUSAL_LM, plan.mesh)
         num_rows = plan.eval.num_sequences
         for _, batch in plan.eval.iterate(0, plan.eval.steps_per_epoch):
             truth = _unshifted(batch["labels"][0])
@@ -303,13 +302,13 @@ class Trainer:
             opened,
         )
 
-    def _loss(self) -> steps.LossFunction:
+    def _objective(self) -> Objective:
         own = getattr(self, "compute_loss", None)  # of a subclass, as transformers has it
         if own is not None:
             return loss.of_method(own)
         if self._compute_loss_func is not None:
             return loss.of_function(self._compute_loss_func)
-        return steps.causal_lm
+        return CAUSAL_LM
 
 
 def _new_state() -> TrainerState:

@@ -23,8 +23,8 @@ from jaxft.models.bind import abstract_tree
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network, base_network, read_by
 from jaxft.parallel import mesh as meshes
-from jaxft.training import inputs
-from jaxft.training import step as steps
+from jaxft.training import inputs, objective
+from jaxft.training.objective import CAUSAL_LM
 from jaxft.weights import base, gptq, quantising
 from jaxft.weights.gptq import RoundingPlan
 from jaxft.weights.quantising import Plans
@@ -101,7 +101,7 @@ def moments(
     """
     kept = jax.device_put(_empty(bare), meshes.replicated(mesh))
     include = inputs.make_include(bare, gptq.include, False, mesh=mesh, dtype=dtype)
-    shardings = steps.batch_shardings(mesh)
+    shardings = objective.batch_shardings(CAUSAL_LM, mesh)
     num_read = 0
     with console.loading("Calibrating: reading training rows", num_tokens) as count:
         for _, batch in batches.iterate(0, batches.steps_per_epoch or num_tokens):

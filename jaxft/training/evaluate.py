@@ -1,26 +1,27 @@
-"""Held-out loss: the mean over every target of the evaluation rows, whatever the batches."""
+"""Held-out loss: the mean over every label of the evaluation rows, whatever the batches."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh
 
 from jaxft.data.batches.loader import PlannedBatches
-from jaxft.training import step as steps
+from jaxft.training.objective import Terms
 
 
 class Evaluation(NamedTuple):
     """What an evaluation found.
 
     Attributes:
-        loss: Mean nats a target.
-        target_tokens: Number of targets.
+        loss: Mean of the loss, for a causal language model in nats a label.
+        target_tokens: What it is a mean over: the number of labels.
+        further: The means of the objective's other terms, by name.
     """
 
     loss: float
     target_tokens: int
+    further: Mapping[str, float] = {}
 
     @property
     def perplexity(self) -> float:
@@ -29,9 +30,8 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    eval_step: Callable[..., Any],
+    eval_step: Callable[..., Terms],
     batches: PlannedBatches,
-    mesh: Mesh,
     trainable: Any,
     frozen: Any,
     progress: Callable[[int], None],
@@ -42,21 +42,22 @@ def evaluate(
     Args:
         eval_step: From `step.make_eval_step`.
         batches: The evaluation rows, not shuffled, without accumulation.
-        mesh: Where the leaves live.
         trainable: The trained leaves.
         frozen: The other leaves.
         progress: Called with 1 after each batch.
         is_stopped: Asked after each batch.
     """
-    sums = []
-    shardings = steps.batch_shardings(mesh)
+    found: list[Terms] = []
     for _, batch in batches.iterate(0, batches.steps_per_epoch):
-        sums.append(eval_step(trainable, frozen, jax.device_put(batch, shardings)))
-        if len(sums) > 1:  # one batch behind, so that the device always has the next
-            jax.block_until_ready(sums[-2])
+        found.append(eval_step(trainable, frozen, batch))
+        if len(found) > 1:  # one batch behind, so that the device always has the next
+            jax.block_until_ready(found[-2])
         progress(1)
         if is_stopped():
             return None
-    loss = math.fsum(float(total) for total, _ in sums)
-    count = sum(int(count) for _, count in sums)
-    return Evaluation(loss / max(count, 1), count)
+    means, counts = {}, {}
+    for name in found[0]:
+        pairs = [jax.device_get(terms[name]) for terms in found]
+        counts[name] = sum(count.item() for _, count in pairs)
+        means[name] = math.fsum(float(total) for total, _ in pairs) / max(counts[name], 1)
+    return Evaluation(means.pop("loss"), int(counts["loss"]), means)

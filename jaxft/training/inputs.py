@@ -15,7 +15,8 @@ from jaxft.data.rows.tokenized import IGNORED
 from jaxft.models import forward
 from jaxft.models.network import Network
 from jaxft.parallel import mesh as meshes
-from jaxft.training import step as steps
+from jaxft.training import objective
+from jaxft.training.objective import CAUSAL_LM
 
 
 def make_include(
@@ -63,5 +64,5 @@ def make_include(
         )[0]
 
     everywhere = meshes.replicated(mesh)
-    shardings = (everywhere, None, steps.batch_shardings(mesh))
+    shardings = (everywhere, None, objective.batch_shardings(CAUSAL_LM, mesh))
     return jax.jit(of_batch, in_shardings=shardings, out_shardings=everywhere, donate_argnums=0)

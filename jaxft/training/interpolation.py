@@ -24,6 +24,7 @@ from jaxft.parallel import rules
 from jaxft.training import evaluate, reading
 from jaxft.training import step as steps
 from jaxft.training.evaluate import Evaluation
+from jaxft.training.objective import CAUSAL_LM
 from jaxft.weights import base
 from jaxft.weights.source import Source
 
@@ -75,7 +76,7 @@ def evaluate_line(
         dtype=dtype,
         capacity=batches.target_capacity,
         remat=False,
-        loss=steps.causal_lm,
+        objective=CAUSAL_LM,
     )
     eval_step = steps.make_eval_step(program)
     results = []
@@ -84,9 +85,7 @@ def evaluate_line(
             own = peft_format.under_names_of(algebra.tensors_of(adapter_at(point)), model.family)
             trained = peft_format.from_tensors(own, model.family, network, first.origin)
             placed = jax.device_put(trained, rules.shardings(trained, mesh))
-            result = evaluate.evaluate(
-                eval_step, batches, mesh, placed, frozen, count, lambda: False
-            )
+            result = evaluate.evaluate(eval_step, batches, placed, frozen, count, lambda: False)
             assert result is not None  # nothing stops it
             results.append(result)
     return results

@@ -49,27 +49,64 @@ def causal_lm_loss(
         The sum is NaN if a shard has more than `capacity` targets: a wrong capacity must never
         pass for a loss.
     """
+    token_losses, selected, count = _selected_losses(
+        network, mesh, head_leaves, hidden, labels, capacity
+    )
+    total = jnp.sum(token_losses)
+    return jnp.where(jnp.sum(selected >= 0, dtype=jnp.int32) == count, total, jnp.nan), count
+
+
+def label_log_probs(
+    network: Network,
+    mesh: Mesh,
+    head_leaves: Leaves,
+    hidden: Float[Array, "b t d"],
+    labels: Int32[Array, "b t"],
+    capacity: int,
+) -> Float[Array, "b t"]:
+    """Return the log-probability of each label in nats, 0 where there is none.
+
+    Arguments are those of `causal_lm_loss`. All are NaN if a shard has more than `capacity` labels.
+    """
+    token_losses, selected, count = _selected_losses(
+        network, mesh, head_leaves, hidden, labels, capacity
+    )
+    shards, size = token_losses.shape[0], labels.size // token_losses.shape[0]
+    # What was not selected goes past the end, where it is dropped.
+    places = jnp.where(selected >= 0, selected, size)
+    shard = jnp.arange(shards)[:, None]
+    spread = jnp.zeros((shards, size)).at[shard, places].set(-token_losses, mode="drop")
+    is_complete = jnp.sum(selected >= 0, dtype=jnp.int32) == count
+    return jnp.where(is_complete, spread, jnp.nan).reshape(labels.shape)
+
+
+def _selected_losses(
+    network: Network, mesh: Mesh, head_leaves: Leaves, hidden: Any, labels: Any, capacity: int
+) -> tuple[Float[Array, "p c"], Int32[Array, "p c"], Int32[Array, ""]]:
+    """Return the losses of the supervised positions, where they are, and how many there are.
+
+    For each of `p` data shards, `c` positions as numbers in the shard; -1 is no position.
+    """
     shards = meshes.row_shards(mesh)
     by_shard = NamedSharding(mesh, PartitionSpec(meshes.ROW_AXES))
     hidden = hidden.reshape(shards, -1, hidden.shape[-1])
     labels = labels.reshape(shards, -1)
     hidden = jax.lax.with_sharding_constraint(hidden, by_shard)
     count = jnp.sum(labels != IGNORED, dtype=jnp.int32)
-    hidden, labels = _select(hidden, labels, min(capacity, labels.shape[1]))
-    selected = jnp.sum(labels != IGNORED, dtype=jnp.int32)
+    hidden, labels, places = _select(hidden, labels, min(capacity, labels.shape[1]))
     logits_of = functools.partial(forward.head_logits, network, mesh)
     chunk = max(_CHUNK // shards, 1)
-    total = chunked_cross_entropy(hidden, labels, dict(head_leaves), logits_of, chunk)
-    return jnp.where(selected == count, total, jnp.nan), count
+    found = chunked_cross_entropy(hidden, labels, dict(head_leaves), logits_of, chunk)
+    return found, jnp.where(labels == IGNORED, -1, places), count
 
 
-def _select(hidden: Any, labels: Any, capacity: int) -> tuple[Any, Any]:
-    """Return the first `capacity` positions of each shard, supervised ones first, in order."""
+def _select(hidden: Any, labels: Any, capacity: int) -> tuple[Any, Any, Any]:
+    """Return `capacity` positions of each shard, supervised ones first, and which they are."""
     if capacity == labels.shape[1]:
-        return hidden, labels
+        return hidden, labels, jnp.arange(capacity, dtype=jnp.int32)[None, :]
     order = jnp.argsort(labels == IGNORED, axis=1, stable=True)[:, :capacity]
     picked = jnp.take_along_axis(hidden, order[..., None], axis=1)
-    return picked, jnp.take_along_axis(labels, order, axis=1)
+    return picked, jnp.take_along_axis(labels, order, axis=1), order.astype(jnp.int32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -79,8 +116,8 @@ def chunked_cross_entropy(
     head_leaves: Leaves,
     logits_of: Callable[[Leaves, Any], jax.Array],
     chunk: int,
-) -> Float[Array, ""]:
-    """Return the sum over supervised positions of ``logsumexp(logits) - logits[label]``.
+) -> Float[Array, "p c"]:
+    """Return ``logsumexp(logits) - logits[label]`` of each position, 0 where there is no label.
 
     Args:
         hidden: For each data shard, the positions to predict from.
@@ -90,11 +127,11 @@ def chunked_cross_entropy(
         chunk: Positions of a shard whose logits exist at one time.
     """
 
-    def add(total: Any, part: Any) -> Any:
+    def losses(_: Any, part: Any) -> Any:
         h, label = part
-        return total + _loss(head_leaves, h, label, logits_of), None
+        return None, _losses(head_leaves, h, label, logits_of)
 
-    return jax.lax.scan(add, jnp.float32(0), _parts(hidden, labels, chunk))[0]
+    return _whole(jax.lax.scan(losses, None, _parts(hidden, labels, chunk))[1], labels.shape)
 
 
 def _fwd(hidden: Any, labels: Any, head_leaves: Any, logits_of: Any, chunk: int) -> Any:
@@ -102,36 +139,38 @@ def _fwd(hidden: Any, labels: Any, head_leaves: Any, logits_of: Any, chunk: int)
     frozen = {path: leaf.value for path, leaf in head_leaves.items() if not leaf.perturbed}
     if trained:
         arrays = (hidden.value, labels.value)
-        total = chunked_cross_entropy(*arrays, {**trained, **frozen}, logits_of, chunk)
-        return total, (*arrays, trained, frozen)
+        losses = chunked_cross_entropy(*arrays, {**trained, **frozen}, logits_of, chunk)
+        return losses, (*arrays, trained, frozen)
 
-    def loss_and_gradient(total: Any, part: Any) -> Any:
+    def losses_and_gradient(_: Any, part: Any) -> Any:
         h, label = part
-        loss, pull_back = jax.vjp(lambda h: _loss(frozen, h, label, logits_of), h)
-        return total + loss, pull_back(jnp.ones_like(loss))[0]
+        losses, pull_back = jax.vjp(lambda h: _losses(frozen, h, label, logits_of), h)
+        # A position's loss depends on its own hidden state alone, so one pull-back gives them all.
+        return None, (losses, pull_back(jnp.ones_like(losses))[0])
 
     parts = _parts(hidden.value, labels.value, chunk)
-    total, d_parts = jax.lax.scan(loss_and_gradient, jnp.float32(0), parts)
-    return total, (_whole(d_parts, hidden.value.shape), None, {}, dict.fromkeys(frozen))
+    _, (losses, d_parts) = jax.lax.scan(losses_and_gradient, None, parts)
+    d_hidden = _whole(d_parts, hidden.value.shape)
+    return _whole(losses, labels.value.shape), (d_hidden, None, {}, dict.fromkeys(frozen))
 
 
-def _bwd(logits_of: Any, chunk: int, kept: Any, d_total: Any) -> Any:
+def _bwd(logits_of: Any, chunk: int, kept: Any, d_losses: Any) -> Any:
     hidden, labels, trained, frozen = kept
-    if isinstance(d_total, SymbolicZero):
+    if isinstance(d_losses, SymbolicZero):
         return None, None, None
     if labels is None:  # `hidden` is then its gradient already
-        return (hidden * d_total).astype(hidden.dtype), None, None
+        return (hidden * d_losses[..., None]).astype(hidden.dtype), None, None
 
     def accumulate(d_trained: Any, part: Any) -> Any:
-        h, label = part
+        h, label, d_part = part
         _, pull_back = jax.vjp(
-            lambda leaves, h: _loss({**leaves, **frozen}, h, label, logits_of), trained, h
+            lambda leaves, h: _losses({**leaves, **frozen}, h, label, logits_of), trained, h
         )
-        d_leaves, d_h = pull_back(d_total)
+        d_leaves, d_h = pull_back(d_part)
         return jax.tree.map(jnp.add, d_trained, d_leaves), d_h
 
     zeros = jax.tree.map(jnp.zeros_like, trained)
-    parts = _parts(hidden, labels, chunk)
+    parts = (*_parts(hidden, labels, chunk), _part(d_losses, chunk, 0.0))
     d_trained, d_parts = jax.lax.scan(accumulate, zeros, parts)
     return _whole(d_parts, hidden.shape), None, {**d_trained, **dict.fromkeys(frozen)}
 
@@ -139,30 +178,31 @@ def _bwd(logits_of: Any, chunk: int, kept: Any, d_total: Any) -> Any:
 chunked_cross_entropy.defvjp(_fwd, _bwd, symbolic_zeros=True)
 
 
-def _parts(hidden: Any, labels: Any, chunk: int) -> Any:
-    """Cut positions into chunks, [n p c d] and [n p c], the last one filled up with `IGNORED`."""
-    count = -(-hidden.shape[1] // chunk)
-    size = -(-hidden.shape[1] // count)
-    missing = count * size - hidden.shape[1]
-    hidden = jnp.pad(hidden, ((0, 0), (0, missing), (0, 0)))
-    labels = jnp.pad(labels, ((0, 0), (0, missing)), constant_values=IGNORED)
-    shards, width = hidden.shape[0], hidden.shape[2]
-    return (
-        jnp.moveaxis(hidden.reshape(shards, count, size, width), 1, 0),
-        jnp.moveaxis(labels.reshape(shards, count, size), 1, 0),
-    )
+def _parts(hidden: Any, labels: Any, chunk: int) -> tuple[Any, Any]:
+    """Cut positions into chunks, [n p s d] and [n p s]; what fills the last one is `IGNORED`."""
+    return _part(hidden, chunk, 0.0), _part(labels, chunk, IGNORED)
+
+
+def _part(array: Any, chunk: int, filler: float | int) -> Any:
+    """Cut [p c ...] into n chunks of equal size, [n p s ...]."""
+    count = -(-array.shape[1] // chunk)
+    size = -(-array.shape[1] // count)
+    missing = [(0, 0)] * array.ndim
+    missing[1] = (0, count * size - array.shape[1])
+    filled = jnp.pad(array, missing, constant_values=filler)
+    return jnp.moveaxis(filled.reshape(array.shape[0], count, size, *array.shape[2:]), 1, 0)
 
 
 def _whole(parts: Any, shape: tuple[int, ...]) -> Any:
-    """Undo `_parts` for an array [n p c d]."""
-    joined = jnp.moveaxis(parts, 0, 1).reshape(shape[0], -1, shape[2])
+    """Undo `_part` for an array of `shape`."""
+    joined = jnp.moveaxis(parts, 0, 1).reshape(shape[0], -1, *shape[2:])
     return joined[:, : shape[1]]
 
 
-def _loss(leaves: Leaves, hidden: Any, labels: Any, logits_of: Any) -> Float[Array, ""]:
+def _losses(leaves: Leaves, hidden: Any, labels: Any, logits_of: Any) -> Float[Array, "p s"]:
     logits = logits_of(leaves, hidden)
     log_sum = jax.nn.logsumexp(logits, axis=-1)
     # By comparison, not by indexing: a gather along a divided vocabulary would collect it.
     is_label = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == labels[..., None]
     label_logit = jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1)
-    return jnp.sum(jnp.where(labels == IGNORED, 0.0, log_sum - label_logit))
+    return jnp.where(labels == IGNORED, 0.0, log_sum - label_logit)

@@ -26,8 +26,8 @@ from jaxft.lora import eva, kinds, targets, tying
 from jaxft.lora.eva import Site
 from jaxft.models.network import Network, base_network
 from jaxft.parallel import mesh as meshes
-from jaxft.training import checkpoint, inputs
-from jaxft.training import step as steps
+from jaxft.training import checkpoint, inputs, objective
+from jaxft.training.objective import CAUSAL_LM
 from jaxft.training.setup import Plan
 from jaxft.weights import base
 
@@ -165,7 +165,7 @@ def measured(
     """
     kept = jax.device_put(eva.empty(sites, bare), meshes.replicated(mesh))
     include = inputs.make_include(bare, eva.include, config.use_label_mask, mesh=mesh, dtype=dtype)
-    shardings = steps.batch_shardings(mesh)
+    shardings = objective.batch_shardings(CAUSAL_LM, mesh)
     budget, num_batches = sum(site.rank for site in sites), 0
     for batch in batches:
         kept = include(kept, tree, jax.device_put(dict(batch), shardings))

@@ -17,25 +17,44 @@ class Window:
     """What was seen since the last log line.
 
     Attributes:
-        loss_sum: Summed loss in nats.
-        target_tokens: Targets predicted.
+        terms: For each term of the objective its sum and its count, ``{"loss": (12.5, 10)}``.
         tokens: Tokens read, padding left out.
     """
 
-    loss_sum: float = 0.0
-    target_tokens: int = 0
+    terms: dict[str, tuple[float, float | int]] = dataclasses.field(default_factory=dict)
     tokens: int = 0
 
-    def add(self, loss: float, target_tokens: int, tokens: int) -> None:
-        """Count one step: its mean loss over its targets, and its tokens."""
-        self.loss_sum += loss * target_tokens
-        self.target_tokens += target_tokens
+    def add(self, terms: Mapping[str, tuple[float, float | int]], tokens: int) -> None:
+        """Count one step: the sum and count of each term, and its tokens."""
+        for name, (total, count) in terms.items():
+            so_far, counted = self.terms.get(name, (0.0, 0))
+            self.terms[name] = (so_far + total, counted + count)
         self.tokens += tokens
 
+    def means(self) -> dict[str, float]:
+        """Return the mean of each term."""
+        return {name: total / max(count, 1) for name, (total, count) in self.terms.items()}
+
     @property
-    def loss(self) -> float:
-        """Mean loss of a target, in nats."""
-        return self.loss_sum / max(self.target_tokens, 1)
+    def target_tokens(self) -> int:
+        """How much the mean of the loss is a mean over: the number of its labels."""
+        return int(self.terms["loss"][1]) if self.terms else 0
+
+    def record(self) -> dict[str, Any]:
+        """Return it as JSON values, from which `from_record` makes it again."""
+        return {"terms": {name: list(pair) for name, pair in self.terms.items()}} | {
+            "tokens": self.tokens
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Window":
+        """Return the window that was recorded, by this version or one that had the loss alone."""
+        terms = record.get("terms")
+        if terms is None:
+            terms = {"loss": (record["loss_sum"], record["target_tokens"])}
+        return cls(
+            {name: (total, count) for name, (total, count) in terms.items()}, record["tokens"]
+        )
 
 
 class MetricsFile:

@@ -1,12 +1,13 @@
 """The training step: one pure function, jit-compiled and sharded, of state, base and batch.
 
 Only the first argument of the loss is differentiated, and it holds only what is trained. Read
-`_loss_sum` and `_step` for the mathematics; `make_train_step` adds placement and donation.
+`_loss_sum` and `_step` for the mathematics; `make_train_step` adds placement and donation. What the
+loss is, the step does not know: it is the program's `objective`.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +15,10 @@ import optax
 from jax.sharding import Mesh
 
 from jaxft import tree as trees
-from jaxft.models import dropout, forward
 from jaxft.models.network import Network
 from jaxft.parallel import mesh as meshes
-from jaxft.training import losses
 from jaxft.training import state as states
-
-Batch = Mapping[str, Any]
-BATCH_KEYS = ("input_ids", "labels", "positions", "rows", "segment_ids")
+from jaxft.training.objective import Batch, Objective, Terms, View, batch_shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +29,9 @@ class Program:
         network: The network, adapters included.
         mesh: Where the arrays live.
         dtype: dtype of activations and matrix products ("float32" or "bfloat16").
-        capacity: At least the number of targets in one data shard of a micro-batch.
+        capacity: At least the number of labels in one data shard of a micro-batch.
         remat: Whether each period of layers is computed again in the backward pass.
-        loss: The loss; `causal_lm` unless the user brings one.
+        objective: What is minimised, such as `objective.CAUSAL_LM`.
     """
 
     network: Network
@@ -42,21 +39,35 @@ class Program:
     dtype: str
     capacity: int
     remat: bool
-    loss: "LossFunction"
+    objective: Objective
+
+    def view(self, tree: trees.Tree, noise: tuple[Any, Any] | None) -> View:
+        """Return the model with these leaves as the objective sees it; `noise` as in `View`."""
+        return View(
+            self.network, tree, self.mesh, self.dtype, self.capacity, self.remat, noise=noise
+        )
 
 
-# (program, tree, hidden states [b t d], micro-batch) to (loss sum, number of targets)
-LossFunction = Callable[[Program, trees.Tree, Any, Batch], tuple[jax.Array, jax.Array]]
+class StepMetrics(NamedTuple):
+    """What a step reports, all scalars on the device.
 
+    Attributes:
+        terms: The objective's terms over the whole batch: name -> (sum, count).
+        grad_norm: Norm of the gradient of the mean loss, before clipping.
+        learning_rate: Rate of this step.
+        is_skipped: Whether the loss or the gradient was not finite, so that nothing was changed.
+    """
 
-def causal_lm(
-    program: Program, tree: trees.Tree, hidden: Any, micro: Batch
-) -> tuple[jax.Array, jax.Array]:
-    """Return the summed negative log-likelihood of the labels, and their number."""
-    head = forward.head_leaves(program.network, tree)
-    return losses.causal_lm_loss(
-        program.network, program.mesh, head, hidden, micro["labels"], program.capacity
-    )
+    terms: Terms
+    grad_norm: jax.Array
+    learning_rate: jax.Array
+    is_skipped: jax.Array
+
+    @property
+    def loss(self) -> jax.Array:
+        """The mean of the term "loss"."""
+        total, count = self.terms["loss"]
+        return total / jnp.maximum(count, 1)
 
 
 def make_train_step(
@@ -64,13 +75,13 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     trainable: trees.Tree,
-) -> Callable[..., tuple[states.State, dict[str, jax.Array]]]:
+) -> Callable[..., tuple[states.State, StepMetrics]]:
     """Return the compiled step: ``step(state, frozen, batch, seed) -> (state, metrics)``.
 
-    `state` is donated. `batch` holds int32 arrays [a b t] (`rows` [a b]), a micro-batches of b
-    rows. `seed` is that of the run; dropout depends on it and the state's step alone. Metrics are
-    scalars: `loss` (mean nats a target), `grad_norm` (before clipping), `learning_rate`,
-    `target_tokens`.
+    `state` is donated. `batch` holds the arrays that the objective names, of `a` micro-batches.
+    `seed` is that of the run; dropout depends on it and the state's step alone. A step whose loss
+    or gradient is not finite is skipped: trained leaves and optimizer state stay as they were, bit
+    for bit, and the state's step goes on.
 
     Args:
         program: What is static.
@@ -87,74 +98,59 @@ def make_train_step(
 
     return jax.jit(
         step,
-        in_shardings=(placed, None, batch_shardings(mesh), everywhere),
+        in_shardings=(placed, None, batch_shardings(program.objective, mesh), everywhere),
         out_shardings=(placed, everywhere),
         donate_argnums=0,
     )
 
 
-def make_eval_step(program: Program) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """Return the compiled evaluation: ``(trainable, frozen, batch) -> (loss sum, targets)``.
+def make_eval_step(program: Program) -> Callable[..., Terms]:
+    """Return the compiled evaluation: ``(trainable, frozen, batch) -> terms``.
 
     `batch` has one micro-batch, [1 b t]; there is no dropout.
     """
 
     def evaluate(trainable: Any, frozen: Any, batch: Batch) -> Any:
         micro = {key: value[0] for key, value in batch.items()}
-        return _loss_sum(trainable, program, frozen, micro, None)
+        view = program.view(trees.combine(trainable, frozen), None)
+        return program.objective.terms(view, micro)
 
     everywhere = meshes.replicated(program.mesh)
-    shardings = (None, None, batch_shardings(program.mesh))
+    shardings = (None, None, batch_shardings(program.objective, program.mesh))
     return jax.jit(evaluate, in_shardings=shardings, out_shardings=everywhere)
 
 
-def batch_shardings(mesh: Mesh) -> dict[str, jax.sharding.NamedSharding]:
-    """Return the sharding of each of a batch's arrays: rows are dimension 1."""
-    return dict.fromkeys(BATCH_KEYS, meshes.rows(mesh, axis=1))
-
-
 def _loss_sum(
-    trainable: trees.Tree, program: Program, frozen: trees.Tree, micro: Batch, seeds: Any
-) -> tuple[jax.Array, jax.Array]:
-    tree = trees.combine(trainable, frozen)
-    hidden = forward.hidden_states(
-        program.network,
-        tree,
-        micro["input_ids"],
-        micro["segment_ids"],
-        micro["positions"],
-        mesh=program.mesh,
-        dtype=program.dtype,
-        dropout_seeds=seeds,
-        remat=program.remat,
-    )
-    return program.loss(program, tree, hidden, micro)
+    trainable: trees.Tree, program: Program, frozen: trees.Tree, micro: Batch, noise: Any
+) -> tuple[jax.Array, Terms]:
+    terms = program.objective.terms(program.view(trees.combine(trainable, frozen), noise), micro)
+    return terms["loss"][0], terms
 
 
 def gradients(
     program: Program, trainable: trees.Tree, frozen: trees.Tree, batch: Batch, seed: Any, step: Any
-) -> tuple[jax.Array, jax.Array, trees.Tree]:
-    """Return (loss sum, number of targets, gradient of the sum) over all micro-batches.
+) -> tuple[Terms, trees.Tree]:
+    """Return the terms, and the gradient of the sum of "loss", over all micro-batches.
 
     Sums and counts are added up, and divided once by the caller: a mean of the micro-batches'
     means would weigh their targets unequally.
     """
 
-    def micro_gradients(micro: Batch) -> Any:
-        num_positions = micro["input_ids"].shape[1]
-        seeds = dropout.token_seeds(seed, step, micro["rows"], num_positions)
+    def micro_gradients(micro: Batch) -> tuple[Terms, trees.Tree]:
         value_and_grad = jax.value_and_grad(_loss_sum, has_aux=True)
-        (loss, count), grads = value_and_grad(trainable, program, frozen, micro, seeds)
-        return loss, count, grads
+        (_, terms), grads = value_and_grad(trainable, program, frozen, micro, (seed, step))
+        return terms, grads
 
-    if batch["input_ids"].shape[0] == 1:
-        return micro_gradients({key: value[0] for key, value in batch.items()})
+    first = {key: value[0] for key, value in batch.items()}
+    if next(iter(batch.values())).shape[0] == 1:
+        return micro_gradients(first)
 
     def add(total: Any, micro: Batch) -> Any:
         return jax.tree.map(jnp.add, total, micro_gradients(micro)), None
 
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), trainable)
-    return jax.lax.scan(add, (jnp.float32(0), jnp.int32(0), zeros), dict(batch))[0]
+    shapes = jax.eval_shape(micro_gradients, first)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.scan(add, zeros, dict(batch))[0]
 
 
 def _step(
@@ -165,21 +161,19 @@ def _step(
     frozen: trees.Tree,
     batch: Batch,
     seed: Any,
-) -> tuple[states.State, dict[str, jax.Array]]:
-    trainable, step = state["trainable"], state["step"]
-    loss, count, grads = gradients(program, trainable, frozen, batch, seed, step)
+) -> tuple[states.State, StepMetrics]:
+    trainable, opt_state, step = state["trainable"], state["opt_state"], state["step"]
+    terms, grads = gradients(program, trainable, frozen, batch, seed, step)
+    loss, count = terms["loss"]
     scale = 1.0 / jnp.maximum(count, 1).astype(jnp.float32)
     grads = jax.tree.map(lambda grad: grad * scale.astype(grad.dtype), grads)
-    updates, opt_state = optimizer.update(grads, state["opt_state"], trainable)
-    new_state = {
-        "trainable": optax.apply_updates(trainable, updates),
-        "opt_state": opt_state,
-        "step": step + 1,
-    }
-    metrics = {
-        "loss": loss * scale,
-        "grad_norm": optax.tree.norm(grads),
-        "learning_rate": jnp.asarray(schedule(step), jnp.float32),
-        "target_tokens": count,
-    }
-    return new_state, metrics
+    norm = optax.tree.norm(grads)
+    is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    updates, new_opt_state = optimizer.update(grads, opt_state, trainable)
+    new = (optax.apply_updates(trainable, updates), new_opt_state)
+    new_trainable, new_opt_state = jax.tree.map(
+        lambda new, old: jnp.where(is_finite, new, old), new, (trainable, opt_state)
+    )
+    new_state = {"trainable": new_trainable, "opt_state": new_opt_state, "step": step + 1}
+    rate = jnp.asarray(schedule(step), jnp.float32)
+    return new_state, StepMetrics(terms, norm, rate, ~is_finite)

@@ -8,7 +8,7 @@ depend on is in the state, the plan, and the `Window` of sums, which travels wit
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +24,7 @@ from jaxft.training import state as states
 from jaxft.training import step as steps
 from jaxft.training.checkpoint import Checkpoints
 from jaxft.training.evaluate import Evaluation
+from jaxft.training.objective import CAUSAL_LM, Objective, batch_shardings
 from jaxft.training.setup import Plan
 from jaxft.training.watcher import Watcher
 
@@ -53,7 +54,7 @@ class _Pending:
     """A step that was dispatched and whose metrics were not read yet."""
 
     step: int
-    metrics: Any
+    metrics: steps.StepMetrics
     tokens: int
 
 
@@ -65,7 +66,7 @@ class Trainer:
         plan: Plan,
         tree: trees.Tree,
         watcher: Watcher,
-        loss: steps.LossFunction = steps.causal_lm,
+        objective: Objective = CAUSAL_LM,
     ) -> None:
         """Compile nothing yet; the first step and the first evaluation do.
 
@@ -73,7 +74,7 @@ class Trainer:
             plan: What to do.
             tree: All leaves, as they are before the first step.
             watcher: Told of what happens.
-            loss: The loss.
+            objective: What is minimised.
         """
         train = plan.config.train
         self.plan, self.watcher = plan, watcher
@@ -88,7 +89,7 @@ class Trainer:
             dtype=plan.dtype,
             capacity=plan.train.target_capacity,
             remat=train.gradient_checkpointing,
-            loss=loss,
+            objective=objective,
         )
         self._step = steps.make_train_step(self.program, self.optimizer, self.schedule, self.start)
         self._eval_step: Callable[..., Any] | None = None
@@ -96,7 +97,7 @@ class Trainer:
             held_out = dataclasses.replace(self.program, capacity=plan.eval.target_capacity)
             self._eval_step = steps.make_eval_step(held_out)
         self._window = metrics.Window()
-        self._latest: tuple[int, dict[str, float]] = (0, {})  # the step read last, its metrics
+        self._latest: tuple[int, steps.StepMetrics | None] = (0, None)  # the step read last
         self._clock = time.monotonic()
 
     def run(self, checkpoints: Checkpoints) -> Outcome:
@@ -115,7 +116,7 @@ class Trainer:
                 began = initial.placed(plan.initial, self.start)
             state, first = states.init_state(began, self.optimizer, plan.mesh), 0
         else:
-            state, self._window = restored[0], metrics.Window(**restored[1])
+            state, self._window = restored[0], metrics.Window.from_record(restored[1])
             kept = state.pop("began", {})
             self.frozen = trees.combine(starts.without(self.frozen), kept)
             first = int(state["step"])
@@ -153,7 +154,10 @@ class Trainer:
     ) -> tuple[Any, int]:
         """Run the steps after `first`, and return the state and the number of the last one."""
         plan, done, is_ended = self.plan, first, False
-        seed, shardings = np.uint32(plan.config.train.seed), steps.batch_shardings(plan.mesh)
+        seed, shardings = (
+            np.uint32(plan.config.train.seed),
+            batch_shardings(self.program.objective, plan.mesh),
+        )
         pending: _Pending | None = None
         self._clock = time.monotonic()
         with (
@@ -171,7 +175,7 @@ class Trainer:
                     self._read(pending, log, bar)
                     pending = None
                 if self._saves(done):
-                    checkpoints.save(done, self._kept(state), dataclasses.asdict(self._window))
+                    checkpoints.save(done, self._kept(state), self._window.record())
                     self.watcher.saved(done)
                 if self._evaluates(done):
                     self._evaluate(state, done, log, lambda: signal() is not None)
@@ -187,12 +191,12 @@ class Trainer:
         # Asked here, so that one that came after the last step counts too.
         number = signal()
         if number is not None:
-            checkpoints.save(done, self._kept(state), dataclasses.asdict(self._window))
+            checkpoints.save(done, self._kept(state), self._window.record())
             checkpoints.wait()
             console.note(f"Stopped after step {done} of {plan.num_steps}, which is saved.")
             raise Stopped(number)
         if is_ended and plan.config.train.save_strategy != "no" and done not in checkpoints.steps:
-            checkpoints.save(done, self._kept(state), dataclasses.asdict(self._window))
+            checkpoints.save(done, self._kept(state), self._window.record())
             self.watcher.saved(done)
         return state, done
 
@@ -203,26 +207,28 @@ class Trainer:
         if pending is None:
             return
         train, step = self.plan.config.train, pending.step
-        values = {name: float(value) for name, value in pending.metrics.items()}
-        self._check_finite(step, values)
-        targets = int(pending.metrics["target_tokens"])
-        self._window.add(values["loss"], targets, pending.tokens)
-        self._latest = (step, values)
+        seen = jax.device_get(pending.metrics)
+        self._check_finite(step, seen)
+        terms = {name: (total.item(), count.item()) for name, (total, count) in seen.terms.items()}
+        self._window.add(terms, pending.tokens)
+        self._latest = (step, seen)
         bar.advance(step)
         if step % train.logging_steps == 0 or step == self.plan.num_steps:
             self._write_line(log, bar)
 
     def _write_line(self, log: metrics.MetricsFile, bar: console.TrainingBar) -> None:
         """Write down the steps since the last line, and begin anew."""
-        now, (step, values) = time.monotonic(), self._latest
+        now, (step, seen) = time.monotonic(), self._latest
+        assert seen is not None, "a line is written of steps that were made"
         window, speed = self._window, self._window.tokens / max(now - self._clock, 1e-9)
-        bar.update(step, window.loss, speed)
+        means = window.means()
+        bar.update(step, means["loss"], speed)
         of_epoch = self.plan.train.steps_per_epoch
         line = {
             **({"epoch": round(step / of_epoch, 4)} if of_epoch else {}),
-            "loss": window.loss,
-            "grad_norm": values["grad_norm"],
-            "learning_rate": values["learning_rate"],
+            **means,
+            "grad_norm": float(seen.grad_norm),
+            "learning_rate": float(seen.learning_rate),
             "tokens": window.tokens,
             "target_tokens": window.target_tokens,
             "tokens_per_second": round(speed, 1),
@@ -231,22 +237,23 @@ class Trainer:
         self.watcher.logged(step, line)
         self._window, self._clock = metrics.Window(), now
 
-    def _check_finite(self, step: int, values: Mapping[str, float]) -> None:
-        """Refuse to go on, and so to save, once anything is no number.
+    def _check_finite(self, step: int, seen: steps.StepMetrics) -> None:
+        """Stop where a step was skipped because its loss or gradient is not finite.
 
-        A step with a finite loss and a finite gradient leaves finite weights; one without spoils
-        them, though its own loss may be fine.
+        Raises:
+            TrainingError: If it was.
         """
+        if not seen.is_skipped:
+            return
         train = self.plan.config.train
-        for name, words in (("loss", "loss"), ("grad_norm", "norm of the gradient")):
-            if not math.isfinite(values[name]):
-                raise TrainingError(
-                    f"The {words} of step {step} is {values[name]}; nothing of this step is saved.",
-                    f"Lower train.learning_rate (it is {train.learning_rate:g}) or "
-                    f"train.max_grad_norm ({train.max_grad_norm:g}), and choose another "
-                    "train.output_dir: checkpoints are resumed with the numbers they were made "
-                    "with.",
-                )
+        loss, norm = float(seen.loss), float(seen.grad_norm)
+        words, value = ("norm of the gradient", norm) if math.isfinite(loss) else ("loss", loss)
+        raise TrainingError(
+            f"The {words} of step {step} is {value}; nothing of this step is saved.",
+            f"Lower train.learning_rate (it is {train.learning_rate:g}) or "
+            f"train.max_grad_norm ({train.max_grad_norm:g}), and choose another "
+            "train.output_dir: checkpoints are resumed with the numbers they were made with.",
+        )
 
     def _saves(self, done: int) -> bool:
         train = self.plan.config.train
@@ -281,7 +288,6 @@ class Trainer:
             found = evaluate.evaluate(
                 self._eval_step,
                 batches,
-                self.plan.mesh,
                 state["trainable"],
                 self.frozen,
                 progress,
@@ -298,6 +304,7 @@ class Trainer:
         further = self.watcher.measure(state["trainable"], self.frozen)
         line = {
             **further,
+            **{f"eval_{name}": value for name, value in found.further.items()},
             "eval_loss": found.loss,
             "eval_target_tokens": found.target_tokens,
         }

@@ -217,7 +217,7 @@ def run_jaxft(
     schedule = optimizers.make_schedule(train_config(), len(rows))
     optimizer = optimizers.make_optimizer(train_config(), schedule)
     capacity = max(int((row["labels"] != -100).sum()) for row in rows)
-    program = steps.Program(network, mesh, args.dtype, capacity, args.remat, steps.causal_lm)
+    program = steps.Program(network, mesh, args.dtype, capacity, args.remat, CAUSAL_LM)
     step = steps.make_train_step(program, optimizer, schedule, leaves)
     state = states.init_state(leaves, optimizer, mesh)
     losses, seconds = [], []
@@ -230,7 +230,7 @@ def run_jaxft(
         batch["rows"] = np.arange(shape[1], dtype=np.int32)[None]
         began = time.perf_counter()
         state, metrics = step(state, frozen, batch, np.uint32(0))
-        losses.append(float(metrics["loss"]))
+        losses.append(float(metrics.loss))
         seconds.append(time.perf_counter() - began)
     on_device = jax.devices()[0].memory_stats()  # `None` on the CPU
     return losses, seconds, on_device["peak_bytes_in_use"] if on_device else host_peak()

@@ -100,12 +100,12 @@ def run(args: argparse.Namespace) -> dict[str, float]:
         plan.dtype,
         plan.train.target_capacity,
         config.gradient_checkpointing,
-        steps.causal_lm,
+        CAUSAL_LM,
     )
     seed = np.uint32(config.seed)
     step = steps.make_train_step(program, optimizer, schedule, trainable)
     state = states.init_state(trainable, optimizer, plan.mesh)
-    shardings = steps.batch_shardings(plan.mesh)
+    shardings = batch_shardings(CAUSAL_LM, plan.mesh)
     num_steps = plan.num_steps if args.to_the_end else WARMUP_STEPS + args.steps
     found: dict[str, float] = {"trained": trees.num_parameters(trainable)}
     held_out = {}
@@ -181,9 +181,7 @@ def losses(
     found = {}
     for name, batches in rows.items():
         step = steps.make_eval_step(dataclasses.replace(program, capacity=batches.target_capacity))
-        seen = evaluate.evaluate(
-            step, batches, plan.mesh, trainable, frozen, lambda _: None, lambda: False
-        )
+        seen = evaluate.evaluate(step, batches, trainable, frozen, lambda _: None, lambda: False)
         found[f"{name}_{when}"] = seen.loss
     return found
 

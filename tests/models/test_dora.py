@@ -14,6 +14,7 @@ from flax import nnx
 from jaxft.models import dora, dropout, layers
 from jaxft.models.network import Adapter
 from jaxft.training import step as steps
+from jaxft.training.objective import CAUSAL_LM
 
 B, T, N, M, R, SCALING, RATE = 2, 7, 12, 20, 3, 1.5, 0.25
 RNG = np.random.default_rng(0)
@@ -124,7 +125,7 @@ def temporary_bytes(is_dora, rate, dtype):
     )
     trainable, frozen = tiny.split(tiny.random_leaves(network))
     frozen = jax.tree.map(lambda leaf: leaf.astype(dtype), frozen)
-    program = steps.Program(network, tiny.one_device(), dtype, 2 * 13, False, steps.causal_lm)
+    program = steps.Program(network, tiny.one_device(), dtype, 2 * 13, False, CAUSAL_LM)
     gradients = jax.jit(functools.partial(steps.gradients, program))
     compiled = gradients.lower(trainable, frozen, tiny.make_batch(2, 13), 0, 0).compile()
     return compiled.memory_analysis().temp_size_in_bytes

@@ -16,6 +16,7 @@ from jaxft.models import embedding
 from jaxft.models.network import Network
 from jaxft.parallel import mesh as meshes
 from jaxft.training import step as steps
+from jaxft.training.objective import CAUSAL_LM, batch_shardings
 
 POSITIONS = 4 * 12
 BATCH = tiny.make_batch(4, 12, seed=6)
@@ -32,10 +33,11 @@ TABLE = (tiny.SPEC.vocab_size, tiny.SPEC.embed_dim)
 def gradients(network: Network, mesh: jax.sharding.Mesh):
     """Return the compiled function of gradients, and its arguments."""
     capacity = POSITIONS // meshes.row_shards(mesh)
-    program = steps.Program(network, mesh, "float32", capacity, False, steps.causal_lm)
+    program = steps.Program(network, mesh, "float32", capacity, False, CAUSAL_LM)
     leaves = tiny.placed(tiny.random_leaves(network), mesh)
     batch = {
-        key: jax.device_put(value, steps.batch_shardings(mesh)[key]) for key, value in BATCH.items()
+        key: jax.device_put(value, batch_shardings(CAUSAL_LM, mesh)[key])
+        for key, value in BATCH.items()
     }
     arguments = (*tiny.split(leaves, network), batch, 0, 0)
     return jax.jit(functools.partial(steps.gradients, program)), arguments
@@ -50,7 +52,7 @@ def test_the_frozen_table_has_no_gradient_and_no_copy_is_trained(network):
     # Looked up, a trained table's gradient would be scattered into one of its size.
     shape = f"f32[{TABLE[0]},{TABLE[1]}]"
     assert not [line for line in text.splitlines() if shape in line and " scatter(" in line]
-    trained = trees.flatten(function(*arguments)[2])
+    trained = trees.flatten(function(*arguments)[1])
     assert all(TABLE not in (leaf.shape, leaf.shape[::-1]) for leaf in trained.values())
 
 
@@ -59,9 +61,11 @@ def test_the_frozen_table_has_no_gradient_and_no_copy_is_trained(network):
 def test_four_devices_equal_one(network, shape):
     mesh = meshes.make_mesh(*shape, devices=jax.devices()[:4])
     function, arguments = gradients(network, mesh)
-    loss, _, found = function(*arguments)
+    terms, found = function(*arguments)
+    loss, _ = terms["loss"]
     one, on_one = gradients(network, tiny.one_device())
-    expected_loss, _, expected = one(*on_one)
+    terms, expected = one(*on_one)
+    expected_loss, _ = terms["loss"]
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
     for path, leaf in trees.flatten(expected).items():
         error = np.linalg.norm(np.asarray(trees.flatten(found)[path]) - np.asarray(leaf))

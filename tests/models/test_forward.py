@@ -21,6 +21,7 @@ from jaxft.models.spec import (
     YarnScaling,
 )
 from jaxft.training import step as steps
+from jaxft.training.objective import CAUSAL_LM
 
 MICRO = tiny.micro_batch(3, 37)
 REAL = MICRO["segment_ids"] > 0
@@ -152,16 +153,18 @@ def test_a_fused_adapter_is_three_that_share_their_a_and_so_are_its_gradients():
     trainable, frozen = tiny.split(tiny.random_leaves(FUSED))
     batch = tiny.make_batch(2, 16)
     programs = {
-        network: steps.Program(network, tiny.one_device(), "float32", 32, False, steps.causal_lm)
+        network: steps.Program(network, tiny.one_device(), "float32", 32, False, CAUSAL_LM)
         for network in (FUSED, THREE)
     }
-    loss, _, grads = jax.jit(functools.partial(steps.gradients, programs[FUSED]))(
+    terms, grads = jax.jit(functools.partial(steps.gradients, programs[FUSED]))(
         trainable, frozen, batch, 0, 0
     )
+    loss, _ = terms["loss"]
     three, pull_back = jax.vjp(as_three, jax.tree.map(jax.numpy.asarray, trainable))
-    expected_loss, _, d_three = jax.jit(functools.partial(steps.gradients, programs[THREE]))(
+    terms, d_three = jax.jit(functools.partial(steps.gradients, programs[THREE]))(
         three, frozen, batch, 0, 0
     )
+    expected_loss, _ = terms["loss"]
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
     (expected,) = pull_back(d_three)
     for path, leaf in trees.flatten(grads).items():

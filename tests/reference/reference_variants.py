@@ -25,6 +25,7 @@ from jaxft import tree as trees
 from jaxft.lora import peft_format, starts
 from jaxft.training import step
 from jaxft.training.losses import IGNORED
+from jaxft.training.objective import CAUSAL_LM
 from jaxft.weights import names
 
 # By what an adapter has to do with: how projections are fused, what is tied, what lies outside.
@@ -203,9 +204,9 @@ def _furthest_gradient(
     reference_runs.torch_loss_sum(theirs, text, labels).backward()
     batch = reference_texts.batch_of(text, labels, 1)
     capacity = int((labels != IGNORED).sum())
-    program = step.Program(ours.network, mesh, "float32", capacity, False, step.causal_lm)
+    program = step.Program(ours.network, mesh, "float32", capacity, False, CAUSAL_LM)
     gradients = jax.jit(functools.partial(step.gradients, program))
-    grads = gradients(ours.adapters, ours.frozen, batch, 0, 0)[2]
+    grads = gradients(ours.adapters, ours.frozen, batch, 0, 0)[1]
     return reference_adapters.furthest(
         peft_format.to_tensors(grads, model.family, ours.network),
         reference_adapters.gradients_by_name(theirs),

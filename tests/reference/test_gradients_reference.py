@@ -31,6 +31,7 @@ from jaxft.config import LoraConfig, TuningConfig
 from jaxft.lora import peft_format, tuning
 from jaxft.training import step
 from jaxft.training.losses import IGNORED
+from jaxft.training.objective import CAUSAL_LM
 from jaxft.weights import layout, names
 
 pytestmark = [pytest.mark.reference, *reference_adapters.IGNORED_WARNINGS]
@@ -85,10 +86,11 @@ class Comparison:
         batch = reference_texts.batch_of(self.text, self.labels, accumulation)
         capacity = int((batch["labels"] != IGNORED).sum(axis=(1, 2)).max())
         network = self.ours.network
-        program = step.Program(network, self.mesh, "float32", capacity, remat, step.causal_lm)
+        program = step.Program(network, self.mesh, "float32", capacity, remat, CAUSAL_LM)
         gradients = jax.jit(functools.partial(step.gradients, program))
         adapters, frozen = self.ours.adapters, self.ours.frozen
-        loss, count, grads = gradients(adapters, frozen, batch, 0, 0)
+        terms, grads = gradients(adapters, frozen, batch, 0, 0)
+        loss, count = terms["loss"]
         assert int(count) == (self.labels != IGNORED).sum()
         return float(loss), peft_format.to_tensors(grads, self.model.family, network)
 
@@ -174,9 +176,9 @@ def test_gradients_of_the_models_own_weights_equal_those_of_torch(
     expected = {each: leaf.grad.numpy() for each, leaf in theirs.named_parameters()}
     batch = reference_texts.batch_of(text, labels, 1)
     capacity = int((batch["labels"] != IGNORED).sum())
-    program = step.Program(network, one_device, "float32", capacity, False, step.causal_lm)
+    program = step.Program(network, one_device, "float32", capacity, False, CAUSAL_LM)
     gradients = jax.jit(functools.partial(step.gradients, program))
-    grads = trees.flatten(gradients(trained, frozen, batch, 0, 0)[2])
+    grads = trees.flatten(gradients(trained, frozen, batch, 0, 0)[1])
     table = names.own_tensors(model.family, network)
     ours = {
         each: layout.join(grads, slots) for each, slots in table.items() if slots[0].path in grads

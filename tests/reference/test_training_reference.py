@@ -30,6 +30,7 @@ from jaxft.lora import starts
 from jaxft.training import optimizer, step
 from jaxft.training import state as states
 from jaxft.training.losses import IGNORED
+from jaxft.training.objective import CAUSAL_LM
 
 pytestmark = [pytest.mark.reference, *reference_adapters.IGNORED_WARNINGS]
 
@@ -123,7 +124,7 @@ class Run:
             "float32",
             capacity=most,
             remat=self.setting.remat,
-            loss=step.causal_lm,
+            objective=CAUSAL_LM,
         )
 
     def _train(self) -> tuple[list[float], list[float], trees.Tree]:
@@ -136,7 +137,7 @@ class Run:
         for rows in TRAINING:
             batch = reference_texts.batch_of(*rows, self.setting.accumulation)
             state, metrics = advance(state, frozen, batch, np.uint32(0))
-            seen.append((float(metrics["loss"]), float(metrics["grad_norm"])))
+            seen.append((float(metrics.loss), float(metrics.grad_norm)))
         losses, norms = zip(*seen, strict=True)
         return list(losses), list(norms), state["trainable"]
 
@@ -144,7 +145,7 @@ class Run:
         """Return our mean loss in nats over the held-out rows."""
         evaluate = step.make_eval_step(self.program(1))
         parts = [
-            evaluate(adapters, self.start.frozen, reference_texts.batch_of(*rows, 1))
+            evaluate(adapters, self.start.frozen, reference_texts.batch_of(*rows, 1))["loss"]
             for rows in HELD_OUT
         ]
         return sum(float(loss) for loss, _ in parts) / sum(int(count) for _, count in parts)

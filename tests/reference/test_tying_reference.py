@@ -33,6 +33,7 @@ from jaxft.errors import AdapterError
 from jaxft.lora import merge, peft_format, tying
 from jaxft.training import step
 from jaxft.training.losses import IGNORED
+from jaxft.training.objective import CAUSAL_LM
 
 pytestmark = [
     pytest.mark.reference,
@@ -138,9 +139,9 @@ def test_its_gradient_is_the_sum_of_pefts_two(
         expected[f"{stem}.lora_embedding_B"] += expected.pop(f"{head}.lora_A.weight").T
     batch = reference_texts.batch_of(text, labels, 1)
     capacity = int((labels != IGNORED).sum())
-    program = step.Program(ours.network, one_device, "float32", capacity, False, step.causal_lm)
+    program = step.Program(ours.network, one_device, "float32", capacity, False, CAUSAL_LM)
     gradients = jax.jit(functools.partial(step.gradients, program))
-    grads = gradients(ours.adapters, ours.frozen, batch, 0, 0)[2]
+    grads = gradients(ours.adapters, ours.frozen, batch, 0, 0)[1]
     found = peft_format.to_tensors(grads, model.family, ours.network)
     # Of an adapter the head's side is in the other; of what is saved both names are there.
     of_head = {name for name in found if name.startswith(head)}

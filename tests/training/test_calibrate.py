@@ -18,7 +18,7 @@ from jaxft.models.network import base_network
 from jaxft.models.quantized import Quantized
 from jaxft.parallel import mesh as meshes
 from jaxft.training import calibrate, folder, inputs, setup
-from jaxft.training import step as steps
+from jaxft.training.objective import CAUSAL_LM, batch_shardings
 from jaxft.weights import base
 
 pytestmark = pytest.mark.slow
@@ -130,7 +130,7 @@ def test_moments_are_those_of_the_inputs_as_eva_measures_them(plan_of):
         meshes.replicated(plan.mesh),
     )
     include = inputs.make_include(bare, eva.include, False, **where)
-    batch = jax.device_put(plan.train.batch(0), steps.batch_shardings(plan.mesh))
+    batch = jax.device_put(plan.train.batch(0), batch_shardings(CAUSAL_LM, plan.mesh))
     sketches = include(sketches, leaves, batch)
     for block, modules in found.items():
         for path, moments in modules.items():

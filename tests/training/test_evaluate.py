@@ -13,6 +13,7 @@ from jaxft.lora import init
 from jaxft.models import forward
 from jaxft.training import evaluate, step
 from jaxft.training.evaluate import Evaluation
+from jaxft.training.objective import CAUSAL_LM
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +29,11 @@ def measure(plan, frozen, adapters, is_stopped=lambda: False):
     """Evaluate, and return also how often progress was told."""
     told = []
     program = step.Program(
-        plan.network, plan.mesh, plan.dtype, plan.eval.target_capacity, False, step.causal_lm
+        plan.network, plan.mesh, plan.dtype, plan.eval.target_capacity, False, CAUSAL_LM
     )
     found = evaluate.evaluate(
         step.make_eval_step(program),
         plan.eval,
-        plan.mesh,
         adapters,
         frozen,
         told.append,

@@ -18,6 +18,7 @@ import tiny
 from jaxft import tree as trees
 from jaxft.models.network import base_network
 from jaxft.training import step as steps
+from jaxft.training.objective import CAUSAL_LM
 
 ROWS, LENGTH = 2, 13
 NETWORK = tiny.adapted(tiny.with_windows([4] * 3))
@@ -27,9 +28,7 @@ KERNELS = {(64, 80), (64, 40), (80, 64), (64, 160), (160, 64), (112, 64)}
 
 
 def gradient_function(network=NETWORK, remat=False, length=LENGTH):
-    program = steps.Program(
-        network, tiny.one_device(), "float32", ROWS * length, remat, steps.causal_lm
-    )
+    program = steps.Program(network, tiny.one_device(), "float32", ROWS * length, remat, CAUSAL_LM)
     return jax.jit(functools.partial(steps.gradients, program))
 
 
@@ -59,7 +58,8 @@ def assert_close(found, expected, bound):
 
 
 def test_adapter_gradients_are_those_of_the_plain_decoder():
-    loss, count, grads = compiled()(TRAINABLE, FROZEN, BATCH, 0, 0)
+    terms, grads = compiled()(TRAINABLE, FROZEN, BATCH, 0, 0)
+    loss, count = terms["loss"]
     expected_loss, expected = oracle()
     np.testing.assert_allclose(loss, expected_loss, rtol=2e-6)
     assert count == (BATCH["labels"] != -100).sum()
@@ -120,7 +120,8 @@ def test_gradients_of_other_networks_are_those_of_the_plain_decoder(network):
 
 def test_recomputing_gives_the_same_loss_and_gradients_in_less_memory():
     plain, remat = compiled(), compiled(remat=True)
-    loss, _, grads = plain(TRAINABLE, FROZEN, BATCH, 0, 0)
+    terms, grads = plain(TRAINABLE, FROZEN, BATCH, 0, 0)
+    loss, _ = terms["loss"]
     again, _, grads_again = remat(TRAINABLE, FROZEN, BATCH, 0, 0)
     np.testing.assert_allclose(again, loss, rtol=1e-6)
     assert_close(grads_again, grads, 2e-6)

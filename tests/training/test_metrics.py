@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import pytest
@@ -14,16 +13,24 @@ from jaxft.training import metrics
 
 def test_a_window_weighs_every_target_alike():
     window = metrics.Window()
-    window.add(2.0, target_tokens=1, tokens=10)
-    window.add(5.0, target_tokens=3, tokens=30)
-    assert (window.loss, window.target_tokens, window.tokens) == (17 / 4, 4, 40)
+    window.add({"loss": (2.0, 1), "margin": (3.0, 2)}, tokens=10)
+    window.add({"loss": (15.0, 3), "margin": (1.0, 2)}, tokens=30)
+    assert window.means() == {"loss": 17 / 4, "margin": 1.0}
+    assert (window.target_tokens, window.tokens) == (4, 40)
 
 
-def test_an_empty_window_has_no_loss():
-    assert metrics.Window().loss == 0.0
+def test_an_empty_window_has_no_terms():
+    assert metrics.Window().means() == {}
+    assert metrics.Window().target_tokens == 0
 
 
-STEPS = st.tuples(st.floats(0, 50, width=32), st.integers(0, 2**20), st.integers(0, 2**20))
+def test_the_record_of_an_earlier_version_is_read():
+    record = {"loss_sum": 17.0, "target_tokens": 4, "tokens": 40}
+    assert metrics.Window.from_record(record) == metrics.Window({"loss": (17.0, 4)}, 40)
+
+
+TERM = st.tuples(st.floats(0, 50, width=32), st.integers(0, 2**20))
+STEPS = st.tuples(st.fixed_dictionaries({"loss": TERM, "margin": TERM}), st.integers(0, 2**20))
 
 
 @given(st.lists(STEPS), st.lists(STEPS))
@@ -32,7 +39,7 @@ def test_a_window_that_travelled_as_json_goes_on_exactly(before, after):
     for step in before:
         straight.add(*step)
         stopped.add(*step)
-    resumed = metrics.Window(**json.loads(json.dumps(dataclasses.asdict(stopped))))
+    resumed = metrics.Window.from_record(json.loads(json.dumps(stopped.record())))
     for step in after:
         straight.add(*step)
         resumed.add(*step)

@@ -13,6 +13,7 @@ from jaxft import tree as trees
 from jaxft.parallel import mesh as meshes
 from jaxft.training import state as states
 from jaxft.training import step as steps
+from jaxft.training.objective import CAUSAL_LM, batch_shardings
 
 ROWS, LENGTH, NUM_STEPS = 8, 16, 20
 # Windows, packed texts, ragged targets and dropout: all that could depend on where a row lies.
@@ -31,14 +32,14 @@ def run(shape=(1, 1, 1), accumulation=1, network=NETWORK):
     mesh = meshes.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
     capacity = ROWS * LENGTH // accumulation // meshes.row_shards(mesh)
     trainable, frozen = tiny.split(tiny.random_leaves(network))
-    program = steps.Program(network, mesh, "float32", capacity, False, steps.causal_lm)
+    program = steps.Program(network, mesh, "float32", capacity, False, CAUSAL_LM)
     step = steps.make_train_step(program, OPTIMIZER, lambda _: LEARNING_RATE, trainable)
     state = states.init_state(tiny.placed(trainable, mesh), OPTIMIZER, mesh)
     frozen, losses, gradients = tiny.placed(frozen, mesh), [], None
     for number in range(NUM_STEPS):
         batch = tiny.make_batch(ROWS, LENGTH, seed=number, accumulation=accumulation)
         state, metrics = step(state, frozen, batch, 3)
-        losses.append(float(metrics["loss"]))
+        losses.append(float(metrics.loss))
         if number == 0:
             gradients = jax.tree.map(np.array, state["opt_state"][0].trace)
     return trees.flatten(gradients), losses, step._cache_size()
@@ -81,11 +82,9 @@ def gathering():
     compiled = []
     for shape in [(1, 4, 1), (1, 1, 1)]:
         mesh = meshes.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
-        program = steps.Program(
-            network, mesh, "float32", FSDP_ROWS * FSDP_LENGTH, False, steps.causal_lm
-        )
+        program = steps.Program(network, mesh, "float32", FSDP_ROWS * FSDP_LENGTH, False, CAUSAL_LM)
         batch = {
-            key: jax.device_put(value, steps.batch_shardings(mesh)[key])
+            key: jax.device_put(value, batch_shardings(CAUSAL_LM, mesh)[key])
             for key, value in tiny.make_batch(FSDP_ROWS, FSDP_LENGTH).items()
         }
         arguments = (tiny.placed(trainable, mesh), tiny.placed(frozen, mesh), batch)

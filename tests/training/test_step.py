@@ -16,6 +16,7 @@ from jaxft.config import TrainConfig
 from jaxft.training import optimizer as optimizers
 from jaxft.training import state as states
 from jaxft.training import step as steps
+from jaxft.training.objective import CAUSAL_LM
 
 ROWS, LENGTH, SEED = 4, 16, 7
 NETWORK = tiny.adapted(tiny.with_windows([None] * 2), dropout=0.1)
@@ -41,7 +42,7 @@ def run():
     frozen = tiny.placed(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), base), mesh)
     schedule = optimizers.make_schedule(CONFIG, NUM_STEPS)
     optimizer = optimizers.make_optimizer(CONFIG, schedule)
-    program = steps.Program(NETWORK, mesh, "bfloat16", ROWS * LENGTH, False, steps.causal_lm)
+    program = steps.Program(NETWORK, mesh, "bfloat16", ROWS * LENGTH, False, CAUSAL_LM)
     step = steps.make_train_step(program, optimizer, schedule, trainable)
     state = states.init_state(tiny.placed(trainable, mesh), optimizer, mesh)
     seen = types.SimpleNamespace(step=step, frozen=frozen, before=fingerprint(frozen))
@@ -95,15 +96,15 @@ def test_metrics_are_those_of_the_step(run):
     program, seed = run.program, jnp.uint32(SEED)
     gradients = jax.jit(functools.partial(steps.gradients, program))
     trainable = jax.tree.map(jnp.asarray, run.trainable)
-    loss, count, grads = gradients(trainable, run.frozen, batches(0), seed, 0)
+    terms, grads = gradients(trainable, run.frozen, batches(0), seed, 0)
+    loss, count = terms["loss"]
     metrics = run.metrics[0]
-    assert set(metrics) == {"loss", "grad_norm", "learning_rate", "target_tokens"}
-    assert metrics["target_tokens"] == count == (batches(0)["labels"] != -100).sum()
-    np.testing.assert_allclose(metrics["loss"], loss / count, rtol=1e-5)
+    assert metrics.terms["loss"][1] == count == (batches(0)["labels"] != -100).sum()
+    np.testing.assert_allclose(metrics.loss, loss / count, rtol=1e-5)
     norm = optax.tree.norm(grads) / count
     assert norm > CONFIG.max_grad_norm  # so that the metric is seen to be that before clipping
-    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-3)
-    rates = [float(metrics["learning_rate"]) for metrics in run.metrics]
+    np.testing.assert_allclose(metrics.grad_norm, norm, rtol=1e-3)
+    rates = [float(metrics.learning_rate) for metrics in run.metrics]
     np.testing.assert_allclose(rates, [1e-2, 9e-3, 8e-3], rtol=1e-6)
 
 
@@ -112,18 +113,16 @@ def test_a_batch_of_nothing_but_padding_changes_no_adapter_and_gives_no_nan(run)
     mesh = tiny.one_device()
     state = states.init_state(tiny.placed(run.trainable, mesh), run.optimizer, mesh)
     state, metrics = run.step(state, run.frozen, empty, SEED)
-    assert (metrics["loss"], metrics["target_tokens"], metrics["grad_norm"]) == (0, 0, 0)
+    assert (metrics.loss, metrics.terms["loss"][1], metrics.grad_norm) == (0, 0, 0)
     assert fingerprint(state["trainable"]) == fingerprint(run.trainable)
 
 
 def test_evaluation_is_the_plain_loss_without_dropout():
     network = tiny.adapted(tiny.with_windows([None] * 2), dropout=0.9)
     tree, batch = tiny.random_leaves(network), batches(5)
-    program = steps.Program(
-        network, tiny.one_device(), "float32", ROWS * LENGTH, False, steps.causal_lm
-    )
+    program = steps.Program(network, tiny.one_device(), "float32", ROWS * LENGTH, False, CAUSAL_LM)
     trainable, frozen = tiny.split(tree)
-    loss, count = steps.make_eval_step(program)(trainable, frozen, batch)
+    loss, count = steps.make_eval_step(program)(trainable, frozen, batch)["loss"]
     micro = {key: value[0] for key, value in batch.items()}
     np.testing.assert_allclose(loss, naive.loss_sum(network, tree, micro), rtol=1e-5)
     assert count == (batch["labels"] != -100).sum()

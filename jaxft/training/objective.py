@@ -1,0 +1,146 @@
+"""What training minimises: an objective names the arrays it reads and sums its terms over a batch.
+
+The objective is the only thing that knows what the loss is. The step, the evaluation, the metrics
+and the log see named terms, each a sum and a count: ``{"loss": (12.5, 10)}`` is a mean of 1.25. An
+objective makes the forward passes that it needs through a `View` of the model, as `CAUSAL_LM` does:
+
+    def causal_lm_terms(view, micro):
+        return {"loss": view.nll(view.hidden(micro), micro["labels"])}
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float, Int32
+
+from jaxft import tree as trees
+from jaxft.models import dropout, forward
+from jaxft.models.network import Network
+from jaxft.parallel import mesh as meshes
+from jaxft.training import losses
+
+Batch = Mapping[str, Any]
+Terms = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, count)
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What is minimised.
+
+    Attributes:
+        arrays: The arrays of a batch by name, each with the names of its dimensions, as in
+            ``{"input_ids": "a b t"}``: `a` micro-batches of `b` sequences of `t` positions.
+            Sequences are divided over the devices, wherever `b` stands.
+        terms: From a view of the model and one micro-batch (arrays without `a`) to the terms. The
+            term "loss" is there and is what is minimised: its sum over its count, both added up
+            over all micro-batches and devices. The other terms are logged.
+    """
+
+    arrays: Mapping[str, str] = dataclasses.field(hash=False)
+    terms: Callable[["View", Batch], Terms]
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """A model as an objective sees it inside the compiled step.
+
+    Attributes:
+        network: The network, adapters included.
+        tree: All leaves, trained and frozen.
+        mesh: Where the arrays live.
+        dtype: dtype of activations and matrix products ("float32" or "bfloat16").
+        capacity: At least the number of labels in one data shard of a micro-batch.
+        remat: Whether each period of layers is computed again in the backward pass.
+        noise: Seed of the run and number of the step, which dropout depends on; `None` outside
+            training, where there is no dropout.
+    """
+
+    network: Network
+    tree: trees.Tree
+    mesh: Mesh
+    dtype: str
+    capacity: int
+    remat: bool
+    noise: tuple[Any, Any] | None
+
+    def hidden(self, texts: Batch) -> Float[Array, "b t d"]:
+        """Return the final hidden states of sequences.
+
+        Args:
+            texts: `input_ids`, `segment_ids` and `positions`, int32 [b t], and with dropout
+                `rows`, int32 [b], the number of each sequence in the batch.
+        """
+        seeds = None
+        if self.noise is not None:
+            num_positions = texts["input_ids"].shape[1]
+            seeds = dropout.token_seeds(*self.noise, texts["rows"], num_positions)
+        return forward.hidden_states(
+            self.network,
+            self.tree,
+            texts["input_ids"],
+            texts["segment_ids"],
+            texts["positions"],
+            mesh=self.mesh,
+            dtype=self.dtype,
+            dropout_seeds=seeds,
+            remat=self.remat,
+        )
+
+    def logits(self, hidden: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
+        """Return float32 logits of all positions: as large as the vocabulary, so seldom wanted."""
+        return forward.head_logits(self.network, self.mesh, self._head, hidden)
+
+    def nll(
+        self, hidden: Float[Array, "b t d"], labels: Int32[Array, "b t"]
+    ) -> tuple[Float[Array, ""], Int32[Array, ""]]:
+        """Return the summed negative log-likelihood of the labels in nats, and their number.
+
+        Args:
+            hidden: From `hidden`.
+            labels: The token to predict at each position; `losses.IGNORED` for none.
+        """
+        return losses.causal_lm_loss(
+            self.network, self.mesh, self._head, hidden, labels, self.capacity
+        )
+
+    def log_probs(
+        self, hidden: Float[Array, "b t d"], labels: Int32[Array, "b t"]
+    ) -> Float[Array, "b t"]:
+        """Return the log-probability of each label in nats, and 0 where there is none.
+
+        Arguments are those of `nll`.
+        """
+        return losses.label_log_probs(
+            self.network, self.mesh, self._head, hidden, labels, self.capacity
+        )
+
+    @property
+    def _head(self) -> dict[str, Any]:
+        return forward.head_leaves(self.network, self.tree)
+
+
+def _causal_lm_terms(view: View, micro: Batch) -> Terms:
+    return {"loss": view.nll(view.hidden(micro), micro["labels"])}
+
+
+CAUSAL_LM = Objective(
+    arrays={
+        "input_ids": "a b t",
+        "labels": "a b t",
+        "positions": "a b t",
+        "rows": "a b",
+        "segment_ids": "a b t",
+    },
+    terms=_causal_lm_terms,
+)
+
+
+def batch_shardings(objective: Objective, mesh: Mesh) -> dict[str, NamedSharding]:
+    """Return the sharding of each array of a batch: sequences, dimension `b`, are divided."""
+    return {
+        name: meshes.rows(mesh, axis=dimensions.split().index("b"))
+        for name, dimensions in objective.arrays.items()
+    }
