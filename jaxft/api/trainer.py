@@ -29,9 +29,10 @@ from jaxft.lora import starts
 from jaxft.models import forward
 from jaxft.parallel import devices
 from jaxft.parallel import mesh as meshes
-from jaxft.training import finish, folder, losses, metrics, reading, setup, trainer
+from jaxft.training import finish, folder, losses, metrics, objective, reading, setup, trainer
 from jaxft.training import step as steps
 from jaxft.training.evaluate import Evaluation, evaluate
+from jaxft.training.objective import CAUSAL_LM, Objective
 from jaxft.training.setup import Plan
 from jaxft.training.watcher import Watcher
 

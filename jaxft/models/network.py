@@ -172,6 +172,19 @@ class Network:
         ]
         return frozenset([*self.outer_trained, *stacked])
 
+    def untuned(self) -> "Network":
+        """Return the base: the same layers in the same groups, with nothing trained."""
+        groups = tuple(
+            dataclasses.replace(
+                group,
+                period=tuple(
+                    dataclasses.replace(layer, adapters=(), trained=()) for layer in group.period
+                ),
+            )
+            for group in self.groups
+        )
+        return Network(self.spec, groups, (), (), unties_head=False, rows=(), head_follows=False)
+
     def grouped_as(self, other: "Network") -> "Network":
         """Return the network with its layers in the groups of another, whose leaves it can share.
 

@@ -8,9 +8,6 @@ import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from jax.sharding import Mesh
 
 from jaxft import console
 from jaxft import tree as trees
@@ -21,10 +18,11 @@ from jaxft.generation import completion
 from jaxft.generation.completion import Generator, Prompt
 from jaxft.generation.decoding import Decoder
 from jaxft.generation.sampling import GREEDY
-from jaxft.lora import adapter, magnitude, starts, verify, whole
+from jaxft.lora import adapter, verify, whole
 from jaxft.lora.tuned import Tuned
 from jaxft.lora.verify import Rows
 from jaxft.models.network import Network
+from jaxft.models.untuned import base_tree
 from jaxft.training.setup import Plan
 from jaxft.training.trainer import Outcome
 
@@ -116,48 +114,26 @@ def _names(sources: Sequence[SourceConfig]) -> str:
 
 
 def answers(plan: Plan, outcome: Outcome) -> list[console.Sample]:
-    """Return held-out prompts, each answered by the base and by the tuned model.
-
-    Both run the same programs: the base is the network with its own trained leaves as they began,
-    and adapters that add nothing.
-    """
+    """Return held-out prompts, each answered by the base and by the tuned model."""
     prompts = _held_out_prompts(plan)
     if not prompts:
         return []
-    stop_ids = plan.data.all_stop_ids
-    decoder = Decoder(plan.network, stop_ids=stop_ids, mesh=plan.mesh, dtype=plan.dtype)
-    generator = Generator(decoder, plan.tokenizer)
+    tuned = trees.combine(outcome.frozen, outcome.trainable)
 
-    def texts(tree: trees.Tree) -> list[str]:
+    def texts(network: Network, tree: trees.Tree) -> list[str]:
+        decoder = Decoder(
+            network, stop_ids=plan.data.all_stop_ids, mesh=plan.mesh, dtype=plan.dtype
+        )
+        generator = Generator(decoder, plan.tokenizer)
         return completion.complete(
             generator, tree, prompts, max_new_tokens=_ANSWER_TOKENS, how=GREEDY
         )
 
     with console.loading("Answering held-out prompts", None):
-        start = trees.combine(outcome.frozen, outcome.start)
-        untuned = _base(plan.network, start, plan.mesh)
-        tuned = trees.combine(outcome.frozen, outcome.trainable)
-        by_model = zip(map(_shown, prompts), texts(untuned), texts(tuned), strict=True)
-        return [console.Sample(*sample) for sample in by_model]
-
-
-def _base(network: Network, start: trees.Tree, mesh: Mesh) -> trees.Tree:
-    """Return leaves with which the model is its base: not every start of B is zero.
-
-    Where the start is taken away again, it is that start.
-
-    Args:
-        network: The model, and what is trained of it.
-        start: All its leaves as they were before the first step.
-        mesh: Where they are.
-    """
-    if starts.of(start):
-        return starts.as_begun(start)
-
-    def without(path: str, leaf: Any) -> Any:
-        return leaf * 0 if path.endswith(("/lora_b", "/lora_bias")) else leaf
-
-    return magnitude.with_magnitudes(network, trees.map_with_path(without, start), mesh)
+        of_base = texts(plan.network.untuned(), base_tree(plan.network, tuned, outcome.start))
+        of_tuned = texts(plan.network, tuned)
+    by_model = zip(map(_shown, prompts), of_base, of_tuned, strict=True)
+    return [console.Sample(*sample) for sample in by_model]
 
 
 def _held_out_prompts(plan: Plan) -> list[Prompt]:

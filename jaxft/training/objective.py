@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int32
 from jaxft import tree as trees
 from jaxft.models import dropout, forward
 from jaxft.models.network import Network
+from jaxft.models.untuned import base_tree
 from jaxft.parallel import mesh as meshes
 from jaxft.training import losses
 
@@ -54,6 +55,8 @@ class View:
         dtype: dtype of activations and matrix products ("float32" or "bfloat16").
         capacity: At least the number of labels in one data shard of a micro-batch.
         remat: Whether each period of layers is computed again in the backward pass.
+        originals: The model's own trained leaves as they began, which `base` needs; they are not
+            needed where adapters alone are trained.
         noise: Seed of the run and number of the step, which dropout depends on; `None` outside
             training, where there is no dropout.
     """
@@ -64,7 +67,19 @@ class View:
     dtype: str
     capacity: int
     remat: bool
+    originals: Mapping[str, Any]
     noise: tuple[Any, Any] | None
+
+    @property
+    def base(self) -> "View":
+        """The model without its tuning, by which the tuned one may be measured.
+
+        Raises:
+            ValueError: If leaves of the model itself are trained and their originals are missing.
+        """
+        tree = base_tree(self.network, self.tree, self.originals)
+        network = self.network.untuned()
+        return dataclasses.replace(self, network=network, tree=tree, originals={})
 
     def hidden(self, texts: Batch) -> Float[Array, "b t d"]:
         """Return the final hidden states of sequences.

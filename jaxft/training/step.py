@@ -44,7 +44,14 @@ class Program:
     def view(self, tree: trees.Tree, noise: tuple[Any, Any] | None) -> View:
         """Return the model with these leaves as the objective sees it; `noise` as in `View`."""
         return View(
-            self.network, tree, self.mesh, self.dtype, self.capacity, self.remat, noise=noise
+            network=self.network,
+            tree=tree,
+            mesh=self.mesh,
+            dtype=self.dtype,
+            capacity=self.capacity,
+            remat=self.remat,
+            originals={},
+            noise=noise,
         )
 
 

@@ -202,6 +202,7 @@ def run_jaxft(
     from jaxft.training import optimizer as optimizers
     from jaxft.training import state as states
     from jaxft.training import step as steps
+    from jaxft.training.objective import CAUSAL_LM
     from jaxft.weights import base, source
 
     found = source.resolve(args.model, None, print_note)

@@ -83,6 +83,7 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     from jaxft.training import setup
     from jaxft.training import state as states
     from jaxft.training import step as steps
+    from jaxft.training.objective import CAUSAL_LM, batch_shardings
 
     options = ["train.output_dir=unused", *args.overrides]
     if args.worker == "full":

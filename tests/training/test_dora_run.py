@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import shutil
 
-import jax
-import numpy as np
 import pytest
 import runs
 import safetensors.numpy
-import tiny
-
-from jaxft import tree as trees
-from jaxft.models.network import base_network, is_adapter_leaf
-from jaxft.training import finish, setup
 
 pytestmark = pytest.mark.slow
 
@@ -61,16 +54,3 @@ def test_magnitudes_are_trained_and_the_adapter_is_used_and_merged(run, tmp_path
         assert runs.status("generate", *words) == 0
         said.append(capsys.readouterr().out)
     assert said[0] == said[1] != ""
-
-
-@pytest.mark.parametrize("kind", ["true", "false"])
-def test_the_base_beside_the_tuned_answers_is_the_base(plan_of, leaves, kind):
-    plan = plan_of(*WORDS, f"lora.init_lora_weights={kind}")
-    tree = setup.load_tree(plan)
-    found = jax.device_get(finish._base(plan.network, tree, plan.mesh))
-    own = {path: x for path, x in trees.flatten(leaves).items() if not is_adapter_leaf(path)}
-    micro = {key: np.minimum(value, 99) for key, value in tiny.micro_batch(2, 19).items()}
-    base = base_network(plan.network.spec)
-    expected = tiny.forward_logits(base, jax.device_get(trees.unflatten(own)), micro)
-    close = {"atol": 2e-6 * np.abs(expected).max()}
-    np.testing.assert_allclose(tiny.forward_logits(plan.network, found, micro), expected, **close)

@@ -1,0 +1,40 @@
+"""The base beneath a tuned model: its network and leaves, without loading it a second time.
+
+Adapters are left out, not multiplied by zero, so the base is computed as if there had never been
+any. Leaves of the model's own that are trained need their originals.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxft import tree as trees
+from jaxft.models.network import Network, is_adapter_leaf, is_start_leaf
+
+
+def base_tree(
+    network: Network, tree: Mapping[str, Any], originals: Mapping[str, Any]
+) -> trees.Tree:
+    """Return the leaves of the base, those of ``network.untuned()``.
+
+    Args:
+        network: The tuned model.
+        tree: Its leaves.
+        originals: The model's own trained leaves as they were before the first step, where there
+            are any: biases, norms, saved modules. Other leaves may be among them.
+
+    Raises:
+        ValueError: If the original of a trained leaf is missing.
+    """
+    trained, kept = network.trained_leaves(), trees.flatten(originals)
+    base = {}
+    for path, leaf in trees.flatten(tree).items():
+        if is_adapter_leaf(path) or is_start_leaf(path):
+            continue
+        if path == "head/kernel" and network.unties_head and network.spec.tied_head:
+            continue  # the base's head is its embedding
+        if path in trained:
+            if path not in kept:
+                raise ValueError(f"the base needs the original of {path!r}, which was not kept")
+            leaf = kept[path]
+        base[path] = leaf
+    return trees.unflatten(base)

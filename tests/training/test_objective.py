@@ -1,0 +1,136 @@
+"""An objective: forward passes through a view, terms as sums and counts, and any number of both."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import naive
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from jaxft import tree as trees
+from jaxft.models.untuned import base_tree
+from jaxft.training import losses
+from jaxft.training import state as states
+from jaxft.training import step as steps
+from jaxft.training.objective import CAUSAL_LM, Objective
+
+ROWS, LENGTH = 3, 12
+NETWORK = tiny.adapted(tiny.with_windows([None] * 2))
+TREE = jax.tree.map(jnp.asarray, tiny.random_leaves(NETWORK))
+BATCH = tiny.make_batch(2 * ROWS, LENGTH, seed=1, accumulation=2)
+MESH = tiny.one_device()
+
+
+def two_forwards(view, micro):
+    """Return the loss of the texts, that of other texts at half its weight, and the base's."""
+    loss, count = view.nll(view.hidden(micro), micro["labels"])
+    others = {**micro, "input_ids": micro["other_ids"]}
+    other_loss, _ = view.nll(view.hidden(others), micro["labels"])
+    base = view.base.nll(view.base.hidden(micro), micro["labels"])
+    return {"loss": (loss + 0.5 * other_loss, count), "other": (other_loss, count), "base": base}
+
+
+TWO_FORWARDS = Objective({**CAUSAL_LM.arrays, "other_ids": "a b t"}, two_forwards)
+
+
+def program(objective, capacity=ROWS * LENGTH):
+    return steps.Program(NETWORK, MESH, "float32", capacity, False, objective)
+
+
+def test_a_second_objective_is_its_formula_with_gradients_over_micro_batches():
+    batch = {**BATCH, "other_ids": BATCH["input_ids"][:, :, ::-1].copy()}
+    trainable, frozen = tiny.split(TREE)
+    gradients = jax.jit(functools.partial(steps.gradients, program(TWO_FORWARDS)))
+    terms, grads = gradients(trainable, frozen, batch, 0, 0)
+
+    def formula(trainable):
+        tree, total, others = trees.combine(trainable, frozen), 0.0, 0.0
+        for number in range(2):
+            micro = {name: array[number] for name, array in batch.items()}
+            other_micro = {**micro, "input_ids": micro["other_ids"]}
+            other = naive.loss_sum(NETWORK, tree, other_micro, xp=jnp)
+            total, others = (
+                total + naive.loss_sum(NETWORK, tree, micro, xp=jnp) + 0.5 * other,
+                others + other,
+            )
+        return total, others
+
+    (total, others), expected = jax.value_and_grad(formula, has_aux=True)(trainable)
+    np.testing.assert_allclose(terms["loss"][0], total, rtol=1e-5)
+    np.testing.assert_allclose(terms["other"][0], others, rtol=1e-5)
+    base, leaves = NETWORK.untuned(), base_tree(NETWORK, TREE, {})
+    micros = [{name: array[number] for name, array in batch.items()} for number in range(2)]
+    without = sum(naive.loss_sum(base, leaves, micro, xp=jnp) for micro in micros)
+    np.testing.assert_allclose(terms["base"][0], without, rtol=1e-5)
+    assert terms["loss"][1] == terms["other"][1] == (batch["labels"] != losses.IGNORED).sum()
+    found = trees.flatten(grads)
+    for path, leaf in trees.flatten(expected).items():
+        assert np.linalg.norm(found[path] - leaf) < 1e-5 * np.linalg.norm(leaf), path
+
+
+@pytest.mark.parametrize("capacity", [ROWS * LENGTH, "labels"])
+@pytest.mark.parametrize("trained", [False, True], ids=["frozen head", "trained head"])
+def test_log_probabilities_and_their_gradients_are_those_of_the_logits(capacity, trained):
+    micro = {name: jnp.asarray(array[0]) for name, array in BATCH.items()}
+    labels = jnp.asarray(micro["labels"])
+    if capacity == "labels":
+        capacity = int((labels != losses.IGNORED).sum())
+    weights = jax.random.normal(jax.random.key(0), labels.shape)  # each position has its own
+    view = program(CAUSAL_LM, capacity).view(TREE, None)
+    hidden = view.hidden(micro)
+
+    def by_view(hidden, head):
+        with_head = dataclasses.replace(view, tree={**TREE, "embed": head})
+        return jnp.sum(weights * with_head.log_probs(hidden, labels))
+
+    def by_logits(hidden, head):
+        full = dataclasses.replace(view, tree={**TREE, "embed": head}).logits(hidden)
+        picked = jnp.take_along_axis(
+            jax.nn.log_softmax(full), jnp.maximum(labels, 0)[..., None], axis=-1
+        )[..., 0]
+        return jnp.sum(weights * jnp.where(labels == losses.IGNORED, 0.0, picked))
+
+    arguments = (0, 1) if trained else (0,)
+    found, expected = (
+        jax.jit(jax.value_and_grad(each, argnums=arguments))(hidden, TREE["embed"])
+        for each in (by_view, by_logits)
+    )
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert not view.log_probs(hidden, labels)[labels == losses.IGNORED].any()
+
+
+def test_too_small_a_capacity_makes_every_log_probability_nan():
+    micro = {name: jnp.asarray(array[0]) for name, array in BATCH.items()}
+    view = program(CAUSAL_LM, int((micro["labels"] != losses.IGNORED).sum()) - 1).view(TREE, None)
+    assert np.isnan(view.log_probs(view.hidden(micro), jnp.asarray(micro["labels"]))).all()
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_the_number_of_the_step():
+    def maybe_not_finite(view, micro):
+        loss, count = view.nll(view.hidden(micro), micro["labels"])
+        return {"loss": (loss * jnp.where(micro["is_broken"].any(), jnp.nan, 1.0), count)}
+
+    objective = Objective({**CAUSAL_LM.arrays, "is_broken": "a b"}, maybe_not_finite)
+    trainable, frozen = tiny.split(TREE)
+    optimizer = optax.adamw(1e-2)
+    step = steps.make_train_step(program(objective), optimizer, lambda _: 1e-2, trainable)
+    state = states.init_state(tiny.placed(trainable, MESH), optimizer, MESH)
+    is_whole = np.zeros(BATCH["rows"].shape, np.int32)
+    state, metrics = step(state, frozen, {**BATCH, "is_broken": is_whole}, 0)
+    assert not metrics.is_skipped
+    before = jax.tree.map(np.array, state)
+    is_broken = is_whole.copy()
+    is_broken[1, 0] = 1
+    state, metrics = step(state, frozen, {**BATCH, "is_broken": is_broken}, 0)
+    assert metrics.is_skipped
+    assert int(state["step"]) == 2
+    for name in ("trainable", "opt_state"):
+        same = jax.tree.map(np.array_equal, before[name], jax.tree.map(np.array, state[name]))
+        assert all(jax.tree.leaves(same)), name
