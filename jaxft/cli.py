@@ -36,6 +36,8 @@ Examples:
   jaxft train configs/quickstart.yaml lora.r=16 train.learning_rate=1e-3
   jaxft train configs/quickstart.yaml train.output_dir=runs/mine train.seed=1
   jaxft train configs/quickstart.yaml 'lora.target_modules=[q_proj, k_proj]'
+  jaxft train --options
+  jaxft train --options lora train.learning_rate
 """
 _GENERATE_EXAMPLES = """\b
 Examples:
@@ -130,8 +132,9 @@ def _global_options(
 @app.command(no_args_is_help=True, epilog=_TRAIN_EXAMPLES)
 def train(
     recipe: Annotated[
-        Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)
-    ],
+        Path | None,
+        typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False),
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -140,6 +143,12 @@ def train(
             show_default=False,
         ),
     ] = None,
+    options: Annotated[
+        bool,
+        typer.Option(
+            "--options", help="List the options of a recipe: all, or those that are named."
+        ),
+    ] = False,
 ) -> None:
     """Train an adapter as a recipe says.
 
@@ -147,11 +156,24 @@ def train(
     """
     from jaxft import config
 
+    if options:
+        _list_options([str(word) for word in (recipe, *(overrides or ())) if word])
+        return
+    if recipe is None:
+        raise ConfigError("no recipe is given", "Give a YAML file: `jaxft train RECIPE`.")
     run_config = config.load_config(recipe, overrides or [])
 
     from jaxft.training import loop
 
     loop.run(run_config)
+
+
+def _list_options(names: Sequence[str]) -> None:
+    """Print the options of a recipe, or the sections and options that are named."""
+    from jaxft import console
+    from jaxft.config import options
+
+    console.result(options.as_text(options.select(names), console.text_width()))
 
 
 @app.command(no_args_is_help=True, epilog=_GENERATE_EXAMPLES)

@@ -31,6 +31,7 @@ from rich.table import Table
 from rich.text import Text
 
 _PIPE_WIDTH = 80
+_TEXT_WIDTH = 100  # longer lines of text are hard to read
 _UNCUT = 10_000
 _BAR_WIDTH = 24
 
@@ -83,6 +84,11 @@ def error(found: str, remedy: str) -> None:
 def result(text: str) -> None:
     """Say a line of what was asked for, on standard output."""
     _say(_where_results_go(), text)
+
+
+def text_width() -> int:
+    """Return the columns that text may fill: those of the terminal, at most 100; 80 on a pipe."""
+    return min(_results.width, _TEXT_WIDTH) if _results.is_terminal else _PIPE_WIDTH
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | int | float]]) -> None:

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import jaxft
-from jaxft import cli
+from jaxft import cli, console
 from jaxft.errors import DataError, Stopped
 from jaxft.generation.sampling import Sampling
 
@@ -88,6 +89,7 @@ for words in (
     *(["--help"], ["train", "--help"], ["inspect", "-h"], ["train", "nowhere.yaml"]),
     *(["adapter", "-h"], ["adapter", "add", "-h"], ["adapter", "diff", "a"]),
     *(["data", "-h"], ["data", "check", "-h"], ["data", "check", "nowhere.yaml"]),
+    *(["train", "--options"], ["train", "--options", "lorra"]),
 ):
     try:
         main(words)
@@ -118,6 +120,8 @@ def test_version_is_the_packages(capsys):
         (["adapter", "scale", "x", "two", "--output", "y"], "Invalid value for 'FACTOR'"),
         (["adapter", "scale", "x", "2", "--outptu", "y"], "Missing option '--output'"),
         (["train", "--tempo"], "No such option: --tempo"),
+        (["train", "--options", "lorra"], "Did you mean `lora`?"),
+        (["train", "--"], "no recipe is given"),
         (["generate", "--adapter", "x"], "Expected one of --prompt, --prompts and --chat"),
         (["generate", "--prompt", "x", "--chat"], "Expected one of --prompt, --prompts and"),
         (["inspect", "--revision", "x"], "Missing argument 'MODEL'"),
@@ -152,6 +156,23 @@ def test_train_hands_the_checked_recipe_to_the_loop(recipe, replace_loop):
     replace_loop(seen.append)
     assert status("train", str(recipe), "lora.r=3", "train.max_steps=-1") == 0
     assert [(run.lora.r, run.model.path) for run in seen] == [(3, "m")]
+
+
+def test_the_options_of_a_recipe_fit_a_terminal_and_a_pipe(capsys, monkeypatch):
+    assert status("train", "--options") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "  train.learning_rate = 5e-05" in lines
+    assert max(map(len, lines)) <= 80
+    monkeypatch.setattr(console, "_results", Console(force_terminal=True, width=60))
+    assert status("train", "--options") == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 60
+
+
+def test_options_that_are_named_are_shown_alone(capsys):
+    assert status("train", "--options", "mesh", "lora.r") == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = [line.split()[0] for line in lines if line.startswith("  ") and line[2] != " "]
+    assert names == ["lora.r", "mesh.data", "mesh.fsdp", "mesh.tensor"]
 
 
 def test_a_fault_is_two_lines_and_status_one(recipe, replace_loop, capsys):

@@ -1,4 +1,4 @@
-"""The data section: where rows come from, what of them is learned, and how they fill sequences.
+"""The data section: where rows come from, which tokens are supervised, and how they fill sequences.
 
 `train: rows.jsonl` is short for `train: [{path: rows.jsonl}]`, and is written so again.
 """
@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -27,23 +27,28 @@ _Name = Annotated[str, Field(min_length=1)]
 
 
 class SourceConfig(Section):
-    """One source of rows. A bare string in a recipe is its `path`."""
+    """One source of rows. `train: rows.jsonl` is short for `train: {path: rows.jsonl}`."""
+
+    names_from_elsewhere = dict.fromkeys(("split", "revision"), "datasets load_dataset")
 
     path: _Name
-    """A file, a folder, a pattern such as `data/*.jsonl`, or a data set's name on the Hub."""
+    """A file, a folder, a pattern such as `data/*.jsonl`, or the name of a data set on the Hub such
+    as `owner/name`."""
     weight: Annotated[float, Field(gt=0)] | None = None
-    """Share of the training sequences that come from this source, relative to the weights of the
-    others; null in all of them takes each row once an epoch."""
+    """Share of the training sequences that comes from this source, relative to the weights of the
+    other sources, such as 2. Null for all sources reads each row once an epoch."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Other names of fields: `{question: 질문, answer: 답변}` reads the question from 질문."""
+    """Fields that have another name in this source: `{question: 질문, answer: 답변}` reads the
+    question from 질문."""
     chat_template: str | None = None
-    """Chat template of this source alone; null is `data.chat_template`."""
+    """The chat template for this source alone, such as `alpaca`; null is `data.chat_template`."""
     config: str | None = None
-    """Of a data set on the Hub: which of its configurations."""
+    """For a data set on the Hub: the name of one of its configurations."""
     split: str | None = None
-    """Of a data set on the Hub: which of its splits; null is `train`, or the only one."""
+    """For a data set on the Hub: one of its splits, such as `validation`; null is `train`, or the
+    only split."""
     revision: str | None = None
-    """Of a data set on the Hub: branch, tag or commit."""
+    """For a data set on the Hub: a branch, tag or commit."""
 
     @model_validator(mode="before")
     @classmethod
@@ -76,13 +81,13 @@ Sources = Annotated[
 
 
 class HoldOutConfig(Section):
-    """Rows of `data.train` that are held out. A bare number in a recipe is its `fraction`."""
+    """Rows of `train` to hold out. `hold_out: 0.1` is short for `hold_out: {fraction: 0.1}`."""
 
     fraction: Annotated[float, Field(gt=0, lt=1)]
-    """Share of the rows that is held out, as nearly as whole groups allow."""
+    """Share of the rows to hold out, such as 0.1, as nearly as whole groups allow."""
     by: str | None = None
-    """Field whose value names a row's group; all rows of a group, in whichever source, are on one
-    side. Null: the row's whole content, so that equal rows are on one side."""
+    """The field that groups rows, such as `book`: all rows with the same value, in any source, are
+    either held out or trained on. Null groups rows of equal content."""
 
     @model_validator(mode="before")
     @classmethod
@@ -92,55 +97,66 @@ class HoldOutConfig(Section):
 
 
 class DataConfig(Section):
-    """The rows, and how they become batches."""
+    """The rows, the tokens of them that are supervised, and how they become sequences."""
 
     known_elsewhere = known.DATA
+    names_from_elsewhere: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(
+            ("eos_token", "max_length", "packing", "dataset_num_proc"), "TRL SFTConfig"
+        ),
+        "group_by_length": "transformers 4 TrainingArguments",
+        "streaming": "datasets load_dataset",
+    }
 
     train: Sources
-    """Rows to learn from: a file, a folder, a pattern, a data set on the Hub, or a list of such
-    sources, each with options of its own."""
+    """The training rows: a file, a folder, a pattern such as `data/*.jsonl`, a data set on the Hub,
+    or a list of such sources, each with options of its own."""
     eval: Sources | None = None
-    """Held-out rows, on which loss is measured; written as `train` is."""
+    """Held-out rows on which the loss is measured, written like `train`."""
     hold_out: HoldOutConfig | None = None
     """Hold out a part of `train` instead: `0.1`, or `{fraction: 0.1, by: book}`."""
 
     train_on: Literal["assistant", "last_assistant", "completion", "all"] = "assistant"
-    """What is learned. `assistant`: every reply of a chat, the completion of a prompt.
-    `last_assistant`: the last reply. `completion`: what follows a chat's last user message, or its
-    prompt. `all`: every token, questions too."""
+    """Which tokens are supervised. `assistant`: every reply of a chat, or the completion of a
+    prompt. `last_assistant`: the last reply. `completion`: everything after the last user message
+    of a chat, or after the prompt. `all`: every token, questions too."""
     train_on_reasoning: bool = True
-    """Whether the thoughts of a reply (`reasoning_content`, or between `<think>` tags) are learned
-    with it."""
+    """Whether the reasoning in a reply (`reasoning_content`, or text between `<think>` tags) is
+    supervised like the rest of the reply."""
     chat_template: str | None = None
-    """How chats are written: `chatml`, `alpaca`, `alpaca-ko`, `qa-ko`, or a Jinja file. Null: as
-    the model's own template does, and `alpaca` for a model without one."""
+    """How a chat is written as text: `chatml`, `alpaca`, `alpaca-ko`, `qa-ko`, or a Jinja file.
+    Null takes the model's own template, or `alpaca` for a model without one."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Variables for the chat template, such as `{enable_thinking: false}`."""
     eos_token: str | None = None
-    """Token that ends a reply or a text; null is the tokenizer's own."""
+    """The token that ends a reply or a text, such as `<|im_end|>`; null is the tokenizer's own."""
 
     max_length: Annotated[int, Field(ge=2)] = 1024
-    """Tokens in a sequence."""
+    """The number of tokens in a sequence."""
     overlong: Literal["truncate", "drop", "split", "error"] = "truncate"
-    """What becomes of a longer row: cut at its end, left out, cut into several, or refused."""
+    """How to treat an example that is longer than `max_length`: cut its end off, leave it out,
+    split it into several, or stop with an error."""
     packing: bool = False
-    """Put several rows into one sequence. They do not see each other."""
+    """Put several examples into one sequence. They do not attend to each other."""
     group_by_length: bool = False
-    """Without packing: put rows of like length into one batch, which is then padded less."""
+    """Without packing: put examples of similar length into one batch, which then needs less
+    padding."""
     shuffle: bool = True
-    """Draw a new order each epoch. Off: the file's order."""
+    """Draw a new order of the rows in each epoch; false keeps the order of the file."""
 
     streaming: bool = False
-    """Read rows while training, for sources without an end or a length; see docs/data.md."""
+    """Read rows while training, for sources that are endless or of unknown length; see
+    docs/data.md."""
     shuffle_buffer: PositiveInt = 1000
-    """Under `streaming`: rows among which the order is drawn."""
+    """With `streaming`: the number of rows among which the next one is drawn."""
     dataset_num_proc: PositiveInt | None = None
-    """Processes that encode rows; null chooses by their number."""
+    """Processes that encode rows; null chooses their number by the number of rows."""
     near_duplicates: bool = True
-    """Look for rows that are almost alike, within the training rows and against held-out ones."""
+    """Look for rows that are almost equal, among the training rows and between these and the
+    held-out rows."""
     accept: list[str] = Field(default_factory=list)
-    """Findings of `jaxft data check` that are meant so, such as `[duplicates, truncated]`: they
-    neither warn nor stop the run."""
+    """Findings of `jaxft data check` that are intended, such as `[duplicates, truncated]`: they no
+    longer warn or stop the run."""
 
     @property
     def has_held_out_rows(self) -> bool:

@@ -16,8 +16,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from jaxft.config import paths, problems
-from jaxft.config.problems import KeyPath
+from jaxft.config import options, paths, problems
+from jaxft.config.options import KeyPath
 from jaxft.errors import ConfigError
 
 
@@ -166,7 +166,7 @@ def _open_section(values: dict[str, Any], path: KeyPath, label: str) -> dict[str
         if not isinstance(inner, dict):
             name = problems.dotted(path[:depth])
             raise ConfigError(
-                f"{label}: `{name}` is {problems.shown(inner)} and has no keys of its own",
+                f"{label}: `{name}` is {options.shown(inner)} and has no keys of its own",
                 f"Write `{name}=...` to replace it.",
             )
         values = inner
@@ -177,6 +177,6 @@ def open_sections(values: dict[str, Any]) -> None:
     """Give every section its long form: a bare model is its path, an empty section has no keys."""
     if isinstance(values.get("model"), str):
         values["model"] = {"path": values["model"]}
-    for name in problems.sections():
+    for name in options.sections():
         if name in values and values[name] is None:
             values[name] = {}

@@ -10,18 +10,21 @@ from jaxft.config.section import Section
 
 
 class EvaConfig(Section):
-    """How `init_lora_weights: eva` measures the inputs of modules, in PEFT's names."""
+    """How `init_lora_weights: eva` measures the inputs of modules and divides ranks among them."""
+
+    names_from = "PEFT EvaConfig"
 
     rho: Annotated[float, Field(ge=1)] = 2.0
-    """How many times its rank a module can get; 1 leaves all ranks as they are."""
+    """The largest rank that a module can get, as a multiple of `lora.r`; 1 leaves all ranks as they
+    are."""
     tau: Annotated[float, Field(ge=0, le=1)] = 0.99
-    """The cosine between a direction and what it was a batch before, from which it counts as
-    found."""
+    """A direction counts as found once its cosine with the same direction one batch earlier reaches
+    this value."""
     use_label_mask: bool = True
-    """Measure only at tokens that are learned from."""
+    """Measure inputs only at supervised tokens, those that have a label."""
     label_mask_value: Literal[-100] = -100
-    """What labels have where nothing is learned."""
+    """The label of tokens that are not supervised."""
     whiten: bool = False
-    """Divide each direction by the root of its singular value."""
+    """Divide each direction by the square root of its singular value."""
     adjust_scaling_factors: bool = True
-    """Give modules of another rank another alpha, so that alpha / r stays."""
+    """Change alpha together with the rank of a module, so that `lora_alpha / r` stays the same."""

@@ -5,13 +5,14 @@ Names, defaults and meanings are those of PEFT's `LoraConfig`.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from jaxft.config import known
 from jaxft.config.eva import EvaConfig
-from jaxft.config.section import Fraction, PositiveInt, Section, conflict
+from jaxft.config.section import OWN, Fraction, PositiveInt, Section, conflict
 
 PositiveFloat = Annotated[float, Field(gt=0)]
 LayerIndex = Annotated[int, Field(ge=0)]
@@ -20,64 +21,77 @@ FastPissa = Annotated[str, Field(pattern=r"^pissa_niter_[0-9]+$")]
 
 
 class LoraConfig(Section):
-    """The adapter, in PEFT's names."""
+    """The adapter: its rank, the modules that get one, and how it starts."""
 
     known_elsewhere = known.LORA
+    names_from = "PEFT LoraConfig"
+    names_from_elsewhere: ClassVar[Mapping[str, str]] = {"init_from": OWN}
 
     r: PositiveInt = 8
-    """Rank of the update."""
+    """The rank of the update, such as 16."""
     lora_alpha: PositiveInt | PositiveFloat = 8
-    """Numerator of the scaling, `lora_alpha / r`."""
+    """Numerator of the scaling: the update is multiplied by `lora_alpha / r`."""
     use_rslora: bool = False
-    """Scale by `lora_alpha / sqrt(r)` instead."""
+    """Multiply the update by `lora_alpha / sqrt(r)` instead."""
     rank_pattern: dict[str, PositiveInt] = Field(default_factory=dict)
-    """Other ranks by module: endings of names, or regular expressions for them."""
+    """Other ranks for some modules, such as `{q_proj: 16}`. A key is the ending of a module's name
+    or a regular expression for it."""
     alpha_pattern: dict[str, PositiveInt | PositiveFloat] = Field(default_factory=dict)
-    """Other alphas by module, in the same way."""
+    """Other values of `lora_alpha` for some modules, such as `{q_proj: 32}`, with keys as in
+    `rank_pattern`."""
     lora_dropout: Fraction = 0.0
-    """Share of the adapter's inputs that is dropped while training."""
+    """Share of the adapter's inputs that is set to zero while training, such as 0.05."""
     target_modules: Annotated[list[str], Field(min_length=1)] | str | None = None
-    """Which linear modules and embeddings get an adapter: a list of name endings, one regular
-    expression for the whole name, `all-linear`, or null for PEFT's choice for the family."""
+    """The linear modules and embeddings that get an adapter: a list of name endings such as
+    `[q_proj, v_proj]`, one regular expression that matches the whole name, `all-linear` for every
+    linear module but the head, or null for the modules that PEFT chooses for the family."""
     exclude_modules: Annotated[list[str], Field(min_length=1)] | str | None = None
-    """Which of them get none after all: a list of name endings, or one regular expression."""
+    """Modules that get no adapter although `target_modules` names them: a list of name endings, or
+    one regular expression that matches the whole name."""
     layers_to_transform: Annotated[list[LayerIndex], Field(min_length=1)] | LayerIndex | None = None
-    """Only these layers get adapters, counted from 0; with a list of targets alone."""
+    """The layers that get adapters, counted from 0, such as `[0, 1]`; null is all. Needs
+    `target_modules` as a list."""
     layers_pattern: Annotated[list[str], Field(min_length=1)] | str | None = None
-    """The name of the list that `layers_to_transform` counts in, such as `layers` or `h`."""
+    """The name of the list of layers in which `layers_to_transform` counts, such as `layers` or
+    `h`."""
     init_lora_weights: (
         bool | Literal["gaussian", "orthogonal", "eva", "olora", "pissa"] | FastPissa
     ) = True
-    """How adapters begin. true: A uniform, B zero; `gaussian`: A normal, B zero; false: both
-    uniform, `orthogonal`: from one orthogonal basis; with these two the start is not the base.
-    `pissa`: with the largest singular vectors of the weight, `pissa_niter_4`: the same, faster, by
-    4 iterations from a random subspace, `olora`: with the QR decomposition of the weight; with
-    these the start is taken away again, so that it is the base. `eva`: A with the directions in
-    which the module's inputs vary most, B zero, and ranks where these explain most."""
+    """How the adapter's matrices A and B start. True: A uniform, B zero. `gaussian`: A normal, B
+    zero. `eva`: A from the directions in which the module's inputs vary most, B zero, with larger
+    ranks for modules where these directions explain more. `pissa`: both from the largest singular
+    vectors of the weight; `pissa_niter_4` finds them faster, by 4 iterations from a random
+    subspace. `olora`: both from the QR decomposition of the weight. For `pissa` and `olora` the
+    start is subtracted again, so that the model starts as the base. False (both uniform) and
+    `orthogonal` (both from one orthogonal basis) start from a model that differs from the base."""
     init_from: Annotated[str, Field(min_length=1)] | None = None
-    """The folder of an adapter to go on from, of the rank, alpha and targets that are given here;
-    null begins a fresh one. In a recipe alone."""
+    """The folder of an adapter to continue training from, such as `runs/mine/adapter`; its rank,
+    alpha and targets must be those given here. Null starts a new adapter. For recipes only: in
+    Python use `PeftModel.from_pretrained`."""
     eva_config: EvaConfig | None = None
-    """Of `eva`: how inputs are measured."""
+    """With `init_lora_weights: eva`: how the inputs are measured."""
     use_dora: bool = False
-    """Train the length of each row of the adapted weights apart from its direction (DoRA)."""
+    """Train the length of each row of the adapted weights separately from its direction (DoRA)."""
     lora_bias: bool = False
-    """Also train a bias on the output of B."""
+    """Also train a bias that is added to the output of B."""
     bias: Literal["none", "all", "lora_only"] = "none"
-    """Which biases are trained: none, all of the model's, or those of adapted modules."""
+    """Which biases of the model are trained: none, all, or those of the modules with an adapter."""
     modules_to_save: Annotated[list[str], Field(min_length=1)] | None = None
-    """Endings of module names that are trained as a whole and saved with the adapter."""
+    """Modules that are trained as a whole and saved with the adapter, such as `[lm_head]`: a list
+    of name endings."""
     trainable_token_indices: (
         TokenIds | Annotated[dict[str, TokenIds], Field(min_length=1)] | None
     ) = None
-    """Tokens whose rows of the embedding are trained, of a tied head too; or, by the ending of the
-    name of the embedding or the head, which rows of which."""
+    """Ids of tokens whose rows of the embedding are trained, such as `[49152, 49153]`; a tied head
+    shares them. A mapping such as `{embed_tokens: [5], lm_head: [5]}` names the embedding or the
+    head by the ending of its name."""
     ensure_weight_tying: bool = False
-    """What is trained of a tied embedding or head is trained of both, as one."""
+    """When the embedding and the head are tied and one of them is trained, train both as one
+    matrix."""
 
     @property
     def begins_with_weights(self) -> bool:
-        """Whether adapters begin with a part of the weights that they stand beside."""
+        """Whether adapters start as a part of the weights of their modules."""
         return str(self.init_lora_weights).startswith(("pissa", "olora"))
 
     @model_validator(mode="before")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from jaxft.config import paths, problems
 from jaxft.config.data import BUILT_IN_TEMPLATES
 from jaxft.config.draft import Draft
-from jaxft.config.problems import KeyPath
+from jaxft.config.options import KeyPath
 from jaxft.errors import ConfigError, nearest
 
 # Only a data set on the Hub has these.

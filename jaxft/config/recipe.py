@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from jaxft.config import draft as drafts
 from jaxft.config import placing, problems
 from jaxft.config.draft import Draft
-from jaxft.config.problems import KeyPath
+from jaxft.config.options import KeyPath
 from jaxft.config.sections import RunConfig
 from jaxft.errors import ConfigError
 

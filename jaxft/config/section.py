@@ -1,6 +1,7 @@
-"""What every section of a recipe is: frozen, strict, and deaf to what asks for nothing.
+"""The class that every section of a recipe inherits from: frozen, and strict about names and types.
 
-Apart from the sections themselves so that one of them can be part of another.
+It also drops names of PEFT, transformers and TRL whose value changes nothing here. It has a file of
+its own so that one section can be part of another.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from jaxft.config import known
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+OWN = "jaxft"  # the source of a name that comes from no other library
 
 
 def conflict(key: str, found: str, remedy: str) -> PydanticCustomError:
@@ -41,10 +43,20 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
     )
     known_elsewhere: ClassVar[Mapping[str, known.Known]] = {}
+    # Where the names of the options come from, such as "PEFT LoraConfig", and the options whose
+    # names come from elsewhere than the section's.
+    names_from: ClassVar[str] = OWN
+    names_from_elsewhere: ClassVar[Mapping[str, str]] = {}
+
+    @classmethod
+    def source_of(cls, option: str) -> str:
+        """Return where an option's name comes from, such as "PEFT LoraConfig.r"."""
+        source = cls.names_from_elsewhere.get(option, cls.names_from)
+        return source if source == OWN else f"{source}.{option}"
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_what_asks_for_nothing(cls, data: Any) -> Any:
+    def _drop_names_without_effect(cls, data: Any) -> Any:
         """Leave out names known from elsewhere that are set to a value of no effect."""
         if not isinstance(data, dict):
             return data

@@ -1,4 +1,4 @@
-"""The sections of a recipe, one class each, and what each option means.
+"""The sections of a recipe, one class each, and the meaning of each option.
 
 One set of classes serves YAML, the command line and Python. Names and defaults are those of
 PEFT's `LoraConfig`, transformers' `TrainingArguments` and TRL's `SFTConfig`; the docstring under
@@ -9,8 +9,9 @@ out of range and contradictions between options never get past construction.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -20,31 +21,37 @@ from jaxft.config.lora import LoraConfig
 from jaxft.config.section import Fraction, PositiveInt, Section, conflict
 
 FilePath = Annotated[Path, Field(strict=False)]
-# One update under three names: torch's plain and fused implementations of AdamW are a matter
-# of speed there, and have no counterpart here.
+# Three names for one update: torch has a plain and a fused implementation of AdamW, which differ
+# in speed alone. Here there is one.
 _ADAMW_NAMES = ("adamw_torch", "adamw_torch_fused")
 
 
 class ModelConfig(Section):
-    """The base model. A bare string in a recipe is its `path`."""
+    """The base model. `model: NAME` is short for `model: {path: NAME}`."""
 
     known_elsewhere = known.MODEL
+    names_from_elsewhere = dict.fromkeys(
+        ("revision", "dtype"), "transformers AutoModelForCausalLM.from_pretrained"
+    )
 
     path: Annotated[str, Field(min_length=1)]
-    """A folder, a `.gguf` file, or a Hub id such as `HuggingFaceTB/SmolLM2-135M-Instruct`."""
+    """The base model: a folder, a `.gguf` file, or a name on the Hugging Face Hub such as
+    `HuggingFaceTB/SmolLM2-135M-Instruct`."""
     revision: str | None = None
-    """Branch, tag or commit on the Hub; null is its main branch."""
+    """A branch, tag or commit on the Hub, such as `main`; null takes the main branch."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Dtype of the frozen base. `auto`: bfloat16 where the device is fast in it, else float32."""
+    """The dtype of the frozen weights. `auto` is bfloat16 on devices that compute fast in it, and
+    float32 elsewhere."""
     quantization: Literal["nf4", "int4", "int8", "fp8"] | None = None
-    """To what the frozen matrices of the layers are quantised (QLoRA); null is not at all."""
+    """The format to which the frozen matrices of the layers are quantised, such as `nf4` (QLoRA);
+    null keeps them as they are."""
     calibration_tokens: Annotated[int, Field(ge=0)] = 16_384
-    """On how many tokens of the training rows 4-bit matrices are made to give what the original
-    ones do; 0 rounds each weight to the nearest code."""
+    """How many tokens of the training rows the model reads so that its 4-bit matrices can be fitted
+    to give the outputs of the original ones; 0 rounds each weight to the nearest code instead."""
     new_tokens: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
-    """Tokens to add to the tokenizer, such as `["<tool>", "</tool>"]`, each with a row of its own
-    in embedding and head. Their rows have to be trained, by `lora.trainable_token_indices` or
-    `lora.modules_to_save`."""
+    """Tokens to add to the tokenizer, such as `["<tool>", "</tool>"]`. Each gets a new row in the
+    embedding and in the head. These rows have to be trained, through `lora.trainable_token_indices`
+    or `lora.modules_to_save`."""
 
     @property
     def is_in_four_bits(self) -> bool:
@@ -53,7 +60,7 @@ class ModelConfig(Section):
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether codes depend on what matrices read."""
+        """Whether the quantised codes depend on the inputs that matrices get."""
         return self.is_in_four_bits and self.calibration_tokens > 0
 
     @model_validator(mode="after")
@@ -74,16 +81,18 @@ class ModelConfig(Section):
 
 
 class TuningConfig(Section):
-    """What is trained. A bare string in a recipe is its `method`."""
+    """Which weights are trained. `tuning: full` is short for `tuning: {method: full}`."""
 
     method: Literal["lora", "full", "freeze"] = "lora"
-    """`lora`: adapters, by the lora section. `full`: the whole model. `freeze`: the modules and
-    layers named here, and nothing else."""
+    """`lora` trains adapters, which the lora section describes; `full` trains the whole model;
+    `freeze` trains the modules and layers named here and freezes the rest."""
     modules: Annotated[list[str], Field(min_length=1)] | str | None = None
-    """Of `freeze`: modules to train, with all in them: a list of name endings such as
-    `[mlp, lm_head]`, or one regular expression for the whole name; null is all in `layers`."""
+    """With `freeze`: the modules to train, with everything inside them. A list of name endings such
+    as `[mlp, lm_head]`, or one regular expression that matches the whole name; null trains
+    everything in `layers`."""
     layers: Annotated[list[int], Field(min_length=1)] | None = None
-    """Of `freeze`: only these layers, counted from 0, or from the end: -1 is the last."""
+    """With `freeze`: the layers to train, such as `[-2, -1]`. Layers count from 0 at the start, or
+    from -1 at the end; null allows all layers."""
 
     @model_validator(mode="before")
     @classmethod
@@ -91,7 +100,7 @@ class TuningConfig(Section):
         return {"method": data} if isinstance(data, str) else data
 
     @model_validator(mode="after")
-    def _freeze_says_what_is_trained(self) -> TuningConfig:
+    def _freeze_names_modules_or_layers(self) -> TuningConfig:
         chosen = [name for name in ("modules", "layers") if getattr(self, name) is not None]
         if self.method == "freeze" and not chosen:
             raise conflict(
@@ -109,70 +118,84 @@ class TuningConfig(Section):
 
 
 class TrainConfig(Section):
-    """The run, in the names of `TrainingArguments`."""
+    """The training run: its length, batches, optimizer, evaluations and checkpoints."""
 
     known_elsewhere = known.TRAIN
+    names_from = "transformers TrainingArguments"
+    names_from_elsewhere: ClassVar[Mapping[str, str]] = {
+        "warmup_ratio": "transformers 4 TrainingArguments",
+        "loraplus_lr_ratio": "PEFT create_loraplus_optimizer",
+    }
 
     output_dir: FilePath
-    """Folder of the run: checkpoints, metrics, the adapter. Relative to where the command runs."""
+    """The folder of the run, such as `runs/mine`, for checkpoints, metrics and the adapter. A
+    relative path starts where the command runs."""
     per_device_train_batch_size: PositiveInt = 8
-    """Sequences in a micro-batch on each data shard."""
+    """Sequences in a micro-batch on each data-parallel device (each device along `mesh.data` and
+    `mesh.fsdp`)."""
     per_device_eval_batch_size: PositiveInt = 8
-    """Sequences in an evaluation batch on each data shard."""
+    """Sequences in an evaluation batch on each data-parallel device."""
     gradient_accumulation_steps: PositiveInt = 1
-    """Micro-batches in one step."""
+    """Micro-batches whose gradients are added up in one step."""
     num_train_epochs: Annotated[float, Field(gt=0)] = 3.0
-    """Passes over the data, where `max_steps` does not say how long to train."""
+    """Passes over the training data, such as 0.5 or 3; used when `max_steps` is -1."""
     max_steps: Annotated[int, Field(ge=-1)] = -1
-    """Steps to train for; -1 leaves it to `num_train_epochs`."""
+    """Steps to train for, such as 200; -1 leaves the length to `num_train_epochs`."""
 
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5
-    """Highest learning rate of the schedule."""
+    """The highest learning rate of the schedule, such as 2e-4."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
-    """How the learning rate falls after the warm-up."""
+    """How the learning rate goes on after the warm-up: `linear` and `cosine` fall to zero, the
+    others stay constant."""
     warmup_steps: Annotated[float, Field(ge=0)] = 0.0
-    """Steps of linear warm-up; below 1, a share of all steps."""
+    """Steps in which the learning rate rises linearly from zero, such as 20; a value below 1 is a
+    share of all steps."""
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of all steps that is warm-up: the older spelling of a `warmup_steps` below 1."""
+    """Share of all steps that is warm-up, such as 0.1: an older way to write a `warmup_steps` below
+    1."""
     optim: Annotated[
         Literal["adamw"], BeforeValidator(lambda v: "adamw" if v in _ADAMW_NAMES else v)
     ] = "adamw"
-    """The optimizer. `adamw_torch` and `adamw_torch_fused` name the same update."""
+    """The optimizer. `adamw_torch` and `adamw_torch_fused` are accepted as other names for
+    `adamw`."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Decoupled weight decay; norms and biases are exempt."""
+    """Decoupled weight decay, such as 0.01; norms and biases are exempt."""
     adam_beta1: Fraction = 0.9
-    """Decay of Adam's first moment."""
+    """Decay rate of Adam's first moment."""
     adam_beta2: Fraction = 0.999
-    """Decay of Adam's second moment."""
+    """Decay rate of Adam's second moment."""
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
-    """Added to the root of Adam's second moment."""
+    """Added to the square root of Adam's second moment, so that nothing is divided by zero."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
-    """Global norm to which gradients are clipped; 0 does not clip."""
+    """The global norm to which larger gradients are clipped; 0 turns clipping off."""
     loraplus_lr_ratio: Annotated[float, Field(gt=0)] | None = None
-    """LoRA+: how many times the learning rate of A that of B is; null is once."""
+    """LoRA+: the learning rate of B as a multiple of that of A, such as 16; null gives both the
+    same."""
     gradient_checkpointing: bool = False
-    """Recompute each block in the backward pass: less memory, about a third more time."""
+    """Compute each block again in the backward pass instead of keeping its activations: less
+    memory, about a third more time."""
 
     logging_steps: PositiveInt = 500
     """Steps between two log lines."""
     eval_strategy: Literal["no", "steps", "epoch"] = "no"
-    """When the held-out loss is measured during training."""
+    """When the loss on held-out rows is measured: never, every `eval_steps` steps, or after each
+    epoch."""
     eval_steps: PositiveInt | None = None
-    """Steps between two evaluations; null means `logging_steps`."""
+    """Steps between two evaluations; null takes `logging_steps`."""
     save_strategy: Literal["no", "steps", "epoch"] = "steps"
-    """When a checkpoint is written."""
+    """When a checkpoint is written: never, every `save_steps` steps, or after each epoch."""
     save_steps: PositiveInt = 500
     """Steps between two checkpoints."""
     save_total_limit: PositiveInt | None = None
-    """Checkpoints to keep; null keeps all."""
+    """How many checkpoints to keep: older ones are deleted. Null keeps all."""
     resume_from_checkpoint: bool | Literal["auto"] = "auto"
-    """`auto` goes on from the run's last checkpoint where there is one, true insists that there is
-    one, false starts anew."""
+    """`auto` continues from the last checkpoint in `output_dir` if there is one; true requires that
+    there is one; false starts from the beginning."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
-    """Of everything random: adapter initialisation, order of the data, dropout."""
+    """The random seed for initialising adapters, ordering the data and dropout."""
     dataloader_drop_last: bool = False
-    """Leave out an epoch's last batch when it is not full."""
+    """Leave out the last batch of an epoch if it is not full."""
 
     def warmup(self, num_steps: int) -> int:
         """Return the warm-up in steps, for a run of `num_steps`.
@@ -227,12 +250,14 @@ class TrainConfig(Section):
 
 
 class MeshConfig(Section):
-    """How the devices are laid out. Their product is the number of devices in use."""
+    """How devices share the work. The product of the three is the number of devices in use."""
 
     data: PositiveInt | Literal["auto"] = "auto"
-    """Copies of the model that share the batch; `auto` takes the devices that the others leave."""
+    """How many groups of devices share the batch, each with the whole model; `auto` uses the
+    devices that the other two leave."""
     fsdp: PositiveInt = 1
-    """Devices over which weights are stored in parts and gathered layer by layer."""
+    """Devices over which the weights are stored in parts; each layer is gathered when it is
+    used."""
     tensor: PositiveInt = 1
     """Devices over which each matrix product is divided."""
 
@@ -258,7 +283,7 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _what_is_quantised_is_frozen_and_whole(self) -> RunConfig:
+    def _quantised_weights_are_frozen_and_whole(self) -> RunConfig:
         if self.model.quantization is None:
             return self
         if self.tuning.method != "lora":

@@ -35,7 +35,7 @@ def test_what_asks_for_nothing_is_accepted():
         (jaxft.LoraConfig, {"task_type": "SEQ_CLS"}, "is known, and not supported yet", ""),
         (jaxft.LoraConfig, {"lora_alhpa": 8}, "unknown key", "`lora.lora_alpha`"),
         (jaxft.LoraConfig, {"r": 0}, "`lora.r` is 0", "at least 1"),
-        (jaxft.LoraConfig, {"r": "8"}, '`lora.r` is "8"', "whole number"),
+        (jaxft.LoraConfig, {"r": "8"}, '`lora.r` is "8"', "an integer"),
         (jaxft.LoraConfig, {"bias": "some"}, '`lora.bias` is "some"', "lora_only"),
         (jaxft.TrainingArguments, {"report_to": "wandb"}, "`train.report_to", "none"),
         (jaxft.TrainingArguments, {"bf16": True}, "`train.bf16: true`", "model.dtype"),

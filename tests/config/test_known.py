@@ -6,7 +6,7 @@ import pytest
 from recipe_builders import mistake
 
 from jaxft import config
-from jaxft.config import known, problems
+from jaxft.config import known, options
 
 
 @pytest.mark.parametrize(
@@ -65,16 +65,16 @@ def test_a_known_name_with_a_home_here_says_where(recipe):
 
 @pytest.mark.parametrize("section", ["model", "lora", "data", "train"])
 def test_known_names_that_ask_for_nothing_change_nothing(recipe, section):
-    table = problems.sections()[section].known_elsewhere
+    table = options.sections()[section].known_elsewhere
     plain = config.load_config(recipe)
     for name, entry in table.items():
         for value in entry.harmless:
-            override = f"{section}.{name}={problems.shown(value)}"
+            override = f"{section}.{name}={options.shown(value)}"
             assert config.load_config(recipe, [override]) == plain
 
 
 def test_no_option_is_listed_as_unsupported():
-    for name, section in problems.sections().items():
+    for name, section in options.sections().items():
         assert not set(section.model_fields) & set(section.known_elsewhere), name
 
 
@@ -82,9 +82,9 @@ def test_every_hint_points_at_an_option():
     tables = (known.MODEL, known.LORA, known.DATA, known.TRAIN)
     hints = [entry.instead for table in tables for entry in table.values() if entry.instead]
     for hint in [*hints, *known.RENAMED.values()]:
-        assert problems.field_at(tuple(hint.split("."))) is not None, hint
+        assert options.field_at(tuple(hint.split("."))) is not None, hint
 
 
 def test_values_known_from_elsewhere_belong_to_an_option():
-    options = {name for section in problems.sections().values() for name in section.model_fields}
-    assert set(known.VALUES) <= options
+    names = {name for section in options.sections().values() for name in section.model_fields}
+    assert set(known.VALUES) <= names

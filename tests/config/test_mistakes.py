@@ -10,8 +10,8 @@ from jaxft import config
 from jaxft.errors import ConfigError
 
 TOKENS = (
-    "Expected a list (not empty) of whole numbers (at least 0), a mapping (not empty) of each name "
-    "to a list (not empty) of whole numbers (at least 0) or null."
+    "Expected a list (not empty) of integers (at least 0), a mapping (not empty) of names "
+    "to lists (not empty) of integers (at least 0) or null."
 )
 
 
@@ -56,10 +56,10 @@ def test_a_misspelt_required_key_is_not_called_missing(recipe):
 @pytest.mark.parametrize(
     ("override", "found", "expected"),
     [
-        ("lora.r=eight", '`lora.r` is "eight"', "a whole number (at least 1)."),
-        ("lora.r=0", "`lora.r` is 0", "a whole number (at least 1)."),
-        ("lora.r=2.5", "`lora.r` is 2.5", "a whole number (at least 1)."),
-        ("lora.r=true", "`lora.r` is true", "a whole number (at least 1)."),
+        ("lora.r=eight", '`lora.r` is "eight"', "an integer (at least 1)."),
+        ("lora.r=0", "`lora.r` is 0", "an integer (at least 1)."),
+        ("lora.r=2.5", "`lora.r` is 2.5", "an integer (at least 1)."),
+        ("lora.r=true", "`lora.r` is true", "an integer (at least 1)."),
         (
             "lora.lora_alpha=-1",
             "`lora.lora_alpha` is -1",
@@ -72,7 +72,7 @@ def test_a_misspelt_required_key_is_not_called_missing(recipe):
         (
             "lora.rank_pattern={q: 0}",
             "`lora.rank_pattern.q` is 0",
-            "to a whole number (at least 1).",
+            "of names to integers (at least 1).",
         ),
         ("lora.trainable_token_indices=[a]", "`lora.trainable_token_indices.0`", TOKENS),
         ("lora.trainable_token_indices=[]", "is []", TOKENS),
@@ -121,8 +121,8 @@ def test_a_misspelt_required_key_is_not_called_missing(recipe):
         ("data.shuffle_buffer=0", "is 0", "at least 1"),
         ("model.path=", "`model.path` is null", "text"),
         ("model.revision=12e4", "`model.revision` is 120000.0", "Put it in quotes."),
-        ("mesh.data=0", "`mesh.data` is 0", "a whole number (at least 1) or `auto`."),
-        ("mesh.fsdp=auto", '`mesh.fsdp` is "auto"', "a whole number (at least 1)."),
+        ("mesh.data=0", "`mesh.data` is 0", "an integer (at least 1) or `auto`."),
+        ("mesh.fsdp=auto", '`mesh.fsdp` is "auto"', "an integer (at least 1)."),
     ],
 )
 def test_a_wrong_value_says_what_was_found_and_what_was_expected(recipe, override, found, expected):
@@ -161,7 +161,7 @@ def test_a_missing_key_is_named_with_what_it_means(recipe):
     recipe.write_text(RECIPE.replace("  output_dir: runs/test\n", ""))
     error = mistake(recipe)
     assert error.found == f"{recipe}:9: `train.output_dir` is missing"
-    assert error.remedy.startswith("Add it. Folder of the run:")
+    assert error.remedy.startswith("Add it. The folder of the run")
 
 
 def test_a_key_that_stands_twice_is_refused_with_both_lines(recipe):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from jaxft import config
-from jaxft.config import problems
+from jaxft.config import options
 
 REPO = Path(__file__).parent.parent.parent
 
@@ -129,7 +129,7 @@ def test_the_quickstart_recipe_is_valid():
 
 def test_every_option_has_a_help_text():
     nested = (config.SourceConfig, config.HoldOutConfig, config.EvaConfig)
-    for section in [*problems.sections().values(), *nested]:
+    for section in [*options.sections().values(), *nested]:
         assert inspect.getdoc(section)
         for name, field in section.model_fields.items():
             assert field.description, name
