@@ -152,7 +152,7 @@ def train(
 ) -> None:
     """Train an adapter as a recipe says.
 
-    The same command again goes on where a stopped run left off.
+    The same command again continues a run that was stopped.
     """
     from jaxft import config
 
@@ -208,19 +208,26 @@ def generate(
         float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")
     ] = 0.0,
     top_k: Annotated[
-        int, typer.Option(min=0, help="Draw from so many of the likeliest tokens; 0: all.")
+        int, typer.Option(min=0, help="Draw from this many likeliest tokens; 0: from all.")
     ] = 0,
     top_p: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest of this share.")
+        float,
+        typer.Option(
+            min=0.0, max=1.0, help="Draw from the likeliest tokens with this total share."
+        ),
     ] = 1.0,
     min_p: Annotated[
         float,
-        typer.Option(min=0.0, max=1.0, help="Draw from those of this share of the likeliest's."),
+        typer.Option(
+            min=0.0, max=1.0, help="Draw from tokens at least this share as likely as the first."
+        ),
     ] = 0.0,
     repetition_penalty: Annotated[
-        float, typer.Option(help="Above 1: what was said already is less likely.")
+        float, typer.Option(help="Above 1: tokens that occurred already are less likely.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draw, when temperature is above 0.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="The random seed, when temperature is above 0.")
+    ] = 0,
     stop_strings: Annotated[
         list[str] | None,
         typer.Option(
@@ -232,7 +239,7 @@ def generate(
     eos_token_id: Annotated[
         list[int] | None,
         typer.Option(
-            help="A token that ends an answer, in the place of the model's own. May be given "
+            help="A token that ends an answer, instead of the model's own. May be given "
             "several times.",
             show_default=False,
         ),
@@ -292,7 +299,7 @@ def export(
     ] = "merged",
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
-        typer.Option(help="Of the weights written. auto: of each as the base model's file has it."),
+        typer.Option(help="Dtype of the weights written. auto: each as in the base model's file."),
     ] = "auto",
     data: Annotated[
         Path | None,
@@ -305,8 +312,8 @@ def export(
 ) -> None:
     """Merge an adapter into its base model and write the whole.
 
-    What is written is read back and compared before it takes its place; the differences are in
-    its verification.json.
+    The written model is read back and compared before it takes its place; the differences
+    are in its verification.json.
     """
     from jaxft import export as exporting
 
@@ -330,9 +337,9 @@ def inspect(
         typer.Option(help="A branch, tag or commit on the Hub.", show_default=False),
     ] = None,
 ) -> None:
-    """Show what a model is, what of it can be adapted, and what that takes.
+    """Show a model's shape, the modules that can be adapted, and the memory needed.
 
-    Only headers are read. A model that is not here yet is downloaded first, as for training.
+    Only headers are read. A model that is not here yet is downloaded first, as in training.
     """
     from jaxft import inspection
 

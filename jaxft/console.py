@@ -1,4 +1,4 @@
-"""Everything that jaxft says: the one place that prints.
+"""Everything that jaxft prints, in one place.
 
 Separate so that functions elsewhere either compute or do I/O of their own. The invariant: what a
 person asked for (tables, answers, samples) goes to standard output, and everything about getting
@@ -111,7 +111,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | int 
 
 
 def facts(title: str, rows: Iterable[tuple[str, str]]) -> None:
-    """Show what is known of one thing on standard output, and a blank line.
+    """Show facts about one thing on standard output, and a blank line.
 
     Args:
         title: Stands above them.
@@ -169,7 +169,7 @@ def marked(title: str, pieces: Iterable[tuple[str, bool]]) -> None:
 
 
 def printable(text: str, kept: str = "") -> str:
-    """Return text in which what cannot be seen, or would move the cursor, is an escape.
+    """Return text with invisible characters, and those that move the cursor, as escapes.
 
     Args:
         text: Any text.
@@ -182,11 +182,11 @@ def printable(text: str, kept: str = "") -> str:
 
 
 def finding(level: str, found: str, details: Iterable[str]) -> None:
-    """Show what was found on standard output, and lines below it, indented.
+    """Show a finding on standard output, and lines below it, indented.
 
     Args:
         level: "warning" is coloured as one, "stop" as an error.
-        found: What was found.
+        found: The finding.
         details: The lines below.
     """
     console = _where_results_go()
@@ -270,11 +270,11 @@ def training(description: str, num_steps: int, start_step: int) -> Iterator[Trai
 def progress(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """Show on a terminal how far something is, and leave nothing behind.
 
-    The block gets a function that counts what is done.
+    The block gets a function that adds to the amount done.
 
     Args:
-        description: What is done.
-        total: How much there is, in whatever is counted; None when nobody knows.
+        description: The work, in a word or two.
+        total: The whole amount, in any unit; None when it is not known.
     """
     if not _notes.is_terminal:
         yield lambda amount: None
@@ -291,9 +291,9 @@ def loading(
     """Show `progress`, and say in the end how long it took.
 
     Args:
-        description: What is loaded.
-        total: How much there is, in whatever is counted; None when nobody knows.
-        silent_s: What takes fewer seconds is not worth a line.
+        description: The thing that is loaded.
+        total: The whole amount, in any unit; None when it is not known.
+        silent_s: Seconds below which no line is written.
     """
     started = time.monotonic()
     with progress(description, total) as count:

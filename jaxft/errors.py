@@ -1,4 +1,4 @@
-"""The exceptions that a user of jaxft can cause, and the one way to word them.
+"""The exceptions that a user of jaxft can cause, each worded in two sentences.
 
 Separate from everything else because every room raises them and none may import another for it.
 The invariant: each error carries two sentences, what was found, and what was expected or what to
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 
 class JaxftError(Exception):
-    """A mistake that the person running jaxft can mend.
+    """A mistake that the person running jaxft can correct.
 
     Attributes:
         found: What was found, with its place (file, line, key, tensor).
@@ -32,7 +32,7 @@ class JaxftError(Exception):
 
 
 class ConfigError(JaxftError):
-    """A recipe or an override that does not say something jaxft can do."""
+    """A recipe or an override that asks for something jaxft cannot do."""
 
 
 class DataError(JaxftError):
@@ -60,7 +60,7 @@ class DeviceError(JaxftError):
 
 
 class TrainingError(JaxftError):
-    """A run whose numbers have become meaningless."""
+    """A run whose loss or gradients are not finite."""
 
 
 class Stopped(Exception):

@@ -20,8 +20,8 @@ class Known(NamedTuple):
     """A name from elsewhere.
 
     Attributes:
-        harmless: The values that ask for nothing.
-        instead: The option here that it is.
+        harmless: The values that change nothing here.
+        instead: The option here that does the same.
         how: What to write there, such as "as `columns: {text: NAME}`".
     """
 
@@ -72,7 +72,7 @@ LORA: Mapping[str, Known] = {
     **_off("use_qalora"),
     **_off("target_parameters", values=(None, [])),
     **_off("loftq_config", values=(None, {})),
-    # How a kernel is stored is the model's affair, not the user's.
+    # The model's files say how a kernel is stored.
     "fan_in_fan_out": Known((None, False, True)),
     "task_type": Known((None, "CAUSAL_LM")),
     "peft_type": Known((None, "LORA")),
@@ -156,7 +156,7 @@ TRAIN: Mapping[str, Known] = {
         "activation_offloading",
         "do_predict",
     ),
-    # Of no effect on what is computed here, whichever way they are set.
+    # Both values compute the same here.
     **_off(
         "do_train",
         "do_eval",

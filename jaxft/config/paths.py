@@ -1,4 +1,4 @@
-"""Whether a path, a pattern or a name on the Hub leads anywhere, and what was perhaps meant.
+"""Whether a path, a pattern or a name on the Hub leads anywhere, and the nearest name if not.
 
 Separate from placing, which knows recipes, because sources of rows look for files too. A pattern is
 `data/*.jsonl` or `data/**/train-*`; a name on the Hub is `owner/name`.
@@ -24,7 +24,7 @@ def is_pattern(path: str) -> bool:
 
 
 def matches(pattern: str) -> list[Path]:
-    """Return the files that a pattern stands for, in order; hidden ones are none of them."""
+    """Return the files that a pattern stands for, in order; hidden files are left out."""
     found = (Path(name) for name in glob.iglob(pattern, recursive=True))
     return sorted(path for path in found if path.is_file())
 
@@ -35,10 +35,10 @@ def leads_somewhere(path: str) -> bool:
 
 
 def may_be_on_hub(written: str, folders: Sequence[Path]) -> bool:
-    """Say whether what is not there can be the name of a data set on the Hub.
+    """Say whether a path that does not exist can be the name of a data set on the Hub.
 
     Args:
-        written: What the recipe says, such as `owner/name`.
+        written: The text in the recipe, such as `owner/name`.
         folders: Where a path would start. If one of them has a folder `owner`, a file in it was
             meant.
     """

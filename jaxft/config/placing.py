@@ -53,7 +53,7 @@ def place_files(draft: Draft) -> None:
 
 
 def _slot(container: Any, key: str | int, above: KeyPath) -> Iterator[_Slot]:
-    """Yield the text under a key. What is of another type, the check to come refuses."""
+    """Yield the text under a key, if it is text; the check of types comes later."""
     is_there = isinstance(container, list) or (isinstance(container, dict) and key in container)
     if is_there and isinstance(container[key], str) and container[key]:
         yield _Slot(container, key, (*above, key))
@@ -124,7 +124,7 @@ def _place_source(draft: Draft, slot: _Slot) -> None:
 
 
 def _place_adapter(draft: Draft, slot: _Slot) -> None:
-    """Place the folder of the adapter to go on from."""
+    """Place the folder of the adapter to continue from."""
     written, place = slot.written, draft.place(slot.path)
     tried = _place(draft, slot, lambda path: Path(path).is_dir())
     if tried:
@@ -137,7 +137,7 @@ def _place_adapter(draft: Draft, slot: _Slot) -> None:
 
 
 def _place_template(draft: Draft, slot: _Slot) -> None:
-    """Place a chat template that is no built-in one."""
+    """Place a chat template that is not built in."""
     written, place = slot.written, draft.place(slot.path)
     if written in BUILT_IN_TEMPLATES:
         return

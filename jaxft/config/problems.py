@@ -28,7 +28,7 @@ def problem(error: ErrorDetails, path: KeyPath, place: str, value: Any) -> Confi
 
     Args:
         error: The record, from `ValidationError.errors()`.
-        path: The keys from the top of the recipe to what is wrong, as far as they exist there.
+        path: The keys from the top of the recipe to the wrong value, as far as they exist there.
         place: Where that stands: file and line, or the override.
         value: What stands there.
     """
@@ -38,7 +38,7 @@ def problem(error: ErrorDetails, path: KeyPath, place: str, value: Any) -> Confi
 
 
 def _unknown_key(error: ErrorDetails, path: KeyPath, value: Any) -> tuple[str, str]:
-    """Word a key that is no option: known elsewhere, or the nearest option."""
+    """Word a key that is not an option: it is one elsewhere, or the nearest option is named."""
     *parents, key = path
     section = section_at(tuple(parents)) or RunConfig
     table = {**known.MODEL, **known.DATA, **known.TRAIN, **known.LORA, **section.known_elsewhere}

@@ -36,7 +36,7 @@ def load_config(recipe: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
         overrides: Such as `train.learning_rate=3e-4`, later ones winning.
 
     Raises:
-        ConfigError: The recipe cannot be read, or says something jaxft cannot do.
+        ConfigError: The recipe cannot be read, or asks for something that jaxft cannot do.
     """
     recipe = Path(recipe)
     draft = drafts.read(recipe)
@@ -72,7 +72,7 @@ def _checked(draft: Draft) -> RunConfig:
 
 
 def section_error(invalid: ValidationError, name: str, values: dict[str, Any]) -> ConfigError:
-    """Word what is wrong with the values that one section was built from in Python.
+    """Word the mistake in the values that one section was built from in Python.
 
     Args:
         invalid: What pydantic found.

@@ -73,7 +73,7 @@ def test_a_file_that_is_here_is_not_asked_of_the_hub(hub, tmp_path, monkeypatch)
 
 def test_without_the_network_the_error_says_every_reason():
     message = complaint("owner/name")
-    assert message.startswith("owner/name is no file or folder here, and the Hub gives no such")
+    assert message.startswith("owner/name is not a file or folder here, and the Hub gives no such")
     assert "HF_HUB_OFFLINE" in message
 
 

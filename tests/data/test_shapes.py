@@ -225,7 +225,7 @@ def test_rows_of_preferences_are_refused(name):
         (VALUES["question"] | {"context": ["a"]}, '"context" is a list'),
         (VALUES["question"] | {"system": {"a": 1}}, '"system" is an object'),
         (VALUES["alpaca"] | {"history": "a"}, '"history" is "a", not JSON'),
-        (VALUES["alpaca"] | {"history": [["a"]]}, '"history[0]" is no pair'),
+        (VALUES["alpaca"] | {"history": [["a"]]}, '"history[0]" is not a pair'),
         (VALUES["alpaca"] | {"history": [["a", 3]]}, '"history[0][1]" is a number'),
         (VALUES["messages"] | {"history": [["a", "b"]]}, '"history", which is not used beside'),
         (VALUES["sharegpt"] | {"history": [["a", "b"]]}, '"history", which is not used beside'),

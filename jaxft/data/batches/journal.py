@@ -68,7 +68,7 @@ class Journal:
         """Write a mark down, unless it is known.
 
         Args:
-            mark: Of the block that comes next after the last one noted, or of one before that.
+            mark: The mark of the block that follows the last one noted, or of an earlier block.
 
         Raises:
             DataError: The file cannot be written.

@@ -126,7 +126,7 @@ class StreamBatches(Batches):
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """The tokens that end what is learned in these rows."""
+        """The tokens that end the supervised part of these rows."""
         return tuple(sorted(self.reader.tally.end_ids))
 
     def _sequences(

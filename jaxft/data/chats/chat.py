@@ -2,7 +2,7 @@ r"""A chat as the text that the model's chat template writes.
 
 `write(chat)` of `user: 2 + 2?` and `assistant: 4` is, for ChatML, `<|im_start|>user\n2 +
 2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n`. Everything that reads a template passes through
-here, and nothing here knows what is learned.
+here, and nothing here knows which part is supervised.
 """
 
 from __future__ import annotations
@@ -124,8 +124,8 @@ class Chat(NamedTuple):
 def tested_texts(template: str) -> tuple[frozenset[str], frozenset[str]]:
     """Return the literals that a template looks for in contents, and those it compares them with.
 
-    A content in which none of the first occurs, and which is none of the second, is written like
-    any other content. For Qwen 3 `</think>` is among the first.
+    A content that contains none of the first, and equals none of the second, is written like any
+    other content. For Qwen 3 `</think>` is among the first.
     """
     import jinja2
     from jinja2 import nodes

@@ -31,8 +31,8 @@ class Encoding:
         tokenizer: A fast tokenizer with the chat template and the end token that are used; None
             where all rows are tokens already.
         stop_ids: Tokens at which the model stops generating, such as `(151643, 151645)`.
-        train_on: Which parts are learned; see `DataConfig.train_on`.
-        train_on_reasoning: Whether the thoughts of a reply are learned.
+        train_on: Which parts are supervised; see `DataConfig.train_on`.
+        train_on_reasoning: Whether the thoughts of a reply are supervised.
         template_kwargs: Variables of the chat template, such as `{"enable_thinking": False}`.
         max_length: The most tokens of an example.
         overlong: What becomes of a longer one.

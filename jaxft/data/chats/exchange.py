@@ -13,7 +13,7 @@ import numpy as np
 from jaxft.data.chats.encoding import Tokenizer
 from jaxft.data.rows.row import Dialogue, Message, Row, Text, TextCompletion, Tokenized
 
-# Of a text, this much is shown as a prompt to go on from.
+# How much of a text is shown as a prompt to continue.
 _OPENING_CHARACTERS = 60
 
 
@@ -27,7 +27,7 @@ class Exchange(NamedTuple):
 def first_exchange(row: Row, tokenizer: Tokenizer) -> Exchange:
     """Return the first question of a row and its answer.
 
-    A text, or tokens that are all learned, are asked by how they begin.
+    A text, or tokens that are all supervised, are asked by how they begin.
     """
     match row:
         case Dialogue():
@@ -46,9 +46,9 @@ def first_exchange(row: Row, tokenizer: Tokenizer) -> Exchange:
 
 
 def _tokenized_exchange(row: Tokenized, tokenizer: Tokenizer) -> Exchange:
-    """Decode what stands before the first token that is learned, and what begins there."""
-    learned = np.flatnonzero(row.loss_mask[1:]) + 1
-    start = int(learned[0]) if len(learned) else len(row.input_ids)
+    """Decode what stands before the first token that is supervised, and what begins there."""
+    supervised = np.flatnonzero(row.loss_mask[1:]) + 1
+    start = int(supervised[0]) if len(supervised) else len(row.input_ids)
     prompt, answer = (tokenizer.decode(ids.tolist()) for ids in np.split(row.input_ids, [start]))
     return Exchange(prompt, answer) if start > 1 else _opening(prompt + answer)
 

@@ -1,9 +1,9 @@
 """How chats of one outline are written, if one text has all their replies as they are generated.
 
-The outline is all but what is said: roles, blank contents, further fields. It is written once with
-markers, and again up to some replies: one of each surroundings, so that the cost does not grow with
-the square of the turns. A chat of that outline is then one rendering, in which every reply is found
-by the texts around it.
+The outline is everything but the words said: roles, blank contents, further fields. It is written
+once with markers, and again up to some replies, one for each kind of surroundings, so that the cost
+does not grow with the square of the turns. A chat of that outline is then one rendering, in which
+every reply is found by the texts around it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Layout(NamedTuple):
     """How a chat of one outline is written.
 
     Attributes:
-        segments: The texts before, between and after what is said.
+        segments: The texts before, between and after the words said.
         order: Which messages say what is between them.
         turns: The replies by their index; the last one may have no end.
     """
@@ -136,7 +136,7 @@ def _as_written(said: str) -> Iterator[str]:
 
 
 def _surroundings(messages: Sequence[Message], index: int) -> Any:
-    """Return what the writing of a turn can depend on, but for what is far from it."""
+    """Return the features of a turn and its neighbours that its writing can depend on."""
     near = [
         (message["role"], not message["content"].strip(), sorted(message))
         for message in messages[max(index - 1, 0) : index + 2]

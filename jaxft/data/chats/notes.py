@@ -31,5 +31,5 @@ NOTES: Mapping[str, str] = {
     "blank_reply": "a reply is blank, so that nothing but its end is learned",
 }
 
-# Notes that a person should look at: what the row says is not what is learned.
+# Notes that a person should look at: what the row says is not what is supervised.
 DOUBTFUL = frozenset({"reasoning_left_out", "words_left_out", "tools_left_out", "blank_reply"})

@@ -38,7 +38,7 @@ class Reply(NamedTuple):
 
     @property
     def last(self) -> int:
-        """Where what is learned ends: after the end token."""
+        """Where the supervised part ends: after the end token."""
         return self.stop + (self.end.length if self.end else 0)
 
 

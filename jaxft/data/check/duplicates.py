@@ -2,7 +2,8 @@
 
 Equal examples are found by a number made of all their tokens. Almost alike are two examples if at
 least four fifths of their token 5-grams are the same, both in the whole (without what most prompts
-share) and in what is learned: two questions about one long text are no copies of each other, and
+share) and in the supervised part: two questions about one long text are not copies of each other,
+and
 neither are two answers to one question.
 """
 
@@ -39,7 +40,7 @@ class Copies:
     Attributes:
         count: How many.
         of: Among so many that were looked at.
-        is_exact: Whether the count is no estimate.
+        is_exact: Whether the count is exact, not an estimate.
         first: Places of the first of them, each with that of its original.
     """
 
@@ -59,7 +60,7 @@ class Duplicates:
         held_out: Held-out examples that are equal to a training example; None without any.
         near_held_out: Held-out examples that are almost a training example, likewise.
         num_distinct: How many different training examples there are.
-        num_distinct_learned: How many different texts are learned in them.
+        num_distinct_supervised: How many different texts are supervised in them.
     """
 
     exact: Copies
@@ -67,7 +68,7 @@ class Duplicates:
     held_out: Copies | None
     near_held_out: Copies | None
     num_distinct: int
-    num_distinct_learned: int
+    num_distinct_supervised: int
 
 
 def find(
@@ -89,8 +90,8 @@ def find(
         leaked = _copies_across(train, held_out, held_sweep.whole, originals, first)
     if form is not None:
         near, near_leaked = _near(train, swept, held_out, held_sweep, form)
-    distinct_learned = len(np.unique(swept.learned))
-    return Duplicates(exact, near, leaked, near_leaked, len(originals), distinct_learned)
+    distinct_supervised = len(np.unique(swept.supervised))
+    return Duplicates(exact, near, leaked, near_leaked, len(originals), distinct_supervised)
 
 
 def _copies_within(
@@ -183,12 +184,12 @@ def _compared(
 
 
 def _are_alike(one: Example, other: Example, form: Form) -> bool:
-    """Return whether two examples share enough, in the whole and in what is learned."""
+    """Return whether two examples share enough, in the whole and in the supervised part."""
     content = _content(one, form), _content(other, form)
     return (
         min(map(len, content)) >= _FEWEST_GRAMS
         and minhash.jaccard(*content) >= ALIKE
-        and minhash.jaccard(_learned(one), _learned(other)) >= ALIKE
+        and minhash.jaccard(_supervised(one), _supervised(other)) >= ALIKE
     )
 
 
@@ -197,7 +198,7 @@ def _content(example: Example, form: Form) -> UInt64[np.ndarray, " g"]:
     return hashes[form.is_content(hashes)]
 
 
-def _learned(example: Example) -> UInt64[np.ndarray, " g"]:
+def _supervised(example: Example) -> UInt64[np.ndarray, " g"]:
     ids = example.input_ids[example.loss_mask == 1]
     return minhash.grams(ids, np.array([len(ids)]))[0]
 

@@ -1,7 +1,7 @@
 """How much there is: rows, tokens and lengths of one side of a data set, as numbers.
 
-Of 1,000 training rows: 52,300 tokens, 41 % of them learned, 12 to 256 a row, with a histogram of
-the lengths. Everything here comes from counts that encoding kept, so it takes no time.
+For example: 1,000 training rows with 52,300 tokens, 41 % of them supervised, 12 to 256 a row, and a
+histogram of the lengths. Everything here comes from counts that encoding kept, so it takes no time.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Figures:
         rows: Rows read.
         examples: Examples that were made of them.
         tokens: Tokens in the examples.
-        targets: Those of them that are learned.
+        targets: Those of them that are supervised.
         shortest: Tokens in the shortest example.
         median: Tokens in the middle one.
         longest: Tokens in the longest one.
@@ -53,8 +53,8 @@ class Figures:
         truncated: Examples that were cut at that length.
         split: Examples that were cut into several.
         too_long: Examples left out for being longer.
-        cut_off: Examples left out since everything learned in them was beyond it.
-        without_target: Examples left out since nothing in them is learned.
+        cut_off: Examples left out since everything supervised in them was beyond it.
+        without_target: Examples left out since nothing in them is supervised.
         lengths: How many examples have how many tokens.
         notes: Rows by what encoding noted of them.
         unused: Rows by the fields of them that nothing was made of.
@@ -83,7 +83,7 @@ class Figures:
 
     @property
     def learned(self) -> float:
-        """The share of the tokens that are learned."""
+        """The share of the tokens that are supervised."""
         return self.targets / self.tokens if self.tokens else 0.0
 
 
@@ -94,7 +94,7 @@ class BatchFigures:
     Attributes:
         sequences: Sequences in a step.
         sequence_length: Tokens in a sequence.
-        fill: The share of them that are no padding; None where nobody knows.
+        fill: The share of them that are not padding; None if it is not known.
         steps_per_epoch: Steps in which every example is seen once; None where nobody knows.
     """
 

@@ -59,7 +59,7 @@ class Findings:
         return [finding for finding in self.findings if finding.level == level]
 
     def raise_if_meaningless(self) -> None:
-        """Raise if nothing could be learned from these rows, or measured on them.
+        """Raise if these rows have nothing to learn from, or to measure on.
 
         Raises:
             DataError: The first finding of the level "stop".

@@ -256,7 +256,7 @@ def _of_copies(train: Figures, copies: Duplicates) -> Iterator[Finding]:
             "Look at the names of the fields, or write the row once and raise "
             "train.num_train_epochs.",
         )
-    elif train.examples >= _MANY_ANSWERS and copies.num_distinct_learned == 1:
+    elif train.examples >= _MANY_ANSWERS and copies.num_distinct_supervised == 1:
         yield Finding(
             "one_answer",
             "warning",

@@ -32,7 +32,7 @@ class Oddity(NamedTuple):
 # What the bytes 0x80 to 0xBF are read as, by Windows-1252 and by Latin-1.
 _RAW = bytes(range(0x80, 0xC0))
 _CONTINUATIONS = "".join(sorted({*_RAW.decode("cp1252", "ignore"), *_RAW.decode("latin-1")}))
-# Of these, the punctuation that follows letters in ordinary text; all others are signs.
+# The punctuation among them that follows letters in ordinary text; all others are signs.
 _PUNCTUATION = "\u00a0\u00ab\u00b7\u00bb\u2013\u2014\u2018-\u201e\u2022\u2026\u2039\u203a"
 _SIGNS = re.sub(f"[{_PUNCTUATION}]", "", _CONTINUATIONS)
 # Two UTF-8 bytes for a letter with a mark ("Ã©"); three for a quotation mark ("â€™"); and two
@@ -91,7 +91,7 @@ def _not_ascii(pattern: re.Pattern[str], text: str) -> bool:
 
 
 def _find_entity(text: str) -> Span | None:
-    """Return the first entity of a text that is no HTML itself."""
+    """Return the first HTML entity of a text that is not HTML itself."""
     found = _ENTITIES.search(text)
     return found.span() if found and not _MARKUP.search(text) else None
 

@@ -13,7 +13,7 @@ _BINS = 50
 
 
 def save(pool: Pool, max_length: int, title: str, file: Path) -> None:
-    """Draw how long examples are and how much of them is learned, and write the picture.
+    """Draw how long examples are and how much of them is supervised, and write the picture.
 
     Args:
         pool: The examples.
@@ -22,8 +22,8 @@ def save(pool: Pool, max_length: int, title: str, file: Path) -> None:
         file: Its ending says the format: .png, .svg or .pdf.
 
     Raises:
-        ConfigError: matplotlib is not installed, the ending is none that it knows, or the file
-            cannot be written.
+        ConfigError: matplotlib is not installed, it does not know the ending, or the file cannot
+            be written.
     """
     try:
         from matplotlib.figure import Figure

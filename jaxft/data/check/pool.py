@@ -28,7 +28,7 @@ class Block:
     Attributes:
         start: The number of the first of them.
         ids: Their tokens.
-        mask: 1 where one is learned.
+        mask: 1 where one is supervised.
         lengths: Tokens in each of them.
     """
 

@@ -1,4 +1,4 @@
-"""Parts of a data set as text for people: bars of a histogram, and examples with what is learned.
+"""Parts of a data set as text for people: bars of a histogram, and examples with marks.
 
 Three of 12 examples in a bar of at most 8 characters: `█▋`. A text of 10,000 characters is shown as
 its beginning and its end with `... (9,200 characters) ...` between them.
@@ -30,8 +30,8 @@ class Shown:
     Attributes:
         place: Where its row stands.
         tokens: How many it has.
-        targets: How many of them are learned.
-        pieces: Its text in parts, and whether each is learned.
+        targets: How many of them are supervised.
+        pieces: Its text in parts, and whether each is supervised.
     """
 
     place: str
@@ -62,7 +62,7 @@ def shortened(pieces: Sequence[tuple[str, bool]], most: int) -> tuple[tuple[str,
     """Return parts of a text, with the middle of the whole left out where it is long.
 
     Args:
-        pieces: The parts, and whether each is learned.
+        pieces: The parts, and whether each is supervised.
         most: Characters that are kept at most, half at each end.
     """
     length = sum(len(text) for text, _ in pieces)
@@ -70,10 +70,10 @@ def shortened(pieces: Sequence[tuple[str, bool]], most: int) -> tuple[tuple[str,
         return tuple(pieces)
     start, stop = most // 2, length - most // 2
     head, tail, at = list[tuple[str, bool]](), list[tuple[str, bool]](), 0
-    for text, is_learned in pieces:
+    for text, is_supervised in pieces:
         before, after = text[: max(0, start - at)], text[max(0, stop - at) :]
-        head += [(before, is_learned)] if before else []
-        tail += [(after, is_learned)] if after else []
+        head += [(before, is_supervised)] if before else []
+        tail += [(after, is_supervised)] if after else []
         at += len(text)
     return (*head, (f" ... ({stop - start:,} characters) ... ", False), *tail)
 
@@ -87,7 +87,7 @@ def show(example: Example, place: str, tokenizer: Tokenizer | None, most: int) -
         ]
     else:
         pieces = [
-            (text, is_learned) for text, is_learned in report.split_pieces(example, tokenizer)
+            (text, is_supervised) for text, is_supervised in report.split_pieces(example, tokenizer)
         ]
     return Shown(
         place,

@@ -21,7 +21,7 @@ Count = Callable[[int], None]
 # Sketches are 64 bytes each: 64 MB for so many.
 MAX_SKETCHES = 1_000_000
 
-# A gram of what is not learned is form and not content (a system message, the words of a template)
+# A gram outside the supervised part is form, not content (a system message, words of a template)
 # if it stands in more than one of 50 examples, and in more than 4 of them.
 _FORM_SHARE = 0.02
 _FORM_LEAST = 4
@@ -55,7 +55,7 @@ class Sweep:
 
     Attributes:
         whole: A number for each example; equal examples have equal ones.
-        learned: The same of what is learned in each.
+        supervised: The same of the supervised part of each.
         sketched: The examples that have a sketch.
         sketch: Their sketches.
         unended: Examples whose last reply does not end with a token that stops generation.
@@ -64,7 +64,7 @@ class Sweep:
     """
 
     whole: UInt64[np.ndarray, " n"]
-    learned: UInt64[np.ndarray, " n"]
+    supervised: UInt64[np.ndarray, " n"]
     sketched: Int64[np.ndarray, " m"]
     sketch: UInt16[np.ndarray, "m 32"]
     unended: Int64[np.ndarray, " u"]
@@ -107,7 +107,7 @@ def run(
         count: Told how many more tokens were looked at.
     """
     step = max(1, -(-len(pool) // MAX_SKETCHES))
-    whole, learned = np.empty(len(pool), np.uint64), np.empty(len(pool), np.uint64)
+    whole, supervised = np.empty(len(pool), np.uint64), np.empty(len(pool), np.uint64)
     sketch, sketched = [np.zeros((0, minhash.BINS), np.uint16)], [np.zeros(0, np.int64)]
     unended, unknown = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     num_unknown = 0
@@ -115,11 +115,11 @@ def run(
     for block in pool.blocks():
         numbers = np.arange(block.start, block.start + len(block.lengths))
         whole[numbers] = minhash.row_hashes(block.ids, block.lengths)
-        is_learned = block.mask == 1
-        learned_lengths = _sums(block.mask, block.lengths)
-        learned[numbers] = minhash.row_hashes(block.ids[is_learned], learned_lengths)
+        is_supervised = block.mask == 1
+        supervised_lengths = _sums(block.mask, block.lengths)
+        supervised[numbers] = minhash.row_hashes(block.ids[is_supervised], supervised_lengths)
         if len(end_ids):
-            unended.append(numbers[_has_no_end(block, learned_lengths, end_ids, max_length)])
+            unended.append(numbers[_has_no_end(block, supervised_lengths, end_ids, max_length)])
         if unknown_id is not None:
             is_unknown = block.ids == unknown_id
             num_unknown += int(is_unknown.sum())
@@ -131,7 +131,7 @@ def run(
         count(len(block.ids))
     return Sweep(
         whole,
-        learned,
+        supervised,
         np.concatenate(sketched),
         np.concatenate(sketch),
         np.concatenate(unended),
@@ -148,12 +148,12 @@ def _has_no_end(
 ) -> Bool[np.ndarray, " r"]:
     """Return which examples learn a reply, and not where it ends.
 
-    An example of which everything is learned is a text, or a piece of one, and need not end.
+    An example of which everything is supervised is a text, or a piece of one, and need not end.
     """
     stops = np.cumsum(block.lengths)
     at = np.arange(len(block.ids))
-    learned_at = np.where(block.mask == 1, at, -1)
-    last = np.maximum.accumulate(learned_at)[stops - 1]
+    supervised_at = np.where(block.mask == 1, at, -1)
+    last = np.maximum.accumulate(supervised_at)[stops - 1]
     is_reply = (targets > 0) & (targets < block.lengths - 1) & (block.lengths < max_length)
     return is_reply & ~np.isin(block.ids[last], ends)
 

@@ -1,1 +1,1 @@
-"""Rows as tokens and masks of what is learned, kept on disk."""
+"""Rows as tokens and masks of the supervised tokens, kept on disk."""

@@ -44,12 +44,12 @@ class Stored(NamedTuple):
 
     Attributes:
         input_ids: The tokens of all examples, one after the other.
-        loss_mask: 1 where they are learned.
+        loss_mask: 1 where they are supervised.
         table: A line of `chunk.TABLE` for each example.
         files: What the places of the rows are in.
         report: What became of the rows.
         fingerprint: A digest of all tokens and masks, see `Fingerprint`.
-        end_ids: The tokens that end what is learned.
+        end_ids: The tokens that end the supervised part.
         maps: The files behind the arrays.
     """
 

@@ -25,7 +25,7 @@ _BATCH_ROWS = 256
 _BATCH_SIZE = 1_000_000
 
 # A line for each example: where its tokens begin in the array of all of them, how many there are,
-# how many there were before it was cut, how many are learned, the highest of them, and its place:
+# how many there were before it was cut, how many are supervised, the highest id, and its place:
 # an index into a list of files, and a line or row.
 TABLE = np.dtype(
     [
@@ -47,7 +47,7 @@ class Chunk(NamedTuple):
 
     Attributes:
         input_ids: The tokens of all examples, one after the other.
-        loss_mask: 1 where they are learned.
+        loss_mask: 1 where they are supervised.
         table: A line of `TABLE` for each example.
         files: What the places of the rows are in.
         tally: What was counted.

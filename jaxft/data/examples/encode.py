@@ -52,7 +52,7 @@ class Examples:
         full_lengths: Tokens in each before it was cut.
         report: What became of all rows.
         fingerprint: A digest of all tokens and targets, by which a resumed run knows its data.
-        end_ids: The tokens that end what is learned.
+        end_ids: The tokens that end the supervised part.
     """
 
     def __init__(self, stored: Stored) -> None:
@@ -165,7 +165,7 @@ def code_digest(folder: Path) -> str:
 
 
 def nothing_left(name: str, report: Report) -> DataError:
-    """Return the error for rows in which nothing is learned."""
+    """Return the error for rows in which nothing is supervised."""
     if report.without_target == report.dropped:
         return DataError(
             f"{name}: none of its {report.rows:,} rows has a token to learn.",

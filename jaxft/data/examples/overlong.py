@@ -1,6 +1,6 @@
 """What becomes of an example that is longer than a sequence.
 
-Of 10 tokens at a maximum length of 4, `truncate` keeps 4, `split` makes examples of 4, 4 and 2,
+With 10 tokens and a maximum length of 4, `truncate` keeps 4, `split` makes examples of 4, 4 and 2,
 `drop` keeps nothing and `error` stops. Whatever is kept has at least one target.
 """
 
@@ -18,14 +18,14 @@ Outcome = Literal["", "truncated", "split", "too_long", "cut_off", "without_targ
 
 
 class Fitted(NamedTuple):
-    """What is kept of an example, and what that is called in a report."""
+    """The pieces kept of an example, and the name of the treatment in a report."""
 
     examples: tuple[Example, ...]
     outcome: Outcome
 
 
 def fit(example: Example, max_length: int, overlong: Overlong, place: Place) -> Fitted:
-    """Return what is kept of an example.
+    """Return the pieces that are kept of an example.
 
     Args:
         example: At full length.
@@ -61,7 +61,7 @@ def fit(example: Example, max_length: int, overlong: Overlong, place: Place) -> 
 def split(example: Example, max_length: int) -> list[Example]:
     """Cut an example into pieces, all but the last of `max_length` tokens.
 
-    The first token of a piece is no target, because nothing stands before it there.
+    The first token of a piece is not a target, because nothing stands before it there.
     """
     pieces = []
     for start in range(0, len(example.input_ids), max_length):

@@ -1,7 +1,7 @@
-"""A row as text, with the spans of it that are learned.
+"""A row as text, with the spans of it that are supervised.
 
-`{"prompt": "2 + 2 =", "completion": " 4"}` becomes `2 + 2 = 4</s>`, of which ` 4</s>` is learned.
-This file decides what is learned; `turns` finds where it stands in a chat, and `tokens` which
+`{"prompt": "2 + 2 =", "completion": " 4"}` becomes `2 + 2 = 4</s>`, and ` 4</s>` is supervised.
+This file decides which part is supervised; `turns` finds its place in a chat, and `tokens` which
 tokens it is.
 """
 
@@ -26,9 +26,9 @@ class Rendered(NamedTuple):
 
     Attributes:
         text: What the tokenizer is given.
-        spans: Pairs of character positions, start and stop, of what is learned.
+        spans: Pairs of character positions, start and stop, of the supervised part.
         is_plain: Whether the tokenizer adds its own start token; a chat template wrote it already.
-        ends: The tokens that end what is learned, as text.
+        ends: The tokens that end the supervised part, as text.
         notes: What is worth counting; see `notes.NOTES`.
     """
 
@@ -44,7 +44,7 @@ def render_row(row: Row, encoding: Encoding) -> list[Rendered]:
 
     Args:
         row: The row, of any shape but tokens.
-        encoding: What is learned, and the tokenizer.
+        encoding: The supervised part, and the tokenizer.
 
     Raises:
         DataError: The tokenizer lacks what the row needs, or its template refuses the row.
@@ -90,7 +90,7 @@ def _eos_token(row: Row, tokenizer: Tokenizer) -> str:
 
 
 def _render_dialogue(row: Dialogue, encoding: Encoding) -> list[Rendered]:
-    """Write a chat, and choose which of its replies are learned."""
+    """Write a chat, and choose which of its replies are supervised."""
     tokenizer = encoding.tokenizer
     given = {**encoding.template_kwargs, **row.template_kwargs}
     chat = Chat(tokenizer, row.tools, given, str(row.place))
@@ -112,7 +112,7 @@ def _render_dialogue(row: Dialogue, encoding: Encoding) -> list[Rendered]:
 
 
 def _chosen(row: Dialogue, encoding: Encoding) -> list[int]:
-    """Return the indices of the replies that are learned.
+    """Return the indices of the replies that are supervised.
 
     Raises:
         DataError: One of them is the first message.
@@ -141,7 +141,7 @@ def _is_blank(reply: Message) -> bool:
 
 
 def _whole(chat: Chat, ends: Ends, row: Dialogue, chosen: Sequence[int]) -> Rendered:
-    """Return a chat of which every token is learned."""
+    """Return a chat of which every token is supervised."""
     text = chat.write(row.messages)
     if not chosen or chosen[-1] != len(row.messages) - 1:
         return Rendered(text, ((0, len(text)),), False, (), ())
@@ -186,7 +186,7 @@ def _with_end(
 
 
 def _marked(start: int, reply: Reply, marks: Spans | None) -> Spans:
-    """Return what is learned of a reply: all of it, or what the template marks of it.
+    """Return the supervised part of a reply: all of it, or the part that the template marks.
 
     Marks that reach the end of its words take the token with them that ends it; without it a model
     could not learn to stop.

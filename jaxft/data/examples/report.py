@@ -2,7 +2,7 @@
 
 A report counts: 1,000 rows, 52,300 tokens, 3 examples cut at 1,024 tokens, the first of them at
 `train.jsonl:17`. It is kept with the encoded rows, so it holds names and numbers alone. Training on
-the wrong tokens looks like training, so what is learned is also shown, decoded from the very arrays
+the wrong tokens looks like training, so the supervised part is shown too, decoded from the arrays
 that the step is given.
 """
 
@@ -29,14 +29,14 @@ class Report:
         rows: Rows read.
         examples: Examples kept.
         tokens: Tokens in them.
-        targets: Those of them that are learned.
+        targets: Those of them that are supervised.
         longest: Tokens in the longest example with a target, before it was cut or left out.
         max_length: The most tokens of an example.
         truncated: Examples kept, but cut at that length.
         split: Examples cut into several.
         too_long: Examples left out for being longer.
-        cut_off: Examples left out because all that is learned in them was beyond that length.
-        without_target: Examples left out because nothing in them is learned at any length.
+        cut_off: Examples left out because all that is supervised in them was beyond that length.
+        without_target: Examples left out because nothing in them is supervised at any length.
         dropped: Examples left out for any of these reasons.
         notes: How many rows each name of `notes.NOTES` is true of.
         unused: How many rows have a field that nothing was made of, by the field's name.
@@ -62,7 +62,7 @@ class Report:
 
 
 class Piece(NamedTuple):
-    """A run of text that is learned as a whole or not at all."""
+    """A run of text that is supervised as a whole or not at all."""
 
     text: str
     is_target: bool
@@ -107,7 +107,7 @@ def _first(report: Report, count: int, name: str) -> str:
 
 
 def split_pieces(example: Example, tokenizer: Tokenizer) -> list[Piece]:
-    """Decode a row into runs of text that are learned and runs that are not.
+    """Decode a row into runs of text that are supervised and runs that are not.
 
     Each run is what it adds to the decoded text before it, because some tokenizers drop the space
     of a first word.
@@ -124,12 +124,12 @@ def split_pieces(example: Example, tokenizer: Tokenizer) -> list[Piece]:
 
 
 def mark_targets(example: Example, tokenizer: Tokenizer, *, before: str, after: str) -> str:
-    """Return a row's text with each learned run between two marks.
+    """Return a row's text with each supervised run between two marks.
 
     Args:
         example: The row.
         tokenizer: The tokenizer it was encoded with.
-        before: Put before each learned run, such as an opening mark or a colour.
+        before: Put before each supervised run, such as an opening mark or a colour.
         after: Put after it.
     """
     return "".join(

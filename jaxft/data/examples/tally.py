@@ -37,12 +37,12 @@ class Tally:
         rows: Rows read.
         examples: Examples kept.
         tokens: Tokens in them.
-        targets: Those of them that are learned.
+        targets: Those of them that are supervised.
         longest: Tokens in the longest example with a target, before it was cut.
         outcomes: Examples that are not kept as they are, by `overlong.Outcome`, and `dropped`.
         notes: Rows, by the notes that are true of them.
         unused: Rows, by the fields of them that are not used.
-        end_ids: The tokens that end what is learned.
+        end_ids: The tokens that end the supervised part.
     """
 
     rows: int = 0

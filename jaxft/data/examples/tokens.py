@@ -1,8 +1,8 @@
-"""Rows to token ids and the masks of those that are learned.
+"""Rows to token ids and the masks of the supervised ones.
 
-`2 + 2 = 4</s>`, of which ` 4</s>` is learned, becomes `input_ids` `[17, 10, 17, 28, 220, 19, 2]`
+`2 + 2 = 4</s>`, of which ` 4</s>` is supervised, becomes `input_ids` `[17, 10, 17, 28, 220, 19, 2]`
 and `loss_mask` `[0, 0, 0, 0, 1, 1, 1]`. A whole text is tokenized at once, as generation and every
-other trainer do, and the learned spans are found by the tokens' offsets: no token is added, merged
+other trainer do, and the supervised spans are found by the tokens' offsets: none is added, merged
 or cut differently for being near a span's edge, and no text has two start tokens.
 """
 
@@ -41,7 +41,7 @@ class Encoded(NamedTuple):
 
     Attributes:
         examples: At full length; more than one where a chat is cut into its replies.
-        end_ids: The tokens that end what is learned in them.
+        end_ids: The tokens that end the supervised part of them.
         notes: What is worth counting; see `notes.NOTES`.
     """
 
@@ -55,7 +55,7 @@ def encode_rows(rows: Sequence[Row], encoding: Encoding) -> list[Encoded]:
 
     Args:
         rows: Rows of any shape.
-        encoding: The tokenizer, and what is learned.
+        encoding: The tokenizer, and the supervised part.
 
     Raises:
         DataError: The tokenizer lacks what a row needs, or its template refuses the row.
@@ -167,7 +167,7 @@ def _encodings(texts: Sequence[str], tokenizer: Tokenizer, *, is_plain: bool) ->
 
 
 def _example(row: Row, rendered: Rendered, encoded: Any, encoding: Encoding) -> Example:
-    """Return one text's tokens and which of them are learned."""
+    """Return one text's tokens and which of them are supervised."""
     tokenizer: Tokenizer = encoding.tokenizer
     ids = np.asarray(encoded.ids, np.int32)
     mask = np.zeros(len(ids), np.uint8)
@@ -190,7 +190,7 @@ def _example(row: Row, rendered: Rendered, encoded: Any, encoding: Encoding) -> 
                 "Targets cannot be located with it; use the model's own tokenizer.json.",
             )
         # A token of the prompt that swallows the white space behind it is still the prompt's; any
-        # other token across the start is learned, as in TRL.
+        # other token across the start is supervised, as in TRL.
         if ids[first] in encoding.added_ids and encoded.token_to_chars(first)[0] < start:
             first += 1
         mask[first : own_stop if behind is None else behind] = 1

@@ -88,7 +88,7 @@ def _history(given: Given) -> list[str]:
     said = []
     for index, pair in enumerate(pairs):
         if not isinstance(pair, list) or len(pair) != 2:
-            raise DataError(f'{given.place}: "{name}[{index}]" is no pair.', expected)
+            raise DataError(f'{given.place}: "{name}[{index}]" is not a pair.', expected)
         said += [
             fields.text(each, f"{name}[{index}][{part}]", given.place)
             for part, each in enumerate(pair)

@@ -15,7 +15,7 @@ from jaxft.data.rows.row import Place
 from jaxft.data.rows.wording import kind
 from jaxft.errors import DataError
 
-# Rows from Python may have names that are no strings; nobody makes anything of such a field.
+# Rows from Python may have names that are not strings; such a field is not used.
 Fields = Mapping[Any, Any]
 
 
@@ -41,7 +41,7 @@ class Given:
         """Return a field's text, the default where it is missing.
 
         Raises:
-            DataError: It is no string.
+            DataError: It is not a string.
         """
         if name not in self.values:
             return default
@@ -66,7 +66,7 @@ def text(value: object, name: str, place: Place) -> str:
     """Return a field's text.
 
     Raises:
-        DataError: It is no string, or no tokenizer can take it.
+        DataError: It is not a string, or no tokenizer can take it.
     """
     found = plain.as_text(value, name, place)
     if isinstance(found, str):
@@ -78,7 +78,7 @@ def objects(value: object, name: str, expected: str, place: Place) -> list[tuple
     """Return the objects of a list, each with the name that messages call it by.
 
     Raises:
-        DataError: The value is no list, is empty, or has something else than objects in it.
+        DataError: The value is not a list, is empty, or has something other than objects in it.
     """
     value = plain_list(value)
     if not isinstance(value, list) or not value:
@@ -99,7 +99,7 @@ def from_text(value: object, name: str, place: Place) -> Any:
     Objects in it that are not text lose their fields that are null, as the row itself does.
 
     Raises:
-        DataError: The text is no JSON, or JSON has no such value.
+        DataError: The text is not JSON, or JSON has no such value.
     """
     found = plain.as_text(value, name, place)
     if isinstance(found, str):

@@ -1,7 +1,7 @@
-"""What a row marks as not to be learned: turns of a chat, and whole completions.
+"""The parts that a row marks as not supervised: turns of a chat, and whole completions.
 
 `{"role": "assistant", "content": "5", "weight": 0}` is a turn that stays in the text and is not
-learned; so are `loss: false`, `train: false` and their like. `train_turns` marks the turns of a
+supervised; so are `loss: false`, `train: false` and their like. `train_turns` marks the turns of a
 whole row. Separate from leftovers, which refuses the marks that this file does not know.
 """
 
@@ -19,7 +19,7 @@ from jaxft.data.rows.row import Message, Place
 from jaxft.data.rows.wording import kind, quoted
 from jaxft.errors import DataError
 
-# Fields of a message that say whether it is learned, and which value says that it is. `weight` is
+# Fields of a message that say whether it is supervised, and the value that says so. `weight` is
 # OpenAI's and Mistral's, `loss` ms-swift's, `train` and `training` axolotl's.
 MARKS: Mapping[str, bool] = {
     "weight": True,
@@ -43,7 +43,7 @@ class Turn(NamedTuple):
     Attributes:
         name: What errors call it, such as `messages[2]`.
         message: Without its marks.
-        marks: By their names, whether they say that the message is learned.
+        marks: By their names, whether they say that the message is supervised.
     """
 
     name: str
@@ -67,7 +67,7 @@ def as_flag(value: object) -> bool | None:
 
 
 def mark(name: str, value: object, each: str, place: Place) -> bool:
-    """Return whether a mark says that its message is learned.
+    """Return whether a mark says that its message is supervised.
 
     Raises:
         DataError: It is neither true nor false.
@@ -86,18 +86,18 @@ def mark(name: str, value: object, each: str, place: Place) -> bool:
 
 
 def skipped(turns: Sequence[Turn], num_prompt: int, given: Given) -> frozenset[int]:
-    """Return the indices of the assistant's messages that are marked as not to be learned.
+    """Return the indices of the assistant's messages that are marked as not to be supervised.
 
-    A mark that asks for a message of somebody else to be learned is refused, unless all messages
+    A mark that asks for a message of somebody else to be supervised is refused, unless all messages
     of the row have it: then it sets nothing apart.
 
     Args:
         turns: The chat, as the row has it.
-        num_prompt: How many messages at its beginning are a prompt, which is not learned.
+        num_prompt: How many messages at its beginning are a prompt, which is not supervised.
         given: The row, for its `train_turns`.
 
     Raises:
-        DataError: Marks contradict each other, or ask for something to be learned that is not.
+        DataError: Marks contradict each other, or ask for something to be supervised that is not.
     """
     found = set()
     marked = [turn.marks for turn in turns if turn.marks]
@@ -114,7 +114,7 @@ def skipped(turns: Sequence[Turn], num_prompt: int, given: Given) -> frozenset[i
                 "Keep one of the marks.",
             )
         is_reply = message["role"] == "assistant" and index >= num_prompt
-        asked = [name for name, is_learned in marks.items() if is_learned]
+        asked = [name for name, is_supervised in marks.items() if is_supervised]
         if not is_reply and set(asked) - everywhere:
             raise _not_a_reply(f'"{each}.{asked[0]}"', message, given.place)
         if message["role"] == "assistant" and not all(marks.values()):
@@ -142,18 +142,18 @@ def _untrained(turns: Sequence[Turn], num_prompt: int, given: Given) -> set[int]
         chosen = {len(turns): list(range(len(turns))), len(replies): replies}.get(len(value))
         if chosen is None:
             raise DataError(f"{given.place}: {name} has {len(value)} values.", expected)
-        learned = {index for index, each in zip(chosen, value, strict=True) if each}
+        supervised = {index for index, each in zip(chosen, value, strict=True) if each}
     elif all(type(each) is int and 0 <= each < len(replies) for each in value) and value == sorted(
         set(value)
     ):
-        learned = {replies[each] for each in value}
+        supervised = {replies[each] for each in value}
     else:
         raise DataError(f"{given.place}: {name} has other values in it.", expected)
-    # Where all are learned, nothing is set apart.
-    others = learned - {index for index in replies if index >= num_prompt}
-    if others and len(learned) < len(turns):
+    # Where all are supervised, nothing is set apart.
+    others = supervised - {index for index in replies if index >= num_prompt}
+    if others and len(supervised) < len(turns):
         raise _not_a_reply(name, turns[min(others)].message, given.place)
-    return set(replies) - learned
+    return set(replies) - supervised
 
 
 def verdicts(given: Given, *, is_pair: bool) -> tuple[str, ...]:
@@ -197,8 +197,8 @@ def _is_word(value: object) -> bool:
 
 def _not_a_reply(name: str, message: Mapping[str, Any], place: Place) -> DataError:
     return DataError(
-        f"{place}: {name} asks for a message of the role {quoted(message['role'])} to be learned"
-        " that is no reply to learn.",
+        f"{place}: {name} asks for a message of the role {quoted(message['role'])} to be learned,"
+        " which is not a reply.",
         "Only the assistant's messages behind a prompt can be chosen: mark those alone, or set "
         "data.train_on to all and remove the marks.",
     )

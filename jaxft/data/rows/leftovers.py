@@ -1,7 +1,8 @@
 """Fields that nothing was made of: counted by their names, or refused for what they are called.
 
 `id` and `source` are counted. `loss_weight`, `answer_mask`, `chosen` or `reward` are refused, since
-by its name such a field says what is to be learned: training without it would be on something else
+by its name such a field says which part is to be supervised: training without it would be on
+something else
 than the row says. The rule is about names and not about cases, so it knows no trainer.
 """
 
@@ -76,7 +77,7 @@ def unused(fields: Fields, place: Place, prefix: str = "") -> tuple[str, ...]:
         prefix: What stands before their names, such as `messages[].`.
 
     Raises:
-        DataError: One of them by its name says what is learned.
+        DataError: One of them by its name says which part is supervised.
     """
     for name, value in fields.items():
         if changes_learning(name, value):
@@ -89,7 +90,7 @@ def unused(fields: Fields, place: Place, prefix: str = "") -> tuple[str, ...]:
 
 
 def changes_learning(name: object, value: object, *, is_inner: bool = False) -> bool:
-    """Return whether a field by its name says what is learned, and its value that it matters.
+    """Return whether a field's name says which part is supervised, and its value that it matters.
 
     Args:
         name: The field.

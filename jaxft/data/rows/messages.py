@@ -2,7 +2,7 @@
 
 `{"from": "gpt", "value": "4"}` becomes `{"role": "assistant", "content": "4"}`. Each message that
 leaves this file has a role and a text, and beside them only what templates know; marks of what is
-not learned are set apart, and every other field is named.
+not supervised are set apart, and every other field is named.
 """
 
 from __future__ import annotations

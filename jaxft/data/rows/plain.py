@@ -121,7 +121,7 @@ def from_json(text: str, name: str, place: Place) -> Any:
     """Return the value of a field that is JSON text.
 
     Raises:
-        DataError: It is no JSON, or an object in it names a field twice.
+        DataError: It is not JSON, or an object in it names a field twice.
     """
     try:
         value = json.loads(text, object_pairs_hook=unique_fields)

@@ -53,7 +53,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Dialogue(Row):
-    r"""A chat: messages that the model's chat template writes, of which replies are learned.
+    r"""A chat: messages that the model's chat template writes, of which replies are supervised.
 
     Questions with answers and alpaca rows are dialogues too. `{"instruction": "Add.", "input": "2
     and 2", "output": "4"}` has the messages `user: Add.\n\n2 and 2` and `assistant: 4`.
@@ -62,7 +62,7 @@ class Dialogue(Row):
         messages: Each has `role` and `content`, a string; others of its fields are passed to the
             template as they are (`reasoning_content`, `tool_calls`, `name`, ...).
         num_prompt: How many messages the row itself calls a prompt; 0 where it does not say.
-        skipped: Indices of the assistant's messages that the row marks as not to be learned.
+        skipped: Indices of the assistant's messages that the row marks as not to be supervised.
         tools: The tools that the chat may call, as JSON schemas; empty for none.
         template_kwargs: Further variables of the template, such as `{"enable_thinking": False}`.
     """
@@ -76,7 +76,7 @@ class Dialogue(Row):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TextCompletion(Row):
-    """Plain text in two parts, of which the completion is learned; no template touches it."""
+    """Plain text in two parts, of which the completion is supervised; no template touches it."""
 
     prompt: str
     completion: str
@@ -84,7 +84,7 @@ class TextCompletion(Row):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Text(Row):
-    """Plain text, all of which is learned; no template touches it."""
+    """Plain text, all of which is supervised; no template touches it."""
 
     text: str
 
@@ -95,7 +95,7 @@ class Tokenized(Row):
 
     Attributes:
         input_ids: The tokens.
-        loss_mask: 1 where the token is learned.
+        loss_mask: 1 where the token is supervised.
     """
 
     input_ids: Int32[np.ndarray, " t"]

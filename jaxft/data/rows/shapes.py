@@ -58,8 +58,8 @@ def parse_row(value: object, place: Place, columns: Mapping[str, str] = _NO_COLU
             `{"question": "query"}`.
 
     Raises:
-        DataError: The value is no object, its fields have other names, types or shapes, or one of
-            them says that something else is learned than jaxft would.
+        DataError: The value is not an object, its fields have other names, types or shapes, or one
+            of them says that something else is supervised than jaxft would supervise.
     """
     if not isinstance(value, Mapping):
         raise DataError(

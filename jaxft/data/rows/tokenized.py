@@ -1,8 +1,8 @@
 """Rows that are tokens already, as transformers' Trainer is given them.
 
 `{"input_ids": [5, 17, 9], "labels": [-100, 17, 9]}` learns 17 and 9. Labels have transformers'
-meaning: a label stands at its own token, not at the one before, and IGNORED is not learned. The
-invariant: a row that leaves this file has no padding, and a token in it is learned or not, never
+meaning: a label stands at its own token, not at the one before, and IGNORED is not supervised. The
+invariant: a row that leaves this file has no padding, and a token in it is supervised or not, never
 replaced.
 """
 
@@ -17,11 +17,11 @@ from jaxft.data.rows.row import Place, Tokenized
 from jaxft.data.rows.wording import quoted
 from jaxft.errors import DataError
 
-# Marks tokens that are not learned. Source: the ignore_index of torch's and transformers'
+# Marks tokens that are not supervised. Source: the ignore_index of torch's and transformers'
 # cross-entropy, so that labels read as people expect.
 IGNORED = -100
 
-# Each has 1 for every token that is learned. Source: the last two are TRL's.
+# Each has 1 for every token that is supervised. Source: the last two are TRL's.
 _MASKS = ("loss_mask", "completion_mask", "assistant_masks")
 
 # Where several texts stand in one row. A row is one text, so they may say only that. Source: the
@@ -50,11 +50,11 @@ def parse(given: Given) -> Tokenized:
     """Return the row of `input_ids`, and of the masks and labels where they are given.
 
     Padding, where the attention mask is 0, is removed, whatever its labels. Without labels and
-    masks every token is learned, an end token too, even if the tokenizer pads with it; a token
+    masks every token is supervised, an end token too, even if the tokenizer pads with it; a token
     that one of them leaves out is not.
 
     Raises:
-        DataError: A field is no flat list of numbers, or they do not fit together.
+        DataError: A field is not a flat list of numbers, or they do not fit together.
 
     Source: transformers 5.23, `DataCollatorForLanguageModeling` with `mlm=False` copies the
     labels from the tokens, and `ForCausalLMLoss` shifts them.
@@ -83,7 +83,7 @@ def parse(given: Given) -> Tokenized:
 
 
 def _mask(given: Given, ids: Int64[np.ndarray, " t"], kept: slice) -> Int64[np.ndarray, " u"]:
-    """Return which tokens without padding the masks let be learned; they must agree."""
+    """Return which tokens without padding the masks call supervised; they must agree."""
     first, mask = "", np.ones_like(ids)[kept]
     for name in _MASKS:
         if name not in given.values:
@@ -141,7 +141,7 @@ def _numbers(given: Given, name: str) -> Int64[np.ndarray, " t"]:
 
 
 def _array(value: object) -> np.ndarray:
-    """Return a list as an array; of no dimension if it is none."""
+    """Return a list as an array; without a dimension if the value is not a list."""
     try:
         return np.array(fields.plain_list(value))
     except ValueError:  # lists of different lengths
@@ -175,7 +175,7 @@ def _beside(given: Given, name: str, default: Int64[np.ndarray, " t"]) -> Int64[
 
 
 def _unpadded(mask: Int64[np.ndarray, " t"], given: Given) -> slice:
-    """Return where the tokens are that are no padding."""
+    """Return the positions of the tokens that are not padding."""
     label = given.label("attention_mask")
     _check_range(mask, label, 0, 1, given.place)
     inside = np.flatnonzero(mask)

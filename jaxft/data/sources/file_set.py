@@ -19,7 +19,7 @@ from jaxft.data.rows.row import Place
 from jaxft.data.sources import files, origin
 from jaxft.errors import DataError
 
-# Of a data set's folder, these speak about the rows and hold none.
+# Files in a data set's folder that describe the rows and hold none.
 _NO_ROWS = {"readme", "license", "licence", "notice", "citation", "dataset_info", "dataset_infos"}
 
 _TRAIN_WORD = re.compile(r"(?<![a-z])(train|training)(?![a-z])")

@@ -59,7 +59,7 @@ def load(source: SourceConfig) -> Table:
         )
     except Exception as error:
         raise DataError(
-            f"{source.path} is no file or folder here, and the Hub gives no such data set:"
+            f"{source.path} is not a file or folder here, and the Hub gives no such data set:"
             f" {_reason(error)}.",
             _remedy(error),
         ) from error

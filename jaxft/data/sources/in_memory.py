@@ -28,7 +28,7 @@ class InMemory:
         """Look at what the data set is, and read it if that can be done only once.
 
         Raises:
-            DataError: It is no set of rows.
+            DataError: It is not a set of rows.
         """
         self.name = name
         self._dataset = _rereadable(dataset, name)

@@ -58,7 +58,7 @@ def canonical(value: object, sort_keys: bool) -> bytes:
 
 
 def _as_json(value: Any) -> Any:
-    """Return JSON that stands for what is none."""
+    """Return a JSON value for a Python value that JSON does not have."""
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, bytes):

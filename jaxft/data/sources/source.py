@@ -113,7 +113,7 @@ def rows_of(dataset: Any, name: str) -> RowSource:
         name: What errors call the data set, such as `train_dataset`.
 
     Raises:
-        DataError: It is no such thing.
+        DataError: It is neither.
     """
     return RowSource(InMemory(dataset, name))
 

@@ -160,7 +160,7 @@ def test_one_answer_to_many_questions_makes_no_near_copies():
     rows = [chat(sentence(seed), "yes, that is so, my friend") for seed in range(30)]
     found = find(make_side(rows))
     assert found.near.count == 0
-    assert found.num_distinct_learned == 1
+    assert found.num_distinct_supervised == 1
 
 
 def test_pieces_of_one_row_are_no_copies_of_each_other():

@@ -23,7 +23,7 @@ Values = Iterator[tuple[Place, object]]
 
 
 class _Format(NamedTuple):
-    """How a kind of file is read, and by which first bytes it is known if it is no text."""
+    """How a kind of file is read, and the kinds that its first bytes show if it is not text."""
 
     read: Callable[[Path], Values]
     kinds: tuple[str, ...] = ()

@@ -145,7 +145,7 @@ class _Window:
         self._column = 1
 
     def peek(self) -> str:
-        """Move to the next character that is no space, and return it, or "" at the end."""
+        """Move to the next character that is not a space, and return it, or "" at the end."""
         while True:
             rest = self._text[self._at : self._at + _LONGEST_TOKEN]
             stripped = rest.lstrip(" \t\r\n")
