@@ -131,7 +131,7 @@ def write_models(args: argparse.Namespace, folder: Path) -> dict[str, Path]:
     folders = {"safetensors": folder / "safetensors", "msgpack": folder / "msgpack"}
     kinds: dict[str, save.Format] = {"safetensors": "merged", "msgpack": "flax"}
     for kind, place in folders.items():
-        save.save_model(place, config, infos, read, kinds[kind], lambda _: None)
+        save.save_model(place, config, infos, read, kinds[kind], lambda _: None, replaces=None)
     try:
         import torch
     except ImportError:
