@@ -29,7 +29,7 @@ from jaxft.weights.safetensors import SafetensorsCheckpoint
 
 @pytest.fixture(autouse=True)
 def _no_tensor_is_read(monkeypatch):
-    def read(checkpoint, name):
+    def read(checkpoint, name, region=None):
         raise AssertionError(f"{name} was read")
 
     monkeypatch.setattr(SafetensorsCheckpoint, "read", read)

@@ -17,6 +17,7 @@ import numpy as np
 from jaxft.errors import WeightsError
 from jaxft.weights import flax_names, msgpack_file, msgpack_writer, shards
 from jaxft.weights.checkpoint import TensorInfo
+from jaxft.weights.regions import Region
 
 SINGLE = "flax_model.msgpack"
 INDEX = "flax_model.msgpack.index.json"
@@ -43,8 +44,8 @@ class FlaxCheckpoint:
             for name, (_, stored) in self.arrays.items()
         }
 
-    def read(self, name: str) -> np.ndarray:
-        """Read one tensor into memory of its own.
+    def read(self, name: str, region: Region | None = None) -> np.ndarray:
+        """Read one tensor, or the bytes of a region of it, into memory of its own.
 
         Raises:
             WeightsError: No such tensor, or its file changed or vanished since it was opened.
@@ -55,13 +56,16 @@ class FlaxCheckpoint:
                 "Expected the weights that config.json describes; check that both belong together.",
             )
         file, stored = self.arrays[name]
+        is_transposed = flax_names.is_transposed(self.paths[name])
+        if region is not None and is_transposed:
+            region = region[::-1]
         try:
-            values = stored.read(file)
+            values = stored.read(file, region)
         except (OSError, EOFError) as error:
             raise WeightsError(
                 f"{file}: cannot read {name} ({error}).", msgpack_file.REFETCH
             ) from error
-        return values.T if flax_names.is_transposed(self.paths[name]) else values
+        return values.T if is_transposed else values
 
 
 def open_flax(folder: Path) -> FlaxCheckpoint:

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from jaxft.errors import UnsupportedModelError, WeightsError
-from jaxft.weights import gguf_file
+from jaxft.weights import gguf_file, regions
 from jaxft.weights.checkpoint import TensorInfo
 from jaxft.weights.gguf_architectures import ARCHITECTURES, Architecture
+from jaxft.weights.regions import Region
 
 _TENSOR_NAME = re.compile(r"(?:blk\.(?P<block>\d+)\.)?(?P<part>\w+)\.(?P<leaf>weight|bias)")
 
@@ -75,8 +76,11 @@ class GgufCheckpoint:
             for name, origin in self.origins.items()
         }
 
-    def read(self, name: str) -> np.ndarray:
-        """Dequantise one tensor, rows in Hugging Face order.
+    def read(self, name: str, region: Region | None = None) -> np.ndarray:
+        """Dequantise one tensor, or a region of it, rows in Hugging Face order.
+
+        Of a region, the blocks that hold it are read; of rows in another order than the file's,
+        whole heads.
 
         Raises:
             WeightsError: No such tensor, or the file cannot give it.
@@ -87,10 +91,20 @@ class GgufCheckpoint:
                 "Expected a complete model; convert or download it again.",
             )
         origin = self.origins[name]
-        values = self.file.read(origin.name)
-        if origin.offset:
-            values -= np.float32(origin.offset)
-        return unpermute(values, origin.heads) if origin.heads else values
+        shape = self.file.tensors[origin.name].shape
+        region = regions.whole(shape) if region is None else region
+        if not origin.heads:
+            values = self.file.read(origin.name, region)
+            if origin.offset:
+                values -= np.float32(origin.offset)
+            return values
+        rows, *columns = region
+        width = shape[0] // origin.heads
+        heads = slice(rows.start // width, -(-rows.stop // width))
+        around = slice(heads.start * width, heads.stop * width)
+        values = self.file.read(origin.name, (around, *columns))
+        values = unpermute(values, heads.stop - heads.start)
+        return values[rows.start - around.start : rows.stop - around.start]
 
 
 def open_gguf(path: Path) -> GgufCheckpoint:

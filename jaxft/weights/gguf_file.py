@@ -22,6 +22,8 @@ import gguf
 import numpy as np
 
 from jaxft.errors import UnsupportedModelError, WeightsError
+from jaxft.weights import regions
+from jaxft.weights.regions import Region
 
 _STRING, _ARRAY = gguf.GGUFValueType.STRING, gguf.GGUFValueType.ARRAY
 _SCALARS = {
@@ -67,35 +69,56 @@ class GgufFile:
     metadata: dict[str, Any]
     tensors: dict[str, GgufTensor]
 
-    def read(self, name: str) -> np.ndarray:
-        """Read one tensor and dequantise it to float32.
+    def read(self, name: str, region: Region | None = None) -> np.ndarray:
+        """Read one tensor, or the blocks that hold a region of it, and dequantise to float32.
 
         Raises:
             WeightsError: The file has become shorter, or the type cannot be dequantised.
         """
         tensor = self.tensors[name]
-        values = np.empty((math.prod(tensor.shape[:-1]), tensor.shape[-1]), np.float32)
-        row_bytes = gguf.quant_shape_to_byte_shape(tensor.shape, tensor.kind)[-1]
-        # In steps, because the library holds a whole result twice.
-        step = max(1, _STEP_VALUES // tensor.shape[-1])
+        *outer, columns = regions.whole(tensor.shape) if region is None else region
+        values = np.empty(
+            (*regions.shape_of(tuple(outer)), columns.stop - columns.start), np.float32
+        )
+        starts, length = regions.runs(tensor.shape[:-1], tuple(outer))
         try:
-            # Not a memory map: its pages would count as memory as long as the file is open.
-            with self.path.open("rb") as opened:
-                opened.seek(tensor.offset)
-                for begin in range(0, len(values), step):
-                    rows = values[begin : begin + step]
-                    stored = np.fromfile(opened, np.uint8, len(rows) * row_bytes)
-                    if stored.size != len(rows) * row_bytes:
-                        raise WeightsError(f"{self.path}: the file ends within {name}.", _REFETCH)
-                    rows[...] = gguf.dequantize(stored.reshape(len(rows), -1), tensor.kind)
+            for start, rows in zip(
+                starts.tolist(), values.reshape(len(starts), length, -1), strict=True
+            ):
+                # In steps, because the library holds a whole result twice.
+                step = max(1, _STEP_VALUES // tensor.shape[-1])
+                for begin in range(0, length, step):
+                    part = rows[begin : begin + step]
+                    first = start + begin
+                    part[...] = self._rows(tensor, slice(first, first + len(part)), columns)
         except OSError as error:
             raise WeightsError(f"{self.path}: cannot read {name} ({error}).", _REFETCH) from error
+        except EOFError as error:
+            raise WeightsError(f"{self.path}: the file ends within {name}.", _REFETCH) from error
         except NotImplementedError as error:
             raise WeightsError(
                 f"{self.path}: tensor {name} is stored as {tensor.kind.name}.",
                 "Expected a type that the gguf library can dequantise; use another quantisation.",
             ) from error
-        return values.reshape(tensor.shape)
+        return values
+
+    def _rows(self, tensor: GgufTensor, rows: slice, columns: slice) -> np.ndarray:
+        """Return these columns of these rows of a tensor that is seen as a table.
+
+        Raises:
+            OSError, EOFError: As `regions.read`.
+            NotImplementedError: The type cannot be dequantised.
+        """
+        values, block_bytes = gguf.GGML_QUANT_SIZES[tensor.kind]
+        blocks = slice(columns.start // values, -(-columns.stop // values))
+        shape = (math.prod(tensor.shape[:-1]), tensor.shape[-1] // values * block_bytes)
+        region = rows, slice(blocks.start * block_bytes, blocks.stop * block_bytes)
+        place = ((tensor.offset, tensor.num_bytes),)
+        # Not a memory map: its pages would count as memory as long as the file is open.
+        raw = regions.read(self.path, place, shape, np.dtype(np.uint8), region)
+        around = blocks.start * values
+        found = gguf.dequantize(raw, tensor.kind)
+        return found[:, columns.start - around : columns.stop - around]
 
 
 def read_gguf(path: Path) -> GgufFile:

@@ -22,6 +22,8 @@ import ml_dtypes
 import numpy as np
 
 from jaxft.errors import WeightsError
+from jaxft.weights import regions
+from jaxft.weights.regions import Region
 
 # flax's names for element types: numpy's, and bfloat16.
 DTYPES = {
@@ -61,25 +63,14 @@ class StoredArray(NamedTuple):
     dtype: np.dtype
     parts: tuple[tuple[int, int], ...]  # (offset in the file, bytes)
 
-    def read(self, file: Path) -> np.ndarray:
-        """Read the array into memory of its own.
+    def read(self, file: Path, region: Region | None) -> np.ndarray:
+        """Read the array, or the bytes of a region of it, into memory of its own.
 
         Raises:
             OSError: The file cannot be read.
             EOFError: It has become shorter.
         """
-        raw = np.empty(sum(num_bytes for _, num_bytes in self.parts), np.uint8)
-        begin = 0
-        with file.open("rb", buffering=0) as opened:
-            for offset, num_bytes in self.parts:
-                opened.seek(offset)
-                end = begin + num_bytes
-                while begin < end:
-                    count = opened.readinto(raw[begin:end].data)
-                    if not count:
-                        raise EOFError("the file ends within it")
-                    begin += count
-        return raw.view(self.dtype).reshape(self.shape)
+        return regions.read(file, self.parts, self.shape, self.dtype, region)
 
 
 def read_arrays(file: Path) -> dict[str, StoredArray]:

@@ -20,6 +20,7 @@ from jaxft.models.families.family import Family, Tensor
 from jaxft.models.network import EMBED, POSITIONS, Network, base_network
 from jaxft.models.spec import Learned, ModelSpec
 from jaxft.weights.checkpoint import Checkpoint, TensorInfo
+from jaxft.weights.regions import Region
 
 
 class Outputs(NamedTuple):
@@ -138,13 +139,13 @@ class Renamed:
         infos = self.original.infos()
         return {name: infos[theirs] for name, theirs in self.theirs.items()}
 
-    def read(self, name: str) -> np.ndarray:
-        """Read one tensor.
+    def read(self, name: str, region: Region | None = None) -> np.ndarray:
+        """Read one tensor, or a region of it.
 
         Raises:
             WeightsError: The file cannot give it; file and tensor are named.
         """
-        return self.original.read(self.theirs.get(name, name))
+        return self.original.read(self.theirs.get(name, name), region)
 
 
 def under_full_names(checkpoint: Checkpoint, family: Family) -> Checkpoint:

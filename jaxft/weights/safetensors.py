@@ -19,8 +19,9 @@ import numpy as np
 import safetensors
 
 from jaxft.errors import WeightsError
-from jaxft.weights import shards
+from jaxft.weights import regions, shards
 from jaxft.weights.checkpoint import TensorInfo
+from jaxft.weights.regions import Region
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -67,10 +68,10 @@ class SafetensorsCheckpoint:
 
     def infos(self) -> dict[str, TensorInfo]:
         """List the tensors under their names, in the files' order."""
-        return {name: stored.info for name, (_, stored) in self.tensors.items()}
+        return {name: tensor.info for name, (_, tensor) in self.tensors.items()}
 
-    def read(self, name: str) -> np.ndarray:
-        """Read one tensor into memory of its own.
+    def read(self, name: str, region: Region | None = None) -> np.ndarray:
+        """Read one tensor, or the bytes of a region of it, into memory of its own.
 
         Raises:
             WeightsError: No such tensor, or its file changed or vanished since it was opened.
@@ -81,14 +82,13 @@ class SafetensorsCheckpoint:
                 "Expected the weights that config.json describes; check that both belong together.",
             )
         file, (info, begin) = self.tensors[name]
-        num_values = math.prod(info.shape)
+        num_bytes = math.prod(info.shape) * info.dtype.itemsize
         try:
-            values = np.fromfile(file, info.dtype, num_values, offset=begin)
+            return regions.read(file, ((begin, num_bytes),), info.shape, info.dtype, region)
         except OSError as error:
             raise WeightsError(f"{file}: cannot read {name} ({error}).", _REFETCH) from error
-        if values.size != num_values:
-            raise WeightsError(f"{file}: the file ends within {name}.", _REFETCH)
-        return values.reshape(info.shape)
+        except EOFError as error:
+            raise WeightsError(f"{file}: the file ends within {name}.", _REFETCH) from error
 
 
 def open_safetensors(folder: Path) -> SafetensorsCheckpoint:
@@ -113,7 +113,7 @@ def open_file(file: Path) -> SafetensorsCheckpoint:
         WeightsError: As `open_safetensors`.
     """
     return SafetensorsCheckpoint(
-        file, {name: (file, stored) for name, stored in read_header(file).items()}
+        file, {name: (file, tensor) for name, tensor in read_header(file).items()}
     )
 
 

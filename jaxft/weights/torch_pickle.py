@@ -23,6 +23,7 @@ import numpy as np
 from jaxft.errors import WeightsError
 from jaxft.weights import shards, torch_unpickler
 from jaxft.weights.checkpoint import TensorInfo
+from jaxft.weights.regions import Region
 from jaxft.weights.torch_unpickler import PickledTensor, Storage
 
 SINGLE = "pytorch_model.bin"
@@ -64,8 +65,8 @@ class TorchCheckpoint:
             for name, (_, placed) in self.tensors.items()
         }
 
-    def read(self, name: str) -> np.ndarray:
-        """Read one tensor into memory of its own.
+    def read(self, name: str, region: Region | None = None) -> np.ndarray:
+        """Read one tensor into memory of its own; of a region, the rest is read and let go.
 
         Raises:
             WeightsError: No such tensor, or its file changed or vanished since it was opened.
@@ -89,7 +90,9 @@ class TorchCheckpoint:
         view = np.lib.stride_tricks.as_strided(
             raw.view(dtype), tensor.shape, [step * dtype.itemsize for step in tensor.strides]
         )
-        return np.ascontiguousarray(view).reshape(tensor.shape)
+        # What is contiguous already would be a view of all that was read.
+        kept = view if region is None else view[region].copy()
+        return np.ascontiguousarray(kept).reshape(kept.shape)
 
 
 def open_torch(folder: Path) -> TorchCheckpoint:

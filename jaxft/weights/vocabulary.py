@@ -22,8 +22,9 @@ import numpy as np
 
 from jaxft.models import families
 from jaxft.models.families.family import Family
-from jaxft.weights import names
+from jaxft.weights import names, regions
 from jaxft.weights.checkpoint import Checkpoint, TensorInfo
+from jaxft.weights.regions import Region
 from jaxft.weights.source import Source
 
 _CHUNK_ROWS = 4096  # of a table, brought to float32 at once
@@ -120,16 +121,25 @@ class ResizedCheckpoint:
             for name, info in self.original.infos().items()
         }
 
-    def read(self, name: str) -> np.ndarray:
-        """Read one tensor into memory of its own.
+    def read(self, name: str, region: Region | None = None) -> np.ndarray:
+        """Read one tensor, or a region of it, into memory of its own.
 
         Raises:
             WeightsError: The file cannot give it; file and tensor are named.
         """
         if name in self.tables:
-            return self.tables[name].astype(self.original.infos()[name].dtype)
-        tensor = self.original.read(name)
-        return with_rows(tensor, self.rows) if name in self.resized else tensor
+            table = self.tables[name] if region is None else self.tables[name][region]
+            return table.astype(self.original.infos()[name].dtype)
+        if name not in self.resized:
+            return self.original.read(name, region)
+        num_stored, *others = self.original.infos()[name].shape
+        rows, *columns = regions.whole((self.rows, *others)) if region is None else region
+        if rows.stop <= num_stored:
+            return self.original.read(name, (rows, *columns))
+        # A row that is made takes all that the files have, of these columns.
+        read = self.original.read(name, (slice(0, num_stored), *columns))
+        grown = with_rows(read, self.rows)
+        return grown if region is None else grown[rows].copy()
 
 
 def table_names(family: Family) -> frozenset[str]:

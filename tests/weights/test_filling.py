@@ -109,8 +109,8 @@ class Lent:
     def infos(self):
         return {name: TensorInfo(t.shape, t.dtype) for name, t in self.tensors.items()}
 
-    def read(self, name):
-        return self.tensors[name]
+    def read(self, name, region=None):
+        return self.tensors[name][region or ...]
 
 
 def tensors_of(network, dtype="float32"):

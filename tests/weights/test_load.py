@@ -38,9 +38,9 @@ class Memory:
     def infos(self):
         return {name: TensorInfo(t.shape, t.dtype) for name, t in self.tensors.items()}
 
-    def read(self, name):
+    def read(self, name, region=None):
         self.reads.append(name)
-        return self.tensors[name].copy()
+        return self.tensors[name][region or ...].copy()
 
 
 def checkpoint(network, dtype="float32", family=llama.LLAMA, **changes):
