@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxft import tree as trees
@@ -66,7 +66,7 @@ def spec_of(path: str) -> P:
     return matches[0]
 
 
-def shardings(tree: Mapping[str, Any], mesh: Mesh) -> trees.Tree:
+def shardings(tree: Mapping[str, Any], mesh: Mesh | AbstractMesh) -> trees.Tree:
     """Return the NamedSharding of every leaf of `tree` (arrays or ShapeDtypeStructs).
 
     Raises:

@@ -5,6 +5,9 @@ host's: a leaf is filled where it stays, and JAX takes it over without a copy or
 compile. An accelerator's is not: the leaf lies there from the start and slices are sent to it, so
 that the host never holds a whole stack. The invariant: each device gets its own part only, and
 nothing that was handed to JAX is written again.
+
+A leaf says which region of a slice the devices of this process need, the same of every slice, and
+is given that region.
 """
 
 from __future__ import annotations
@@ -18,6 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxft.weights import regions
+from jaxft.weights.regions import Region
+
 _ALIGNMENT = 64  # bytes; JAX copies what is aligned less (XLA's `MinAlign` of a CPU)
 _CACHE_LINE = 64  # bytes
 
@@ -30,17 +36,23 @@ class OnHost:
         self._leaf = leaf
         self._sharding = sharding
         self._places = sharding.addressable_devices_indices_map(leaf.shape)
+        self._needed = _needed(leaf, sharding)
         # Where in the leaf, and the memory; by the text of where, as slices are not hashable.
         self._parts: dict[str, tuple[Any, np.ndarray]] = {}
         for at in self._places.values():
             if str(at) not in self._parts:
                 self._parts[str(at)] = at, _aligned(sharding.shard_shape(leaf.shape), leaf.dtype)
 
+    def needed(self, index: int | None) -> Region:
+        """Return the region of a slice, or of the whole leaf, that `write` takes."""
+        return self._needed if index is None else self._needed[1:]
+
     def write(self, part: np.ndarray, index: int | None) -> None:
-        """Copy each device's part of a slice to its place, cast to the leaf's dtype."""
+        """Copy each device's part of a slice's needed region to its place, in the leaf's dtype."""
         for at, memory in self._parts.values():
-            here = part[(..., *at[len(at) - part.ndim :])]  # of a scalar: the scalar
-            _copy(here, memory if index is None else memory[index, ...])
+            place = regions.explicit(at, self._leaf.shape)
+            here = regions.within(place, self._needed)[len(at) - part.ndim :]
+            _copy(regions.cut(part, here), memory if index is None else memory[index, ...])
 
     def finish(self) -> jax.Array:
         """Hand the memory to JAX, which does not copy it."""
@@ -60,11 +72,23 @@ class OnDevices:
         self._sharding = sharding
         self._array: jax.Array | None = None
 
+    def needed(self, index: int | None) -> Region:
+        """Return the region of a slice, or of the whole leaf, that `write` takes."""
+        needed = _needed(self._leaf, self._sharding)
+        return needed if index is None else needed[1:]
+
     def write(self, part: np.ndarray, index: int | None) -> None:
         """Send each device its part of a slice and wait: the host is to hold no second one."""
-        axes = self._sharding.spec if index is None else self._sharding.spec[1:]
+        axes, shape = self._sharding.spec, self._leaf.shape
+        if index is not None:
+            axes, shape = axes[1:], shape[1:]
         placed = NamedSharding(self._sharding.mesh, PartitionSpec(*axes))
-        sent = jax.device_put(part.astype(self._leaf.dtype, copy=False), placed)
+        values, needed = part.astype(self._leaf.dtype, copy=False), self.needed(index)
+        sent = jax.make_array_from_callback(
+            shape,
+            placed,
+            lambda at: regions.cut(values, regions.within(regions.explicit(at, shape), needed)),
+        )
         if index is not None:
             if self._array is None:
                 self._array = jnp.zeros(self._leaf.shape, self._leaf.dtype, device=self._sharding)
@@ -80,9 +104,20 @@ class OnDevices:
 Filling = OnHost | OnDevices
 
 
-def begin(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> Filling:
-    """Begin a leaf of which nothing is written yet."""
+def begin(leaf: jax.ShapeDtypeStruct) -> Filling:
+    """Begin a leaf of which nothing is written yet.
+
+    Args:
+        leaf: What it will be; its sharding is a `NamedSharding`.
+    """
+    sharding = leaf.sharding
     return (OnHost if _is_host(sharding) else OnDevices)(leaf, sharding)
+
+
+def _needed(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> Region:
+    """Return the smallest region of a leaf that has the parts of all devices of this process."""
+    places = sharding.addressable_devices_indices_map(leaf.shape).values()
+    return regions.hull(regions.explicit(at, leaf.shape) for at in places)
 
 
 @functools.partial(jax.jit, donate_argnums=0)

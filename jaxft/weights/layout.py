@@ -3,12 +3,13 @@
 Pure functions of numpy arrays; which tensor and which leaves, `names` says.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxft.weights.names import Slot
+from jaxft.weights.regions import Region
 
 
 def cut(tensor: np.ndarray, slot: Slot) -> np.ndarray:
@@ -21,6 +22,64 @@ def cut(tensor: np.ndarray, slot: Slot) -> np.ndarray:
         return by_group[:, start:stop].reshape(-1, *tensor.shape[1:])
     by_group = tensor.reshape(*tensor.shape[:-1], groups, -1)
     return by_group[..., start:stop].reshape(*tensor.shape[:-1], -1)
+
+
+def sources(slot: Slot, shape: Sequence[int], region: Region) -> list[Region]:
+    """Return the regions of a tensor that make up a region of a slot.
+
+    Rows 0 to 2 of a kernel [in, out] are columns 0 to 2 of a tensor [out, in]. There are several
+    regions where the outputs of a fused tensor are in groups, one for each group.
+
+    Args:
+        slot: The slot.
+        shape: That of the tensor.
+        region: Of the leaf, or of the slot's slice of a stacked one, in the leaf's layout; of its
+            columns only those of the slot.
+
+    Returns:
+        Regions in the tensor's layout, to be joined along its outputs.
+    """
+    if slot.outputs is None:
+        return [_turned(_from_columns(slot, region), slot)]
+    *others, wanted = _from_columns(slot, region)
+    start, stop, groups = slot.outputs
+    width, period = stop - start, shape[0 if slot.transposed else -1] // groups
+    outputs = []
+    for group in range(wanted.start // width, -(-wanted.stop // width)):
+        first, shift = group * width, group * (period - width) + start
+        outputs.append(
+            slice(max(wanted.start, first) + shift, min(wanted.stop, first + width) + shift)
+        )
+    return [_turned((*others, each), slot) for each in outputs]
+
+
+def read(
+    read_region: Callable[[Region], np.ndarray], slot: Slot, shape: Sequence[int], region: Region
+) -> np.ndarray:
+    """Return a region of a slot, in the leaf's layout, from what is read of the tensor.
+
+    Args:
+        read_region: Gives a region of the tensor.
+        slot: The slot.
+        shape: That of the tensor.
+        region: As `sources` takes it.
+    """
+    parts = [read_region(each) for each in sources(slot, shape, region)]
+    joined = parts[0] if len(parts) == 1 else np.concatenate(parts, 0 if slot.transposed else -1)
+    return oriented(joined, slot)
+
+
+def _from_columns(slot: Slot, region: Region) -> Region:
+    """Return a region of a leaf as one of the columns of the leaf that the slot fills."""
+    if slot.columns is None:
+        return region
+    (*others, columns), (first, _) = region, slot.columns
+    return (*others, slice(columns.start - first, columns.stop - first))
+
+
+def _turned(region: Region, slot: Slot) -> Region:
+    """Return a region in the checkpoint's layout, from one in the leaf's."""
+    return region[::-1] if slot.transposed else region
 
 
 def oriented(part: np.ndarray, slot: Slot) -> np.ndarray:

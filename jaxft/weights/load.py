@@ -3,9 +3,11 @@
 Every tensor is consumed exactly once or ignored by name, and every leaf is filled exactly once;
 all violations are found from the headers, before anything is read. A layer's tensor is written
 into its slice of the stacked leaf as it is read, so beside the leaves the host holds one tensor.
+Of a tensor of which the devices of this process need regions only, those are read.
 """
 
 import functools
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from jaxft import tree as trees
 from jaxft.errors import WeightsError
@@ -21,13 +23,50 @@ from jaxft.models.bind import abstract_tree
 from jaxft.models.families import quantised
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network, is_adapter_leaf, is_start_leaf
+from jaxft.models.quantized import Quantized
 from jaxft.parallel import rules
-from jaxft.weights import filling, finite, layout, names, quantising
+from jaxft.weights import filling, finite, layout, names, quantising, regions
 from jaxft.weights.checkpoint import Checkpoint
+from jaxft.weights.regions import Region
 
 Filling = filling.Filling | quantising.Quantising
 
 _SHOWN = 5  # names listed of each kind of mismatch
+
+
+def abstract(
+    network: Network, *, dtype: Any, mesh: Mesh | AbstractMesh, quantization: str | None
+) -> trees.Tree:
+    """Return what the base weights of `network` will be once they are loaded.
+
+    Args:
+        network: As in `load_base`.
+        dtype: See there.
+        mesh: See there; an abstract one needs no devices.
+        quantization: See there.
+
+    Returns:
+        A `ShapeDtypeStruct` with its sharding for every leaf of the network but those of adapters,
+        or a `Quantized` of them.
+
+    Raises:
+        DeviceError: If a dimension does not divide by the mesh axis that its rule names.
+    """
+    trained = network.trained_leaves()
+    leaves = {
+        path: leaf
+        for path, leaf in trees.flatten(abstract_tree(network)).items()
+        if not is_adapter_leaf(path) and not is_start_leaf(path)
+    }
+    placed = trees.flatten(rules.shardings(trees.unflatten(leaves), mesh))
+
+    def held(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct | Quantized:
+        if quantization and path not in trained and quantising.is_quantised(path):
+            return quantising.abstract(leaf.shape, quantization, mesh)
+        wanted = jnp.float32 if path in trained else dtype
+        return jax.ShapeDtypeStruct(leaf.shape, wanted, sharding=placed[path])
+
+    return trees.unflatten({path: held(path, leaf) for path, leaf in leaves.items()})
 
 
 def load_base(
@@ -64,45 +103,95 @@ def load_base(
     checkpoint = names.under_full_names(checkpoint, family)
     table = names.slots(family, network)
     _check(checkpoint, family, network, table)
-    trained = network.trained_leaves()
-    leaves = {
-        path: jax.ShapeDtypeStruct(leaf.shape, jnp.float32 if path in trained else dtype)
-        for path, leaf in trees.flatten(abstract_tree(network)).items()
-        if not is_adapter_leaf(path) and not is_start_leaf(path)
-    }
+    held = abstract(network, dtype=dtype, mesh=mesh, quantization=quantization)
+    leaves = trees.flatten(held)
     _check_filled(family, leaves, table)
-    placed = trees.flatten(rules.shardings(trees.unflatten(leaves), mesh))
 
-    def begin(path: str, leaf: jax.ShapeDtypeStruct) -> Filling:
-        if quantization and path not in trained and quantising.is_quantised(path):
+    def begin(path: str, leaf: jax.ShapeDtypeStruct | Quantized) -> Filling:
+        if isinstance(leaf, Quantized):
             plan_of = functools.partial(rounding, path) if rounding else None
-            return quantising.Quantising(placed[path], quantization, plan_of)
-        return filling.begin(leaf, placed[path])
+            return quantising.Quantising(leaf, plan_of)
+        return filling.begin(leaf)
 
     filled = {path: begin(path, leaf) for path, leaf in leaves.items()}
+    infos = checkpoint.infos()
     for name, slots in table.items():
-        tensor = checkpoint.read(name)
-        _check_finite(checkpoint, name, tensor)
-        progress(_fill(filled, slots, tensor))
+        shape, dtype = infos[name]
+        _fill(filled, slots, functools.partial(_read_finite, checkpoint, name), shape)
+        progress(math.prod(shape) * dtype.itemsize)
     return trees.unflatten({path: leaf.finish() for path, leaf in filled.items()})
 
 
-def _fill(filled: Mapping[str, Filling], slots: tuple[names.Slot, ...], tensor: np.ndarray) -> int:
-    """Write a tensor into its slots; return its bytes, and keep nothing of it."""
-    for slot in slots:
-        filled[slot.path].write(layout.oriented(layout.cut(tensor, slot), slot), slot.index)
-    return tensor.nbytes
+def read_leaf(
+    checkpoint: Checkpoint, family: Family, network: Network, path: str, region: Region
+) -> np.ndarray:
+    """Read a region of a leaf, as the checkpoint has it: not cast, and not quantised.
+
+    Args:
+        checkpoint: Where the tensors are.
+        family: Their names.
+        network: The network whose leaf it is.
+        path: The leaf, "groups/0/0/attn/q/kernel".
+        region: Of the leaf, layers first in a stacked one.
+
+    Raises:
+        WeightsError: If a value is no number, or a file is damaged.
+    """
+    checkpoint = names.under_full_names(checkpoint, family)
+    infos = checkpoint.infos()
+    parts: dict[int | None, np.ndarray] = {}
+    layers = range(region[0].start, region[0].stop) if region else range(0)
+    for name, slots in names.slots(family, network).items():
+        read = functools.partial(_read_finite, checkpoint, name)
+        for slot in slots:
+            if slot.path == path and (slot.index is None or slot.index in layers):
+                inner = region if slot.index is None else region[1:]
+                parts[slot.index] = layout.read(read, slot, infos[name].shape, inner)
+    return parts[None] if None in parts else np.stack([parts[layer] for layer in layers])
 
 
-def _check_finite(checkpoint: Checkpoint, name: str, tensor: np.ndarray) -> None:
+def _fill(
+    filled: Mapping[str, Filling],
+    slots: tuple[names.Slot, ...],
+    read: Callable[[Region | None], np.ndarray],
+    shape: tuple[int, ...],
+) -> None:
+    """Write what is needed of a tensor of a shape into its slots, and keep nothing of it."""
+    needed = [(slot, filled[slot.path].needed(slot.index)) for slot in slots]
+    wanted = {
+        str(each): each for slot, region in needed for each in layout.sources(slot, shape, region)
+    }
+    if sum(map(regions.num_values, wanted.values())) >= math.prod(shape):
+        # It is needed whole, and is read once.
+        cut = functools.partial(regions.cut, read(None))
+    else:
+        parts = {key: read(each) for key, each in wanted.items()}
+        cut = functools.partial(_one_of, parts)
+    for slot, region in needed:
+        filled[slot.path].write(layout.read(cut, slot, shape, region), slot.index)
+
+
+def _one_of(parts: Mapping[str, np.ndarray], region: Region) -> np.ndarray:
+    return parts[str(region)]
+
+
+def _read_finite(checkpoint: Checkpoint, name: str, region: Region | None) -> np.ndarray:
+    """Read a tensor or a region of it.
+
+    Raises:
+        WeightsError: If it holds what is no number, or a file is damaged.
+    """
+    tensor = checkpoint.read(name) if region is None else checkpoint.read(name, region)
     if finite.is_finite(tensor):
-        return
+        return tensor
     values = np.asarray(tensor, np.float32)
     wrong = np.argwhere(~np.isfinite(values))
+    begins = [part.start for part in region] if region else [0] * values.ndim
     first = tuple(map(int, wrong[0]))
+    at = [begin + place for begin, place in zip(begins, first, strict=True)]
     raise WeightsError(
         f"{checkpoint.path}: {name} holds values that are no numbers: {values[first]} at "
-        f"{list(first)}, {len(wrong):,} in all.",
+        f"{at}, {len(wrong):,} in all.",
         "Take the weights as they were published. If they were cast to float16, some were too "
         "large for it: cast to bfloat16.",
     )

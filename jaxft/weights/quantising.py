@@ -11,14 +11,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from jaxft.models import quantized
 from jaxft.models.quantized import Quantized, quantize
-from jaxft.weights import gptq
+from jaxft.weights import gptq, regions
 from jaxft.weights.gptq import RoundingPlan
+from jaxft.weights.regions import Region
 
 # From the path of a leaf and the slice of its stack to how it is rounded.
 Plans = Callable[[str, int], RoundingPlan]
+_EIGHT_BITS = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
 # Norms, biases, convolutions, embeddings and the head keep their dtype.
 _QUANTISED = re.compile(r"groups/\d+/\d+/(attn/\w+|conv/[bcxo]|mlp/\w+)/kernel")
 
@@ -28,32 +31,54 @@ def is_quantised(path: str) -> bool:
     return _QUANTISED.fullmatch(path) is not None
 
 
+def abstract(shape: tuple[int, ...], kind: str, mesh: Mesh | AbstractMesh) -> Quantized:
+    """Return what a stack of matrices will be once it is quantised, as `ShapeDtypeStruct`s.
+
+    Args:
+        shape: [layers, in, out].
+        kind: As in `Quantized`.
+        mesh: Over which it is not divided.
+    """
+    layers, num_in, num_out = shape
+
+    def whole(rows: int, dtype: Any) -> jax.ShapeDtypeStruct:
+        placed = NamedSharding(mesh, PartitionSpec())
+        return jax.ShapeDtypeStruct((layers, rows, num_out), dtype, sharding=placed)
+
+    scale = whole(1, jnp.float32)
+    if kind not in quantized.FOUR_BITS:
+        return Quantized(whole(num_in, _EIGHT_BITS[kind]), scale, None, kind)
+    blocks = whole(num_in // quantized.block_size(num_in), quantized.SCALE_TYPE)
+    return Quantized(whole(num_in // 2, jnp.uint8), scale, blocks, kind)
+
+
 class Quantising:
     """A stack of quantised matrices."""
 
-    def __init__(
-        self, sharding: NamedSharding, kind: str, plan_of: Callable[[int], RoundingPlan] | None
-    ) -> None:
+    def __init__(self, leaf: Quantized, plan_of: Callable[[int], RoundingPlan] | None) -> None:
         """Begin with nothing.
 
         Args:
-            sharding: That of the leaf; it may divide nothing.
-            kind: As in `Quantized`.
+            leaf: What it will be, as `abstract` says it; it is not divided.
             plan_of: How a slice is rounded; `None` rounds each weight to the nearest code.
         """
-        self._mesh, self._kind, self._plan_of = sharding.mesh, kind, plan_of
+        self._leaf, self._plan_of = leaf, plan_of
         self._slices: dict[int, Quantized] = {}
+
+    def needed(self, index: int | None) -> Region:
+        """Return the region of a slice that `write` takes: all of it."""
+        return regions.whole(self._leaf.shape if index is None else self._leaf.shape[1:])
 
     def write(self, part: np.ndarray, index: int | None) -> None:
         """Quantise one slice."""
         assert index is not None, "what is quantised lies in layers, and those are stacked"
-        placed = NamedSharding(self._mesh, jax.sharding.PartitionSpec())
+        placed, kind = self._leaf.codes.sharding, self._leaf.kind
         weight = jax.device_put(np.asarray(part, np.float32), placed)
         if self._plan_of is None:
-            made = quantize(weight, self._kind)
+            made = quantize(weight, kind)
         else:
             plan = jax.device_put(self._plan_of(index), placed)
-            made = gptq.rounded(weight, plan, self._kind)
+            made = gptq.rounded(weight, plan, kind)
         self._slices[index] = jax.block_until_ready(made)
 
     def finish(self) -> Quantized:

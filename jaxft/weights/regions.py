@@ -11,6 +11,7 @@ import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ def whole(shape: Sequence[int]) -> Region:
     return tuple(slice(0, size) for size in shape)
 
 
-def explicit(index: Sequence[slice], shape: Sequence[int]) -> Region:
+def explicit(index: Any, shape: Sequence[int]) -> Region:
     """Return a region with its starts and stops said, `slice(None)` as `slice(0, size)`.
 
     Args:
@@ -39,12 +40,23 @@ def shape_of(region: Region) -> tuple[int, ...]:
     return tuple(part.stop - part.start for part in region)
 
 
+def num_values(region: Region) -> int:
+    """Return how many values a region holds."""
+    return math.prod(shape_of(region))
+
+
 def hull(regions: Iterable[Region]) -> Region:
     """Return the smallest region that holds all of some regions of one tensor."""
     return tuple(
         slice(min(part.start for part in parts), max(part.stop for part in parts))
         for parts in zip(*regions, strict=True)
     )
+
+
+def cut(tensor: np.ndarray, region: Region) -> np.ndarray:
+    """Return a region of a tensor, which is not copied; of one without dimensions, itself."""
+    index: Any = (..., *region)
+    return tensor[index]
 
 
 def within(region: Region, outer: Region) -> Region:
@@ -106,7 +118,7 @@ def read(
     """
     region = whole(shape) if region is None else region
     starts, length = runs(shape, region)
-    raw = np.empty(math.prod(shape_of(region)) * dtype.itemsize, np.uint8)
+    raw = np.empty(num_values(region) * dtype.itemsize, np.uint8)
     run_bytes, at = length * dtype.itemsize, 0
     if not raw.size:
         return raw.view(dtype).reshape(shape_of(region))

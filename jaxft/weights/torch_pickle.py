@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from jaxft.errors import WeightsError
-from jaxft.weights import shards, torch_unpickler
+from jaxft.weights import regions, shards, torch_unpickler
 from jaxft.weights.checkpoint import TensorInfo
 from jaxft.weights.regions import Region
 from jaxft.weights.torch_unpickler import PickledTensor, Storage
@@ -91,7 +91,7 @@ class TorchCheckpoint:
             raw.view(dtype), tensor.shape, [step * dtype.itemsize for step in tensor.strides]
         )
         # What is contiguous already would be a view of all that was read.
-        kept = view if region is None else view[region].copy()
+        kept = view if region is None else regions.cut(view, region).copy()
         return np.ascontiguousarray(kept).reshape(kept.shape)
 
 
