@@ -31,6 +31,7 @@ from jaxft.models.network import Network, base_network
 from jaxft.parallel import mesh as meshes
 from jaxft.parallel import rules
 from jaxft.weights import base, chat_format, new_tokens, source
+from jaxft.weights.base import Base
 from jaxft.weights.chat_format import ChatFormat
 from jaxft.weights.source import Source
 
@@ -118,15 +119,9 @@ class CausalLM:
         return self._tree
 
     def _first_tree(self, mesh: Mesh) -> trees.Tree:
-        own = base.load_base(
-            self.source,
-            self.family,
-            self.network,
-            dtype=self.dtype,
-            mesh=mesh,
-            quantization=self.quantization,
-            rounding=None,
-        )
+        spec = self.network.spec
+        held = Base(self.source, self.family, spec, mesh, self.dtype, self.quantization)
+        own = held.load(self.network)
         base.note_quantised(own)
         if self._start is None:
             return self._begun(own, mesh)

@@ -17,6 +17,7 @@ from jaxft.models.network import Network, base_network
 from jaxft.models.spec import ModelSpec
 from jaxft.parallel import rules
 from jaxft.weights import base, chat_format, source
+from jaxft.weights.base import Base
 from jaxft.weights.chat_format import ChatFormat
 from jaxft.weights.source import Source
 
@@ -175,9 +176,7 @@ def load(
     if lora is not None:
         network = network_of(lora, tensors, family, spec, origin)
         trained = peft_format.from_tensors(tensors, family, network, origin)
-    own = base.load_base(
-        found, family, network, dtype=dtype, mesh=mesh, quantization=None, rounding=None
-    )
+    own = Base(found, family, spec, mesh, dtype, quantization=None).load(network)
     _, frozen = trees.partition(own, mask.trainable_mask(network, own))
     placed = jax.device_put(trained, rules.shardings(trained, mesh))
     trained_format = chat_format.BASE_FORMAT if lora is None else chat_format.read(origin)

@@ -20,50 +20,34 @@ from jaxft import console
 from jaxft import tree as trees
 from jaxft.data.batches.batch import Batches
 from jaxft.models.bind import abstract_tree
-from jaxft.models.families.family import Family
 from jaxft.models.network import Network, base_network, read_by
 from jaxft.parallel import mesh as meshes
 from jaxft.training import inputs, objective
 from jaxft.training.objective import CAUSAL_LM
-from jaxft.weights import base, gptq, quantising
+from jaxft.weights import gptq, quantising
+from jaxft.weights.base import Base
 from jaxft.weights.gptq import RoundingPlan
 from jaxft.weights.quantising import Plans
-from jaxft.weights.source import Source
 
 _LEAF = re.compile(r"(groups/\d+/\d+)/(.+)/kernel")
 
 
-def rounding(
-    source: Source,
-    family: Family,
-    network: Network,
-    batches: Batches,
-    num_tokens: int,
-    *,
-    dtype: str,
-    mesh: Mesh,
-    quantization: str,
-) -> Plans:
+def rounding(base: Base, network: Network, batches: Batches, num_tokens: int) -> Plans:
     """Return how each matrix of a network is rounded to 4 bits, by what the base reads.
 
     Args:
-        source: The model.
-        family: Its family.
+        base: The model, quantised to "nf4" or "int4".
         network: Its network, with adapters or without.
         batches: Training rows; they are read in their order, no further than one epoch.
         num_tokens: How many tokens are enough; batches are read whole.
-        dtype: dtype of activations.
-        mesh: Where arrays live.
-        quantization: "nf4" or "int4".
 
     Raises:
         WeightsError: If the base model cannot be read, or what it reads is not finite.
     """
     bare = base_network(network.spec)
-    tree = base.load_base(
-        source, family, bare, dtype=dtype, mesh=mesh, quantization=quantization, rounding=None
-    )
-    kept = moments(bare, tree, batches, num_tokens, mesh=mesh, dtype=dtype)
+    tree = base.load(bare)
+    assert isinstance(base.mesh, Mesh), "what is loaded has devices"
+    kept = moments(bare, tree, batches, num_tokens, mesh=base.mesh, dtype=base.dtype)
     layers = {(prefix, repeat): layer for layer, (prefix, repeat, _) in network.places().items()}
     places = bare.places()
 

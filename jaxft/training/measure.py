@@ -29,7 +29,6 @@ from jaxft.parallel import mesh as meshes
 from jaxft.training import checkpoint, inputs, objective
 from jaxft.training.objective import CAUSAL_LM
 from jaxft.training.setup import Plan
-from jaxft.weights import base
 
 FILE = "eva.safetensors"  # A of each module by its full name: `eva_state_dict` in PEFT
 _MAX_BATCHES = 200  # after which one more turns nothing that is not turned by chance
@@ -118,15 +117,7 @@ def _measured(
     plan: Plan, bare: Network, sites: list[Site], config: EvaConfig
 ) -> dict[str, np.ndarray]:
     """Load the base, measure, say what was found, and return A of each module with a rank."""
-    tree = base.load_base(
-        plan.source,
-        plan.family,
-        bare,
-        dtype=plan.dtype,
-        mesh=plan.mesh,
-        quantization=plan.config.model.quantization,
-        rounding=None,
-    )
+    tree = plan.base.load(bare)
     # An epoch has everything; of one batch, the second look tells that nothing moves.
     limit = min(max(plan.train.steps_per_epoch or _MAX_BATCHES, 2), _MAX_BATCHES)
     with console.loading("Measuring what modules read (EVA)", limit) as count:

@@ -29,6 +29,7 @@ from jaxft.parallel import mesh as meshes
 from jaxft.training import batching, calibrate, checking, reading
 from jaxft.training.reading import Data
 from jaxft.weights import base, new_tokens, source
+from jaxft.weights.base import Base
 from jaxft.weights.quantising import Plans
 from jaxft.weights.source import Source
 
@@ -39,12 +40,9 @@ class Plan:
 
     Attributes:
         config: The recipe.
-        source: Where the base model is.
-        family: Its family.
+        base: The base model, and how it is held.
         network: It, with what is trained of it.
         tokenizer: Its tokenizer, with the chat template that is trained with.
-        mesh: The devices.
-        dtype: dtype of base weights and activations.
         data: The rows as tokens, and how they became that.
         train: The batches to learn from, by step.
         eval: The batches of held-out rows, or `None`.
@@ -55,12 +53,9 @@ class Plan:
     """
 
     config: RunConfig
-    source: Source
-    family: Family
+    base: Base
     network: Network
     tokenizer: Any
-    mesh: Mesh
-    dtype: str
     data: Data
     train: Batches
     eval: PlannedBatches | None
@@ -68,6 +63,27 @@ class Plan:
     lora: LoraConfig
     directions: Mapping[str, np.ndarray] | None
     initial: Initial | None
+
+    @property
+    def source(self) -> Source:
+        """Where the base model is."""
+        return self.base.source
+
+    @property
+    def family(self) -> Family:
+        """Its family."""
+        return self.base.family
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices."""
+        assert isinstance(self.base.mesh, Mesh), "a run has devices"
+        return self.base.mesh
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of base weights and activations."""
+        return self.base.dtype
 
     @property
     def folder(self) -> Path:
@@ -143,12 +159,9 @@ def plan_rows(
         checking.say(checking.run_check(config.data, data, train))
     return Plan(
         config=config,
-        source=found,
-        family=family,
+        base=Base(found, family, network.spec, mesh, dtype, config.model.quantization),
         network=network,
         tokenizer=data.tokenizer,
-        mesh=mesh,
-        dtype=dtype,
         data=data,
         train=train,
         eval=held_out,
@@ -165,15 +178,7 @@ def load_tree(plan: Plan) -> trees.Tree:
     A base in 4 bits is first calibrated.
     """
     asked = plan.config.model
-    own = base.load_base(
-        plan.source,
-        plan.family,
-        plan.network,
-        dtype=plan.dtype,
-        mesh=plan.mesh,
-        quantization=asked.quantization,
-        rounding=_rounding(plan) if asked.is_calibrated else None,
-    )
+    own = plan.base.load(plan.network, _rounding(plan) if asked.is_calibrated else None)
     base.note_quantised(own)
     kind, seed = plan.config.lora.init_lora_weights, plan.config.train.seed
     tree = starts.with_adapters(
@@ -185,15 +190,6 @@ def load_tree(plan: Plan) -> trees.Tree:
 
 
 def _rounding(plan: Plan) -> Plans:
-    quantization = plan.config.model.quantization
-    assert quantization is not None
     return calibrate.rounding(
-        plan.source,
-        plan.family,
-        plan.network,
-        plan.train,
-        plan.config.model.calibration_tokens,
-        dtype=plan.dtype,
-        mesh=plan.mesh,
-        quantization=quantization,
+        plan.base, plan.network, plan.train, plan.config.model.calibration_tokens
     )

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh
 
 from jaxft import console
 from jaxft import tree as trees
@@ -24,6 +25,7 @@ from jaxft.models.quantized import Quantized
 from jaxft.models.spec import ModelSpec
 from jaxft.weights import chat_format, load, quantising
 from jaxft.weights.checkpoint import Checkpoint
+from jaxft.weights.regions import Region
 from jaxft.weights.source import Source
 
 _FAST_BF16_ON_CPU = (0, 12)  # the first jax whose bf16 products on a CPU beat its float32 ones
@@ -109,45 +111,79 @@ def resolve_dtype(choice: str) -> str:
     return "float32" if is_slow else "bfloat16"
 
 
-def load_base(
-    source: Source,
-    family: Family,
-    network: Network,
-    *,
-    dtype: str,
-    mesh: Mesh,
-    quantization: str | None,
-    rounding: quantising.Plans | None,
-) -> trees.Tree:
-    """Read the base weights of a network, and show how far it is.
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """A base model, here: where it comes from, and how it is held once it is loaded.
 
-    Args:
-        source: The model.
+    Attributes:
+        source: Where it is.
         family: Its family.
-        network: Its network, with adapters or without.
-        dtype: dtype of frozen leaves; trained ones are float32.
-        mesh: Over which they are divided.
-        quantization: As in `load.load_base`.
-        rounding: See there too.
-
-    Raises:
-        WeightsError: If tensors are missing, unexpected or misshapen, or a file is damaged.
+        spec: Its description.
+        mesh: Over which its leaves are divided; an abstract one is enough where none is loaded.
+        dtype: dtype of frozen leaves, "bfloat16"; trained ones are float32.
+        quantization: To what the frozen matrices of the layers are quantised, "nf4"; `None` for
+            not at all.
     """
-    checkpoint = source.checkpoint()
-    what = f"Rounding the base model to {quantization}" if rounding else "Loading the base model"
-    with console.loading(what, _num_bytes(checkpoint)) as progress:
-        tree = load.load_base(
-            checkpoint,
-            family,
-            network,
-            dtype=dtype,
-            mesh=mesh,
-            progress=progress,
-            quantization=quantization,
-            rounding=rounding,
+
+    source: Source
+    family: Family
+    spec: ModelSpec
+    mesh: Mesh | AbstractMesh
+    dtype: str
+    quantization: str | None
+
+    def abstract(self, network: Network) -> trees.Tree:
+        """Return what `load` will return, as `ShapeDtypeStruct`s with their shardings.
+
+        Args:
+            network: The base's network, with adapters or without.
+
+        Raises:
+            DeviceError: If a dimension does not divide by the mesh axis that its rule names.
+        """
+        return load.abstract(
+            network, dtype=self.dtype, mesh=self.mesh, quantization=self.quantization
         )
-        tree = jax.block_until_ready(tree)
-    return tree
+
+    def load(self, network: Network, rounding: quantising.Plans | None = None) -> trees.Tree:
+        """Read the base's leaves of a network onto the mesh, and show how far it is.
+
+        Args:
+            network: The base's network, with adapters or without.
+            rounding: How each slice of a 4-bit leaf is rounded; `None` is to the nearest code.
+
+        Raises:
+            WeightsError: If tensors are missing, unexpected or misshapen, or a file is damaged.
+        """
+        assert isinstance(self.mesh, Mesh), "leaves lie on devices"
+        checkpoint = self.source.checkpoint()
+        what = f"Rounding the base model to {self.quantization}"
+        what = what if rounding else "Loading the base model"
+        with console.loading(what, _num_bytes(checkpoint)) as progress:
+            tree = load.load_base(
+                checkpoint,
+                self.family,
+                network,
+                dtype=self.dtype,
+                mesh=self.mesh,
+                progress=progress,
+                quantization=self.quantization,
+                rounding=rounding,
+            )
+            return jax.block_until_ready(tree)
+
+    def read(self, network: Network, path: str, region: Region) -> np.ndarray:
+        """Read a region of a leaf, as the files have it: not cast, and not quantised.
+
+        Args:
+            network: The base's network.
+            path: The leaf, "groups/0/0/attn/q/kernel".
+            region: Of the leaf, layers first in a stacked one.
+
+        Raises:
+            WeightsError: If a value is no number, or a file is damaged.
+        """
+        return load.read_leaf(self.source.checkpoint(), self.family, network, path, region)
 
 
 def note_quantised(tree: trees.Tree) -> None:

@@ -159,10 +159,7 @@ def load_with_jaxft(folder: Path, dtype: str) -> dict[str, float]:
     network = base_network(spec)
 
     def load() -> Any:
-        tree = base.load_base(
-            found, family, network, dtype=dtype, mesh=mesh, quantization=None, rounding=None
-        )
-        return jax.block_until_ready(tree)
+        return base.Base(found, family, spec, mesh, dtype, None).load(network)
 
     return measured(load)
 

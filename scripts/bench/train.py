@@ -209,9 +209,7 @@ def run_jaxft(
     family, spec = base.read_spec(found)
     network = targets.adapted_network(lora_config(args), family, spec)
     mesh = meshes.single_device_mesh()
-    frozen = base.load_base(
-        found, family, network, dtype=args.dtype, mesh=mesh, quantization=None, rounding=None
-    )
+    frozen = base.Base(found, family, spec, mesh, args.dtype, None).load(network)
     _, tensors = peft_format.read_adapter(args.adapter)
     leaves = peft_format.from_tensors(tensors, family, network, args.adapter)
     leaves = jax.device_put(leaves, meshes.replicated(mesh))

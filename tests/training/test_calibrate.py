@@ -19,7 +19,6 @@ from jaxft.models.quantized import Quantized
 from jaxft.parallel import mesh as meshes
 from jaxft.training import calibrate, folder, inputs, setup
 from jaxft.training.objective import CAUSAL_LM, batch_shardings
-from jaxft.weights import base
 
 pytestmark = pytest.mark.slow
 
@@ -95,8 +94,7 @@ def test_layers_that_are_cut_into_groups_have_the_same_codes(plan_of, tree):
 def test_no_more_is_read_than_asked_for(plan_of, monkeypatch):
     plan, seen = plan_of(), []
     bare = base_network(plan.network.spec)
-    how = {"dtype": plan.dtype, "mesh": plan.mesh, "quantization": None, "rounding": None}
-    leaves = base.load_base(plan.source, plan.family, bare, **how)
+    leaves = plan.base.load(bare)
     make = calibrate.inputs.make_include
 
     def counting(*args, **kwargs):
@@ -121,8 +119,7 @@ def test_no_more_is_read_than_asked_for(plan_of, monkeypatch):
 def test_moments_are_those_of_the_inputs_as_eva_measures_them(plan_of):
     plan = plan_of("lora.target_modules=all-linear")
     bare = base_network(plan.network.spec)
-    how = {"dtype": plan.dtype, "mesh": plan.mesh, "quantization": None, "rounding": None}
-    leaves = base.load_base(plan.source, plan.family, bare, **how)
+    leaves = plan.base.load(bare)
     where = {"mesh": plan.mesh, "dtype": plan.dtype}
     found = calibrate.moments(bare, leaves, plan.train, 1, **where)
     sketches = jax.device_put(

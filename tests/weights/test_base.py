@@ -120,15 +120,8 @@ def test_loading_counts_every_byte_and_says_what_it_does(write_llama, capsys, mo
         assert sum(counted) == total
 
     monkeypatch.setattr(base.console, "loading", watched)
-    tree = base.load_base(
-        source,
-        family,
-        base_network(spec),
-        dtype="bfloat16",
-        mesh=tiny.one_device(),
-        quantization=None,
-        rounding=None,
-    )
+    held = base.Base(source, family, spec, tiny.one_device(), "bfloat16", quantization=None)
+    tree = held.load(base_network(spec))
     assert len(counted) > 10
     assert capsys.readouterr().err.startswith("Loading the base model: ")
     embedding = source.checkpoint().read("model.embed_tokens.weight")

@@ -109,17 +109,11 @@ def test_new_tokens_are_in_the_config_the_tokenizer_and_the_weights(found):
     assert grown.new_ids == (260, 261)
     ids = grown.tokenizer()("a<tool>b</tool>", add_special_tokens=False).input_ids
     assert [number for number in ids if number >= 260] == [260, 261]
-    family, spec = base.read_spec(grown)
+    spec = base.read_spec(grown)[1]
     mesh = meshes.single_device_mesh()
     trees = [
-        base.load_base(
-            each,
-            family,
-            base_network(base.read_spec(each)[1]),
-            dtype="float32",
-            mesh=mesh,
-            quantization=None,
-            rounding=None,
+        base.Base(each, *base.read_spec(each), mesh, "float32", None).load(
+            base_network(base.read_spec(each)[1])
         )
         for each in (found, grown)
     ]
