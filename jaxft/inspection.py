@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jax.sharding import AbstractMesh
+
 from jaxft import console
 from jaxft import tree as trees
 from jaxft.config import LoraConfig
@@ -24,15 +26,26 @@ from jaxft.models.families import quantised
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network, base_network, is_adapter_leaf
 from jaxft.models.spec import ConvSpec, ModelSpec
+from jaxft.parallel import mesh as meshes
 from jaxft.weights import base, names, source
 from jaxft.weights.checkpoint import Checkpoint
 from jaxft.weights.gguf import GgufCheckpoint
+from jaxft.weights.source import Source
 
 _RANK = 8
 _EVERY_MODULE = ".*"  # as a regular expression of targets: embeddings and the head too
 # Of a trained parameter: itself, its gradient, and Adam's two moments, all in float32.
 _STATE_BYTES = 4 * 4
-_FROZEN_DTYPES = {"bfloat16": 2, "float32": 4}
+# How a frozen base may be held: dtype, and to what its layers' matrices are quantised. The two
+# kinds of 4 bits take the same bytes, and so do those of 8.
+_WHOLE: dict[str, tuple[str, str | None]] = {
+    "bf16 base": ("bfloat16", None),
+    "f32 base": ("float32", None),
+}
+_QUANTISED: dict[str, tuple[str, str | None]] = {
+    "nf4 or int4": ("bfloat16", "nf4"),
+    "int8 or fp8": ("bfloat16", "int8"),
+}
 _BLOCK = re.compile(r"groups/\d+/\d+/")
 # Where config.json says how many tokens the model was made for.
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
@@ -61,20 +74,22 @@ class Tuning:
         label: What it is.
         num_trained: Parameters that are trained.
         num_frozen: Parameters that are not.
+        frozen_bytes: The bytes of these, by how the base is held: "bf16 base".
     """
 
     label: str
     num_trained: int
     num_frozen: int
+    frozen_bytes: Mapping[str, int]
 
     @property
     def state_bytes(self) -> int:
         """The bytes of what is trained, its gradients and Adam's moments."""
         return self.num_trained * _STATE_BYTES
 
-    def total_bytes(self, dtype: str) -> int:
-        """Return the bytes of that, and of the frozen parameters in `dtype`."""
-        return self.state_bytes + self.num_frozen * _FROZEN_DTYPES[dtype]
+    def total_bytes(self, held: str) -> int:
+        """Return the bytes of that and of the frozen base, by how it is held."""
+        return self.state_bytes + self.frozen_bytes[held]
 
 
 @dataclass(frozen=True)
@@ -171,7 +186,7 @@ def inspect(model: str, revision: str | None) -> Inspection:
             size for path, size in leaves.items() if path.startswith(("embed/", "head/"))
         ),
         rank=rank,
-        tunings=tunings(family, spec, rank),
+        tunings=tunings(found, family, spec, rank),
         targets=adaptable(family, spec, rank),
     )
 
@@ -192,21 +207,36 @@ def stored_dtypes(checkpoint: Checkpoint) -> tuple[Stored, ...]:
     return tuple(Stored(dtype, counts[dtype], size) for dtype, size in sizes.most_common())
 
 
-def tunings(family: Family, spec: ModelSpec, rank: int) -> tuple[Tuning, ...]:
+def tunings(found: Source, family: Family, spec: ModelSpec, rank: int) -> tuple[Tuning, ...]:
     """Return the ways to tune a model: LoRA on default targets and on all-linear, and full."""
     choices: dict[str, str | None] = {"default": None, "all-linear": targets.ALL_LINEAR}
     if not family.default_targets:
         del choices["default"]
-    found = []
+    mesh = AbstractMesh((1,) * len(meshes.AXES), meshes.AXES)
+    bases = {
+        held: base.Base(found, family, spec, mesh, dtype, quantization)
+        for held, (dtype, quantization) in (_WHOLE | _QUANTISED).items()
+    }
+    ways = []
     for label, chosen in choices.items():
         lora = LoraConfig(r=rank, target_modules=chosen)
         network = targets.adapted_network(lora, family, spec)
         sizes, own = _sizes(network), network.trained_leaves()
         trained = {path for path in sizes if path in own or is_adapter_leaf(path)}
         num_trained = sum(sizes[path] for path in trained)
-        found.append(Tuning(f"LoRA, {label}", num_trained, sum(sizes.values()) - num_trained))
-    found.append(Tuning("full tuning", sum(_sizes(base_network(spec)).values()), 0))
-    return tuple(found)
+        num_frozen = sum(sizes.values()) - num_trained
+        frozen_bytes = {held: _frozen_bytes(each, network) for held, each in bases.items()}
+        ways.append(Tuning(f"LoRA, {label}", num_trained, num_frozen, frozen_bytes))
+    num_parameters = sum(_sizes(base_network(spec)).values())
+    ways.append(Tuning("full tuning", num_parameters, 0, dict.fromkeys(bases, 0)))
+    return tuple(ways)
+
+
+def _frozen_bytes(held: base.Base, network: Network) -> int:
+    """Return the bytes of the leaves of a base that are not trained."""
+    own = network.trained_leaves()
+    leaves = trees.flatten(held.abstract(network))
+    return trees.num_bytes({path: leaf for path, leaf in leaves.items() if path not in own})
 
 
 def adaptable(family: Family, spec: ModelSpec, rank: int) -> tuple[Target, ...]:
@@ -277,20 +307,29 @@ def show(model: Inspection) -> None:
     )
     console.table(
         f"Memory to train it, adapters at r {model.rank}",
-        ("", "trained", "of all", "state", "bf16 base", "f32 base"),
+        ("", "trained", "of all", "state", *_WHOLE),
         [
             (
                 each.label,
                 each.num_trained,
                 Share(each.num_trained / (each.num_trained + each.num_frozen)),
                 Size(each.state_bytes),
-                *(Size(each.total_bytes(dtype)) for dtype in _FROZEN_DTYPES),
+                *(Size(each.total_bytes(held)) for held in _WHOLE),
             )
             for each in model.tunings
         ],
     )
     console.result("state: what is trained, its gradients and Adam's two moments, in float32;")
     console.result("the last two columns add the frozen base in bfloat16 or float32.")
+    console.table(
+        "Memory over a base quantised to",
+        ("", *_QUANTISED),
+        [
+            (each.label, *(Size(each.total_bytes(held)) for held in _QUANTISED))
+            for each in model.tunings
+            if each.num_frozen
+        ],
+    )
     console.result("Activations come on top: they grow with the tokens in a micro-batch.")
 
 

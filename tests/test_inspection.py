@@ -19,11 +19,12 @@ import tiny
 
 import jaxft
 from jaxft import cli, inspection
+from jaxft import tree as trees
 from jaxft.errors import UnsupportedModelError, WeightsError
 from jaxft.inspection import Stored, Target, Tuning
 from jaxft.models import families
 from jaxft.models.network import base_network
-from jaxft.weights import names
+from jaxft.weights import base, names, source
 from jaxft.weights.safetensors import SafetensorsCheckpoint
 
 
@@ -140,12 +141,53 @@ def test_smollm2_in_full_size_has_the_numbers_that_peft_prints(smollm2):
 
 
 def test_memory_is_the_frozen_base_and_four_floats_a_trained_parameter():
-    tuning = Tuning("LoRA", num_trained=10, num_frozen=1000)
+    tuning = Tuning("LoRA", num_trained=10, num_frozen=1000, frozen_bytes={"bf16 base": 2000})
     assert tuning.state_bytes == 160
-    assert tuning.total_bytes("bfloat16") == 2160
-    assert tuning.total_bytes("float32") == 4160
-    full = Tuning("full tuning", num_trained=1000, num_frozen=0)
-    assert full.total_bytes("bfloat16") == full.total_bytes("float32") == 16_000
+    assert tuning.total_bytes("bf16 base") == 2160
+
+
+def test_the_bytes_of_a_frozen_base_are_those_of_its_leaves_as_they_are_held(smollm2):
+    default, every, full = inspection.inspect(str(smollm2), None).tunings
+    width, kv, mlp, layers, vocabulary = 576, 192, 1536, 30, 49_152
+    dims = [(width, width), (width, kv), (width, kv), (width, width)]
+    dims += [(width, mlp), (width, mlp), (mlp, width)]
+    matrices = layers * sum(num_in * num_out for num_in, num_out in dims)
+    others = vocabulary * width + (2 * layers + 1) * width
+    assert matrices + others == default.num_frozen
+    outputs = layers * sum(num_out for _, num_out in dims)
+    expected = {
+        "bf16 base": 2 * (matrices + others),
+        "f32 base": 4 * (matrices + others),
+        # Codes, and a float32 scale for each output.
+        "int8 or fp8": matrices + 4 * outputs + 2 * others,
+        # Two codes a byte, that scale, and one in 8 bits for each block of 16 inputs.
+        "nf4 or int4": matrices // 2 + 4 * outputs + matrices // 16 + 2 * others,
+    }
+    assert default.frozen_bytes == every.frozen_bytes == expected
+    assert default.total_bytes("nf4 or int4") == default.state_bytes + expected["nf4 or int4"]
+    assert {full.total_bytes(held) for held in expected} == {16 * full.num_trained}
+
+
+@pytest.mark.parametrize(
+    ("held", "dtype", "quantization"),
+    [
+        ("bf16 base", "bfloat16", None),
+        ("f32 base", "float32", None),
+        ("int8 or fp8", "bfloat16", "int8"),
+        ("int8 or fp8", "bfloat16", "fp8"),
+        ("nf4 or int4", "bfloat16", "nf4"),
+        ("nf4 or int4", "bfloat16", "int4"),
+    ],
+)
+def test_a_base_that_is_loaded_takes_the_bytes_that_were_said(
+    monkeypatch, llama, held, dtype, quantization
+):
+    said = inspection.inspect(str(llama), None).tunings[0].frozen_bytes[held]
+    monkeypatch.undo()  # tensors are read
+    found = source.resolve(str(llama), None, print)
+    family, spec = base.read_spec(found)
+    here = base.Base(found, family, spec, tiny.one_device(), dtype, quantization)
+    assert trees.num_bytes(here.load(base_network(spec))) == said
 
 
 def test_a_fused_projection_is_one_target_and_like_names_are_told_apart(gpt2):
@@ -251,6 +293,7 @@ def test_the_verb_shows_what_there_is_to_choose_from(llama, capsys):
     ):
         assert line in lines
     assert any(line.startswith("LoRA, default 1,344 ") for line in lines)
+    assert "LoRA, default 41.3 kB 44.8 kB" in lines
     assert captured.err == ""
 
 
