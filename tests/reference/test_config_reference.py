@@ -21,7 +21,8 @@ from reference_models import TinyModel
 
 import jaxft
 from jaxft.config import LoraConfig
-from jaxft.models.families.config_reader import HARMLESS, TRAINING_ONLY, read_activation
+from jaxft.models.families.activation_names import read_activation
+from jaxft.models.families.config_reader import HARMLESS, TRAINING_ONLY
 
 pytestmark = pytest.mark.reference
 

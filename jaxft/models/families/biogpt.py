@@ -6,7 +6,8 @@ Source: transformers `configuration_biogpt.py`, `modeling_biogpt.py` (defaults a
 from collections.abc import Mapping
 from typing import Any
 
-from jaxft.models.families.config_reader import ConfigReader, activation_name, read_activation
+from jaxft.models.families.activation_names import activation_name, read_activation
+from jaxft.models.families.config_reader import ConfigReader
 from jaxft.models.families.family import ABSENT, IGNORED, Family
 from jaxft.models.families.xglm import bart_tensors, read_embed_scale
 from jaxft.models.spec import BlockSpec, Learned, ModelSpec, NormSpec

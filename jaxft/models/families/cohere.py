@@ -11,20 +11,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jaxft.models.families.config_reader import (
-    FULL,
-    SLIDING,
-    ConfigReader,
-    read_windows,
-    windows_config,
-)
+from jaxft.models.families.config_reader import ConfigReader
 from jaxft.models.families.family import IGNORED, Family
 from jaxft.models.families.layer_normed import layer_normed, layer_normed_config
 from jaxft.models.families.llama import TENSORS, read_llama
+from jaxft.models.families.windows import each_nth_full, read_windows, windows_config
 from jaxft.models.spec import BlockSpec, ModelSpec
 
 _DEFAULTS = {"tie_word_embeddings": True}
-_DEFAULT_WINDOW = 4096
 # What the published files of Cohere 2 say beyond what transformers reads.
 _UNUSED = {
     "order_of_interleaved_layers": "local_attn_first",
@@ -69,8 +63,8 @@ def cohere2_spec(config: Mapping[str, Any]) -> ModelSpec:
         reader.require(key, (value,), value)
     spec = _read(reader, theta=10_000.0)
     every = reader.get("sliding_window_pattern", None) or 4
-    kinds = [SLIDING if (layer + 1) % every else FULL for layer in range(len(spec.blocks))]
-    windows = read_windows(reader, _DEFAULT_WINDOW, kinds)
+    default = each_nth_full(len(spec.blocks), every)
+    windows = read_windows(reader, default, reader.get("sliding_window", 4096))
     reader.finish()
     rope = spec.blocks[0].rope
     blocks = (BlockSpec(window, rope if window else None) for window in windows)
@@ -79,8 +73,7 @@ def cohere2_spec(config: Mapping[str, Any]) -> ModelSpec:
 
 def cohere2_config(spec: ModelSpec) -> dict[str, Any]:
     """Return what the config.json of a Cohere 2 says of `spec`."""
-    windows = [block.window for block in spec.blocks]
-    return cohere_config(spec) | windows_config(windows, _DEFAULT_WINDOW)
+    return cohere_config(spec) | windows_config(spec)
 
 
 _TARGETS = ("q_proj", "v_proj")

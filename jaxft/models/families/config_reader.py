@@ -5,21 +5,13 @@ over that may change numbers. So a config key that changes numbers and is not ha
 can not pass unseen.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from jaxft.errors import UnsupportedModelError
-from jaxft.models.activations import ACTIVATIONS
 from jaxft.models.families import foreign_keys
 
 _REQUIRED = object()
-
-_ACTIVATION_NAMES = {
-    "gelu_fast": "gelu_tanh",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "swish": "silu",
-}
 
 # Dropout of the base model. It is not applied in training: only the adapter's own dropout is.
 TRAINING_ONLY = frozenset(
@@ -147,67 +139,3 @@ def unapplied_dropout(config: Mapping[str, Any]) -> list[str]:
     """Return the base model's own dropouts, which training here leaves out: "dropout=0.1"."""
     said = {**(config.get("text_config") or {}), **config}
     return [f"{key}={said[key]}" for key in sorted(TRAINING_ONLY) if said.get(key)]
-
-
-def read_activation(name: str) -> Any:
-    """Return our name of a transformers activation.
-
-    Raises:
-        UnsupportedModelError: If it is not handled.
-    """
-    ours = _ACTIVATION_NAMES.get(name, name)
-    if ours not in ACTIVATIONS:
-        raise UnsupportedModelError(
-            f"The model's config.json has the activation {name!r}, which is not handled.",
-            f"Handled here: {', '.join(sorted([*ACTIVATIONS, *_ACTIVATION_NAMES]))}.",
-        )
-    return ours
-
-
-def activation_name(ours: str) -> str:
-    """Return transformers' name of one of our activations."""
-    return {"gelu_tanh": "gelu_pytorch_tanh"}.get(ours, ours)
-
-
-FULL, SLIDING = "full_attention", "sliding_attention"
-
-
-def read_layer_types(config: ConfigReader, default: Sequence[str]) -> list[str]:
-    """Return which attention each layer has; `default` where config.json does not list it.
-
-    Raises:
-        UnsupportedModelError: If there are kinds that are not handled, or too few or too many.
-    """
-    kinds = list(config.get("layer_types", None) or default)
-    if len(kinds) != len(default) or set(kinds) - {FULL, SLIDING}:
-        raise UnsupportedModelError(
-            f"The model's config.json has {len(kinds)} layer_types, {sorted(set(kinds))}.",
-            f"Handled here: one for each of its {len(default)} layers, {FULL} or {SLIDING}.",
-        )
-    return kinds
-
-
-def read_windows(
-    config: ConfigReader, default_window: int, default_kinds: Sequence[str]
-) -> tuple[int | None, ...]:
-    """Return each layer's window, of a family with one window for its sliding layers.
-
-    Raises:
-        UnsupportedModelError: As `read_layer_types`; or if layers slide, over no window.
-    """
-    kinds = read_layer_types(config, default_kinds)
-    window = config.get("sliding_window", default_window)
-    if SLIDING in kinds and not window:
-        raise UnsupportedModelError(
-            f"The model's config.json has layers of {SLIDING} and no sliding_window.",
-            "transformers does not run it either; take the config.json of the weights.",
-        )
-    return tuple(window if kind == SLIDING else None for kind in kinds)
-
-
-def windows_config(windows: Sequence[int | None], default_window: int | None) -> dict[str, Any]:
-    """Return what config.json says of each layer's window, the inverse of `read_windows`."""
-    return {
-        "sliding_window": next(filter(None, windows), default_window),
-        "layer_types": [SLIDING if window else FULL for window in windows],
-    }

@@ -14,16 +14,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families import llama
-from jaxft.models.families.config_reader import (
-    FULL,
-    SLIDING,
-    ConfigReader,
-    activation_name,
-    read_activation,
-)
+from jaxft.models.families.activation_names import activation_name, read_activation
+from jaxft.models.families.config_reader import ConfigReader
 from jaxft.models.families.family import IGNORED, Family, Tensor, norm
 from jaxft.models.families.rope_config import read_ropes, ropes_config
-from jaxft.models.families.windows import read_windows, windows_config
+from jaxft.models.families.windows import each_nth_full, read_windows, windows_config
 from jaxft.models.spec import ModelSpec, Rope
 
 _ACTIVATION = "gelu_pytorch_tanh"
@@ -85,8 +80,7 @@ def gemma_config(spec: ModelSpec) -> dict[str, Any]:
 
 def _read_windows(reader: ConfigReader, period: int) -> tuple[int | None, ...]:
     """Return the window of each layer: unless it is listed, all but each `period`-th has one."""
-    numbers = range(1, reader.get("num_hidden_layers") + 1)
-    default = [SLIDING if number % period else FULL for number in numbers]
+    default = each_nth_full(reader.get("num_hidden_layers"), period)
     return read_windows(reader, default, reader.get("sliding_window", 4096))
 
 

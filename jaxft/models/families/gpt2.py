@@ -9,7 +9,8 @@ Source: transformers `configuration_gpt2.py`, `modeling_gpt2.py` (defaults and n
 from collections.abc import Mapping
 from typing import Any
 
-from jaxft.models.families.config_reader import ConfigReader, activation_name, read_activation
+from jaxft.models.families.activation_names import activation_name, read_activation
+from jaxft.models.families.config_reader import ConfigReader
 from jaxft.models.families.family import ABSENT, IGNORED, Family, Tensor, linear, norm, plain
 from jaxft.models.spec import BlockSpec, Learned, ModelSpec, NormSpec
 

@@ -6,7 +6,8 @@ Source: transformers `configuration_gpt_neox.py`, `modeling_gpt_neox.py` (defaul
 from collections.abc import Mapping
 from typing import Any
 
-from jaxft.models.families.config_reader import ConfigReader, activation_name, read_activation
+from jaxft.models.families.activation_names import activation_name, read_activation
+from jaxft.models.families.config_reader import ConfigReader
 from jaxft.models.families.family import ABSENT, IGNORED, Family, linear, norm, plain
 from jaxft.models.families.rope_config import context_config, read_rope, rope_config
 from jaxft.models.spec import BlockSpec, ModelSpec, NormSpec

@@ -11,9 +11,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jaxft.models.families.config_reader import FULL, ConfigReader, read_layer_types
+from jaxft.models.families.config_reader import ConfigReader
 from jaxft.models.families.family import IGNORED, Family, linear, norm, replaced
 from jaxft.models.families.llama import TENSORS, llama_config, read_llama
+from jaxft.models.families.windows import FULL, read_layer_types
 from jaxft.models.spec import BlockSpec, ModelSpec
 
 

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.errors import UnsupportedModelError
-from jaxft.models.families.config_reader import FULL, ConfigReader
+from jaxft.models.families.config_reader import ConfigReader
 from jaxft.models.families.family import IGNORED, Family, linear, norm, plain, replaced
 from jaxft.models.families.llama import TENSORS, llama_config, read_llama
+from jaxft.models.families.windows import FULL
 from jaxft.models.spec import ConvSpec, ModelSpec
 
 _CONV = "conv"

@@ -12,15 +12,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jaxft.models.families.config_reader import (
-    FULL,
-    SLIDING,
-    ConfigReader,
-    read_windows,
-    windows_config,
-)
+from jaxft.models.families.config_reader import ConfigReader
 from jaxft.models.families.family import IGNORED, Family, norm
 from jaxft.models.families.llama import TENSORS, biased_config, llama_config, read_llama
+from jaxft.models.families.windows import FULL, SLIDING, read_windows, windows_config
 from jaxft.models.spec import BlockSpec, ModelSpec
 
 _TARGETS = ("q_proj", "v_proj")
@@ -34,13 +29,13 @@ def exaone4_spec(config: Mapping[str, Any]) -> ModelSpec:
     pattern = reader.get("sliding_window_pattern", None) or 4
     if not isinstance(pattern, str):
         pattern = "L" * (pattern - 1) + "G"  # local and global layers, as files spell it
-    is_hybrid = reader.get("sliding_window", _EXAONE4_WINDOW) is not None
+    window = reader.get("sliding_window", 4096)
+    is_hybrid = window is not None
     kinds = [
         SLIDING if is_hybrid and pattern[layer % len(pattern)] == "L" else FULL
         for layer in range(reader.get("num_hidden_layers"))
     ]
-    windows = read_windows(reader, _EXAONE4_WINDOW, kinds)
-    spec = read_llama(reader, windows=windows)
+    spec = read_llama(reader, windows=read_windows(reader, kinds, window))
     blocks = tuple(
         block if block.window or not is_hybrid else BlockSpec(None, None) for block in spec.blocks
     )
@@ -51,11 +46,10 @@ def exaone4_spec(config: Mapping[str, Any]) -> ModelSpec:
 def exaone4_config(spec: ModelSpec) -> dict[str, Any]:
     """Return what the config.json of an EXAONE 4 says of `spec`."""
     is_hybrid = any(block.rope is None for block in spec.blocks)
-    windows = [block.window for block in spec.blocks]
-    return llama_config(spec) | windows_config(windows, _EXAONE4_WINDOW if is_hybrid else None)
+    without = {} if is_hybrid else {"sliding_window": None}
+    return llama_config(spec) | windows_config(spec) | without
 
 
-_EXAONE4_WINDOW = 4096
 _EXAONE4_TENSORS = (
     *(line for line in TENSORS if not line.ours[0].startswith(("attn_norm", "mlp_norm"))),
     *norm("attn_out_norm", f"{_LAYER}.post_attention_layernorm"),
@@ -80,7 +74,7 @@ def cwm_spec(config: Mapping[str, Any]) -> ModelSpec:
     defaults = {"head_dim": 128, "num_key_value_heads": 8, "rms_norm_eps": 1e-5}
     reader = ConfigReader(defaults | dict(config) | rope)
     kinds = [SLIDING if layer % 4 else FULL for layer in range(reader.get("num_hidden_layers"))]
-    windows = read_windows(reader, _CWM_WINDOW, kinds)
+    windows = read_windows(reader, kinds, reader.get("sliding_window", 8192))
     biases = (False, False, reader.get("mlp_bias", False))
     spec = read_llama(reader, biases=biases, windows=windows, theta=1_000_000.0)
     reader.finish()
@@ -89,11 +83,9 @@ def cwm_spec(config: Mapping[str, Any]) -> ModelSpec:
 
 def cwm_config(spec: ModelSpec) -> dict[str, Any]:
     """Return what the config.json of a CWM says of `spec`."""
-    windows = windows_config([block.window for block in spec.blocks], _CWM_WINDOW)
-    return llama_config(spec) | windows | {"mlp_bias": spec.mlp_bias}
+    return llama_config(spec) | windows_config(spec) | {"mlp_bias": spec.mlp_bias}
 
 
-_CWM_WINDOW = 8192
 _CWM_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 1_000_000.0,

@@ -13,9 +13,9 @@ from typing import Any
 
 from jaxft.errors import UnsupportedModelError
 from jaxft.models.families import gemma, llama
-from jaxft.models.families.config_reader import FULL, SLIDING, ConfigReader
+from jaxft.models.families.config_reader import ConfigReader
 from jaxft.models.families.family import IGNORED, Family, Tensor, linear
-from jaxft.models.families.windows import read_windows, windows_config
+from jaxft.models.families.windows import FULL, SLIDING, read_windows, windows_config
 from jaxft.models.spec import BlockSpec, ConvSpec, ModelSpec, NormSpec
 
 _DEFAULTS = {

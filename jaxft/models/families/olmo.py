@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families import llama
-from jaxft.models.families.config_reader import FULL, SLIDING, ConfigReader
+from jaxft.models.families.config_reader import ConfigReader
 from jaxft.models.families.family import IGNORED, Family, norm
 from jaxft.models.families.rope_config import read_ropes, ropes_config
-from jaxft.models.families.windows import read_windows, windows_config
+from jaxft.models.families.windows import each_nth_full, read_windows, windows_config
 from jaxft.models.spec import ModelSpec, NormSpec
 
 _LAYER = "model.layers.{layer}"
@@ -68,8 +68,7 @@ def olmo3_spec(config: Mapping[str, Any]) -> ModelSpec:
     """Read the config.json of an OLMo 3."""
     reader = ConfigReader(_OLMO2_DEFAULTS | dict(config))
     bias = reader.get("attention_bias", False)
-    numbers = range(1, reader.get("num_hidden_layers") + 1)
-    default = [SLIDING if number % 4 else FULL for number in numbers]
+    default = each_nth_full(reader.get("num_hidden_layers"), 4)
     windows = read_windows(reader, default, reader.get("sliding_window", 4096))
     ropes = read_ropes(
         reader,

@@ -7,7 +7,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jaxft.models.families.config_reader import ConfigReader, read_activation
+from jaxft.models.families.activation_names import read_activation
+from jaxft.models.families.config_reader import ConfigReader
 from jaxft.models.families.family import IGNORED, Family, linear, norm, plain
 from jaxft.models.families.llama import llama_config, read_llama
 from jaxft.models.spec import ModelSpec, NormSpec

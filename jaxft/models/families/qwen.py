@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families import llama
-from jaxft.models.families.config_reader import FULL, SLIDING, ConfigReader
+from jaxft.models.families.config_reader import ConfigReader
 from jaxft.models.families.family import IGNORED, Family
-from jaxft.models.families.windows import read_windows, windows_config
+from jaxft.models.families.windows import FULL, SLIDING, read_windows, windows_config
 from jaxft.models.spec import ModelSpec
 
 _QWEN2_DEFAULTS = {"num_key_value_heads": 32}

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxft.errors import UnsupportedModelError
-from jaxft.models.families.config_reader import FULL, SLIDING, ConfigReader
+from jaxft.models.families.config_reader import ConfigReader
+from jaxft.models.families.windows import FULL, SLIDING
 from jaxft.models.spec import (
     AlphaScaling,
     DynamicScaling,

@@ -7,7 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from jaxft.models.families.config_reader import ConfigReader, activation_name, read_activation
+from jaxft.models.families.activation_names import activation_name, read_activation
+from jaxft.models.families.config_reader import ConfigReader
 from jaxft.models.families.family import ABSENT, IGNORED, Family, Tensor, linear, norm, plain
 from jaxft.models.spec import BlockSpec, ModelSpec, NormSpec, Sinusoidal
 
