@@ -201,12 +201,17 @@ def test_one_device_and_four_train_the_same(straight, plan_of, train, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("loss", "The loss of step 2"), ("grad_norm", "The norm of the gradient")]
+    ("spoilt", "said"),
+    [
+        ({"terms": {"loss": (np.float32("nan"), np.int32(5))}}, "The loss of step 2"),
+        ({"grad_norm": np.float32("nan")}, "The norm of the gradient"),
+    ],
+    ids=["loss", "grad_norm"],
 )
-def test_a_step_without_numbers_stops_the_run_before_it_is_saved(train, tmp_path, name, said):
+def test_a_step_without_numbers_stops_the_run_before_it_is_saved(train, tmp_path, spoilt, said):
     def spoil(result):
         state, metrics = result
-        return state, {**metrics, name: np.float32("nan")}
+        return state, metrics._replace(**spoilt, is_skipped=np.bool_(True))
 
     with pytest.raises(TrainingError, match=said) as raised:
         train("train.save_steps=1", prepare=after_step(2, spoil))
