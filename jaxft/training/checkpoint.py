@@ -21,7 +21,8 @@ import orbax.checkpoint as ocp
 
 from jaxft import console
 from jaxft.errors import CheckpointError
-from jaxft.training.state import State
+
+Saved = dict[str, Any]  # `TrainState.saved`: "trainable", "opt_state", "step", perhaps "began"
 
 _FINGERPRINT_FILE = "fingerprint.json"
 _CHECKSUM = "checksum"  # in the record of progress; orbax itself notices only what it cannot parse
@@ -79,7 +80,7 @@ class Checkpoints:
         """The steps of which there are checkpoints."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: State, progress: Mapping[str, Any]) -> None:
+    def save(self, step: int, state: Saved, progress: Mapping[str, Any]) -> None:
         """Begin to save, if it is not saved yet; returns once the state may be changed.
 
         Args:
@@ -113,7 +114,7 @@ class Checkpoints:
         with self._write_errors():
             self._manager.wait_until_finished()
 
-    def restore_latest(self, abstract: State) -> tuple[State, dict[str, Any]] | None:
+    def restore_latest(self, abstract: Saved) -> tuple[Saved, dict[str, Any]] | None:
         """Return the latest readable state and its progress; `None` if there is none.
 
         Checkpoints after it, which cannot be read, get another name, so that their steps can be
@@ -147,7 +148,7 @@ class Checkpoints:
             )
         return None
 
-    def _restore(self, step: int, abstract: State) -> tuple[State, dict[str, Any]]:
+    def _restore(self, step: int, abstract: Saved) -> tuple[Saved, dict[str, Any]]:
         """Read one checkpoint.
 
         Raises:
@@ -230,7 +231,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _checksum(state: State) -> int:
+def _checksum(state: Saved) -> int:
     """Return a number that changes with every change to the state's bytes."""
     checksum = 0
     for leaf in jax.tree.leaves(state):

@@ -1,13 +1,21 @@
 """The optimizer and its schedule, from optax, under TrainingArguments' names.
 
+Their numbers are a `Hyper`, scalars on the device that the compiled step takes as operands: another
+learning rate does not compile again, and members of a sweep may each have their own.
+
 The schedules are transformers' (`optimization.py: get_scheduler`): step k, counted from 0, runs
 at the rate of k. AdamW's numbers are all passed: optax's own default decays weights by 1e-4.
 """
 
+import dataclasses
+import functools
 import re
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxft import tree as trees
@@ -21,54 +29,116 @@ _FASTER = re.compile(r".*/(lora_b|lora_bias|lora_magnitude|bias|scale)")
 _OF_TABLE, _TABLE_RATE = re.compile(r"(embed|positions)/lora_(a|b)"), 1e-6
 
 
-def make_schedule(config: TrainConfig, num_steps: int) -> optax.Schedule:
-    """Return the learning rate as a function of the step.
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[
+        "learning_rate",
+        "warmup_steps",
+        "num_steps",
+        "weight_decay",
+        "adam_beta1",
+        "adam_beta2",
+        "adam_epsilon",
+        "max_grad_norm",
+        "loraplus_lr_ratio",
+    ],
+    meta_fields=["lr_scheduler_type"],
+)
+@dataclasses.dataclass(frozen=True)
+class Hyper:
+    """The numbers of the optimizer, each a scalar; what is `None` is not part of the program.
 
-    Args:
-        config: `learning_rate`, `lr_scheduler_type` and the warm-up.
-        num_steps: Length of the whole run, where linear and cosine reach 0.
+    Attributes:
+        learning_rate: Highest rate of the schedule, float32.
+        warmup_steps: Steps of linear warm-up, int32.
+        num_steps: Length of the whole run, where linear and cosine reach 0, int32.
+        weight_decay: Of AdamW, float32.
+        adam_beta1: Decay of the first moment, float32.
+        adam_beta2: Decay of the second moment, float32.
+        adam_epsilon: Added to the root of the second moment, float32.
+        max_grad_norm: Norm to which gradients are clipped, float32; `None` for no clipping.
+        loraplus_lr_ratio: How much faster B is trained than A, float32; `None` without LoRA+.
+        lr_scheduler_type: Shape of the schedule, static: "linear", "cosine" and so on.
     """
-    peak, warmup = config.learning_rate, config.warmup(num_steps)
-    decay = max(num_steps - warmup, 1)
 
-    def schedule(step: Any) -> Any:
-        done = jnp.clip((step - warmup) / decay, 0.0, 1.0)
-        shape = {
-            "linear": 1.0 - done,
-            "cosine": 0.5 * (1.0 + jnp.cos(jnp.pi * done)),
-            "constant": jnp.ones_like(done),
-            "constant_with_warmup": jnp.ones_like(done),
-        }[config.lr_scheduler_type]
-        if config.lr_scheduler_type == "constant":
-            return peak * shape
-        return peak * jnp.where(step < warmup, step / max(warmup, 1), shape)
-
-    return schedule
+    learning_rate: Any
+    warmup_steps: Any
+    num_steps: Any
+    weight_decay: Any
+    adam_beta1: Any
+    adam_beta2: Any
+    adam_epsilon: Any
+    max_grad_norm: Any
+    loraplus_lr_ratio: Any
+    lr_scheduler_type: str
 
 
-def make_optimizer(config: TrainConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+# From the numbers, and the rate by the count of steps, to what maps gradients to updates.
+MakeOptimizer = Callable[[Hyper, optax.Schedule], optax.GradientTransformation]
+
+
+def hyper_of(config: TrainConfig, num_steps: int) -> Hyper:
+    """Return the numbers of a recipe's run of `num_steps` steps."""
+    ratio = config.loraplus_lr_ratio
+    return Hyper(
+        learning_rate=np.float32(config.learning_rate),
+        warmup_steps=np.int32(config.warmup(num_steps)),
+        num_steps=np.int32(num_steps),
+        weight_decay=np.float32(config.weight_decay),
+        adam_beta1=np.float32(config.adam_beta1),
+        adam_beta2=np.float32(config.adam_beta2),
+        adam_epsilon=np.float32(config.adam_epsilon),
+        max_grad_norm=np.float32(config.max_grad_norm) if config.max_grad_norm else None,
+        loraplus_lr_ratio=None if ratio is None else np.float32(ratio),
+        lr_scheduler_type=config.lr_scheduler_type,
+    )
+
+
+def learning_rate(hyper: Hyper, step: Any) -> jax.Array:
+    """Return the rate of a step, counted from 0, float32."""
+    warmup = hyper.warmup_steps
+    decay = jnp.maximum(hyper.num_steps - warmup, 1)
+    done = jnp.clip((step - warmup) / decay, 0.0, 1.0)
+    shape = {
+        "linear": 1.0 - done,
+        "cosine": 0.5 * (1.0 + jnp.cos(jnp.pi * done)),
+        "constant": jnp.ones_like(done),
+        "constant_with_warmup": jnp.ones_like(done),
+    }[hyper.lr_scheduler_type]
+    if hyper.lr_scheduler_type == "constant":
+        return hyper.learning_rate * shape
+    rising = step / jnp.maximum(warmup, 1)
+    return hyper.learning_rate * jnp.where(step < warmup, rising, shape)
+
+
+def make_optimizer(hyper: Hyper, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Return AdamW behind clipping by global norm, with another rate for B if LoRA+ is asked for.
 
     Norms and biases are not decayed, nor are DoRA's magnitudes, though transformers' Trainer does:
     decay would draw them to 0, where a module is switched off, not to where it is the base's.
+
+    Args:
+        hyper: The numbers, which may be traced.
+        schedule: The rate by the number of updates made.
     """
-    adamw = optax.adamw(
-        schedule,
-        b1=config.adam_beta1,
-        b2=config.adam_beta2,
-        eps=config.adam_epsilon,
-        weight_decay=config.weight_decay,
-        mask=_decay_mask,
-    )
-    parts = [adamw]
-    if config.max_grad_norm:
-        parts = [optax.clip_by_global_norm(config.max_grad_norm), *parts]
-    if config.loraplus_lr_ratio is not None:
-        parts = [*parts, _faster(config.loraplus_lr_ratio, config.learning_rate)]
-    return optax.chain(*parts) if len(parts) > 1 else adamw
+    parts = [
+        optax.adamw(
+            schedule,
+            b1=hyper.adam_beta1,
+            b2=hyper.adam_beta2,
+            eps=hyper.adam_epsilon,
+            weight_decay=hyper.weight_decay,
+            mask=_decay_mask,
+        )
+    ]
+    if hyper.max_grad_norm is not None:
+        parts = [optax.clip_by_global_norm(hyper.max_grad_norm), *parts]
+    if hyper.loraplus_lr_ratio is not None:
+        parts = [*parts, _faster(hyper.loraplus_lr_ratio, hyper.learning_rate)]
+    return optax.chain(*parts) if len(parts) > 1 else parts[0]
 
 
-def _faster(ratio: float, peak: float) -> optax.GradientTransformation:
+def _faster(ratio: Any, peak: Any) -> optax.GradientTransformation:
     """Multiply the updates of B: LoRA+ (Hayou et al. 2024), `lr_B = ratio * lr_A`."""
 
     def scale(path: str, update: Any) -> Any:

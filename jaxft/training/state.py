@@ -1,9 +1,11 @@
-"""The state of training: what changes from step to step, and nothing else.
+"""The state of training: what changes from step to step, and what the step needs beside the base.
 
-A plain dict, so that orbax stores it as it is: the trained leaves, their optimizer state, and
-the number of steps done. Everything else is a function of these, the frozen leaves and the seed.
+Everything else is a function of the state, the frozen leaves and the seed.
 """
 
+import dataclasses
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,27 +16,81 @@ from jax.sharding import Mesh, NamedSharding
 from jaxft import tree as trees
 from jaxft.parallel import mesh as meshes
 from jaxft.parallel import rules
+from jaxft.training.optimizer import Hyper, MakeOptimizer, learning_rate
 
-State = dict[str, Any]  # "trainable": tree, "opt_state": optax state, "step": int32
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["trainable", "started", "opt_state", "step", "hyper"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """The state of one run.
 
-def init_state(trainable: trees.Tree, optimizer: optax.GradientTransformation, mesh: Mesh) -> State:
-    """Return the state before the first step, placed as the step will return it."""
+    Attributes:
+        trainable: The trained leaves.
+        started: What adapters began as, A0 and B0, where they are trained against it; these do not
+            change.
+        opt_state: State of the optimizer.
+        step: Number of steps done, int32.
+        hyper: Numbers of the optimizer.
+    """
 
-    def init(trainable: trees.Tree) -> State:
+    trainable: trees.Tree
+    started: trees.Tree
+    opt_state: Any
+    step: Any
+    hyper: Hyper
+
+    def saved(self) -> dict[str, Any]:
+        """Return what a checkpoint holds: all but the numbers of the optimizer.
+
+        What adapters began as is there, though it does not change: computed again it might be
+        another decomposition of the same weight.
+        """
+        began = {"began": self.started} if self.started else {}
         return {
-            "trainable": trainable,
-            "opt_state": optimizer.init(trainable),
-            "step": jnp.int32(0),
+            "trainable": self.trainable,
+            "opt_state": self.opt_state,
+            "step": self.step,
+            **began,
         }
 
-    return jax.jit(init, out_shardings=state_shardings(trainable, optimizer, mesh))(trainable)
+    @classmethod
+    def restored(cls, saved: Mapping[str, Any], hyper: Hyper) -> "TrainState":
+        """Return the state of which `saved` is what a checkpoint held."""
+        return cls(
+            saved["trainable"], saved.get("began", {}), saved["opt_state"], saved["step"], hyper
+        )
+
+
+def init_state(
+    trainable: trees.Tree, started: trees.Tree, hyper: Hyper, make: MakeOptimizer, mesh: Mesh
+) -> TrainState:
+    """Return the state before the first step, placed as the step will return it."""
+
+    def init(trainable: trees.Tree, started: trees.Tree, hyper: Hyper) -> TrainState:
+        opt_state = optimizer_of(hyper, make).init(trainable)
+        return TrainState(trainable, started, opt_state, jnp.int32(0), hyper)
+
+    placed = state_shardings(trainable, hyper, make, mesh)
+    return jax.jit(init, out_shardings=placed)(trainable, started, hyper)
+
+
+def optimizer_of(hyper: Hyper, make: MakeOptimizer) -> optax.GradientTransformation:
+    """Return the optimizer under its own schedule."""
+    return make(hyper, functools.partial(learning_rate, hyper))
 
 
 def state_shardings(
-    trainable: trees.Tree, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> State:
-    """Return the sharding of every leaf of the state: moments lie where their parameter lies."""
+    trainable: trees.Tree, hyper: Hyper, make: MakeOptimizer, mesh: Mesh
+) -> TrainState:
+    """Return the shardings of a state: moments lie where their parameter lies.
+
+    One sharding stands for all leaves of `started` and of `hyper`: they are on every device.
+    """
+    optimizer = optimizer_of(hyper, make)
     leaves = rules.shardings(trainable, mesh)
     everywhere = meshes.replicated(mesh)
     moments = optax.tree_utils.tree_map_params(
@@ -44,20 +100,25 @@ def state_shardings(
         leaves,
         transform_non_params=lambda _: everywhere,
     )
-    return {"trainable": leaves, "opt_state": moments, "step": everywhere}
+    whole: Any = everywhere
+    return TrainState(leaves, whole, moments, everywhere, whole)
 
 
-def abstract_state(
-    trainable: trees.Tree, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> State:
-    """Return the state as ShapeDtypeStructs with shardings, for restoring a checkpoint into."""
-    shapes = {
-        "trainable": trainable,
-        "opt_state": jax.eval_shape(optimizer.init, trainable),
-        "step": jax.ShapeDtypeStruct((), jnp.int32),
-    }
+def abstract_saved(
+    trainable: trees.Tree, started: trees.Tree, hyper: Hyper, make: MakeOptimizer, mesh: Mesh
+) -> dict[str, Any]:
+    """Return `TrainState.saved` as ShapeDtypeStructs with shardings, to restore a checkpoint."""
 
-    def placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    def placed(sharding: NamedSharding, leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    return jax.tree.map(placed, shapes, state_shardings(trainable, optimizer, mesh))
+    def init(trainable: trees.Tree, started: trees.Tree) -> TrainState:
+        opt_state = optimizer_of(hyper, make).init(trainable)
+        return TrainState(trainable, started, opt_state, jnp.int32(0), hyper)
+
+    shapes = jax.eval_shape(init, trainable, started)
+    shardings = state_shardings(trainable, hyper, make, mesh)
+    at = dataclasses.replace(
+        shardings, started=jax.tree.map(lambda _: meshes.replicated(mesh), started)
+    )
+    return jax.tree.map(placed, at.saved(), shapes.saved())

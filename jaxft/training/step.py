@@ -19,6 +19,8 @@ from jaxft.models.network import Network
 from jaxft.parallel import mesh as meshes
 from jaxft.training import state as states
 from jaxft.training.objective import Batch, Objective, Terms, View, batch_shardings
+from jaxft.training.optimizer import Hyper, MakeOptimizer, learning_rate
+from jaxft.training.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +81,10 @@ class StepMetrics(NamedTuple):
 
 def make_train_step(
     program: Program,
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
+    make: MakeOptimizer,
+    hyper: Hyper,
     trainable: trees.Tree,
-) -> Callable[..., tuple[states.State, StepMetrics]]:
+) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """Return the compiled step: ``step(state, frozen, batch, seed) -> (state, metrics)``.
 
     `state` is donated. `batch` holds the arrays that the objective names, of `a` micro-batches.
@@ -92,16 +94,16 @@ def make_train_step(
 
     Args:
         program: What is static.
-        optimizer: Maps gradients to updates.
-        schedule: The learning rate that the optimizer uses, for the metrics.
+        make: Makes the optimizer from the numbers in the state, `optimizer.make_optimizer`.
+        hyper: Numbers of the kind that the state will have; their values are not used.
         trainable: The trained leaves, or their shapes.
     """
     mesh = program.mesh
-    placed = states.state_shardings(trainable, optimizer, mesh)
+    placed = states.state_shardings(trainable, hyper, make, mesh)
     everywhere = meshes.replicated(mesh)
 
     def step(state: Any, frozen: Any, batch: Batch, seed: Any) -> Any:
-        return _step(program, optimizer, schedule, state, frozen, batch, seed)
+        return _step(program, make, state, frozen, batch, seed)
 
     return jax.jit(
         step,
@@ -162,25 +164,28 @@ def gradients(
 
 def _step(
     program: Program,
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    state: states.State,
+    make: MakeOptimizer,
+    state: TrainState,
     frozen: trees.Tree,
     batch: Batch,
     seed: Any,
-) -> tuple[states.State, StepMetrics]:
-    trainable, opt_state, step = state["trainable"], state["opt_state"], state["step"]
-    terms, grads = gradients(program, trainable, frozen, batch, seed, step)
+) -> tuple[TrainState, StepMetrics]:
+    trainable, opt_state = state.trainable, state.opt_state
+    constant = trees.combine(frozen, state.started)
+    terms, grads = gradients(program, trainable, constant, batch, seed, state.step)
     loss, count = terms["loss"]
     scale = 1.0 / jnp.maximum(count, 1).astype(jnp.float32)
     grads = jax.tree.map(lambda grad: grad * scale.astype(grad.dtype), grads)
     norm = optax.tree.norm(grads)
     is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    updates, new_opt_state = optimizer.update(grads, opt_state, trainable)
+    rate = learning_rate(state.hyper, state.step)
+    # The optimizer's own count of updates would give the same rate: it is computed once.
+    updates, new_opt_state = make(state.hyper, lambda _: rate).update(grads, opt_state, trainable)
     new = (optax.apply_updates(trainable, updates), new_opt_state)
     new_trainable, new_opt_state = jax.tree.map(
         lambda new, old: jnp.where(is_finite, new, old), new, (trainable, opt_state)
     )
-    new_state = {"trainable": new_trainable, "opt_state": new_opt_state, "step": step + 1}
-    rate = jnp.asarray(schedule(step), jnp.float32)
+    new_state = dataclasses.replace(
+        state, trainable=new_trainable, opt_state=new_opt_state, step=state.step + 1
+    )
     return new_state, StepMetrics(terms, norm, rate, ~is_finite)

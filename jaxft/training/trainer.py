@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 
 from jaxft import console
 from jaxft import tree as trees
@@ -25,7 +24,9 @@ from jaxft.training import step as steps
 from jaxft.training.checkpoint import Checkpoints
 from jaxft.training.evaluate import Evaluation
 from jaxft.training.objective import CAUSAL_LM, Objective, batch_shardings
+from jaxft.training.optimizer import make_optimizer
 from jaxft.training.setup import Plan
+from jaxft.training.state import TrainState
 from jaxft.training.watcher import Watcher
 
 
@@ -78,11 +79,9 @@ class Trainer:
         """
         train = plan.config.train
         self.plan, self.watcher = plan, watcher
-        self.schedule = optimizer.make_schedule(train, plan.num_steps)
-        self.optimizer: optax.GradientTransformation = optimizer.make_optimizer(
-            train, self.schedule
-        )
-        self.start, self.frozen = trees.partition(tree, mask.trainable_mask(plan.network, tree))
+        self.hyper = optimizer.hyper_of(train, plan.num_steps)
+        self.start, frozen = trees.partition(tree, mask.trainable_mask(plan.network, tree))
+        self.frozen, self.started = starts.without(frozen), starts.of(frozen)
         self.program = steps.Program(
             network=plan.network,
             mesh=plan.mesh,
@@ -91,7 +90,7 @@ class Trainer:
             remat=train.gradient_checkpointing,
             objective=objective,
         )
-        self._step = steps.make_train_step(self.program, self.optimizer, self.schedule, self.start)
+        self._step = steps.make_train_step(self.program, make_optimizer, self.hyper, self.start)
         self._eval_step: Callable[..., Any] | None = None
         if plan.eval is not None:
             held_out = dataclasses.replace(self.program, capacity=plan.eval.target_capacity)
@@ -108,24 +107,23 @@ class Trainer:
             TrainingError: If the loss or its gradient is no longer a number.
         """
         plan = self.plan
-        abstract = states.abstract_state(self.start, self.optimizer, plan.mesh)
-        restored = checkpoints.restore_latest(self._kept(abstract))
+        restored = checkpoints.restore_latest(
+            states.abstract_saved(self.start, self.started, self.hyper, make_optimizer, plan.mesh)
+        )
         if restored is None:
             began = self.start
             if plan.initial is not None:
                 began = initial.placed(plan.initial, self.start)
-            state, first = states.init_state(began, self.optimizer, plan.mesh), 0
+            state, first = self.state_of(began), 0
         else:
-            state, self._window = restored[0], metrics.Window.from_record(restored[1])
-            kept = state.pop("began", {})
-            self.frozen = trees.combine(starts.without(self.frozen), kept)
-            first = int(state["step"])
+            state = TrainState.restored(restored[0], self.hyper)
+            self._window, first = metrics.Window.from_record(restored[1]), int(state.step)
             console.note(_resuming(first, plan.num_steps))
         log = metrics.MetricsFile(plan.folder / "metrics.jsonl", first if restored else None)
         if first == 0:
             if plan.config.train.eval_strategy != "no":
                 # Of the plain base, also where training goes on from an adapter.
-                self._evaluate({**state, "trainable": self.start}, 0, log)
+                self._evaluate(dataclasses.replace(state, trainable=self.start), 0, log)
         elif self._evaluates(first) and _evaluation(log, first) is None:
             # Saved before it was evaluated, and stopped between the two.
             self._evaluate(state, first, log)
@@ -134,20 +132,18 @@ class Trainer:
             self._evaluate(state, last, log)
         return Outcome(
             start=self.start,
-            trainable=state["trainable"],
-            frozen=self.frozen,
+            trainable=state.trainable,
+            frozen=trees.combine(self.frozen, state.started),
             before=_evaluation(log, 0),
             after=_evaluation(log, last),
             num_steps=last,
         )
 
-    def _kept(self, state: states.State) -> states.State:
-        """Return a state with what adapters began as, where they are trained against it.
-
-        It does not change, but computed again it might be another decomposition of the same weight.
-        """
-        began = starts.of(self.frozen)
-        return {**state, "began": began} if began else state
+    def state_of(self, trainable: trees.Tree) -> TrainState:
+        """Return the state before the first step of a run that begins at some trained leaves."""
+        return states.init_state(
+            trainable, self.started, self.hyper, make_optimizer, self.plan.mesh
+        )
 
     def _train(
         self, state: Any, first: int, checkpoints: Checkpoints, log: metrics.MetricsFile
@@ -175,7 +171,7 @@ class Trainer:
                     self._read(pending, log, bar)
                     pending = None
                 if self._saves(done):
-                    checkpoints.save(done, self._kept(state), self._window.record())
+                    checkpoints.save(done, state.saved(), self._window.record())
                     self.watcher.saved(done)
                 if self._evaluates(done):
                     self._evaluate(state, done, log, lambda: signal() is not None)
@@ -191,12 +187,12 @@ class Trainer:
         # Asked here, so that one that came after the last step counts too.
         number = signal()
         if number is not None:
-            checkpoints.save(done, self._kept(state), self._window.record())
+            checkpoints.save(done, state.saved(), self._window.record())
             checkpoints.wait()
             console.note(f"Stopped after step {done} of {plan.num_steps}, which is saved.")
             raise Stopped(number)
         if is_ended and plan.config.train.save_strategy != "no" and done not in checkpoints.steps:
-            checkpoints.save(done, self._kept(state), self._window.record())
+            checkpoints.save(done, state.saved(), self._window.record())
             self.watcher.saved(done)
         return state, done
 
@@ -288,8 +284,8 @@ class Trainer:
             found = evaluate.evaluate(
                 self._eval_step,
                 batches,
-                state["trainable"],
-                self.frozen,
+                state.trainable,
+                trees.combine(self.frozen, state.started),
                 progress,
                 is_stopped,
             )
@@ -301,7 +297,7 @@ class Trainer:
             f"Step {step}: held-out loss {found.loss:.4f}, perplexity {found.perplexity:.2f} "
             f"({seconds:.1f} s)"
         )
-        further = self.watcher.measure(state["trainable"], self.frozen)
+        further = self.watcher.measure(state.trainable, trees.combine(self.frozen, state.started))
         line = {
             **further,
             **{f"eval_{name}": value for name, value in found.further.items()},

@@ -213,12 +213,11 @@ def run_jaxft(
     _, tensors = peft_format.read_adapter(args.adapter)
     leaves = peft_format.from_tensors(tensors, family, network, args.adapter)
     leaves = jax.device_put(leaves, meshes.replicated(mesh))
-    schedule = optimizers.make_schedule(train_config(), len(rows))
-    optimizer = optimizers.make_optimizer(train_config(), schedule)
+    hyper, make = optimizers.hyper_of(train_config(), len(rows)), optimizers.make_optimizer
     capacity = max(int((row["labels"] != -100).sum()) for row in rows)
     program = steps.Program(network, mesh, args.dtype, capacity, args.remat, CAUSAL_LM)
-    step = steps.make_train_step(program, optimizer, schedule, leaves)
-    state = states.init_state(leaves, optimizer, mesh)
+    step = steps.make_train_step(program, make, hyper, leaves)
+    state = states.init_state(leaves, {}, hyper, make, mesh)
     losses, seconds = [], []
     forget_host_peak()
     for row in rows:

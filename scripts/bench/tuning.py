@@ -91,8 +91,7 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     plan = setup.make_plan(load_config(args.recipe, options))
     tree = setup.load_tree(plan)
     config = plan.config.train
-    schedule = optimizers.make_schedule(config, plan.num_steps)
-    optimizer = optimizers.make_optimizer(config, schedule)
+    hyper, make = optimizers.hyper_of(config, plan.num_steps), optimizers.make_optimizer
     trainable, frozen = trees.partition(tree, mask.trainable_mask(plan.network, tree))
     del tree
     program = steps.Program(
@@ -104,15 +103,15 @@ def run(args: argparse.Namespace) -> dict[str, float]:
         CAUSAL_LM,
     )
     seed = np.uint32(config.seed)
-    step = steps.make_train_step(program, optimizer, schedule, trainable)
-    state = states.init_state(trainable, optimizer, plan.mesh)
+    step = steps.make_train_step(program, make, hyper, trainable)
+    state = states.init_state(trainable, {}, hyper, make, plan.mesh)
     shardings = batch_shardings(CAUSAL_LM, plan.mesh)
     num_steps = plan.num_steps if args.to_the_end else WARMUP_STEPS + args.steps
     found: dict[str, float] = {"trained": trees.num_parameters(trainable)}
     held_out = {}
     if args.to_the_end:
-        held_out = rows_to_measure(args, plan, trees.combine(state["trainable"], frozen))
-        found |= losses(plan, program, held_out, state["trainable"], frozen, "before")
+        held_out = rows_to_measure(args, plan, trees.combine(state.trainable, frozen))
+        found |= losses(plan, program, held_out, state.trainable, frozen, "before")
     del trainable
     seconds = []
     forget_host_peak()
@@ -128,9 +127,9 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     on_device = jax.devices()[0].memory_stats()  # `None` on the CPU
     found["peak_mb"] = (on_device["peak_bytes_in_use"] if on_device else host_peak()) / 1e6
     found["seconds_a_step"] = statistics.median(seconds[WARMUP_STEPS:])
-    found["kept_mb"] = trees.num_bytes(state["trainable"]) / 1e6
+    found["kept_mb"] = trees.num_bytes(state.trainable) / 1e6
     if args.to_the_end:
-        found |= losses(plan, program, held_out, state["trainable"], frozen, "after")
+        found |= losses(plan, program, held_out, state.trainable, frozen, "after")
     return found
 
 

@@ -27,6 +27,7 @@ from reference_runs import Record
 from jaxft.config import TrainConfig
 from jaxft.lora import peft_format
 from jaxft.training import optimizer
+from jaxft.training import state as states
 
 pytestmark = pytest.mark.reference
 
@@ -67,8 +68,8 @@ def test_the_learning_rate_equals_transformers_at_every_step(
         expected.append(theirs.get_last_lr()[0])
         sgd.step()
         theirs.step()
-    schedule = optimizer.make_schedule(config(lr_scheduler_type=name, **warmup), NUM_STEPS)
-    rates = [float(schedule(jnp.int32(step))) for step in range(NUM_STEPS)]
+    hyper = optimizer.hyper_of(config(lr_scheduler_type=name, **warmup), NUM_STEPS)
+    rates = [float(optimizer.learning_rate(hyper, jnp.int32(step))) for step in range(NUM_STEPS)]
     np.testing.assert_allclose(rates, expected, rtol=1e-6, atol=PEAK * 1e-6)
 
 
@@ -157,7 +158,7 @@ def test_lora_plus_is_as_fast_as_pefts_on_embeddings_and_rows(
     }
     ours = reference_adapters.ours_on(model, chosen, one_device, seed=1)
     run = config(learning_rate=rate, lr_scheduler_type="constant", loraplus_lr_ratio=ratio)
-    adamw = optimizer.make_optimizer(run, optimizer.make_schedule(run, NUM_STEPS))
+    adamw = states.optimizer_of(optimizer.hyper_of(run, NUM_STEPS), optimizer.make_optimizer)
     leaves = jax.tree.map(jnp.asarray, ours.adapters)
     # Adam's first step goes as far as the rate, whatever the gradient.
     steps, _ = adamw.update(jax.tree.map(jnp.ones_like, leaves), adamw.init(leaves), leaves)
@@ -168,7 +169,7 @@ def test_lora_plus_is_as_fast_as_pefts_on_embeddings_and_rows(
 
 
 def updated_by_us(run: TrainConfig, start: Arrays, gradients: list[Arrays]) -> Arrays:
-    adamw = optimizer.make_optimizer(run, optimizer.make_schedule(run, NUM_STEPS))
+    adamw = states.optimizer_of(optimizer.hyper_of(run, NUM_STEPS), optimizer.make_optimizer)
     params = {"norm": {name: jnp.float32(values) for name, values in start.items()}}
     state, update = adamw.init(params), jax.jit(adamw.update)
     for step in gradients:

@@ -128,18 +128,17 @@ class Run:
         )
 
     def _train(self) -> tuple[list[float], list[float], trees.Tree]:
-        schedule = optimizer.make_schedule(CONFIG, NUM_STEPS)
-        adamw = optimizer.make_optimizer(CONFIG, schedule)
+        hyper, make = optimizer.hyper_of(CONFIG, NUM_STEPS), optimizer.make_optimizer
         adapters, frozen = self.start.adapters, self.start.frozen
         program = self.program(self.setting.accumulation)
-        advance = step.make_train_step(program, adamw, schedule, adapters)
-        state, seen = states.init_state(adapters, adamw, self.mesh), []
+        advance = step.make_train_step(program, make, hyper, adapters)
+        state, seen = states.init_state(adapters, {}, hyper, make, self.mesh), []
         for rows in TRAINING:
             batch = reference_texts.batch_of(*rows, self.setting.accumulation)
             state, metrics = advance(state, frozen, batch, np.uint32(0))
             seen.append((float(metrics.loss), float(metrics.grad_norm)))
         losses, norms = zip(*seen, strict=True)
-        return list(losses), list(norms), state["trainable"]
+        return list(losses), list(norms), state.trainable
 
     def held_out_loss(self, adapters: trees.Tree) -> float:
         """Return our mean loss in nats over the held-out rows."""

@@ -12,7 +12,6 @@ import runs
 
 from jaxft.errors import Stopped
 from jaxft.training import folder
-from jaxft.training import state as states
 from jaxft.training.objective import CAUSAL_LM, batch_shardings
 
 pytestmark = pytest.mark.slow
@@ -105,7 +104,7 @@ def test_how_long_a_batch_is_padded_changes_nothing_in_its_step(plan_of, leaves,
     }
     found = []
     for each in (batch, padded):
-        state = states.init_state(trainer.start, trainer.optimizer, plan.mesh)
+        state = trainer.state_of(trainer.start)
         placed = jax.device_put(each, batch_shardings(CAUSAL_LM, plan.mesh))
         found.append(trainer._step(state, trainer.frozen, placed, np.uint32(7))[1])
     for value, other in zip(*map(jax.tree.leaves, found), strict=True):

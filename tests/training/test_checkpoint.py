@@ -5,27 +5,28 @@ from __future__ import annotations
 import gc
 import shutil
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
+from jaxft.config import TrainConfig
 from jaxft.errors import CheckpointError
 from jaxft.parallel import mesh as meshes
-from jaxft.training import checkpoint
+from jaxft.training import checkpoint, optimizer
 from jaxft.training import state as states
 
 FINGERPRINT = {"seed": 1, "lora": {"r": 8}, "pair": (1, 2)}
-OPTIMIZER = optax.adamw(1e-3)
+HYPER = optimizer.hyper_of(TrainConfig(output_dir="run"), 10)
 MESH = meshes.make_mesh("auto", 1, 1)
 START = {"groups": {"0": {"0": {"attn": {"q": {"lora_a": np.zeros((2, 3, 50), np.float32)}}}}}}
 
 
-def make_state(step: int) -> states.State:
+def make_state(step: int) -> dict[str, Any]:
     """Return a state of random numbers, another for each step."""
-    state = states.init_state(START, OPTIMIZER, MESH)
+    state = states.init_state(START, {}, HYPER, optimizer.make_optimizer, MESH).saved()
     rng = np.random.default_rng(step)
 
     def draw(leaf: jax.Array) -> jax.Array:
@@ -44,7 +45,7 @@ def restore(folder):
     """Return the latest step, its state as bytes, and its progress."""
     with open_folder(folder) as checkpoints:
         state, progress = checkpoints.restore_latest(
-            states.abstract_state(START, OPTIMIZER, MESH)
+            states.abstract_saved(START, {}, HYPER, optimizer.make_optimizer, MESH)
         ) or (None, None)
         return state and int(state["step"]), leaf_bytes(state), progress
 
@@ -68,7 +69,7 @@ def test_the_latest_state_comes_back_bit_for_bit_with_its_progress(saved):
 
 def test_restored_arrays_lie_where_the_abstract_state_says(saved):
     with open_folder(saved) as checkpoints:
-        abstract = states.abstract_state(START, OPTIMIZER, MESH)
+        abstract = states.abstract_saved(START, {}, HYPER, optimizer.make_optimizer, MESH)
         state, _ = checkpoints.restore_latest(abstract)
         assert jax.tree.all(jax.tree.map(lambda a, b: a.sharding == b.sharding, state, abstract))
 
@@ -183,7 +184,9 @@ def test_what_was_damaged_can_be_saved_again_and_a_second_damage_has_its_own_pla
     for _ in range(2):
         empty_the_folder(saved / "6")
         with open_folder(saved) as checkpoints:
-            checkpoints.restore_latest(states.abstract_state(START, OPTIMIZER, MESH))
+            checkpoints.restore_latest(
+                states.abstract_saved(START, {}, HYPER, optimizer.make_optimizer, MESH)
+            )
             checkpoints.save(6, make_state(6), {})
         assert restore(saved) == (6, leaf_bytes(make_state(6)), {})
     assert {path.name for path in saved.glob("*.unreadable*")} == {

@@ -9,16 +9,17 @@ import jax
 import jax.numpy as jnp
 import naive
 import numpy as np
-import optax
 import pytest
 import tiny
 
 from jaxft import tree as trees
+from jaxft.config import TrainConfig
 from jaxft.models.untuned import base_tree
-from jaxft.training import losses
+from jaxft.training import losses, optimizer
 from jaxft.training import state as states
 from jaxft.training import step as steps
 from jaxft.training.objective import CAUSAL_LM, Objective
+from jaxft.training.optimizer import make_optimizer
 
 ROWS, LENGTH = 3, 12
 NETWORK = tiny.adapted(tiny.with_windows([None] * 2))
@@ -119,9 +120,9 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_number_of_the_step():
 
     objective = Objective({**CAUSAL_LM.arrays, "is_broken": "a b"}, maybe_not_finite)
     trainable, frozen = tiny.split(TREE)
-    optimizer = optax.adamw(1e-2)
-    step = steps.make_train_step(program(objective), optimizer, lambda _: 1e-2, trainable)
-    state = states.init_state(tiny.placed(trainable, MESH), optimizer, MESH)
+    hyper = optimizer.hyper_of(TrainConfig(output_dir="run"), 10)
+    step = steps.make_train_step(program(objective), make_optimizer, hyper, trainable)
+    state = states.init_state(tiny.placed(trainable, MESH), {}, hyper, make_optimizer, MESH)
     is_whole = np.zeros(BATCH["rows"].shape, np.int32)
     state, metrics = step(state, frozen, {**BATCH, "is_broken": is_whole}, 0)
     assert not metrics.is_skipped
@@ -130,7 +131,9 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_number_of_the_step():
     is_broken[1, 0] = 1
     state, metrics = step(state, frozen, {**BATCH, "is_broken": is_broken}, 0)
     assert metrics.is_skipped
-    assert int(state["step"]) == 2
+    assert int(state.step) == 2
     for name in ("trainable", "opt_state"):
-        same = jax.tree.map(np.array_equal, before[name], jax.tree.map(np.array, state[name]))
+        same = jax.tree.map(
+            np.array_equal, getattr(before, name), jax.tree.map(np.array, getattr(state, name))
+        )
         assert all(jax.tree.leaves(same)), name

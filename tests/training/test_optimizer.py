@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from jaxft.config import TrainConfig
 from jaxft.training import optimizer as optimizers
+from jaxft.training import state as states
 
 PARAMS = {
     "groups": {"0": {"0": {"attn": {"q": {"kernel": jnp.full((2, 3), 2.0)}}}}},
@@ -25,14 +26,18 @@ def config(**fields):
 
 
 def rates(num_steps, **fields):
-    schedule = optimizers.make_schedule(config(learning_rate=2e-3, **fields), num_steps)
-    return [float(schedule(step)) for step in range(num_steps + 1)]
+    hyper = optimizers.hyper_of(config(learning_rate=2e-3, **fields), num_steps)
+    return [float(optimizers.learning_rate(hyper, step)) for step in range(num_steps + 1)]
+
+
+def optimizer_of(chosen):
+    return states.optimizer_of(optimizers.hyper_of(chosen, 10), optimizers.make_optimizer)
 
 
 def first_update(grads, **fields):
     fields = {"learning_rate": 0.1, "lr_scheduler_type": "constant", **fields}
     chosen = config(**fields)
-    optimizer = optimizers.make_optimizer(chosen, optimizers.make_schedule(chosen, 10))
+    optimizer = optimizer_of(chosen)
     return optimizer.update(grads, optimizer.init(PARAMS), PARAMS)[0]
 
 
@@ -69,10 +74,11 @@ def test_constant_stays():
     st.integers(0, 60),
 )
 def test_rates_are_never_negative_nor_above_the_peak(kind, num_steps, warmup):
-    schedule = optimizers.make_schedule(
+    hyper = optimizers.hyper_of(
         config(learning_rate=1.0, lr_scheduler_type=kind, warmup_steps=warmup), num_steps
     )
-    found = np.asarray(schedule(jnp.arange(150)))  # one length, so that it compiles once
+    # One length, so that it compiles once.
+    found = np.asarray(optimizers.learning_rate(hyper, jnp.arange(150)))
     assert (found >= 0).all()
     assert (found <= 1).all()
 
@@ -80,7 +86,7 @@ def test_rates_are_never_negative_nor_above_the_peak(kind, num_steps, warmup):
 def test_gradients_are_clipped_by_their_global_norm():
     grads = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 3.0), PARAMS)
     chosen = config(max_grad_norm=0.5)
-    optimizer = optimizers.make_optimizer(chosen, optimizers.make_schedule(chosen, 10))
+    optimizer = optimizer_of(chosen)
     _, state = optimizer.update(grads, optimizer.init(PARAMS), PARAMS)
     (first,) = [node.mu for node in jax.tree.leaves(state, is_leaf=has_mu) if has_mu(node)]
     # The first moment is a tenth of the gradient that Adam saw.
@@ -95,7 +101,7 @@ def has_mu(node):
 def test_clipping_at_zero_means_none():
     grads = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 3e3), PARAMS)
     chosen = config(max_grad_norm=0.0)
-    optimizer = optimizers.make_optimizer(chosen, optimizers.make_schedule(chosen, 10))
+    optimizer = optimizer_of(chosen)
     _, state = optimizer.update(grads, optimizer.init(PARAMS), PARAMS)
     (first,) = [node.mu for node in jax.tree.leaves(state, is_leaf=has_mu) if has_mu(node)]
     np.testing.assert_allclose(first["o"]["bias"], 3e2, rtol=1e-5)
@@ -128,7 +134,7 @@ def test_betas_and_epsilon_are_those_of_the_recipe():
         adam_beta2=0.75,
         adam_epsilon=1e-2,
     )
-    optimizer = optimizers.make_optimizer(chosen, optimizers.make_schedule(chosen, 10))
+    optimizer = optimizer_of(chosen)
     state = optimizer.init(PARAMS)
     _, state = optimizer.update(grads, state, PARAMS)
     update, _ = optimizer.update(jax.tree.map(lambda g: 3 * g, grads), state, PARAMS)

@@ -10,7 +10,9 @@ import pytest
 import tiny
 
 from jaxft import tree as trees
+from jaxft.config import TrainConfig
 from jaxft.parallel import mesh as meshes
+from jaxft.training import optimizer as optimizers
 from jaxft.training import state as states
 from jaxft.training import step as steps
 from jaxft.training.objective import CAUSAL_LM, batch_shardings
@@ -23,7 +25,14 @@ DORA = tiny.adapted(
 )
 LEARNING_RATE = 1e-3
 # `trace` without decay keeps the last gradient, so one compiled step shows gradients and losses.
-OPTIMIZER = optax.chain(optax.trace(0.0), optax.adamw(LEARNING_RATE))
+HYPER = optimizers.hyper_of(
+    TrainConfig(output_dir="run", learning_rate=LEARNING_RATE, lr_scheduler_type="constant"),
+    NUM_STEPS,
+)
+
+
+def make_optimizer(hyper, schedule):
+    return optax.chain(optax.trace(0.0), optax.adamw(schedule))
 
 
 @functools.cache
@@ -33,15 +42,15 @@ def run(shape=(1, 1, 1), accumulation=1, network=NETWORK):
     capacity = ROWS * LENGTH // accumulation // meshes.row_shards(mesh)
     trainable, frozen = tiny.split(tiny.random_leaves(network))
     program = steps.Program(network, mesh, "float32", capacity, False, CAUSAL_LM)
-    step = steps.make_train_step(program, OPTIMIZER, lambda _: LEARNING_RATE, trainable)
-    state = states.init_state(tiny.placed(trainable, mesh), OPTIMIZER, mesh)
+    step = steps.make_train_step(program, make_optimizer, HYPER, trainable)
+    state = states.init_state(tiny.placed(trainable, mesh), {}, HYPER, make_optimizer, mesh)
     frozen, losses, gradients = tiny.placed(frozen, mesh), [], None
     for number in range(NUM_STEPS):
         batch = tiny.make_batch(ROWS, LENGTH, seed=number, accumulation=accumulation)
         state, metrics = step(state, frozen, batch, 3)
         losses.append(float(metrics.loss))
         if number == 0:
-            gradients = jax.tree.map(np.array, state["opt_state"][0].trace)
+            gradients = jax.tree.map(np.array, state.opt_state[0].trace)
     return trees.flatten(gradients), losses, step._cache_size()
 
 
