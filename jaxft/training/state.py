@@ -26,7 +26,7 @@ from jaxft.training.optimizer import Hyper, MakeOptimizer, learning_rate
 )
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """The state of one run.
+    """The state of one run, or whatever stands in its leaves' places: shapes or shardings.
 
     Attributes:
         trainable: The trained leaves.
@@ -37,11 +37,11 @@ class TrainState:
         hyper: Numbers of the optimizer.
     """
 
-    trainable: trees.Tree
-    started: trees.Tree
+    trainable: Any
+    started: Any
     opt_state: Any
     step: Any
-    hyper: Hyper
+    hyper: Any
 
     def saved(self) -> dict[str, Any]:
         """Return what a checkpoint holds: all but the numbers of the optimizer.
@@ -100,8 +100,7 @@ def state_shardings(
         leaves,
         transform_non_params=lambda _: everywhere,
     )
-    whole: Any = everywhere
-    return TrainState(leaves, whole, moments, everywhere, whole)
+    return TrainState(leaves, everywhere, moments, everywhere, everywhere)
 
 
 def abstract_saved(

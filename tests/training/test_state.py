@@ -55,7 +55,7 @@ def test_moments_lie_where_their_parameter_lies():
 
 
 def test_abstract_state_has_the_shapes_dtypes_and_shardings_of_the_state():
-    state = states.init_state(tiny.placed(TRAINABLE, MESH), {}, HYPER, MAKE, MESH)
+    state = states.init_state(tiny.placed(TRAINABLE, MESH), {}, HYPER, MAKE, MESH).saved()
     abstract = states.abstract_saved(TRAINABLE, {}, HYPER, MAKE, MESH)
     assert jax.tree.structure(state) == jax.tree.structure(abstract)
     for leaf, shape in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
