@@ -3,13 +3,16 @@
 Source: transformers `configuration_apertus.py`, `modeling_apertus.py` (defaults and names).
 """
 
-import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
+from jaxft.models.families.activation_names import activation_name, read_activation
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import IGNORED, Family, buffer, norm, plain, replaced
-from jaxft.models.families.llama import TENSORS, llama_config, read_llama
+from jaxft.models.families.family import Family, buffer, norm, plain, replaced
+from jaxft.models.families.keys import Key, with_keys
+from jaxft.models.families.llama import ATTENTION_BIAS, KEYS, TENSORS, llama_config, read_llama
+from jaxft.models.families.rope_config import with_rope
 from jaxft.models.spec import ModelSpec
 
 _LAYER = "model.layers.{layer}"
@@ -36,33 +39,23 @@ _ROPE = {
 }
 
 
+def _read_activation(name: str) -> str:
+    return name if name == "xielu" else read_activation(name)  # its own, which has weights
+
+
+_KEYS = with_keys(
+    KEYS,
+    ATTENTION_BIAS,
+    Key("hidden_act", "activation", "xielu", _read_activation, activation_name),
+)
+
+
 def apertus_spec(config: Mapping[str, Any]) -> ModelSpec:
     """Read the config.json of an Apertus."""
-    has_rope = any(config.get(key) for key in ("rope_parameters", "rope_scaling"))
-    rope = {} if has_rope else {"rope_parameters": _ROPE}
-    # The learned activation has no name among those that need no weights; it takes its place below.
-    is_learned = config.get("hidden_act", "xielu") == "xielu"
-    act = {"hidden_act": "silu"} if is_learned else {}
-    reader = ConfigReader({"rms_norm_eps": 1e-5} | dict(config) | rope | act)
-    bias = reader.get("attention_bias", False)
-    spec = read_llama(reader, biases=(bias, bias, False), theta=_THETA)
+    reader = ConfigReader({"rms_norm_eps": 1e-5} | with_rope(config, _ROPE))
+    spec = read_llama(reader, _KEYS, theta=_THETA, mlp="plain", qk_norm="head")
     reader.finish()
-    spec = dataclasses.replace(spec, mlp="plain", qk_norm="head")
-    return dataclasses.replace(spec, activation="xielu") if is_learned else spec
+    return spec
 
 
-def apertus_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of an Apertus says of `spec`."""
-    return llama_config(spec) | {"attention_bias": spec.qkv_bias}
-
-
-APERTUS = Family(
-    "apertus",
-    apertus_spec,
-    apertus_config,
-    _TENSORS,
-    IGNORED,
-    ("q_proj", "v_proj"),
-    "lm_head",
-    "model.",
-)
+APERTUS = Family("apertus", apertus_spec, functools.partial(llama_config, keys=_KEYS), _TENSORS)

@@ -3,12 +3,15 @@
 Source: transformers `configuration_bloom.py`, `modeling_bloom.py` (defaults and names).
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import ABSENT, IGNORED, Family, linear, norm, plain
-from jaxft.models.spec import Alibi, BlockSpec, ModelSpec, NormSpec
+from jaxft.models.families.family import Family, linear, norm, plain
+from jaxft.models.families.gpt import read_gpt
+from jaxft.models.families.keys import Key, choice, keys_config
+from jaxft.models.spec import Alibi, ModelSpec
 
 _LAYER = "transformer.h.{layer}"
 _QKV = ("attn/q", "attn/k", "attn/v")
@@ -39,62 +42,46 @@ _UNUSED = (
 )
 
 
+# Other names that config.json may have for these, which count where they are there.
+_OTHER_NAMES = {
+    "n_embed": "hidden_size",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+KEYS = (
+    Key("vocab_size", "vocab_size"),
+    Key("hidden_size", "model_dim"),
+    Key("n_head", "num_heads"),
+    Key("n_layer", "num_layers"),
+    Key("layer_norm_epsilon", "norm_eps", 1e-5),
+    choice(
+        "apply_residual_connection_post_layernorm",
+        "norm_placement",
+        False,
+        yes="pre_residual",
+        no="pre",
+    ),
+    Key("tie_word_embeddings", "tied_head", True),
+)
+
+
 def bloom_spec(config: Mapping[str, Any]) -> ModelSpec:
     """Read the config.json of a BLOOM."""
-    reader = ConfigReader(config)
-    model_dim = reader.get("n_embed", None) or reader.get("hidden_size")
-    num_heads = reader.get("num_attention_heads", None) or reader.get("n_head")
-    num_layers = reader.get("num_hidden_layers", None) or reader.get("n_layer")
-    for key in ("hidden_size", "n_head", "n_layer", *_UNUSED):
+    renamed = {name: config[other] for other, name in _OTHER_NAMES.items() if config.get(other)}
+    reader = ConfigReader(dict(config) | renamed)
+    for key in (*_OTHER_NAMES, *_UNUSED):
         reader.get(key, None)
     reader.require("slow_but_exact", (False,), False)  # it forgets biases
-    is_post = reader.get("apply_residual_connection_post_layernorm", False)
-    spec = ModelSpec(
-        vocab_size=reader.get("vocab_size"),
-        embed_dim=model_dim,
-        model_dim=model_dim,
-        num_heads=num_heads,
-        num_kv_heads=num_heads,
-        head_dim=model_dim // num_heads,
-        attn_scale=(model_dim // num_heads) ** -0.5,
-        mlp_dim=4 * model_dim,
-        mlp="plain",
-        activation="gelu_tanh",
-        norm=NormSpec("layer", reader.get("layer_norm_epsilon", 1e-5), scale="plain", bias=True),
-        norm_placement="pre_residual" if is_post else "pre",
-        final_norm=True,
-        positions=Alibi(),
-        qkv_bias=True,
-        out_bias=True,
-        mlp_bias=True,
-        tied_head=reader.get("tie_word_embeddings", True),
-        blocks=(BlockSpec(None, None),) * num_layers,
-        **ABSENT | {"embed_norm": True},
-    )
+    spec = read_gpt(reader, KEYS, activation="gelu_tanh", positions=Alibi(), embed_norm=True)
     reader.finish()
     return spec
-
-
-def bloom_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of a BLOOM says of `spec`."""
-    return {
-        "vocab_size": spec.vocab_size,
-        "hidden_size": spec.model_dim,
-        "n_head": spec.num_heads,
-        "n_layer": len(spec.blocks),
-        "layer_norm_epsilon": spec.norm.eps,
-        "apply_residual_connection_post_layernorm": spec.norm_placement == "pre_residual",
-        "tie_word_embeddings": spec.tied_head,
-    }
 
 
 BLOOM = Family(
     "bloom",
     bloom_spec,
-    bloom_config,
+    functools.partial(keys_config, keys=KEYS),
     TENSORS,
-    IGNORED,
-    ("query_key_value",),
-    "lm_head",
-    "transformer.",
+    default_targets=("query_key_value",),
+    base_prefix="transformer.",
 )

@@ -8,13 +8,21 @@ Source: transformers `configuration_cohere.py`, `configuration_cohere2.py`, `mod
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import IGNORED, Family
-from jaxft.models.families.layer_normed import layer_normed, layer_normed_config
-from jaxft.models.families.llama import TENSORS, read_llama
+from jaxft.models.families.family import Family
+from jaxft.models.families.keys import Key, with_keys
+from jaxft.models.families.llama import (
+    ATTENTION_BIAS,
+    KEYS,
+    LAYER_NORM,
+    TENSORS,
+    llama_config,
+    read_llama,
+)
 from jaxft.models.families.windows import each_nth_full, read_windows, windows_config
 from jaxft.models.spec import BlockSpec, ModelSpec
 
@@ -31,14 +39,19 @@ _UNUSED = {
 }
 
 
+_KEYS = with_keys(
+    KEYS,
+    ATTENTION_BIAS,
+    Key("layer_norm_eps", "norm_eps", 1e-5),
+    Key("logit_scale", "logit_scale", 0.0625),
+)
+
+
 def _read(reader: ConfigReader, theta: float) -> ModelSpec:
-    bias = reader.get("attention_bias", False)
-    spec = read_llama(reader, biases=(bias, bias, False), theta=theta, interleaved=True)
     for key in ("cache_implementation", "model_max_length", "use_parallel_embedding"):
         reader.get(key, None)  # of generation, of the tokenizer, of how it was trained
-    eps, logit_scale = reader.get("layer_norm_eps", 1e-5), reader.get("logit_scale", 0.0625)
-    spec = layer_normed(spec, eps, bias=False)
-    return dataclasses.replace(spec, parallel="one_norm", logit_scale=logit_scale)
+    norm = dataclasses.replace(LAYER_NORM, bias=False)
+    return read_llama(reader, _KEYS, norm=norm, theta=theta, interleaved=True, parallel="one_norm")
 
 
 def cohere_spec(config: Mapping[str, Any]) -> ModelSpec:
@@ -48,12 +61,6 @@ def cohere_spec(config: Mapping[str, Any]) -> ModelSpec:
     spec = _read(reader, theta=500_000.0)
     reader.finish()
     return spec
-
-
-def cohere_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of a Cohere says of `spec`."""
-    own = {"attention_bias": spec.qkv_bias, "logit_scale": spec.logit_scale}
-    return layer_normed_config(spec, "layer_norm_eps") | own
 
 
 def cohere2_spec(config: Mapping[str, Any]) -> ModelSpec:
@@ -73,14 +80,8 @@ def cohere2_spec(config: Mapping[str, Any]) -> ModelSpec:
 
 def cohere2_config(spec: ModelSpec) -> dict[str, Any]:
     """Return what the config.json of a Cohere 2 says of `spec`."""
-    return cohere_config(spec) | windows_config(spec)
+    return llama_config(spec, _KEYS) | windows_config(spec)
 
 
-_TARGETS = ("q_proj", "v_proj")
-
-COHERE = Family(
-    "cohere", cohere_spec, cohere_config, TENSORS, IGNORED, _TARGETS, "lm_head", "model."
-)
-COHERE2 = Family(
-    "cohere2", cohere2_spec, cohere2_config, TENSORS, IGNORED, _TARGETS, "lm_head", "model."
-)
+COHERE = Family("cohere", cohere_spec, functools.partial(llama_config, keys=_KEYS), TENSORS)
+COHERE2 = Family("cohere2", cohere2_spec, cohere2_config, TENSORS)

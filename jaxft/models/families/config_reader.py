@@ -11,7 +11,7 @@ from typing import Any
 from jaxft.errors import UnsupportedModelError
 from jaxft.models.families import foreign_keys
 
-_REQUIRED = object()
+REQUIRED = object()  # the default of a key that must be there
 
 # Dropout of the base model. It is not applied in training: only the adapter's own dropout is.
 TRAINING_ONLY = frozenset(
@@ -91,7 +91,7 @@ class ConfigReader:
         self._config = config
         self._seen: set[str] = set()
 
-    def get(self, key: str, default: Any = _REQUIRED) -> Any:
+    def get(self, key: str, default: Any = REQUIRED) -> Any:
         """Return the value of `key`; `default` is what transformers' config class has.
 
         Raises:
@@ -100,7 +100,7 @@ class ConfigReader:
         self._seen.add(key)
         if key in self._config:
             return self._config[key]
-        if default is _REQUIRED:
+        if default is REQUIRED:
             raise UnsupportedModelError(
                 f"The model's config.json has no {key!r}.",
                 "Take the config.json that belongs to the weights.",

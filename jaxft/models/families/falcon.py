@@ -10,11 +10,12 @@ Source: transformers `configuration_falcon.py`, `modeling_falcon.py` (defaults a
 from collections.abc import Mapping
 from typing import Any
 
-from jaxft.models.families.activation_names import activation_name, read_activation
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import ABSENT, IGNORED, Family, linear, norm, plain
+from jaxft.models.families.family import Family, linear, norm, plain
+from jaxft.models.families.gpt import BIASES, read_gpt
+from jaxft.models.families.keys import Key, activation, keys_config
 from jaxft.models.families.rope_config import context_config, read_rope, rope_config
-from jaxft.models.spec import BlockSpec, ModelSpec, NormSpec
+from jaxft.models.spec import ModelSpec
 
 _LAYER = "transformer.h.{layer}"
 _QKV = ("attn/q", "attn/k", "attn/v")
@@ -34,40 +35,30 @@ TENSORS = (
     *linear("mlp/down", f"{_LAYER}.mlp.dense_4h_to_h"),
 )
 
+KEYS = (
+    Key("vocab_size", "vocab_size"),
+    Key("hidden_size", "model_dim"),
+    Key("ffn_hidden_size", "mlp_dim", None),
+    Key("num_hidden_layers", "num_layers"),
+    Key("num_attention_heads", "num_heads"),
+    Key("bias", BIASES, False),
+    activation("activation", "gelu"),
+    Key("layer_norm_epsilon", "norm_eps", 1e-5),
+    Key("tie_word_embeddings", "tied_head", True),
+)
+
 
 def falcon_spec(config: Mapping[str, Any]) -> ModelSpec:
     """Read the config.json of a Falcon."""
-    reader = ConfigReader(config)
-    model_dim = reader.get("n_embed", None) or reader.get("hidden_size")
-    num_heads, has_bias = reader.get("num_attention_heads"), reader.get("bias", False)
-    head_dim = model_dim // num_heads
-    reader.get("hidden_size", None)
+    other_name = config.get("n_embed")
+    reader = ConfigReader(dict(config) | ({"hidden_size": other_name} if other_name else {}))
+    reader.get("n_embed", None)
+    num_heads = reader.get("num_attention_heads")
     reader.require("alibi", (False,), False)
     reader.require("apply_residual_connection_post_layernorm", (False,), False)
-    rope = read_rope(reader, head_dim=head_dim, theta=10_000.0)
+    rope = read_rope(reader, head_dim=reader.get("hidden_size") // num_heads, theta=10_000.0)
     num_kv_heads, parallel = _read_architecture(reader, num_heads)
-    spec = ModelSpec(
-        vocab_size=reader.get("vocab_size"),
-        embed_dim=model_dim,
-        model_dim=model_dim,
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        attn_scale=head_dim**-0.5,
-        mlp_dim=reader.get("ffn_hidden_size", None) or 4 * model_dim,
-        mlp="plain",
-        activation=read_activation(reader.get("activation", "gelu")),
-        norm=NormSpec("layer", reader.get("layer_norm_epsilon", 1e-5), scale="plain", bias=True),
-        norm_placement="pre",
-        final_norm=True,
-        positions=None,
-        qkv_bias=has_bias,
-        out_bias=has_bias,
-        mlp_bias=has_bias,
-        tied_head=reader.get("tie_word_embeddings", True),
-        blocks=(BlockSpec(None, rope),) * reader.get("num_hidden_layers"),
-        **ABSENT | {"parallel": parallel},
-    )
+    spec = read_gpt(reader, KEYS, rope=rope, num_kv_heads=num_kv_heads, parallel=parallel)
     reader.finish()
     return spec
 
@@ -95,23 +86,15 @@ def falcon_config(spec: ModelSpec) -> dict[str, Any]:
     is_new = spec.parallel == "two_norms" or 1 < num_kv_heads < spec.num_heads
     num_norms = {"num_ln_in_parallel_attn": 2 if spec.parallel == "two_norms" else 1}
     return {
-        "vocab_size": spec.vocab_size,
-        "hidden_size": spec.model_dim,
-        "ffn_hidden_size": spec.mlp_dim,
-        "num_hidden_layers": len(spec.blocks),
-        "num_attention_heads": spec.num_heads,
+        **keys_config(spec, KEYS),
         "num_kv_heads": num_kv_heads if is_new else spec.num_heads,
         "new_decoder_architecture": is_new,
         "multi_query": is_new or num_kv_heads == 1,
         "parallel_attn": spec.parallel != "no",
         **(num_norms if is_new else {}),
         "alibi": False,
-        "bias": spec.qkv_bias,
-        "activation": activation_name(spec.activation),
-        "layer_norm_epsilon": spec.norm.eps,
         "rope_parameters": rope_config(rope, spec.head_dim),
         **context_config(rope),
-        "tie_word_embeddings": spec.tied_head,
     }
 
 
@@ -120,8 +103,6 @@ FALCON = Family(
     falcon_spec,
     falcon_config,
     TENSORS,
-    IGNORED,
-    ("query_key_value",),
-    "lm_head",
-    "transformer.",
+    default_targets=("query_key_value",),
+    base_prefix="transformer.",
 )

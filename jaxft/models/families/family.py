@@ -149,10 +149,10 @@ class Family:
     spec_from_config: Callable[[Mapping[str, Any]], ModelSpec]
     config_from_spec: Callable[[ModelSpec], dict[str, Any]]
     tensors: tuple[Tensor, ...]
-    ignored: tuple[str, ...]
-    default_targets: tuple[str, ...]
-    head_name: str
-    base_prefix: str
+    ignored: tuple[str, ...] = IGNORED
+    default_targets: tuple[str, ...] = ("q_proj", "v_proj")
+    head_name: str = "lm_head"
+    base_prefix: str = "model."
     is_conv1d: bool = False
     renames: tuple[tuple[str, str], ...] = ()
     file_names: tuple[tuple[str, str], ...] = ()

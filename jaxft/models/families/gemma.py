@@ -13,14 +13,24 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jaxft.models.families import llama
 from jaxft.models.families.activation_names import activation_name, read_activation
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import IGNORED, Family, Tensor, norm
+from jaxft.models.families.family import Family, Tensor, norm
+from jaxft.models.families.keys import with_keys
+from jaxft.models.families.llama import (
+    ATTENTION_BIAS,
+    KEYS,
+    RMS_NORM,
+    TENSORS,
+    llama_config,
+    llama_tensors,
+    read_llama,
+)
 from jaxft.models.families.rope_config import read_ropes, ropes_config
 from jaxft.models.families.windows import each_nth_full, read_windows, windows_config
 from jaxft.models.spec import ModelSpec, Rope
 
+_KEYS = with_keys(KEYS, ATTENTION_BIAS)
 _ACTIVATION = "gelu_pytorch_tanh"
 _GEMMA_DEFAULTS = {"num_key_value_heads": 16, "head_dim": 256, "tie_word_embeddings": True}
 _GEMMA2_DEFAULTS = _GEMMA_DEFAULTS | {"num_key_value_heads": 4}
@@ -38,7 +48,7 @@ def gemma_tensors(base: str) -> tuple[Tensor, ...]:
     """Return the name table of a Gemma from 2 on, whose modules but the head are below `base`."""
     layer = f"{base}.layers.{{layer}}"
     return (
-        *(line for line in llama.llama_tensors(base) if not line.ours[0].startswith("mlp_norm")),
+        *(line for line in llama_tensors(base) if not line.ours[0].startswith("mlp_norm")),
         *norm("attn_out_norm", f"{layer}.post_attention_layernorm"),
         *norm("mlp_norm", f"{layer}.pre_feedforward_layernorm"),
         *norm("mlp_out_norm", f"{layer}.post_feedforward_layernorm"),
@@ -50,15 +60,11 @@ def _read_gemma(
     windows: tuple[int | None, ...] | None = None,
     ropes: tuple[Rope, ...] | None = None,
 ) -> ModelSpec:
-    """Read what all Gemmas share, without `finish`; arguments as of `llama.read_llama`."""
-    bias = reader.get("attention_bias", False)
+    """Read what all Gemmas share, without `finish`; arguments as of `read_llama`."""
     reader.require("use_bidirectional_attention", (False, None))
-    spec = llama.read_llama(reader, biases=(bias, bias, False), windows=windows, ropes=ropes)
-    return dataclasses.replace(
-        spec,
-        embed_scale=spec.model_dim**0.5,
-        norm=dataclasses.replace(spec.norm, scale="offset"),
-    )
+    norm = dataclasses.replace(RMS_NORM, scale="offset")
+    spec = read_llama(reader, _KEYS, norm=norm, windows=windows, ropes=ropes)
+    return dataclasses.replace(spec, embed_scale=spec.model_dim**0.5)
 
 
 def gemma_spec(config: Mapping[str, Any]) -> ModelSpec:
@@ -75,7 +81,7 @@ def gemma_spec(config: Mapping[str, Any]) -> ModelSpec:
 
 def gemma_config(spec: ModelSpec) -> dict[str, Any]:
     """Return what the config.json of a Gemma 1 says of `spec`."""
-    return llama.llama_config(spec) | {"attention_bias": spec.qkv_bias}
+    return llama_config(spec, _KEYS)
 
 
 def _read_windows(reader: ConfigReader, period: int) -> tuple[int | None, ...]:
@@ -153,12 +159,9 @@ def gemma3_text_config(spec: ModelSpec) -> dict[str, Any]:
     return gemma2_config(spec) | {"rope_parameters": ropes_config(spec)}
 
 
-GEMMA, GEMMA2, GEMMA3_TEXT, VAULTGEMMA = (
-    Family(name, read, write, tensors, IGNORED, ("q_proj", "v_proj"), "lm_head", "model.")
-    for name, read, write, tensors in (
-        ("gemma", gemma_spec, gemma_config, llama.TENSORS),
-        ("gemma2", gemma2_spec, gemma2_config, gemma_tensors("model")),
-        ("gemma3_text", gemma3_text_spec, gemma3_text_config, gemma_tensors("model")),
-        ("vaultgemma", vaultgemma_spec, gemma2_config, gemma_tensors("model")),
-    )
-)
+_TENSORS = gemma_tensors("model")
+
+GEMMA = Family("gemma", gemma_spec, gemma_config, TENSORS)
+GEMMA2 = Family("gemma2", gemma2_spec, gemma2_config, _TENSORS)
+GEMMA3_TEXT = Family("gemma3_text", gemma3_text_spec, gemma3_text_config, _TENSORS)
+VAULTGEMMA = Family("vaultgemma", vaultgemma_spec, gemma2_config, _TENSORS)

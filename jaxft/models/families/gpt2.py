@@ -6,13 +6,15 @@ one adapter on `c_attn`, over q, k and v together.
 Source: transformers `configuration_gpt2.py`, `modeling_gpt2.py` (defaults and names).
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
-from jaxft.models.families.activation_names import activation_name, read_activation
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import ABSENT, IGNORED, Family, Tensor, linear, norm, plain
-from jaxft.models.spec import BlockSpec, Learned, ModelSpec, NormSpec
+from jaxft.models.families.family import IGNORED, Family, Tensor, linear, norm, plain
+from jaxft.models.families.gpt import read_gpt
+from jaxft.models.families.keys import Key, activation, keys_config
+from jaxft.models.spec import ModelSpec
 
 _LAYER = "transformer.h.{layer}"
 
@@ -34,8 +36,20 @@ TENSORS = (
     *_conv1d("mlp/down", "mlp.c_proj"),
 )
 
-# The causal mask, stored as weights by old versions.
-_IGNORED = (*IGNORED, r"transformer\.h\.\d+\.attn\.bias")
+CAUSAL_MASK = r"transformer\.h\.\d+\.attn\.bias"  # stored as weights by old versions
+
+
+KEYS = (
+    Key("vocab_size", "vocab_size"),
+    Key("n_embd", "model_dim"),
+    Key("n_head", "num_heads"),
+    Key("n_layer", "num_layers"),
+    Key("n_inner", "mlp_dim", None),
+    Key("n_positions", "max_tokens", 1024),
+    activation("activation_function", "gelu_new"),
+    Key("layer_norm_epsilon", "norm_eps", 1e-5),
+    Key("tie_word_embeddings", "tied_head", True),
+)
 
 
 def gpt2_spec(config: Mapping[str, Any]) -> ModelSpec:
@@ -43,70 +57,26 @@ def gpt2_spec(config: Mapping[str, Any]) -> ModelSpec:
     reader = ConfigReader(config)
     reader.require("scale_attn_by_inverse_layer_idx", (False,), False)
     reader.get("reorder_and_upcast_attn", False)  # float32 attention, which it always is here
-    spec = read_gpt2(reader, activation="gelu_new")
+    spec = read_gpt2(reader)
     reader.finish()
     return spec
 
 
-def read_gpt2(reader: ConfigReader, *, activation: str) -> ModelSpec:
-    """Read what GPT-2 and its likes share, without `finish`.
-
-    Args:
-        reader: The config.json.
-        activation: The family's default one.
-    """
-    model_dim, num_heads = reader.get("n_embd"), reader.get("n_head")
+def read_gpt2(reader: ConfigReader, keys: tuple[Key, ...] = KEYS, **features: Any) -> ModelSpec:
+    """Read what GPT-2 and GPT-BigCode share, without `finish`; arguments as of `read_gpt`."""
     reader.require("scale_attn_weights", (True,), True)
     reader.require("add_cross_attention", (False,), False)
     reader.get("n_ctx", None)  # a former name of n_positions
-    return ModelSpec(
-        vocab_size=reader.get("vocab_size"),
-        embed_dim=model_dim,
-        model_dim=model_dim,
-        num_heads=num_heads,
-        num_kv_heads=num_heads,
-        head_dim=model_dim // num_heads,
-        attn_scale=(model_dim // num_heads) ** -0.5,
-        mlp_dim=reader.get("n_inner", None) or 4 * model_dim,
-        mlp="plain",
-        activation=read_activation(reader.get("activation_function", activation)),
-        norm=NormSpec("layer", reader.get("layer_norm_epsilon", 1e-5), scale="plain", bias=True),
-        norm_placement="pre",
-        final_norm=True,
-        positions=Learned(rows=reader.get("n_positions", 1024), offset=0),
-        qkv_bias=True,
-        out_bias=True,
-        mlp_bias=True,
-        tied_head=reader.get("tie_word_embeddings", True),
-        blocks=(BlockSpec(window=None, rope=None),) * reader.get("n_layer"),
-        **ABSENT,
-    )
-
-
-def gpt2_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of a GPT-2 says of `spec`."""
-    assert isinstance(spec.positions, Learned)
-    return {
-        "vocab_size": spec.vocab_size,
-        "n_embd": spec.model_dim,
-        "n_head": spec.num_heads,
-        "n_layer": len(spec.blocks),
-        "n_inner": spec.mlp_dim,
-        "n_positions": spec.positions.rows,
-        "activation_function": activation_name(spec.activation),
-        "layer_norm_epsilon": spec.norm.eps,
-        "tie_word_embeddings": spec.tied_head,
-    }
+    return read_gpt(reader, keys, **features)
 
 
 GPT2 = Family(
     "gpt2",
     gpt2_spec,
-    gpt2_config,
+    functools.partial(keys_config, keys=KEYS),
     TENSORS,
-    _IGNORED,
+    (*IGNORED, CAUSAL_MASK),
     ("c_attn",),
-    "lm_head",
-    "transformer.",
+    base_prefix="transformer.",
     is_conv1d=True,
 )

@@ -6,13 +6,13 @@ queries, then k and v; otherwise every head's q, k and v together: both are "by 
 Source: transformers `configuration_gpt_bigcode.py`, `modeling_gpt_bigcode.py` (defaults, names).
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families import gpt2
 from jaxft.models.families.config_reader import ConfigReader
 from jaxft.models.families.family import IGNORED, Family, linear, norm, plain
+from jaxft.models.families.keys import activation, keys_config, with_keys
 from jaxft.models.spec import ModelSpec
 
 _LAYER = "transformer.h.{layer}"
@@ -46,25 +46,24 @@ _UNUSED = (
 )
 
 
+KEYS = with_keys(gpt2.KEYS, activation("activation_function", "gelu_pytorch_tanh"))
+
+
 def gpt_bigcode_spec(config: Mapping[str, Any]) -> ModelSpec:
     """Read the config.json of a GPT-BigCode."""
     reader = ConfigReader(config)
-    spec = gpt2.read_gpt2(reader, activation="gelu_pytorch_tanh")
     for key in _UNUSED:
         reader.get(key, None)
-    if reader.get("multi_query", True):
-        spec = dataclasses.replace(spec, num_kv_heads=1)
+    one_head = {"num_kv_heads": 1} if reader.get("multi_query", True) else {}
+    spec = gpt2.read_gpt2(reader, KEYS, **one_head)
     reader.finish()
     return spec
 
 
 def gpt_bigcode_config(spec: ModelSpec) -> dict[str, Any]:
     """Return what the config.json of a GPT-BigCode says of `spec`."""
-    is_multi_query = spec.num_kv_heads == 1
-    return gpt2.gpt2_config(spec) | {
-        "multi_query": is_multi_query,
-        "num_key_value_heads": spec.num_kv_heads,
-    }
+    heads = {"multi_query": spec.num_kv_heads == 1, "num_key_value_heads": spec.num_kv_heads}
+    return keys_config(spec, KEYS) | heads
 
 
 GPT_BIGCODE = Family(
@@ -72,8 +71,7 @@ GPT_BIGCODE = Family(
     gpt_bigcode_spec,
     gpt_bigcode_config,
     TENSORS,
-    (*IGNORED, r"transformer\.h\.\d+\.attn\.bias"),
+    (*IGNORED, gpt2.CAUSAL_MASK),
     ("c_attn",),
-    "lm_head",
-    "transformer.",
+    base_prefix="transformer.",
 )

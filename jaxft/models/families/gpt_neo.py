@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.errors import UnsupportedModelError
-from jaxft.models.families.activation_names import activation_name, read_activation
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import ABSENT, IGNORED, Family, linear, norm, plain
-from jaxft.models.spec import BlockSpec, Learned, ModelSpec, NormSpec
+from jaxft.models.families.family import IGNORED, Family, linear, norm, plain
+from jaxft.models.families.gpt import read_gpt
+from jaxft.models.families.keys import Key, activation, keys_config
+from jaxft.models.spec import BlockSpec, ModelSpec
 
 _LAYER = "transformer.h.{layer}"
 _ATTENTION = f"{_LAYER}.attn.attention"
@@ -36,11 +37,22 @@ TENSORS = (
 _IGNORED = (*IGNORED, r"transformer\.h\.\d+\.attn\.attention\.bias")
 _GLOBAL, _LOCAL = "global", "local"
 
+KEYS = (
+    Key("vocab_size", "vocab_size"),
+    Key("hidden_size", "model_dim"),
+    Key("num_heads", "num_heads"),
+    Key("num_layers", "num_layers"),
+    Key("intermediate_size", "mlp_dim", None),
+    Key("max_position_embeddings", "max_tokens", 2048),
+    activation("activation_function", "gelu_new"),
+    Key("layer_norm_epsilon", "norm_eps", 1e-5),
+    Key("tie_word_embeddings", "tied_head", True),
+)
+
 
 def gpt_neo_spec(config: Mapping[str, Any]) -> ModelSpec:
     """Read the config.json of a GPT-Neo."""
     reader = ConfigReader(config)
-    model_dim, num_heads = reader.get("hidden_size"), reader.get("num_heads")
     window, num_layers = reader.get("window_size", 256), reader.get("num_layers")
     # Each entry is a pattern and how often it is repeated.
     types = reader.get("attention_types", None) or [[[_GLOBAL, _LOCAL], 12]]
@@ -52,61 +64,22 @@ def gpt_neo_spec(config: Mapping[str, Any]) -> ModelSpec:
             f"Handled here: {_GLOBAL} or {_LOCAL} for each layer.",
         )
     reader.get("attention_layers", None)  # what follows from attention_types
-    spec = ModelSpec(
-        vocab_size=reader.get("vocab_size"),
-        embed_dim=model_dim,
-        model_dim=model_dim,
-        num_heads=num_heads,
-        num_kv_heads=num_heads,
-        head_dim=model_dim // num_heads,
-        attn_scale=1.0,
-        mlp_dim=reader.get("intermediate_size", None) or 4 * model_dim,
-        mlp="plain",
-        activation=read_activation(reader.get("activation_function", "gelu_new")),
-        norm=NormSpec("layer", reader.get("layer_norm_epsilon", 1e-5), scale="plain", bias=True),
-        norm_placement="pre",
-        final_norm=True,
-        positions=Learned(rows=reader.get("max_position_embeddings", 2048), offset=0),
-        qkv_bias=False,
-        out_bias=True,
-        mlp_bias=True,
-        tied_head=reader.get("tie_word_embeddings", True),
-        blocks=tuple(BlockSpec(window if kind == _LOCAL else None, None) for kind in kinds),
-        **ABSENT,
-    )
+    blocks = tuple(BlockSpec(window if kind == _LOCAL else None, None) for kind in kinds)
+    spec = read_gpt(reader, KEYS, attn_scale=1.0, qkv_bias=False, blocks=blocks)
     reader.finish()
     return spec
 
 
 def gpt_neo_config(spec: ModelSpec) -> dict[str, Any]:
     """Return what the config.json of a GPT-Neo says of `spec`."""
-    assert isinstance(spec.positions, Learned)
     windows = [block.window for block in spec.blocks]
     kinds = [_GLOBAL if window is None else _LOCAL for window in windows]
     period = next(n for n in range(1, len(kinds) + 1) if kinds == kinds[:n] * (len(kinds) // n))
     local = [window for window in windows if window is not None]
-    return {
-        "vocab_size": spec.vocab_size,
-        "hidden_size": spec.model_dim,
-        "num_heads": spec.num_heads,
-        "num_layers": len(kinds),
-        "attention_types": [[kinds[:period], len(kinds) // period]],
-        **({"window_size": local[0]} if local else {}),
-        "intermediate_size": spec.mlp_dim,
-        "max_position_embeddings": spec.positions.rows,
-        "activation_function": activation_name(spec.activation),
-        "layer_norm_epsilon": spec.norm.eps,
-        "tie_word_embeddings": spec.tied_head,
-    }
+    types = {"attention_types": [[kinds[:period], len(kinds) // period]]}
+    return keys_config(spec, KEYS) | types | ({"window_size": local[0]} if local else {})
 
 
 GPT_NEO = Family(
-    "gpt_neo",
-    gpt_neo_spec,
-    gpt_neo_config,
-    TENSORS,
-    _IGNORED,
-    ("q_proj", "v_proj"),
-    "lm_head",
-    "transformer.",
+    "gpt_neo", gpt_neo_spec, gpt_neo_config, TENSORS, _IGNORED, base_prefix="transformer."
 )

@@ -6,11 +6,12 @@ Source: transformers `configuration_gpt_neox.py`, `modeling_gpt_neox.py` (defaul
 from collections.abc import Mapping
 from typing import Any
 
-from jaxft.models.families.activation_names import activation_name, read_activation
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import ABSENT, IGNORED, Family, linear, norm, plain
+from jaxft.models.families.family import IGNORED, Family, linear, norm, plain
+from jaxft.models.families.gpt import read_gpt
+from jaxft.models.families.keys import Key, activation, choice, keys_config
 from jaxft.models.families.rope_config import context_config, read_rope, rope_config
-from jaxft.models.spec import BlockSpec, ModelSpec, NormSpec
+from jaxft.models.spec import ModelSpec
 
 _LAYER = "gpt_neox.layers.{layer}"
 _QKV = ("attn/q", "attn/k", "attn/v")
@@ -34,40 +35,31 @@ _RENAMES = ((r"^embed_out\.", "lm_head."),)
 _FILE_NAMES = ((r"^lm_head\.", "embed_out."),)
 
 
+KEYS = (
+    Key("vocab_size", "vocab_size"),
+    Key("hidden_size", "model_dim"),
+    Key("intermediate_size", "mlp_dim"),
+    Key("num_hidden_layers", "num_layers"),
+    Key("num_attention_heads", "num_heads"),
+    activation("hidden_act", "gelu"),
+    Key("layer_norm_eps", "norm_eps", 1e-5),
+    Key("attention_bias", ("qkv_bias", "out_bias"), True),
+    choice("use_parallel_residual", "parallel", True, yes="two_norms", no="no"),
+    Key("tie_word_embeddings", "tied_head", False),
+)
+
+
 def gpt_neox_spec(config: Mapping[str, Any]) -> ModelSpec:
     """Read the config.json of a GPT-NeoX."""
     reader = ConfigReader(config)
-    model_dim, num_heads = reader.get("hidden_size"), reader.get("num_attention_heads")
-    head_dim = model_dim // num_heads
-    has_bias = reader.get("attention_bias", True)
+    head_dim = reader.get("hidden_size") // reader.get("num_attention_heads")
     # Files of transformers 4 have these two, those of its last versions under both names.
     theta = float(reader.get("rotary_emb_base", 10_000))
     partial = float(reader.get("rotary_pct", 0.25))
     reader.require("rope_theta", (theta, None))
     reader.require("partial_rotary_factor", (partial, None))
     rope = read_rope(reader, head_dim=head_dim, theta=theta, partial=partial)
-    spec = ModelSpec(
-        vocab_size=reader.get("vocab_size"),
-        embed_dim=model_dim,
-        model_dim=model_dim,
-        num_heads=num_heads,
-        num_kv_heads=num_heads,
-        head_dim=head_dim,
-        attn_scale=head_dim**-0.5,
-        mlp_dim=reader.get("intermediate_size"),
-        mlp="plain",
-        activation=read_activation(reader.get("hidden_act", "gelu")),
-        norm=NormSpec("layer", reader.get("layer_norm_eps", 1e-5), scale="plain", bias=True),
-        norm_placement="pre",
-        final_norm=True,
-        positions=None,
-        qkv_bias=has_bias,
-        out_bias=has_bias,
-        mlp_bias=True,
-        tied_head=reader.get("tie_word_embeddings", False),
-        blocks=(BlockSpec(None, rope),) * reader.get("num_hidden_layers"),
-        **ABSENT | {"parallel": "two_norms" if reader.get("use_parallel_residual", True) else "no"},
-    )
+    spec = read_gpt(reader, KEYS, rope=rope)
     reader.finish()
     return spec
 
@@ -76,21 +68,9 @@ def gpt_neox_config(spec: ModelSpec) -> dict[str, Any]:
     """Return what the config.json of a GPT-NeoX says of `spec`."""
     rope = spec.blocks[0].rope
     assert rope is not None
-    share = rope.rotary_dim / spec.head_dim
-    return {
-        **context_config(rope),
-        "vocab_size": spec.vocab_size,
-        "hidden_size": spec.model_dim,
-        "intermediate_size": spec.mlp_dim,
-        "num_hidden_layers": len(spec.blocks),
-        "num_attention_heads": spec.num_heads,
-        "hidden_act": activation_name(spec.activation),
-        "layer_norm_eps": spec.norm.eps,
-        "attention_bias": spec.qkv_bias,
-        "use_parallel_residual": spec.parallel != "no",
-        "rope_parameters": rope_config(rope, spec.head_dim) | {"partial_rotary_factor": share},
-        "tie_word_embeddings": spec.tied_head,
-    }
+    share = {"partial_rotary_factor": rope.rotary_dim / spec.head_dim}
+    written = {"rope_parameters": rope_config(rope, spec.head_dim) | share}
+    return keys_config(spec, KEYS) | written | context_config(rope)
 
 
 GPT_NEOX = Family(
@@ -100,8 +80,7 @@ GPT_NEOX = Family(
     TENSORS,
     _IGNORED,
     ("query_key_value",),
-    "lm_head",
-    "gpt_neox.",
+    base_prefix="gpt_neox.",
     renames=_RENAMES,
     file_names=_FILE_NAMES,
 )

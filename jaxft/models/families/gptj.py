@@ -6,10 +6,11 @@ Source: transformers `configuration_gptj.py`, `modeling_gptj.py` (defaults and n
 from collections.abc import Mapping
 from typing import Any
 
-from jaxft.models.families.activation_names import activation_name, read_activation
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import ABSENT, IGNORED, Family, linear, norm, plain
-from jaxft.models.spec import BlockSpec, ModelSpec, NormSpec, Rope
+from jaxft.models.families.family import IGNORED, Family, linear, norm, plain
+from jaxft.models.families.gpt import read_gpt
+from jaxft.models.families.keys import Key, activation, keys_config
+from jaxft.models.spec import ModelSpec, Rope
 
 _LAYER = "transformer.h.{layer}"
 
@@ -31,35 +32,32 @@ _IGNORED = (*IGNORED, r"transformer\.h\.\d+\.attn\.(bias|embed_positions)")
 _THETA = 10_000.0  # the config has no field for it
 
 
+KEYS = (
+    Key("vocab_size", "vocab_size"),
+    Key("n_embd", "model_dim"),
+    Key("n_head", "num_heads"),
+    Key("n_layer", "num_layers"),
+    Key("n_inner", "mlp_dim", None),
+    activation("activation_function", "gelu_new"),
+    Key("layer_norm_epsilon", "norm_eps", 1e-5),
+    Key("tie_word_embeddings", "tied_head", False),
+)
+
+
 def gptj_spec(config: Mapping[str, Any]) -> ModelSpec:
     """Read the config.json of a GPT-J."""
     reader = ConfigReader(config)
-    model_dim, num_heads = reader.get("n_embd"), reader.get("n_head")
-    rope = Rope(_THETA, reader.get("rotary_dim", 64), interleaved=True, scaling=None)
     reader.get("n_positions", 2048)  # how many angles are computed beforehand
     for key in ("rotary", "scale_attn_weights"):
         reader.require(key, (True,), True)
-    spec = ModelSpec(
-        vocab_size=reader.get("vocab_size"),
-        embed_dim=model_dim,
-        model_dim=model_dim,
-        num_heads=num_heads,
-        num_kv_heads=num_heads,
-        head_dim=model_dim // num_heads,
-        attn_scale=(model_dim // num_heads) ** -0.5,
-        mlp_dim=reader.get("n_inner", None) or 4 * model_dim,
-        mlp="plain",
-        activation=read_activation(reader.get("activation_function", "gelu_new")),
-        norm=NormSpec("layer", reader.get("layer_norm_epsilon", 1e-5), scale="plain", bias=True),
-        norm_placement="pre",
-        final_norm=True,
-        positions=None,
+    spec = read_gpt(
+        reader,
+        KEYS,
+        rope=Rope(_THETA, reader.get("rotary_dim", 64), interleaved=True, scaling=None),
+        parallel="one_norm",
         qkv_bias=False,
         out_bias=False,
-        mlp_bias=True,
-        tied_head=reader.get("tie_word_embeddings", False),
-        blocks=(BlockSpec(None, rope),) * reader.get("n_layer"),
-        **ABSENT | {"parallel": "one_norm", "head_bias": True},
+        head_bias=True,
     )
     reader.finish()
     return spec
@@ -69,26 +67,7 @@ def gptj_config(spec: ModelSpec) -> dict[str, Any]:
     """Return what the config.json of a GPT-J says of `spec`."""
     rope = spec.blocks[0].rope
     assert rope is not None
-    return {
-        "vocab_size": spec.vocab_size,
-        "n_embd": spec.model_dim,
-        "n_head": spec.num_heads,
-        "n_layer": len(spec.blocks),
-        "n_inner": spec.mlp_dim,
-        "rotary_dim": rope.rotary_dim,
-        "activation_function": activation_name(spec.activation),
-        "layer_norm_epsilon": spec.norm.eps,
-        "tie_word_embeddings": spec.tied_head,
-    }
+    return keys_config(spec, KEYS) | {"rotary_dim": rope.rotary_dim}
 
 
-GPTJ = Family(
-    "gptj",
-    gptj_spec,
-    gptj_config,
-    TENSORS,
-    _IGNORED,
-    ("q_proj", "v_proj"),
-    "lm_head",
-    "transformer.",
-)
+GPTJ = Family("gptj", gptj_spec, gptj_config, TENSORS, _IGNORED, base_prefix="transformer.")

@@ -8,54 +8,39 @@ Source: transformers `configuration_granite.py`, `configuration_granitemoehybrid
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import IGNORED, Family, linear, norm, replaced
-from jaxft.models.families.llama import TENSORS, llama_config, read_llama
+from jaxft.models.families.family import Family, linear, norm, replaced
+from jaxft.models.families.keys import Key, choice, with_keys
+from jaxft.models.families.llama import (
+    ATTENTION_BIAS,
+    KEYS,
+    MLP_BIAS,
+    TENSORS,
+    llama_config,
+    llama_family,
+    read_head_dim,
+    read_llama,
+)
 from jaxft.models.families.windows import FULL, read_layer_types
 from jaxft.models.spec import BlockSpec, ModelSpec
 
+# A factor on embeddings, attention scores and residuals each.
+_FACTORS = (
+    Key("embedding_multiplier", "embed_scale", 1.0),
+    Key("attention_multiplier", "attn_scale", 1.0),
+    Key("residual_multiplier", "residual_scale", 1.0),
+)
+_DIVISOR = Key("logits_scaling", "logit_scale", 1.0, lambda each: 1 / each, lambda each: 1 / each)
 
-def with_factors(reader: ConfigReader, spec: ModelSpec) -> ModelSpec:
-    """Return `spec` with the four factors of Granite and its likes."""
-    return dataclasses.replace(
-        spec,
-        embed_scale=reader.get("embedding_multiplier", 1.0),
-        attn_scale=reader.get("attention_multiplier", 1.0),
-        residual_scale=reader.get("residual_multiplier", 1.0),
-        logit_scale=1 / reader.get("logits_scaling", 1.0),
-    )
-
-
-def factors_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what config.json says of the four factors, the inverse of `with_factors`."""
-    return {
-        "embedding_multiplier": spec.embed_scale,
-        "attention_multiplier": spec.attn_scale,
-        "residual_multiplier": spec.residual_scale,
-        "logits_scaling": 1 / spec.logit_scale,
-    }
-
-
-def granite_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """Read the config.json of a Granite."""
-    reader = ConfigReader(config)
-    attention_bias, mlp_bias = reader.get("attention_bias", False), reader.get("mlp_bias", False)
-    spec = read_llama(reader, biases=(attention_bias, attention_bias, mlp_bias))
-    spec = with_factors(reader, spec)
-    reader.finish()
-    return spec
-
-
-def granite_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of a Granite says of `spec`."""
-    biases = {"attention_bias": spec.qkv_bias, "mlp_bias": spec.mlp_bias}
-    return llama_config(spec) | factors_config(spec) | biases
+GRANITE = llama_family("granite", ATTENTION_BIAS, MLP_BIAS, *_FACTORS, _DIVISOR)
 
 
 _OLD_KIND = "attention"  # of layers with full attention
+_GRANITE4_KEYS = with_keys(KEYS, ATTENTION_BIAS, *_FACTORS, _DIVISOR)
 _NO_MIXTURE = {"num_experts_per_tok", "output_router_logits", "router_aux_loss_coef"}
 
 
@@ -74,8 +59,7 @@ def granite4_spec(config: Mapping[str, Any]) -> ModelSpec:
     for key in unused | {"layers_block_type", "init_method", "time_step_limit"}:
         reader.get(key, None)
     reader.get("shared_intermediate_size", None)
-    bias = reader.get("attention_bias", False)
-    spec = with_factors(reader, read_llama(reader, biases=(bias, bias, False)))
+    spec = read_llama(reader, _GRANITE4_KEYS)
     if reader.get("position_embedding_type", None) != "rope":
         spec = dataclasses.replace(spec, blocks=(BlockSpec(None, None),) * len(spec.blocks))
     reader.finish()
@@ -84,10 +68,9 @@ def granite4_spec(config: Mapping[str, Any]) -> ModelSpec:
 
 def granite4_config(spec: ModelSpec) -> dict[str, Any]:
     """Return what the config.json of a dense Granite 4 says of `spec`."""
-    written = llama_config(spec) | factors_config(spec)
+    written = llama_config(spec, _GRANITE4_KEYS)
     del written["intermediate_size"]
     return written | {
-        "attention_bias": spec.qkv_bias,
         "layer_types": [FULL] * len(spec.blocks),
         "num_local_experts": 0,
         "position_embedding_type": "rope" if spec.blocks[0].rope else None,
@@ -95,28 +78,25 @@ def granite4_config(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
+_HYPERCLOVAX_KEYS = with_keys(
+    KEYS,
+    ATTENTION_BIAS,
+    MLP_BIAS,
+    *with_keys(_FACTORS, Key("attention_multiplier", "attn_scale", None)),
+    Key("logits_scaling", "logit_scale", 1.0),  # a factor, where Granite divides by it
+    choice("use_post_norm", "norm_placement", True, yes="sandwich", no="pre"),
+)
+
+
 def hyperclovax_spec(config: Mapping[str, Any]) -> ModelSpec:
     """Read the config.json of a HyperCLOVA X."""
     reader = ConfigReader(config)
-    attention_bias, mlp_bias = reader.get("attention_bias", False), reader.get("mlp_bias", False)
-    spec = read_llama(reader, biases=(attention_bias, attention_bias, mlp_bias))
     attn_scale = reader.get("attention_multiplier", None)
-    is_sandwich = reader.get("use_post_norm", True)
-    spec = dataclasses.replace(
-        with_factors(reader, spec),
-        attn_scale=spec.attn_scale if attn_scale is None else attn_scale,
-        logit_scale=reader.get("logits_scaling", 1.0),  # a factor, where Granite divides by it
-        norm_placement="sandwich" if is_sandwich else "pre",
-    )
+    if attn_scale is None:
+        attn_scale = read_head_dim(reader) ** -0.5
+    spec = read_llama(reader, _HYPERCLOVAX_KEYS, attn_scale=attn_scale)
     reader.finish()
     return spec
-
-
-def hyperclovax_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of a HyperCLOVA X says of `spec`."""
-    is_sandwich = spec.norm_placement == "sandwich"
-    own = {"logits_scaling": spec.logit_scale, "use_post_norm": is_sandwich}
-    return granite_config(spec) | own
 
 
 _LAYER = "model.layers.{layer}"
@@ -130,28 +110,10 @@ _HYPERCLOVAX_TENSORS = (
     *norm("attn_out_norm", f"{_LAYER}.post_norm1"),
     *norm("mlp_out_norm", f"{_LAYER}.post_norm2"),
 )
-_TARGETS = ("q_proj", "v_proj")
-
-GRANITE = Family(
-    "granite", granite_spec, granite_config, TENSORS, IGNORED, _TARGETS, "lm_head", "model."
-)
-GRANITE4 = Family(
-    "granitemoehybrid",
-    granite4_spec,
-    granite4_config,
-    _GRANITE4_TENSORS,
-    IGNORED,
-    _TARGETS,
-    "lm_head",
-    "model.",
-)
+GRANITE4 = Family("granitemoehybrid", granite4_spec, granite4_config, _GRANITE4_TENSORS)
 HYPERCLOVAX = Family(
     "hyperclovax",
     hyperclovax_spec,
-    hyperclovax_config,
+    functools.partial(llama_config, keys=_HYPERCLOVAX_KEYS),
     _HYPERCLOVAX_TENSORS,
-    IGNORED,
-    _TARGETS,
-    "lm_head",
-    "model.",
 )

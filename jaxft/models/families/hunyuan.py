@@ -6,13 +6,21 @@ that would be another kind, which depends on the length of the text.
 Source: transformers `configuration_hunyuan_v1_dense.py`, `modeling_hunyuan_v1_dense.py`.
 """
 
-import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import IGNORED, Family, norm, replaced
-from jaxft.models.families.llama import TENSORS, llama_config, read_head_dim, read_llama
+from jaxft.models.families.family import Family, norm, replaced
+from jaxft.models.families.keys import with_keys
+from jaxft.models.families.llama import (
+    ATTENTION_BIAS,
+    KEYS,
+    TENSORS,
+    llama_config,
+    read_head_dim,
+    read_llama,
+)
 from jaxft.models.families.rope_config import read_rope
 from jaxft.models.spec import AlphaScaling, ModelSpec, Rope
 
@@ -23,16 +31,17 @@ _TENSORS = replaced(
     *norm("attn/k_norm", f"{_ATTENTION}.key_layernorm"),
 )
 
+_KEYS = with_keys(KEYS, ATTENTION_BIAS)
+
 
 def hunyuan_spec(config: Mapping[str, Any]) -> ModelSpec:
     """Read the config.json of a dense Hunyuan."""
     reader = ConfigReader({"rms_norm_eps": 1e-5} | dict(config))
     reader.get("eod_token_id", None)
-    bias = reader.get("attention_bias", False)
     ropes = (_read_rope(reader),) * reader.get("num_hidden_layers")
-    spec = read_llama(reader, biases=(bias, bias, False), ropes=ropes)
+    spec = read_llama(reader, _KEYS, ropes=ropes, qk_norm="turned")
     reader.finish()
-    return dataclasses.replace(spec, qk_norm="turned")
+    return spec
 
 
 def _read_rope(reader: ConfigReader) -> Rope:
@@ -46,18 +55,6 @@ def _read_rope(reader: ConfigReader) -> Rope:
     return Rope(float(theta), head_dim, False, AlphaScaling(float(found["alpha"])))
 
 
-def hunyuan_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of a dense Hunyuan says of `spec`."""
-    return llama_config(spec) | {"attention_bias": spec.qkv_bias}
-
-
 HUNYUAN_DENSE = Family(
-    "hunyuan_v1_dense",
-    hunyuan_spec,
-    hunyuan_config,
-    _TENSORS,
-    IGNORED,
-    ("q_proj", "v_proj"),
-    "lm_head",
-    "model.",
+    "hunyuan_v1_dense", hunyuan_spec, functools.partial(llama_config, keys=_KEYS), _TENSORS
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxft.errors import UnsupportedModelError
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import IGNORED, Family, linear, norm, plain, replaced
+from jaxft.models.families.family import Family, linear, norm, plain, replaced
 from jaxft.models.families.llama import TENSORS, llama_config, read_llama
 from jaxft.models.families.windows import FULL
 from jaxft.models.spec import ConvSpec, ModelSpec
@@ -112,6 +112,4 @@ def lfm2_config(spec: ModelSpec) -> dict[str, Any]:
     )
 
 
-LFM2 = Family(
-    "lfm2", lfm2_spec, lfm2_config, _TENSORS, IGNORED, ("q_proj", "v_proj"), "lm_head", "model."
-)
+LFM2 = Family("lfm2", lfm2_spec, lfm2_config, _TENSORS)

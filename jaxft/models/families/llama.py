@@ -1,18 +1,20 @@
 """Llama and its likes: RMS norms, rotary positions, grouped queries, a gated MLP.
 
 SmolLM2 is a Llama by its config.json. Mistral differs by its sliding window alone. Other families
-that are a Llama with some features more begin with `read_llama` and `llama_config`.
+that are a Llama with some differences are a `llama_family`, or begin with `read_llama`.
 
 Source: transformers `configuration_llama.py`, `configuration_mistral.py`, `modeling_llama.py`,
 `modeling_mistral.py` (defaults and names).
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
-from jaxft.models.families.activation_names import activation_name, read_activation
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import ABSENT, IGNORED, Family, Tensor, linear, norm, plain
+from jaxft.models.families.family import ABSENT, Family, Tensor, linear, norm, plain
+from jaxft.models.families.keys import Key, activation, keys_config, read_keys, with_keys
 from jaxft.models.families.rope_config import context_config, read_rope, rope_config
 from jaxft.models.spec import BlockSpec, ModelSpec, NormSpec, Rope
 
@@ -41,61 +43,77 @@ def llama_tensors(base: str) -> tuple[Tensor, ...]:
 TENSORS = llama_tensors("model")
 
 
+KEYS = (
+    Key("vocab_size", "vocab_size"),
+    Key("hidden_size", "model_dim"),
+    Key("intermediate_size", "mlp_dim"),
+    Key("num_hidden_layers", "num_layers"),
+    Key("num_attention_heads", "num_heads"),
+    Key("num_key_value_heads", "num_kv_heads", None),
+    Key("head_dim", "head_dim", None),
+    activation("hidden_act", "silu"),
+    Key("rms_norm_eps", "norm_eps", 1e-6),
+    Key("tie_word_embeddings", "tied_head", False),
+)
+# Lines that many families have more.
+ATTENTION_BIAS = Key("attention_bias", ("qkv_bias", "out_bias"), False)
+MLP_BIAS = Key("mlp_bias", "mlp_bias", False)
+
+# The kinds of norm; the eps is what config.json says.
+RMS_NORM = NormSpec("rms", 0.0, scale="plain", bias=False)
+LAYER_NORM = NormSpec("layer", 0.0, scale="plain", bias=True)
+
+
 def read_llama(
-    config: ConfigReader,
+    reader: ConfigReader,
+    keys: Iterable[Key] = KEYS,
     *,
-    biases: tuple[bool, bool, bool] = (False, False, False),
-    windows: tuple[int | None, ...] | None = None,
-    ropes: tuple[Rope, ...] | None = None,
+    norm: NormSpec = RMS_NORM,
+    windows: Sequence[int | None] | None = None,
+    ropes: Sequence[Rope] | None = None,
     theta: float = 10_000.0,
     partial: float | None = None,
     interleaved: bool = False,
+    **features: Any,
 ) -> ModelSpec:
     """Read what Llama and its likes share, without `finish`.
 
     Args:
-        config: The config.json.
-        biases: Of queries, keys and values; of the attention output; of the MLP.
-        windows: Of each layer; none if not given.
+        reader: The config.json.
+        keys: What it says.
+        norm: The kind of every norm.
+        windows: Of each layer; if not given, the one of `keys` for all, or none.
         ropes: Of each layer; if not given, config.json has one for all.
         theta: The family's default base of rotary positions.
         partial: As in `read_rope`.
         interleaved: Whether the pairs that are turned are neighbours, as in `Rope`.
+        features: Fields of `ModelSpec` that are not as in Llama; they count before those of the
+            keys.
     """
-    num_heads, model_dim = config.get("num_attention_heads"), config.get("hidden_size")
-    head_dim = read_head_dim(config)
-    num_layers = config.get("num_hidden_layers")
+    fields = read_keys(reader, keys) | features
+    head_dim, num_layers = read_head_dim(reader), fields.pop("num_layers")
     if ropes is None:
         rope = read_rope(
-            config, head_dim=head_dim, theta=theta, partial=partial, interleaved=interleaved
+            reader, head_dim=head_dim, theta=theta, partial=partial, interleaved=interleaved
         )
         ropes = (rope,) * num_layers
-    qkv_bias, out_bias, mlp_bias = biases
-    return ModelSpec(
-        vocab_size=config.get("vocab_size"),
-        embed_dim=model_dim,
-        model_dim=model_dim,
-        num_heads=num_heads,
-        num_kv_heads=config.get("num_key_value_heads", num_heads) or num_heads,
-        head_dim=head_dim,
-        attn_scale=head_dim**-0.5,
-        mlp_dim=config.get("intermediate_size"),
-        mlp="gated",
-        activation=read_activation(config.get("hidden_act", "silu")),
-        norm=NormSpec("rms", config.get("rms_norm_eps", 1e-6), scale="plain", bias=False),
-        norm_placement="pre",
-        final_norm=True,
-        positions=None,
-        qkv_bias=qkv_bias,
-        out_bias=out_bias,
-        mlp_bias=mlp_bias,
-        tied_head=config.get("tie_word_embeddings", False),
-        blocks=tuple(
-            BlockSpec(window, rope)
-            for window, rope in zip(windows or (None,) * num_layers, ropes, strict=True)
-        ),
-        **ABSENT,
-    )
+    windows = windows or (fields.pop("window", None),) * num_layers
+    usual = ABSENT | {
+        "embed_dim": fields["model_dim"],
+        "attn_scale": head_dim**-0.5,
+        "mlp": "gated",
+        "norm": dataclasses.replace(norm, eps=fields.pop("norm_eps")),
+        "norm_placement": "pre",
+        "final_norm": True,
+        "positions": None,
+        "qkv_bias": False,
+        "out_bias": False,
+        "mlp_bias": False,
+        "blocks": tuple(map(BlockSpec, windows, ropes)),
+    }
+    fields["head_dim"] = head_dim
+    fields["num_kv_heads"] = fields["num_kv_heads"] or fields["num_heads"]
+    return ModelSpec(**usual | fields)
 
 
 def read_head_dim(config: ConfigReader) -> int:
@@ -104,57 +122,65 @@ def read_head_dim(config: ConfigReader) -> int:
     return int(width or config.get("hidden_size") // config.get("num_attention_heads"))
 
 
-def llama_config(spec: ModelSpec) -> dict[str, Any]:
+def llama_config(spec: ModelSpec, keys: Iterable[Key] = KEYS) -> dict[str, Any]:
     """Return what the config.json of Llama and its likes says of `spec`."""
     ropes = [block.rope for block in spec.blocks if block.rope is not None]
-    rope = {}
+    written = keys_config(spec, keys)
     if ropes:
-        rope = {"rope_parameters": rope_config(ropes[0], spec.head_dim)} | context_config(ropes[0])
-    return rope | {
-        "vocab_size": spec.vocab_size,
-        "hidden_size": spec.model_dim,
-        "intermediate_size": spec.mlp_dim,
-        "num_hidden_layers": len(spec.blocks),
-        "num_attention_heads": spec.num_heads,
-        "num_key_value_heads": spec.num_kv_heads,
-        "head_dim": spec.head_dim,
-        "hidden_act": activation_name(spec.activation),
-        "rms_norm_eps": spec.norm.eps,
-        "tie_word_embeddings": spec.tied_head,
-    }
+        rope = {"rope_parameters": rope_config(ropes[0], spec.head_dim)}
+        written = rope | context_config(ropes[0]) | written
+    return written
 
 
-def llama_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """Read the config.json of a Llama."""
-    reader = ConfigReader(config)
-    attention_bias, mlp_bias = reader.get("attention_bias", False), reader.get("mlp_bias", False)
-    reader.require("rope_interleaved", (False, None))  # SmolLM2 writes it
-    spec = read_llama(reader, biases=(attention_bias, attention_bias, mlp_bias))
-    reader.finish()
-    return spec
+def llama_family(
+    model_type: str,
+    *lines: Key,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+    fixed: Mapping[str, tuple[Any, ...]] = MappingProxyType({}),
+    tensors: tuple[Tensor, ...] = TENSORS,
+    **features: Any,
+) -> Family:
+    """Return a family that is a Llama but for what is said here.
+
+    Args:
+        model_type: As config.json has it.
+        lines: Keys of config.json that a Llama has not, or has otherwise.
+        defaults: What transformers' config class has for keys that are missing, where that is not
+            what Llama's has.
+        fixed: Keys of which only some values are handled; the first is the default.
+        tensors: The name table.
+        features: Further arguments of `read_llama`: `theta`, fields of `ModelSpec`, and so on.
+    """
+    keys = with_keys(KEYS, *lines)
+
+    def spec_from_config(config: Mapping[str, Any]) -> ModelSpec:
+        reader = ConfigReader({**defaults, **config})
+        for key, allowed in fixed.items():
+            reader.require(key, allowed, allowed[0])
+        spec = read_llama(reader, keys, **features)
+        reader.finish()
+        return spec
+
+    def config_from_spec(spec: ModelSpec) -> dict[str, Any]:
+        written = llama_config(spec, keys)
+        if "partial" in features and "rope_parameters" in written:
+            # Said even where every channel is turned: unsaid, the family's own share is.
+            whole = {"partial_rotary_factor": 1.0}
+            written["rope_parameters"] = whole | written["rope_parameters"]
+        return written
+
+    return Family(model_type, spec_from_config, config_from_spec, tensors)
 
 
-def biased_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of a Llama says of `spec`, its biases included."""
-    return llama_config(spec) | {"attention_bias": spec.qkv_bias, "mlp_bias": spec.mlp_bias}
-
-
-def mistral_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """Read the config.json of a Mistral."""
-    reader = ConfigReader({"num_key_value_heads": 8} | dict(config))
-    window = reader.get("sliding_window", 4096)
-    spec = read_llama(reader, windows=(window,) * reader.get("num_hidden_layers"))
-    reader.finish()
-    return spec
-
-
-def _mistral_config(spec: ModelSpec) -> dict[str, Any]:
-    return llama_config(spec) | {"sliding_window": spec.blocks[0].window}
-
-
-_TARGETS = ("q_proj", "v_proj")
-
-LLAMA = Family("llama", llama_spec, biased_config, TENSORS, IGNORED, _TARGETS, "lm_head", "model.")
-MISTRAL = Family(
-    "mistral", mistral_spec, _mistral_config, TENSORS, IGNORED, _TARGETS, "lm_head", "model."
+LLAMA = llama_family(
+    "llama",
+    ATTENTION_BIAS,
+    MLP_BIAS,
+    fixed={"rope_interleaved": (False, None)},  # SmolLM2 writes it
 )
+MISTRAL = llama_family(
+    "mistral",
+    Key("sliding_window", "window", 4096),
+    defaults={"num_key_value_heads": 8},
+)
+llama_spec, mistral_spec = LLAMA.spec_from_config, MISTRAL.spec_from_config

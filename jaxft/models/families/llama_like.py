@@ -13,12 +13,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import IGNORED, Family, norm
-from jaxft.models.families.llama import TENSORS, biased_config, llama_config, read_llama
+from jaxft.models.families.family import Family, norm
+from jaxft.models.families.keys import Key, with_keys
+from jaxft.models.families.llama import (
+    ATTENTION_BIAS,
+    KEYS,
+    MLP_BIAS,
+    TENSORS,
+    llama_config,
+    llama_family,
+    read_llama,
+)
+from jaxft.models.families.rope_config import with_rope
 from jaxft.models.families.windows import FULL, SLIDING, read_windows, windows_config
 from jaxft.models.spec import BlockSpec, ModelSpec
 
-_TARGETS = ("q_proj", "v_proj")
 _LAYER = "model.layers.{layer}"
 
 
@@ -55,37 +64,26 @@ _EXAONE4_TENSORS = (
     *norm("attn_out_norm", f"{_LAYER}.post_attention_layernorm"),
     *norm("mlp_out_norm", f"{_LAYER}.post_feedforward_layernorm"),
 )
-EXAONE4 = Family(
-    "exaone4",
-    exaone4_spec,
-    exaone4_config,
-    _EXAONE4_TENSORS,
-    IGNORED,
-    _TARGETS,
-    "lm_head",
-    "model.",
-)
+EXAONE4 = Family("exaone4", exaone4_spec, exaone4_config, _EXAONE4_TENSORS)
 
 
 def cwm_spec(config: Mapping[str, Any]) -> ModelSpec:
     """Read the config.json of a CWM."""
-    has_rope = any(config.get(key) for key in ("rope_parameters", "rope_scaling"))
-    rope = {} if has_rope else {"rope_parameters": _CWM_ROPE}
     defaults = {"head_dim": 128, "num_key_value_heads": 8, "rms_norm_eps": 1e-5}
-    reader = ConfigReader(defaults | dict(config) | rope)
+    reader = ConfigReader(defaults | with_rope(config, _CWM_ROPE))
     kinds = [SLIDING if layer % 4 else FULL for layer in range(reader.get("num_hidden_layers"))]
     windows = read_windows(reader, kinds, reader.get("sliding_window", 8192))
-    biases = (False, False, reader.get("mlp_bias", False))
-    spec = read_llama(reader, biases=biases, windows=windows, theta=1_000_000.0)
+    spec = read_llama(reader, _CWM_KEYS, windows=windows, theta=1_000_000.0)
     reader.finish()
     return spec
 
 
 def cwm_config(spec: ModelSpec) -> dict[str, Any]:
     """Return what the config.json of a CWM says of `spec`."""
-    return llama_config(spec) | windows_config(spec) | {"mlp_bias": spec.mlp_bias}
+    return llama_config(spec, _CWM_KEYS) | windows_config(spec)
 
 
+_CWM_KEYS = with_keys(KEYS, MLP_BIAS)
 _CWM_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 1_000_000.0,
@@ -94,76 +92,39 @@ _CWM_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
-CWM = Family("cwm", cwm_spec, cwm_config, TENSORS, IGNORED, _TARGETS, "lm_head", "model.")
+CWM = Family("cwm", cwm_spec, cwm_config, TENSORS)
 
-
-def arcee_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """Read the config.json of an Arcee."""
-    reader = ConfigReader({"hidden_act": "relu2", "rms_norm_eps": 1e-5} | dict(config))
-    attention_bias, mlp_bias = reader.get("attention_bias", False), reader.get("mlp_bias", False)
-    spec = read_llama(reader, biases=(attention_bias, attention_bias, mlp_bias))
-    reader.finish()
-    return dataclasses.replace(spec, mlp="plain")
-
-
-ARCEE = Family("arcee", arcee_spec, biased_config, TENSORS, IGNORED, _TARGETS, "lm_head", "model.")
-
-
-def helium_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """Read the config.json of a Helium."""
-    defaults = {"head_dim": 128, "num_key_value_heads": 20, "rms_norm_eps": 1e-8}
-    reader = ConfigReader(defaults | dict(config))
-    biases = (reader.get("attention_bias", False), False, reader.get("mlp_bias", False))
-    spec = read_llama(reader, biases=biases, theta=100_000.0, interleaved=True)
-    reader.finish()
-    return spec
-
-
-HELIUM = Family(
-    "helium", helium_spec, biased_config, TENSORS, IGNORED, _TARGETS, "lm_head", "model."
+ARCEE = llama_family(
+    "arcee",
+    ATTENTION_BIAS,
+    MLP_BIAS,
+    defaults={"hidden_act": "relu2", "rms_norm_eps": 1e-5},
+    mlp="plain",
 )
-
-
-def ernie_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """Read the config.json of a dense ERNIE 4.5."""
-    defaults = {
+HELIUM = llama_family(
+    "helium",
+    Key("attention_bias", "qkv_bias", False),
+    MLP_BIAS,
+    defaults={"head_dim": 128, "num_key_value_heads": 20, "rms_norm_eps": 1e-8},
+    theta=100_000.0,
+    interleaved=True,
+)
+ERNIE = llama_family(
+    "ernie4_5",
+    Key("use_bias", ("qkv_bias", "out_bias", "mlp_bias"), False),
+    defaults={
         "head_dim": 128,
         "num_key_value_heads": 2,
         "rms_norm_eps": 1e-5,
         "tie_word_embeddings": True,
-    }
-    reader = ConfigReader(defaults | dict(config))
-    biases = (reader.get("use_bias", False),) * 3
-    spec = read_llama(reader, biases=biases, theta=500_000.0, interleaved=True)
-    reader.finish()
-    return spec
-
-
-def ernie_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of a dense ERNIE 4.5 says of `spec`."""
-    return llama_config(spec) | {"use_bias": spec.mlp_bias}
-
-
-ERNIE = Family(
-    "ernie4_5", ernie_spec, ernie_config, TENSORS, IGNORED, _TARGETS, "lm_head", "model."
+    },
+    theta=500_000.0,
+    interleaved=True,
 )
-
-
-def seed_oss_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """Read the config.json of a Seed-OSS."""
-    reader = ConfigReader({"head_dim": 128, "num_key_value_heads": 8} | dict(config))
-    defaults = {"attention_bias": True, "attention_out_bias": False, "mlp_bias": False}
-    qkv, out, mlp = (reader.get(key, default) for key, default in defaults.items())
-    spec = read_llama(reader, biases=(qkv, out, mlp))
-    reader.finish()
-    return spec
-
-
-def seed_oss_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of a Seed-OSS says of `spec`."""
-    return biased_config(spec) | {"attention_out_bias": spec.out_bias}
-
-
-SEED_OSS = Family(
-    "seed_oss", seed_oss_spec, seed_oss_config, TENSORS, IGNORED, _TARGETS, "lm_head", "model."
+SEED_OSS = llama_family(
+    "seed_oss",
+    Key("attention_bias", "qkv_bias", True),
+    Key("attention_out_bias", "out_bias", False),
+    MLP_BIAS,
+    defaults={"head_dim": 128, "num_key_value_heads": 8},
 )

@@ -7,15 +7,13 @@ Source: transformers `configuration_exaone.py`, `configuration_iquestcoder.py`;
 `conversion_mapping.py` for the names in files.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jaxft.models.families import llama
-from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import IGNORED, Family
+from jaxft.models.families.llama import ATTENTION_BIAS, MLP_BIAS, llama_family
 from jaxft.models.spec import ModelSpec
 
-_TARGETS = ("q_proj", "v_proj")
 _EXAONE_KEYS = {
     "num_layers": "num_hidden_layers",
     "layer_norm_epsilon": "rms_norm_eps",
@@ -47,43 +45,25 @@ _EXAONE_FILE_NAMES = (
 )
 
 
-def _read(config: dict[str, Any], theta: float) -> ModelSpec:
-    reader = ConfigReader({"num_key_value_heads": 8, "rms_norm_eps": 1e-5} | config)
-    bias, mlp_bias = reader.get("attention_bias", False), reader.get("mlp_bias", False)
-    spec = llama.read_llama(reader, biases=(bias, bias, mlp_bias), theta=theta)
-    reader.finish()
-    return spec
+_DEFAULTS = {"num_key_value_heads": 8, "rms_norm_eps": 1e-5}
+
+IQUESTCODER = llama_family(
+    "iquestcoder", ATTENTION_BIAS, MLP_BIAS, defaults=_DEFAULTS | {"head_dim": 128}
+)
+_TRANSFORMERS = llama_family(  # by the names that transformers has
+    "exaone", ATTENTION_BIAS, MLP_BIAS, defaults=_DEFAULTS, theta=500_000.0
+)
 
 
 def exaone_spec(config: Mapping[str, Any]) -> ModelSpec:
     """Read the config.json of an EXAONE 3 or 3.5."""
-    return _read({_EXAONE_KEYS.get(key, key): value for key, value in config.items()}, 500_000.0)
+    renamed = {_EXAONE_KEYS.get(key, key): value for key, value in config.items()}
+    return _TRANSFORMERS.spec_from_config(renamed)
 
 
-def iquestcoder_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """Read the config.json of an IQuest-Coder."""
-    return _read({"head_dim": 128} | dict(config), 10_000.0)
-
-
-EXAONE = Family(
-    "exaone",
-    exaone_spec,
-    llama.biased_config,
-    llama.TENSORS,
-    IGNORED,
-    _TARGETS,
-    "lm_head",
-    "model.",
+EXAONE = dataclasses.replace(
+    _TRANSFORMERS,
+    spec_from_config=exaone_spec,
     renames=_EXAONE_RENAMES,
     file_names=_EXAONE_FILE_NAMES,
-)
-IQUESTCODER = Family(
-    "iquestcoder",
-    iquestcoder_spec,
-    llama.biased_config,
-    llama.TENSORS,
-    IGNORED,
-    _TARGETS,
-    "lm_head",
-    "model.",
 )

@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.errors import UnsupportedModelError
-from jaxft.models.families import llama
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import IGNORED, Family
+from jaxft.models.families.family import Family
+from jaxft.models.families.keys import Key, with_keys
+from jaxft.models.families.llama import KEYS, TENSORS, llama_config, read_llama
+from jaxft.models.families.rope_config import with_rope
 from jaxft.models.families.windows import FULL, SLIDING, read_windows, windows_config
 from jaxft.models.spec import ModelSpec, QueryScaling
 
@@ -26,28 +28,20 @@ def ministral_spec(config: Mapping[str, Any]) -> ModelSpec:
     reader = ConfigReader(_DEFAULTS | dict(config))
     window = reader.get("sliding_window", 4096)
     default = [FULL if window is None else SLIDING] * reader.get("num_hidden_layers")
-    spec = llama.read_llama(reader, windows=read_windows(reader, default, window))
+    spec = read_llama(reader, windows=read_windows(reader, default, window))
     reader.finish()
     return spec
 
 
 def ministral_config(spec: ModelSpec) -> dict[str, Any]:
     """Return what the config.json of a Ministral says of `spec`."""
-    return llama.llama_config(spec) | windows_config(spec)
+    return llama_config(spec) | windows_config(spec)
 
 
-MINISTRAL = Family(
-    "ministral",
-    ministral_spec,
-    ministral_config,
-    llama.TENSORS,
-    IGNORED,
-    ("q_proj", "v_proj"),
-    "lm_head",
-    "model.",
-)
+MINISTRAL = Family("ministral", ministral_spec, ministral_config, TENSORS)
 
 
+_KEYS_3 = with_keys(KEYS, Key("sliding_window", "window", None))
 _DEFAULTS_3 = _DEFAULTS | {"head_dim": 128, "rms_norm_eps": 1e-5}
 _ROPE_3 = {
     "rope_type": "yarn",
@@ -69,9 +63,7 @@ def ministral3_spec(config: Mapping[str, Any]) -> ModelSpec:
         UnsupportedModelError: If the rope lacks what says how queries grow, or anything else is
             not handled.
     """
-    has_rope = any(config.get(key) for key in ("rope_parameters", "rope_scaling"))
-    rope = {} if has_rope else {"rope_parameters": _ROPE_3}
-    reader = ConfigReader(_DEFAULTS_3 | dict(config) | rope)
+    reader = ConfigReader(_DEFAULTS_3 | with_rope(config, _ROPE_3))
     found = reader.get("rope_scaling", None) or reader.get("rope_parameters", None)
     beta = found.get("llama_4_scaling_beta")
     length = found.get("original_max_position_embeddings")
@@ -82,15 +74,14 @@ def ministral3_spec(config: Mapping[str, Any]) -> ModelSpec:
             "original_max_position_embeddings.",
             "transformers does not run it either; take the config.json of the weights.",
         )
-    window = reader.get("sliding_window", None)
-    spec = llama.read_llama(reader, windows=(window,) * reader.get("num_hidden_layers"))
+    spec = read_llama(reader, _KEYS_3)
     reader.finish()
     return dataclasses.replace(spec, query_scaling=QueryScaling(float(beta), int(length)))
 
 
 def ministral3_config(spec: ModelSpec) -> dict[str, Any]:
     """Return what the config.json of a Ministral 3 says of `spec`."""
-    written = llama.llama_config(spec) | {"sliding_window": spec.blocks[0].window}
+    written = llama_config(spec, _KEYS_3)
     if spec.query_scaling is not None:
         written["rope_parameters"] |= {
             "llama_4_scaling_beta": spec.query_scaling.beta,
@@ -99,13 +90,4 @@ def ministral3_config(spec: ModelSpec) -> dict[str, Any]:
     return written
 
 
-MINISTRAL3 = Family(
-    "ministral3",
-    ministral3_spec,
-    ministral3_config,
-    llama.TENSORS,
-    IGNORED,
-    ("q_proj", "v_proj"),
-    "lm_head",
-    "model.",
-)
+MINISTRAL3 = Family("ministral3", ministral3_spec, ministral3_config, TENSORS)

@@ -5,12 +5,15 @@ Much that its config.json can say, transformers never reads: other values are re
 Source: transformers `configuration_mpt.py`, `modeling_mpt.py` (defaults and names).
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import ABSENT, IGNORED, Family, linear, norm, plain
-from jaxft.models.spec import Alibi, BlockSpec, ModelSpec, NormSpec
+from jaxft.models.families.family import Family, linear, norm, plain
+from jaxft.models.families.gpt import read_gpt
+from jaxft.models.families.keys import Key, keys_config
+from jaxft.models.spec import Alibi, ModelSpec
 
 _LAYER = "transformer.blocks.{layer}"
 
@@ -49,55 +52,53 @@ _UNUSED = (
     "verbose",
 )
 
+KEYS = (
+    Key("vocab_size", "vocab_size"),
+    Key("d_model", "model_dim"),
+    Key("n_heads", "num_heads"),
+    Key("n_layers", "num_layers"),
+    Key("layer_norm_epsilon", "norm_eps", 1e-5),
+    Key("tie_word_embeddings", "tied_head", True),
+)
+
 
 def mpt_spec(config: Mapping[str, Any]) -> ModelSpec:
     """Read the config.json of an MPT."""
     reader = ConfigReader(config)
     # Without `finish`: files of transformers 4 have every key of any config in there.
     attention = ConfigReader(reader.get("attn_config", None) or {})
-    model_dim, num_heads = reader.get("d_model"), reader.get("n_heads")
     for source, fixed in ((reader, _FIXED), (attention, _FIXED_IN_ATTENTION)):
         for key, value in fixed.items():
             source.require(key, (value,), value)
     for key in _UNUSED:
         reader.get(key, None)
-    spec = ModelSpec(
-        vocab_size=reader.get("vocab_size"),
-        embed_dim=model_dim,
-        model_dim=model_dim,
-        num_heads=num_heads,
-        num_kv_heads=num_heads,
-        head_dim=model_dim // num_heads,
-        attn_scale=attention.get("softmax_scale", None) or (model_dim // num_heads) ** -0.5,
-        mlp_dim=4 * model_dim,
-        mlp="plain",
+    spec = read_gpt(
+        reader,
+        KEYS,
         activation="gelu",
-        norm=NormSpec("layer", reader.get("layer_norm_epsilon", 1e-5), scale="plain", bias=False),
-        norm_placement="pre",
-        final_norm=True,
         positions=Alibi(),
         qkv_bias=False,
         out_bias=False,
         mlp_bias=False,
-        tied_head=reader.get("tie_word_embeddings", True),
-        blocks=(BlockSpec(None, None),) * reader.get("n_layers"),
-        **ABSENT,
     )
     reader.finish()
-    return spec
+    return dataclasses.replace(
+        spec,
+        attn_scale=attention.get("softmax_scale", None) or spec.attn_scale,
+        norm=dataclasses.replace(spec.norm, bias=False),
+    )
 
 
 def mpt_config(spec: ModelSpec) -> dict[str, Any]:
     """Return what the config.json of an MPT says of `spec`."""
-    return {
-        "vocab_size": spec.vocab_size,
-        "d_model": spec.model_dim,
-        "n_heads": spec.num_heads,
-        "n_layers": len(spec.blocks),
-        "attn_config": {"softmax_scale": spec.attn_scale},
-        "layer_norm_epsilon": spec.norm.eps,
-        "tie_word_embeddings": spec.tied_head,
-    }
+    return keys_config(spec, KEYS) | {"attn_config": {"softmax_scale": spec.attn_scale}}
 
 
-MPT = Family("mpt", mpt_spec, mpt_config, TENSORS, IGNORED, ("Wqkv",), "lm_head", "transformer.")
+MPT = Family(
+    "mpt",
+    mpt_spec,
+    mpt_config,
+    TENSORS,
+    default_targets=("Wqkv",),
+    base_prefix="transformer.",
+)

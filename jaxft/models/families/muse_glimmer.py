@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxft.errors import UnsupportedModelError
-from jaxft.models.families import gemma, llama
+from jaxft.models.families import gemma
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import IGNORED, Family, Tensor, linear
+from jaxft.models.families.family import Family, Tensor, linear
+from jaxft.models.families.keys import Key, with_keys
+from jaxft.models.families.llama import ATTENTION_BIAS, KEYS, llama_config, read_llama
 from jaxft.models.families.windows import FULL, SLIDING, read_windows, windows_config
 from jaxft.models.spec import BlockSpec, ConvSpec, ModelSpec, NormSpec
 
@@ -29,6 +31,12 @@ _DEFAULTS = {
     "rms_norm_eps": 1e-5,
     "hidden_activation": "silu",
 }
+_KEYS = with_keys(
+    KEYS,
+    ATTENTION_BIAS,
+    Key("output_multiplier", "logit_scale", 0.19611613513818404),
+    Key("final_logit_softcapping", "logit_softcap", 20.0),
+)
 _PERIOD = 4  # of layers, the last of which has neither window nor positions
 _DIGITS = 12  # of a factor that is folded into another one, when it is taken out again
 
@@ -48,13 +56,10 @@ def muse_spec(config: Mapping[str, Any]) -> ModelSpec:
     is_open = [(num_layers - 1 - layer) % _PERIOD == 0 for layer in range(num_layers)]
     default = [FULL if each else SLIDING for each in is_open]
     windows = read_windows(reader, default, reader.get("sliding_window", 2048))
-    bias = reader.get("attention_bias", False)
-    spec = llama.read_llama(reader, biases=(bias, bias, False), windows=windows)
+    spec = read_llama(reader, _KEYS, windows=windows)
     factor, eps = reader.get("qk_scale_factor", 3.87), spec.norm.eps
     output_eps = reader.get("post_norm_eps", 1e-8)
     blocks = _without_positions(spec.blocks, reader.get("layer_rope_theta", None), is_open)
-    logit_scale = reader.get("output_multiplier", 0.19611613513818404)
-    cap = reader.get("final_logit_softcapping", 20.0)
     reader.finish()
     weightless = NormSpec("rms", eps, scale="none", bias=False)
     output = NormSpec("rms", output_eps, scale="offset", bias=False)
@@ -74,8 +79,6 @@ def muse_spec(config: Mapping[str, Any]) -> ModelSpec:
             ("q_norm", weightless),
         ),
         norm_placement="sandwich",
-        logit_scale=logit_scale,
-        logit_softcap=cap,
         blocks=blocks,
     )
 
@@ -111,25 +114,13 @@ def _without_positions(
 
 def muse_config(spec: ModelSpec) -> dict[str, Any]:
     """Return what the config.json of the text part of a Muse Glimmer says of `spec`."""
-    written = llama.llama_config(spec) | windows_config(spec)
+    written = llama_config(spec, _KEYS) | windows_config(spec)
     return written | {
         "hidden_activation": written.pop("hidden_act"),
-        "attention_bias": spec.qkv_bias,
         "post_norm_eps": spec.norm_of("attn_out_norm").eps,
         "qk_scale_factor": float(f"{spec.attn_scale * spec.head_dim**0.5:.{_DIGITS}g}"),
-        "output_multiplier": spec.logit_scale,
-        "final_logit_softcapping": spec.logit_softcap,
         "layer_rope_theta": [block.rope.theta if block.rope else 0 for block in spec.blocks],
     }
 
 
-MUSE_GLIMMER_TEXT = Family(
-    "muse_glimmer_text",
-    muse_spec,
-    muse_config,
-    muse_tensors("model"),
-    IGNORED,
-    ("q_proj", "v_proj"),
-    "lm_head",
-    "model.",
-)
+MUSE_GLIMMER_TEXT = Family("muse_glimmer_text", muse_spec, muse_config, muse_tensors("model"))

@@ -8,10 +8,11 @@ Source: transformers `configuration_opt.py`, `modeling_opt.py` (defaults and nam
 from collections.abc import Mapping
 from typing import Any
 
-from jaxft.models.families.activation_names import activation_name, read_activation
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import ABSENT, IGNORED, Family, linear, norm, plain
-from jaxft.models.spec import BlockSpec, Learned, ModelSpec, NormSpec
+from jaxft.models.families.family import Family, linear, norm, plain
+from jaxft.models.families.gpt import BIASES, read_gpt
+from jaxft.models.families.keys import Key, activation, choice, keys_config
+from jaxft.models.spec import ModelSpec
 
 _MODEL = "model.decoder"
 _LAYER = f"{_MODEL}.layers.{{layer}}"
@@ -34,39 +35,34 @@ TENSORS = (
 )
 
 _PADDING_ROWS = 2  # of the table of positions, before that of position 0
-_NORM_EPS = 1e-5  # torch's default; OPT's config has no field for it
+
+KEYS = (
+    Key("vocab_size", "vocab_size"),
+    Key("hidden_size", "model_dim"),
+    Key("word_embed_proj_dim", "embed_dim", None),
+    Key("ffn_dim", "mlp_dim"),
+    Key("num_hidden_layers", "num_layers"),
+    Key("num_attention_heads", "num_heads"),
+    Key("max_position_embeddings", "max_tokens", 2048),
+    activation("activation_function", "relu"),
+    choice("do_layer_norm_before", "norm_placement", True, yes="pre", no="post"),
+    Key("enable_bias", BIASES, True),
+    Key("tie_word_embeddings", "tied_head", True),
+)
 
 
 def opt_spec(config: Mapping[str, Any]) -> ModelSpec:
     """Read the config.json of an OPT."""
     reader = ConfigReader(config)
-    model_dim, num_heads = reader.get("hidden_size"), reader.get("num_attention_heads")
-    is_pre, has_bias = reader.get("do_layer_norm_before", True), reader.get("enable_bias", True)
     reader.require("layer_norm_elementwise_affine", (True,), True)
+    is_pre = reader.get("do_layer_norm_before", True)
     lacks_final_norm = reader.get("_remove_final_layer_norm", False)
-    spec = ModelSpec(
-        vocab_size=reader.get("vocab_size"),
-        embed_dim=reader.get("word_embed_proj_dim", None) or model_dim,
-        model_dim=model_dim,
-        num_heads=num_heads,
-        num_kv_heads=num_heads,
-        head_dim=model_dim // num_heads,
-        attn_scale=(model_dim // num_heads) ** -0.5,
-        mlp_dim=reader.get("ffn_dim"),
-        mlp="plain",
-        activation=read_activation(reader.get("activation_function", "relu")),
-        norm=NormSpec("layer", _NORM_EPS, scale="plain", bias=True),
-        norm_placement="pre" if is_pre else "post",
+    spec = read_gpt(
+        reader,
+        KEYS,
+        padding_rows=_PADDING_ROWS,
+        embed_dim=reader.get("word_embed_proj_dim", None) or reader.get("hidden_size"),
         final_norm=is_pre and not lacks_final_norm,
-        positions=Learned(
-            rows=reader.get("max_position_embeddings", 2048) + _PADDING_ROWS, offset=_PADDING_ROWS
-        ),
-        qkv_bias=has_bias,
-        out_bias=has_bias,
-        mlp_bias=has_bias,
-        tied_head=reader.get("tie_word_embeddings", True),
-        blocks=(BlockSpec(window=None, rope=None),) * reader.get("num_hidden_layers"),
-        **ABSENT,
     )
     reader.finish()
     return spec
@@ -74,24 +70,8 @@ def opt_spec(config: Mapping[str, Any]) -> ModelSpec:
 
 def opt_config(spec: ModelSpec) -> dict[str, Any]:
     """Return what the config.json of an OPT says of `spec`."""
-    assert isinstance(spec.positions, Learned)
-    is_pre = spec.norm_placement == "pre"
-    return {
-        "vocab_size": spec.vocab_size,
-        "hidden_size": spec.model_dim,
-        "word_embed_proj_dim": spec.embed_dim,
-        "ffn_dim": spec.mlp_dim,
-        "num_hidden_layers": len(spec.blocks),
-        "num_attention_heads": spec.num_heads,
-        "activation_function": activation_name(spec.activation),
-        "do_layer_norm_before": is_pre,
-        "_remove_final_layer_norm": is_pre and not spec.final_norm,
-        "max_position_embeddings": spec.positions.rows - _PADDING_ROWS,
-        "enable_bias": spec.qkv_bias,
-        "tie_word_embeddings": spec.tied_head,
-    }
+    lacks_final_norm = spec.norm_placement == "pre" and not spec.final_norm
+    return keys_config(spec, KEYS) | {"_remove_final_layer_norm": lacks_final_norm}
 
 
-OPT = Family(
-    "opt", opt_spec, opt_config, TENSORS, IGNORED, ("q_proj", "v_proj"), "lm_head", "model."
-)
+OPT = Family("opt", opt_spec, opt_config, TENSORS)

@@ -4,14 +4,10 @@ Source: transformers `configuration_phi.py`, `modeling_phi.py` (defaults and nam
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
-from jaxft.models.families.activation_names import read_activation
-from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import IGNORED, Family, linear, norm, plain
-from jaxft.models.families.llama import llama_config, read_llama
-from jaxft.models.spec import ModelSpec, NormSpec
+from jaxft.models.families.family import linear, norm, plain
+from jaxft.models.families.keys import Key, activation, choice
+from jaxft.models.families.llama import LAYER_NORM, llama_family
 
 _LAYER = "model.layers.{layer}"
 
@@ -31,43 +27,21 @@ TENSORS = (
 )
 
 
-def phi_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """Read the config.json of a Phi."""
-    reader = ConfigReader(config)
-    spec = dataclasses.replace(
-        read_llama(reader, biases=(True, True, True), partial=0.5),
-        mlp="plain",
-        activation=read_activation(reader.get("hidden_act", "gelu_new")),
-        norm=NormSpec("layer", reader.get("layer_norm_eps", 1e-5), scale="plain", bias=True),
-        qk_norm="head" if reader.get("qk_layernorm", False) else "none",
+PHI = dataclasses.replace(
+    llama_family(
+        "phi",
+        activation("hidden_act", "gelu_new"),
+        Key("layer_norm_eps", "norm_eps", 1e-5),
+        choice("qk_layernorm", "qk_norm", False, yes="head", no="none"),
+        tensors=TENSORS,
+        norm=LAYER_NORM,
+        partial=0.5,
         parallel="one_norm",
+        mlp="plain",
+        qkv_bias=True,
+        out_bias=True,
+        mlp_bias=True,
         head_bias=True,
-    )
-    reader.finish()
-    return spec
-
-
-def phi_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of a Phi says of `spec`."""
-    written = llama_config(spec)
-    del written["rms_norm_eps"]
-    rope = spec.blocks[0].rope
-    assert rope is not None
-    # Written even where it is 1: without it, it is a half.
-    written["rope_parameters"]["partial_rotary_factor"] = rope.rotary_dim / spec.head_dim
-    return written | {
-        "layer_norm_eps": spec.norm.eps,
-        "qk_layernorm": spec.qk_norm == "head",
-    }
-
-
-PHI = Family(
-    "phi",
-    phi_spec,
-    phi_config,
-    TENSORS,
-    IGNORED,
-    ("q_proj", "v_proj", "fc1", "fc2"),
-    "lm_head",
-    "model.",
+    ),
+    default_targets=("q_proj", "v_proj", "fc1", "fc2"),
 )

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import IGNORED, Family, linear, replaced
-from jaxft.models.families.llama import llama_config, llama_tensors, read_llama
+from jaxft.models.families.family import Family, linear, replaced
+from jaxft.models.families.keys import Key, with_keys
+from jaxft.models.families.llama import KEYS, llama_config, llama_tensors, read_llama
 from jaxft.models.spec import LongScaling, ModelSpec
 
 _LAYER = "model.layers.{layer}"
@@ -22,6 +23,7 @@ TENSORS = replaced(
     *linear("mlp/gate_up", f"{_LAYER}.mlp.gate_up_proj", parts=("mlp/gate", "mlp/up")),
 )
 
+_KEYS = with_keys(KEYS, Key("sliding_window", "window", None))
 _DEFAULTS = {
     "rms_norm_eps": 1e-5,
     "max_position_embeddings": 4096,
@@ -44,9 +46,7 @@ def phi3_spec(config: Mapping[str, Any]) -> ModelSpec:
     for key, value in _UNUSED.items():
         reader.require(key, (value,), value)
     reader.get("original_max_position_embeddings")
-    window = reader.get("sliding_window", None)
-    windows = (window,) * reader.get("num_hidden_layers")
-    spec = read_llama(reader, windows=windows, partial=1.0)
+    spec = read_llama(reader, _KEYS, partial=1.0)
     reader.finish()
     return spec
 
@@ -63,12 +63,11 @@ def _renamed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def phi3_config(spec: ModelSpec) -> dict[str, Any]:
     """Return what the config.json of a Phi-3 says of `spec`."""
-    block = spec.blocks[0]
-    written = llama_config(spec) | {"sliding_window": block.window}
-    if block.rope is not None and isinstance(block.rope.scaling, LongScaling):
-        original = block.rope.scaling.original_max_positions
+    rope, written = spec.blocks[0].rope, llama_config(spec, _KEYS)
+    if rope is not None and isinstance(rope.scaling, LongScaling):
+        original = rope.scaling.original_max_positions
         written["original_max_position_embeddings"] = original
     return written
 
 
-PHI3 = Family("phi3", phi3_spec, phi3_config, TENSORS, IGNORED, ("qkv_proj",), "lm_head", "model.")
+PHI3 = Family("phi3", phi3_spec, phi3_config, TENSORS, default_targets=("qkv_proj",))

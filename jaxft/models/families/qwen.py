@@ -6,13 +6,13 @@ Source: transformers `configuration_qwen2.py`, `configuration_qwen3.py`, `modeli
 `modeling_qwen3.py` (defaults and names).
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jaxft.models.families import llama
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import IGNORED, Family
+from jaxft.models.families.family import Family
+from jaxft.models.families.keys import with_keys
+from jaxft.models.families.llama import ATTENTION_BIAS, KEYS, TENSORS, llama_config, read_llama
 from jaxft.models.families.windows import FULL, SLIDING, read_windows, windows_config
 from jaxft.models.spec import ModelSpec
 
@@ -24,7 +24,7 @@ def qwen2_spec(config: Mapping[str, Any]) -> ModelSpec:
     """Read the config.json of a Qwen 2 or 2.5."""
     reader = ConfigReader(_QWEN2_DEFAULTS | dict(config))
     reader.require("use_mrope", (False, None))  # distilled models write it
-    spec = llama.read_llama(reader, biases=(True, False, False), windows=_read_windows(reader))
+    spec = read_llama(reader, windows=_read_windows(reader), qkv_bias=True)
     reader.finish()
     return spec
 
@@ -32,10 +32,10 @@ def qwen2_spec(config: Mapping[str, Any]) -> ModelSpec:
 def qwen3_spec(config: Mapping[str, Any]) -> ModelSpec:
     """Read the config.json of a Qwen 3."""
     reader = ConfigReader(_QWEN3_DEFAULTS | dict(config))
-    bias = reader.get("attention_bias", False)
-    spec = llama.read_llama(reader, biases=(bias, bias, False), windows=_read_windows(reader))
+    keys = with_keys(KEYS, ATTENTION_BIAS)
+    spec = read_llama(reader, keys, windows=_read_windows(reader), qk_norm="head")
     reader.finish()
-    return dataclasses.replace(spec, qk_norm="head")
+    return spec
 
 
 def _read_windows(reader: ConfigReader) -> tuple[int | None, ...]:
@@ -49,7 +49,7 @@ def _read_windows(reader: ConfigReader) -> tuple[int | None, ...]:
 
 def qwen2_config(spec: ModelSpec) -> dict[str, Any]:
     """Return what the config.json of a Qwen 2 says of `spec`."""
-    written = llama.llama_config(spec) | windows_config(spec)
+    written = llama_config(spec) | windows_config(spec)
     if "sliding_window" in written:
         written["use_sliding_window"] = True
         written["max_window_layers"] = written["layer_types"].index(SLIDING)
@@ -61,19 +61,5 @@ def qwen3_config(spec: ModelSpec) -> dict[str, Any]:
     return qwen2_config(spec) | {"attention_bias": spec.qkv_bias}
 
 
-QWEN2, QWEN3 = (
-    Family(
-        name,
-        read,
-        write,
-        llama.TENSORS,
-        IGNORED,
-        ("q_proj", "v_proj"),
-        "lm_head",
-        "model.",
-    )
-    for name, read, write in (
-        ("qwen2", qwen2_spec, qwen2_config),
-        ("qwen3", qwen3_spec, qwen3_config),
-    )
-)
+QWEN2 = Family("qwen2", qwen2_spec, qwen2_config, TENSORS)
+QWEN3 = Family("qwen3", qwen3_spec, qwen3_config, TENSORS)

@@ -66,6 +66,12 @@ def read_rope(
     return Rope(float(theta), int(head_dim * share), interleaved, _read_scaling(found, config))
 
 
+def with_rope(config: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config.json with the family's default rope if it has none."""
+    has_rope = any(config.get(key) for key in ("rope_parameters", "rope_scaling"))
+    return dict(config) | ({} if has_rope else {"rope_parameters": default})
+
+
 def read_ropes(
     config: ConfigReader,
     *,

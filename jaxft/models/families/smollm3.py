@@ -8,29 +8,35 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.errors import UnsupportedModelError
-from jaxft.models.families import llama
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import IGNORED, Family
+from jaxft.models.families.family import Family
+from jaxft.models.families.keys import with_keys
+from jaxft.models.families.llama import (
+    ATTENTION_BIAS,
+    KEYS,
+    MLP_BIAS,
+    TENSORS,
+    llama_config,
+    read_llama,
+)
 from jaxft.models.families.windows import FULL, SLIDING, read_windows, windows_config
 from jaxft.models.spec import BlockSpec, ModelSpec
 
 _DEFAULTS = {"num_key_value_heads": 4, "tie_word_embeddings": True}
 _INTERVAL = 4
+_KEYS = with_keys(KEYS, ATTENTION_BIAS, MLP_BIAS)
 
 
 def smollm3_spec(config: Mapping[str, Any]) -> ModelSpec:
     """Read the config.json of a SmolLM3."""
     reader = ConfigReader(_DEFAULTS | dict(config))
-    bias, mlp_bias = reader.get("attention_bias", False), reader.get("mlp_bias", False)
     is_turned = _read_turned(reader)
     reader.get("max_window_layers", None)  # files have it, and nothing reads it
     window = reader.get("sliding_window", None)
     has_windows = reader.get("use_sliding_window", False) and window is not None
     default = [SLIDING if has_windows and not turned else FULL for turned in is_turned]
     windows = read_windows(reader, default, window)
-    spec = llama.read_llama(
-        reader, biases=(bias, bias, mlp_bias), windows=windows, theta=2_000_000.0
-    )
+    spec = read_llama(reader, _KEYS, windows=windows, theta=2_000_000.0)
     reader.finish()
     blocks = (
         block if turned else BlockSpec(block.window, None)
@@ -60,11 +66,9 @@ def smollm3_config(spec: ModelSpec) -> dict[str, Any]:
     windows = windows_config(spec)
     first = is_turned.index(False) + 1 if False in is_turned else _INTERVAL
     return (
-        llama.llama_config(spec)
+        llama_config(spec, _KEYS)
         | windows
         | {
-            "attention_bias": spec.qkv_bias,
-            "mlp_bias": spec.mlp_bias,
             "no_rope_layer_interval": first,
             "no_rope_layers": [int(turned) for turned in is_turned],
             "use_sliding_window": "sliding_window" in windows,
@@ -72,13 +76,4 @@ def smollm3_config(spec: ModelSpec) -> dict[str, Any]:
     )
 
 
-SMOLLM3 = Family(
-    "smollm3",
-    smollm3_spec,
-    smollm3_config,
-    llama.TENSORS,
-    IGNORED,
-    ("q_proj", "v_proj"),
-    "lm_head",
-    "model.",
-)
+SMOLLM3 = Family("smollm3", smollm3_spec, smollm3_config, TENSORS)

@@ -3,14 +3,17 @@
 Source: transformers `configuration_xglm.py`, `modeling_xglm.py` (defaults and names).
 """
 
+import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from jaxft.models.families.activation_names import activation_name, read_activation
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import ABSENT, IGNORED, Family, Tensor, linear, norm, plain
-from jaxft.models.spec import BlockSpec, ModelSpec, NormSpec, Sinusoidal
+from jaxft.models.families.family import Family, Tensor, linear, norm, plain
+from jaxft.models.families.gpt import read_gpt
+from jaxft.models.families.keys import Key, activation, keys_config
+from jaxft.models.spec import ModelSpec, Sinusoidal
 
 
 def bart_tensors(base: str, final_norm: str, head: str) -> tuple[Tensor, ...]:
@@ -40,60 +43,41 @@ def bart_tensors(base: str, final_norm: str, head: str) -> tuple[Tensor, ...]:
 
 TENSORS = bart_tensors("model", "layer_norm", "lm_head")
 
-_NORM_EPS = 1e-5  # torch's default; the config has no field for it
 _OFFSET = 2  # rows of the table of positions that are for padding
+
+KEYS = (
+    Key("vocab_size", "vocab_size"),
+    Key("d_model", "model_dim"),
+    Key("ffn_dim", "mlp_dim"),
+    Key("num_layers", "num_layers"),
+    Key("attention_heads", "num_heads"),
+    activation("activation_function", "gelu"),
+    Key("tie_word_embeddings", "tied_head", True),
+)
+
+
+def read_scaled(reader: ConfigReader, keys: tuple[Key, ...], **features: Any) -> ModelSpec:
+    """Read a decoder of which config.json says whether its token embeddings are scaled.
+
+    Arguments as of `read_gpt`; the factor is the root of their width.
+    """
+    spec = read_gpt(reader, keys, **features)
+    is_scaled = reader.get("scale_embedding", True)
+    return dataclasses.replace(spec, embed_scale=math.sqrt(spec.model_dim) if is_scaled else 1.0)
+
+
+def scaled_config(spec: ModelSpec, keys: tuple[Key, ...]) -> dict[str, Any]:
+    """Return what config.json says of `spec`, the inverse of `read_scaled`."""
+    return keys_config(spec, keys) | {"scale_embedding": spec.embed_scale != 1.0}
 
 
 def xglm_spec(config: Mapping[str, Any]) -> ModelSpec:
     """Read the config.json of an XGLM."""
     reader = ConfigReader(config)
-    model_dim, num_heads = reader.get("d_model"), reader.get("attention_heads")
     reader.require("add_cross_attention", (False,), False)
-    spec = ModelSpec(
-        vocab_size=reader.get("vocab_size"),
-        embed_dim=model_dim,
-        model_dim=model_dim,
-        num_heads=num_heads,
-        num_kv_heads=num_heads,
-        head_dim=model_dim // num_heads,
-        attn_scale=(model_dim // num_heads) ** -0.5,
-        mlp_dim=reader.get("ffn_dim"),
-        mlp="plain",
-        activation=read_activation(reader.get("activation_function", "gelu")),
-        norm=NormSpec("layer", _NORM_EPS, scale="plain", bias=True),
-        norm_placement="pre",
-        final_norm=True,
-        positions=Sinusoidal(_OFFSET),
-        qkv_bias=True,
-        out_bias=True,
-        mlp_bias=True,
-        tied_head=reader.get("tie_word_embeddings", True),
-        blocks=(BlockSpec(None, None),) * reader.get("num_layers"),
-        **ABSENT | {"embed_scale": read_embed_scale(reader, model_dim)},
-    )
+    spec = read_scaled(reader, KEYS, positions=Sinusoidal(_OFFSET))
     reader.finish()
     return spec
 
 
-def read_embed_scale(config: ConfigReader, model_dim: int) -> float:
-    """Return the factor on token embeddings of which config.json says only whether there is one."""
-    return math.sqrt(model_dim) if config.get("scale_embedding", True) else 1.0
-
-
-def xglm_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of an XGLM says of `spec`."""
-    return {
-        "vocab_size": spec.vocab_size,
-        "d_model": spec.model_dim,
-        "ffn_dim": spec.mlp_dim,
-        "num_layers": len(spec.blocks),
-        "attention_heads": spec.num_heads,
-        "activation_function": activation_name(spec.activation),
-        "scale_embedding": spec.embed_scale != 1.0,
-        "tie_word_embeddings": spec.tied_head,
-    }
-
-
-XGLM = Family(
-    "xglm", xglm_spec, xglm_config, TENSORS, IGNORED, ("q_proj", "v_proj"), "lm_head", "model."
-)
+XGLM = Family("xglm", xglm_spec, functools.partial(scaled_config, keys=KEYS), TENSORS)

@@ -1,0 +1,52 @@
+"""What decoders before Llama share: layer norms with a bias, and an MLP without a gate."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from jaxft.models.families.config_reader import ConfigReader
+from jaxft.models.families.family import ABSENT
+from jaxft.models.families.keys import Key, read_keys
+from jaxft.models.spec import BlockSpec, Learned, ModelSpec, NormSpec, Rope
+
+BIASES = ("qkv_bias", "out_bias", "mlp_bias")
+
+
+def read_gpt(
+    reader: ConfigReader,
+    keys: Iterable[Key],
+    *,
+    rope: Rope | None = None,
+    padding_rows: int = 0,
+    **features: Any,
+) -> ModelSpec:
+    """Read what GPT-2 and its likes share, without `finish`.
+
+    Args:
+        reader: The config.json.
+        keys: What it says; positions are learned where there is one for "max_tokens".
+        rope: How every layer turns queries and keys.
+        padding_rows: Rows of the table of positions before that of position 0.
+        features: Fields of `ModelSpec` that are not as in GPT-2; they count before those of the
+            keys.
+    """
+    fields = read_keys(reader, keys) | features
+    model_dim, num_heads = fields["model_dim"], fields["num_heads"]
+    head_dim, num_layers = model_dim // num_heads, fields.pop("num_layers")
+    positions = None
+    if "max_tokens" in fields:
+        positions = Learned(rows=fields.pop("max_tokens") + padding_rows, offset=padding_rows)
+    usual = ABSENT | {
+        "embed_dim": model_dim,
+        "num_kv_heads": num_heads,
+        "head_dim": head_dim,
+        "attn_scale": head_dim**-0.5,
+        "mlp": "plain",
+        "norm": NormSpec("layer", fields.pop("norm_eps", 1e-5), scale="plain", bias=True),
+        "norm_placement": "pre",
+        "final_norm": True,
+        "positions": positions,
+        "blocks": (BlockSpec(None, rope),) * num_layers,
+        **dict.fromkeys(BIASES, True),
+    }
+    fields["mlp_dim"] = fields.get("mlp_dim") or 4 * model_dim
+    return ModelSpec(**usual | fields)

@@ -1,0 +1,92 @@
+"""Keys of config.json that each set one thing of a spec: a line a key, read both ways.
+
+    KEYS = (
+        Key("n_embd", "model_dim"),
+        Key("n_head", "num_heads"),
+        Key("layer_norm_epsilon", "norm_eps", 1e-5),
+    )
+
+`read_keys` turns a config.json into ``{"model_dim": 768, "num_heads": 12, "norm_eps": 1e-5}``, from
+which a family makes its `ModelSpec`, and `keys_config` turns that spec into the config.json again.
+What needs more than one key, or more than one field, is no line: a family reads and writes it by
+hand, beside these.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from jaxft.models.families.activation_names import activation_name, read_activation
+from jaxft.models.families.config_reader import REQUIRED, ConfigReader
+from jaxft.models.spec import ModelSpec
+
+# What lines name beside the fields of `ModelSpec` (and its property `max_tokens`).
+_INSIDE: Mapping[str, Callable[[ModelSpec], Any]] = {
+    "norm_eps": lambda spec: spec.norm.eps,
+    "num_layers": lambda spec: len(spec.blocks),
+    "window": lambda spec: spec.blocks[0].window,  # one for all layers
+}
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One key of config.json, and what it sets.
+
+    Attributes:
+        theirs: The key.
+        ours: The field of `ModelSpec`, or "norm_eps", "num_layers", "window" or "max_tokens";
+            several where the key's value is that of each.
+        default: What transformers' config class has; without one, the key must be there.
+        read: Turns their value into ours.
+        write: Turns our value into theirs.
+    """
+
+    theirs: str
+    ours: str | tuple[str, ...]
+    default: Any = REQUIRED
+    read: Callable[[Any], Any] = _same
+    write: Callable[[Any], Any] = _same
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names in `ours`."""
+        return (self.ours,) if isinstance(self.ours, str) else self.ours
+
+
+def choice(theirs: str, ours: str, default: bool, *, yes: str, no: str) -> Key:
+    """Return the line of a flag that chooses between two values of ours."""
+    return Key(theirs, ours, default, lambda flag: yes if flag else no, lambda each: each == yes)
+
+
+def activation(theirs: str, default: str) -> Key:
+    """Return the line of the MLP's activation."""
+    return Key(theirs, "activation", default, read_activation, activation_name)
+
+
+def with_keys(keys: tuple[Key, ...], *lines: Key) -> tuple[Key, ...]:
+    """Return a table with `lines`, each in place of one for the same fields if there was one."""
+    fields = {line.ours for line in lines}
+    return (*(key for key in keys if key.ours not in fields), *lines)
+
+
+def read_keys(reader: ConfigReader, keys: Iterable[Key]) -> dict[str, Any]:
+    """Return the value of each field that the lines name.
+
+    Raises:
+        UnsupportedModelError: If a key that must be there is not.
+    """
+    values = ((key, key.read(reader.get(key.theirs, key.default))) for key in keys)
+    return {field: value for key, value in values for field in key.fields}
+
+
+def keys_config(spec: ModelSpec, keys: Iterable[Key]) -> dict[str, Any]:
+    """Return what config.json says of `spec` at these keys, the inverse of `read_keys`."""
+    return {key.theirs: key.write(_value(spec, key.fields[0])) for key in keys}
+
+
+def _value(spec: ModelSpec, field: str) -> Any:
+    return _INSIDE[field](spec) if field in _INSIDE else getattr(spec, field)
