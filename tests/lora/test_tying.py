@@ -15,8 +15,6 @@ from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError
 from jaxft.lora import algebra, peft_format, serving, targets, tying
 from jaxft.models.families import gpt2, llama, opt
-from jaxft.parallel import mesh as meshes
-from jaxft.training import finish
 
 TIED = tiny.with_windows([None] * 2)
 UNTIED = dataclasses.replace(TIED, tied_head=False)
@@ -312,11 +310,3 @@ def test_a_server_is_said_to_refuse_trained_rows():
         serving.vllm_objections(each.content, algebra.tensors_of(each)) for each in (rows, table)
     ]
     assert found == [["trainable_token_indices is set"], []]
-
-
-def test_the_base_is_the_rows_as_they_began_and_an_adapter_that_adds_nothing():
-    network = network_of(target_modules=["lm_head"], trainable_token_indices=TOKENS)
-    start = tiny.split(tiny.random_leaves(network), network)[0]
-    base = trees.flatten(finish._base(network, start, meshes.single_device_mesh()))
-    assert np.array_equal(base["embed/rows"], start["embed"]["rows"])
-    assert not base["head/lora_b"].any()
