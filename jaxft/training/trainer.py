@@ -18,6 +18,7 @@ from jaxft import console
 from jaxft import tree as trees
 from jaxft.errors import Stopped, TrainingError
 from jaxft.lora import initial, mask, starts
+from jaxft.parallel import mesh as meshes
 from jaxft.training import evaluate, interrupt, metrics, optimizer
 from jaxft.training import state as states
 from jaxft.training import step as steps
@@ -79,7 +80,10 @@ class Trainer:
         """
         train = plan.config.train
         self.plan, self.watcher = plan, watcher
-        self.hyper = optimizer.hyper_of(train, plan.num_steps)
+        # Placed as the step returns them, so that a run that goes on compiles once too.
+        self.hyper = jax.device_put(
+            optimizer.hyper_of(train, plan.num_steps), meshes.replicated(plan.mesh)
+        )
         self.start, frozen = trees.partition(tree, mask.trainable_mask(plan.network, tree))
         self.frozen, self.started = starts.without(frozen), starts.of(frozen)
         self.program = steps.Program(
