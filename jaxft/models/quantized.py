@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Sharding
 from jaxtyping import Array, Float, Integer, UInt8
 
 FOUR_BITS = ("nf4", "int4")
@@ -81,6 +82,26 @@ def quantize(weight: Float[Array, "i o"], kind: str) -> Quantized:
     factors = (blocks.astype(jnp.float32) * scale)[:, None, :]
     made = codes[nearest(in_blocks / factors, values)].reshape(weight.shape)
     return Quantized(packed(made), scale, blocks, kind)
+
+
+def abstract(shape: tuple[int, int, int], kind: str, sharding: Sharding) -> Quantized:
+    """Return what a stack of quantised matrices will be, as `ShapeDtypeStruct`s.
+
+    Args:
+        shape: [layers, in, out].
+        kind: As in `Quantized`.
+        sharding: That of each of its arrays.
+    """
+    layers, num_in, num_out = shape
+
+    def array(rows: int, dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((layers, rows, num_out), dtype, sharding=sharding)
+
+    scale = array(1, jnp.float32)
+    if kind not in FOUR_BITS:
+        return Quantized(array(num_in, jnp.dtype(_TYPES[kind])), scale, None, kind)
+    blocks = array(num_in // block_size(num_in), SCALE_TYPE)
+    return Quantized(array(num_in // 2, jnp.uint8), scale, blocks, kind)
 
 
 def dequantize(weight: Quantized) -> Float[Array, "i o"]:

@@ -42,9 +42,7 @@ class Window:
 
     def record(self) -> dict[str, Any]:
         """Return it as JSON values, from which `from_record` makes it again."""
-        return {"terms": {name: list(pair) for name, pair in self.terms.items()}} | {
-            "tokens": self.tokens
-        }
+        return {"terms": dict(self.terms), "tokens": self.tokens}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Window":

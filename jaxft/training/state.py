@@ -69,13 +69,16 @@ def init_state(
     trainable: trees.Tree, started: trees.Tree, hyper: Hyper, make: MakeOptimizer, mesh: Mesh
 ) -> TrainState:
     """Return the state before the first step, placed as the step will return it."""
-
-    def init(trainable: trees.Tree, started: trees.Tree, hyper: Hyper) -> TrainState:
-        opt_state = optimizer_of(hyper, make).init(trainable)
-        return TrainState(trainable, started, opt_state, jnp.int32(0), hyper)
-
     placed = state_shardings(trainable, hyper, make, mesh)
-    return jax.jit(init, out_shardings=placed)(trainable, started, hyper)
+    begin = jax.jit(functools.partial(_begin, make), out_shardings=placed)
+    return begin(trainable, started, hyper)
+
+
+def _begin(
+    make: MakeOptimizer, trainable: trees.Tree, started: trees.Tree, hyper: Hyper
+) -> TrainState:
+    opt_state = optimizer_of(hyper, make).init(trainable)
+    return TrainState(trainable, started, opt_state, jnp.int32(0), hyper)
 
 
 def optimizer_of(hyper: Hyper, make: MakeOptimizer) -> optax.GradientTransformation:
@@ -111,11 +114,7 @@ def abstract_saved(
     def placed(sharding: NamedSharding, leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    def init(trainable: trees.Tree, started: trees.Tree) -> TrainState:
-        opt_state = optimizer_of(hyper, make).init(trainable)
-        return TrainState(trainable, started, opt_state, jnp.int32(0), hyper)
-
-    shapes = jax.eval_shape(init, trainable, started)
+    shapes = jax.eval_shape(functools.partial(_begin, make), trainable, started, hyper)
     shardings = state_shardings(trainable, hyper, make, mesh)
     at = dataclasses.replace(
         shardings, started=jax.tree.map(lambda _: meshes.replicated(mesh), started)

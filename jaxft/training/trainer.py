@@ -154,10 +154,8 @@ class Trainer:
     ) -> tuple[Any, int]:
         """Run the steps after `first`, and return the state and the number of the last one."""
         plan, done, is_ended = self.plan, first, False
-        seed, shardings = (
-            np.uint32(plan.config.train.seed),
-            batch_shardings(self.program.objective, plan.mesh),
-        )
+        seed = np.uint32(plan.config.train.seed)
+        shardings = batch_shardings(self.program.objective, plan.mesh)
         pending: _Pending | None = None
         self._clock = time.monotonic()
         with (
@@ -283,13 +281,13 @@ class Trainer:
         batches = self.plan.eval
         if batches is None or self._eval_step is None:
             return
-        began = time.monotonic()
+        began, frozen = time.monotonic(), trees.combine(self.frozen, state.started)
         with console.progress("Evaluating", batches.steps_per_epoch) as progress:
             found = evaluate.evaluate(
                 self._eval_step,
                 batches,
                 state.trainable,
-                trees.combine(self.frozen, state.started),
+                frozen,
                 progress,
                 is_stopped,
             )
@@ -301,7 +299,7 @@ class Trainer:
             f"Step {step}: held-out loss {found.loss:.4f}, perplexity {found.perplexity:.2f} "
             f"({seconds:.1f} s)"
         )
-        further = self.watcher.measure(state.trainable, trees.combine(self.frozen, state.started))
+        further = self.watcher.measure(state.trainable, frozen)
         line = {
             **further,
             **{f"eval_{name}": value for name, value in found.further.items()},

@@ -15,10 +15,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxft import tree as trees
 from jaxft.errors import WeightsError
+from jaxft.models import quantized
 from jaxft.models.bind import abstract_tree
 from jaxft.models.families import quantised
 from jaxft.models.families.family import Family
@@ -59,10 +60,11 @@ def abstract(
         if not is_adapter_leaf(path) and not is_start_leaf(path)
     }
     placed = trees.flatten(rules.shardings(trees.unflatten(leaves), mesh))
+    everywhere = NamedSharding(mesh, PartitionSpec())
 
     def held(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct | Quantized:
         if quantization and path not in trained and quantising.is_quantised(path):
-            return quantising.abstract(leaf.shape, quantization, mesh)
+            return quantized.abstract(leaf.shape, quantization, everywhere)
         wanted = jnp.float32 if path in trained else dtype
         return jax.ShapeDtypeStruct(leaf.shape, wanted, sharding=placed[path])
 
@@ -116,9 +118,9 @@ def load_base(
     filled = {path: begin(path, leaf) for path, leaf in leaves.items()}
     infos = checkpoint.infos()
     for name, slots in table.items():
-        shape, dtype = infos[name]
+        shape, stored = infos[name]
         _fill(filled, slots, functools.partial(_read_finite, checkpoint, name), shape)
-        progress(math.prod(shape) * dtype.itemsize)
+        progress(math.prod(shape) * stored.itemsize)
     return trees.unflatten({path: leaf.finish() for path, leaf in filled.items()})
 
 

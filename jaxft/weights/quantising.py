@@ -11,9 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from jaxft.models import quantized
 from jaxft.models.quantized import Quantized, quantize
 from jaxft.weights import gptq, regions
 from jaxft.weights.gptq import RoundingPlan
@@ -21,7 +19,6 @@ from jaxft.weights.regions import Region
 
 # From the path of a leaf and the slice of its stack to how it is rounded.
 Plans = Callable[[str, int], RoundingPlan]
-_EIGHT_BITS = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
 # Norms, biases, convolutions, embeddings and the head keep their dtype.
 _QUANTISED = re.compile(r"groups/\d+/\d+/(attn/\w+|conv/[bcxo]|mlp/\w+)/kernel")
 
@@ -31,27 +28,6 @@ def is_quantised(path: str) -> bool:
     return _QUANTISED.fullmatch(path) is not None
 
 
-def abstract(shape: tuple[int, ...], kind: str, mesh: Mesh | AbstractMesh) -> Quantized:
-    """Return what a stack of matrices will be once it is quantised, as `ShapeDtypeStruct`s.
-
-    Args:
-        shape: [layers, in, out].
-        kind: As in `Quantized`.
-        mesh: Over which it is not divided.
-    """
-    layers, num_in, num_out = shape
-
-    def whole(rows: int, dtype: Any) -> jax.ShapeDtypeStruct:
-        placed = NamedSharding(mesh, PartitionSpec())
-        return jax.ShapeDtypeStruct((layers, rows, num_out), dtype, sharding=placed)
-
-    scale = whole(1, jnp.float32)
-    if kind not in quantized.FOUR_BITS:
-        return Quantized(whole(num_in, _EIGHT_BITS[kind]), scale, None, kind)
-    blocks = whole(num_in // quantized.block_size(num_in), quantized.SCALE_TYPE)
-    return Quantized(whole(num_in // 2, jnp.uint8), scale, blocks, kind)
-
-
 class Quantising:
     """A stack of quantised matrices."""
 
@@ -59,7 +35,7 @@ class Quantising:
         """Begin with nothing.
 
         Args:
-            leaf: What it will be, as `abstract` says it; it is not divided.
+            leaf: What it will be, as `quantized.abstract` says it; it is not divided.
             plan_of: How a slice is rounded; `None` rounds each weight to the nearest code.
         """
         self._leaf, self._plan_of = leaf, plan_of
