@@ -1,7 +1,7 @@
 """Operations on parameter trees: plain nested dicts with string keys.
 
 Everything that jaxft trains, freezes, saves or shards is such a tree, and a leaf is named by
-its path, ``"groups/0/0/attn/q/kernel"``. A leaf is whatever is not a dict, so a quantised
+its path, ``"groups/0/0/attn/q/kernel"``. A leaf is whatever is not a dict, so a quantized
 array (itself a pytree) is one leaf here. `partition` is a filter and `combine` its inverse:
 ``combine(*partition(tree, mask)) == tree`` for every mask.
 """

@@ -17,7 +17,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from jaxft import cli, config
+from jaxft import config
+from jaxft.cli import main
 from jaxft.config import RunConfig
 
 LAYERS, WIDTH, MLP, HEADS, KV_HEADS = 2, 32, 48, 4, 2
@@ -183,7 +184,7 @@ def load(recipe: Path, *overrides: str) -> RunConfig:
 def status(*words: str) -> int:
     """Run the command line in this process and return its exit status."""
     with pytest.raises(SystemExit) as ended:
-        cli.main(words)
+        main.main(words)
     code = ended.value.code
     assert code is None or isinstance(code, int)
     return code or 0

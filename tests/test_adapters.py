@@ -13,7 +13,7 @@ import runs
 import small_models
 
 import jaxft
-from jaxft.lora import algebra, peft_format, serving
+from jaxft.adapters import algebra, peft_format, serving
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,8 @@ import pytest
 from rich.console import Console
 
 import jaxft
-from jaxft import cli, console
+from jaxft import console
+from jaxft.cli import main
 from jaxft.errors import DataError, Stopped
 from jaxft.generation.sampling import Sampling
 
@@ -33,12 +34,12 @@ def replace_loop(monkeypatch):
     """Return a function that puts another `run` in place of the training loop's."""
 
     def replace(run):
-        loop = types.ModuleType("jaxft.training.loop")
+        loop = types.ModuleType("jaxft.training.run.loop")
         loop.run = run
         package = types.ModuleType("jaxft.training")
         package.loop = loop
         monkeypatch.setitem(sys.modules, "jaxft.training", package)
-        monkeypatch.setitem(sys.modules, "jaxft.training.loop", loop)
+        monkeypatch.setitem(sys.modules, "jaxft.training.run.loop", loop)
 
     return replace
 
@@ -46,7 +47,7 @@ def replace_loop(monkeypatch):
 def status(*words: str) -> int:
     """Run the command line in this process and return its exit status."""
     with pytest.raises(SystemExit) as ended:
-        cli.main(words)
+        main.main(words)
     return ended.value.code or 0
 
 
@@ -83,7 +84,7 @@ def test_help_shows_commands_that_can_be_typed(words, capsys):
 def test_help_and_mistakes_load_no_heavy_library():
     code = """
 import sys
-from jaxft.cli import main
+from jaxft.cli.main import main
 heavy = {"jax", "jaxlib", "flax", "transformers", "datasets", "torch", "numpy", "grain"}
 for words in (
     *(["--help"], ["train", "--help"], ["inspect", "-h"], ["train", "nowhere.yaml"]),
@@ -242,10 +243,10 @@ class FakeAnswerer:
 def asked(monkeypatch):
     """Put the fake in the place of a model; returns the list of what was asked of it."""
     calls = []
-    generation = types.ModuleType("jaxft.generate")
+    generation = types.ModuleType("jaxft.verbs.generate")
     generation.Asked = lambda **options: calls.append(options)
     generation.load = FakeAnswerer
-    monkeypatch.setitem(sys.modules, "jaxft.generate", generation)
+    monkeypatch.setitem(sys.modules, "jaxft.verbs.generate", generation)
     monkeypatch.setattr(jaxft, "generate", generation, raising=False)
     return calls
 

@@ -8,7 +8,7 @@ import datasets
 import pytest
 import runs
 
-from jaxft import cli
+from jaxft.cli import main
 
 WORDS = ("the", "sea", "old", "man", "boat", "fish", "sun", "bread", "king", "road", "tree")
 
@@ -49,7 +49,7 @@ def write_rows(file, numbers, *, more=()):
 
 def status(*words):
     with pytest.raises(SystemExit) as ended:
-        cli.main(words)
+        main.main(words)
     return ended.value.code or 0
 
 

@@ -18,7 +18,7 @@ import runs
 import safetensors.numpy
 
 import jaxft
-from jaxft.training import finish
+from jaxft.training.run import finish
 
 REPO = Path(jaxft.__file__).parent.parent
 
@@ -27,7 +27,8 @@ KILLED = """
 import os, signal, sys
 import jax
 from jaxft import cli
-from jaxft.training import checkpoint, trainer
+from jaxft.training import checkpoint
+from jaxft.training.run import trainer
 
 jax.config.update("jax_num_cpu_devices", 4)
 point, at = sys.argv[1], int(sys.argv[2])
@@ -135,7 +136,7 @@ def test_a_run_killed_twice_ends_as_one_that_was_not(base, finished, tmp_path, c
 def test_a_signal_saves_and_ends_with_its_status(
     base, finished, tmp_path, monkeypatch, capsys, number, ended
 ):
-    from jaxft.training import trainer
+    from jaxft.training.run import trainer
 
     read = trainer.Trainer._read
 

@@ -14,11 +14,11 @@ import safetensors.numpy
 import small_models
 
 import jaxft
-from jaxft import export
+from jaxft.artifacts import merge
 from jaxft.errors import ConfigError, WeightsError
-from jaxft.lora import merge
-from jaxft.weights import flax_msgpack
-from jaxft.weights import safetensors as shards
+from jaxft.verbs import export
+from jaxft.weights.formats import flax_msgpack
+from jaxft.weights.formats import safetensors as shards
 
 pytestmark = pytest.mark.slow
 

@@ -15,16 +15,18 @@ import pytest
 import safetensors.numpy
 import tiny
 
-from jaxft import generate
 from jaxft import tree as trees
+from jaxft.adapters import peft_format
+from jaxft.artifacts import loaded
 from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError, DataError, JaxftError
 from jaxft.generation import completion
 from jaxft.generation.completion import Generator
 from jaxft.generation.decoding import Decoder
 from jaxft.generation.sampling import GREEDY
-from jaxft.lora import peft_format, targets, tuned
+from jaxft.lora import targets
 from jaxft.models.families import llama
+from jaxft.verbs import generate
 from jaxft.weights import base, layout, names
 
 SPEC = dataclasses.replace(tiny.SPEC, vocab_size=byte_tokenizer.VOCAB_SIZE)
@@ -245,5 +247,5 @@ def test_an_adapter_of_another_model_is_refused(model, write_adapter):
 
 def test_the_adapters_revision_goes_with_its_name():
     config = {"base_model_name_or_path": "a/b", "revision": "v1"}
-    assert tuned.base_name(config, None, Path("x")) == ("a/b", "v1")
-    assert tuned.base_name(config, "c/d", Path("x")) == ("c/d", None)
+    assert loaded.base_name(config, None, Path("x")) == ("a/b", "v1")
+    assert loaded.base_name(config, "c/d", Path("x")) == ("c/d", None)

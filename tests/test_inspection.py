@@ -18,14 +18,16 @@ import small_models
 import tiny
 
 import jaxft
-from jaxft import cli, inspection
 from jaxft import tree as trees
+from jaxft.cli import main
 from jaxft.errors import UnsupportedModelError, WeightsError
-from jaxft.inspection import Stored, Target, Tuning
 from jaxft.models import families
 from jaxft.models.network import base_network
-from jaxft.weights import base, names, source
-from jaxft.weights.safetensors import SafetensorsCheckpoint
+from jaxft.verbs import inspection
+from jaxft.verbs.inspection import Stored, Target, Tuning
+from jaxft.weights import base, names
+from jaxft.weights.formats.safetensors import SafetensorsCheckpoint
+from jaxft.weights.places import source
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +105,7 @@ def numbers(found: inspection.Inspection) -> dict[str, tuple[int, int]]:
 
 def status(*words: str) -> int:
     with pytest.raises(SystemExit) as ended:
-        cli.main(words)
+        main.main(words)
     return ended.value.code or 0
 
 
@@ -243,7 +245,7 @@ def test_tensors_are_listed_by_the_type_they_are_stored_in(tmp_path, llama):
 
 def test_a_gguf_is_shown_as_it_is_stored(tmp_path, monkeypatch):
     path = write_gguf(tmp_path / "tiny.gguf")
-    monkeypatch.setattr("jaxft.weights.gguf_file.GgufFile.read", None)
+    monkeypatch.setattr("jaxft.weights.formats.gguf_file.GgufFile.read", None)
     found = inspection.inspect(str(path), None)
     num_float32 = 4 * 32 * 32 + 3 * 32 * 64 + 3 * 32
     assert found.format == "GGUF"
@@ -320,7 +322,7 @@ def test_layers_with_a_convolution_are_counted_and_modules_are_told_by_where_the
 
 def test_the_verb_needs_no_device(llama):
     done = subprocess.run(
-        [sys.executable, "-c", "from jaxft.cli import main; main()", "inspect", str(llama)],
+        [sys.executable, "-c", "from jaxft.cli.main import main; main()", "inspect", str(llama)],
         capture_output=True,
         text=True,
         timeout=60,
@@ -355,13 +357,13 @@ def test_a_revision_of_a_local_folder_is_a_mistake(llama):
         inspection.inspect(str(llama), "v1")
 
 
-def test_a_quantised_model_is_refused_before_anything_else_is_looked_at(tmp_path):
+def test_a_quantized_model_is_refused_before_anything_else_is_looked_at(tmp_path):
     config = {"model_type": "mamba", "quantization_config": {"quant_method": "awq", "bits": 4}}
     with pytest.raises(UnsupportedModelError, match="AWQ, 4 bits"):
         inspection.inspect(str(write_config(tmp_path, config)), None)
 
 
-def test_quantised_tensors_are_told_by_their_names(tmp_path):
+def test_quantized_tensors_are_told_by_their_names(tmp_path):
     folder = write_config(tmp_path, small_models.LLAMA)
     name = "model.layers.0.mlp.up_proj.weight"
     stored = {name: np.zeros((480, 1), np.uint8), f"{name}.absmax": np.zeros(15, np.float32)}

@@ -13,11 +13,11 @@ import safetensors.numpy
 import small_models
 
 import jaxft
-from jaxft import export
 from jaxft import tree as trees
+from jaxft.artifacts import merge, whole
 from jaxft.errors import WeightsError
-from jaxft.lora import merge, whole
-from jaxft.weights import chat_format, companions, source
+from jaxft.verbs import export
+from jaxft.weights.places import chat_format, companions, source
 
 FLOAT32, FLOAT16 = np.dtype(np.float32), np.dtype(np.float16)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

@@ -11,8 +11,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxft.api.model import ModelOutput
+from jaxft.data.rows.tokenized import IGNORED
 from jaxft.errors import ConfigError
-from jaxft.training import losses
 from jaxft.training.objective import CAUSAL_LM, Batch, Objective, Terms, View
 
 # (outputs with `.logits`, labels [b t] not shifted, number of targets) to the mean loss
@@ -64,12 +64,12 @@ def _terms(
 ) -> Terms:
     """Return a user's mean loss as (sum, count), so that micro-batches weigh by their targets."""
     logits = view.logits(view.hidden(micro))
-    count = jnp.sum(micro["labels"] != losses.IGNORED, dtype=jnp.int32)
+    count = jnp.sum(micro["labels"] != IGNORED, dtype=jnp.int32)
     inputs = {
         "input_ids": micro["input_ids"],
         "attention_mask": (micro["segment_ids"] > 0).astype(jnp.int32),
         "position_ids": micro["positions"],
-        "labels": jnp.roll(micro["labels"], 1, axis=1).at[:, 0].set(losses.IGNORED),
+        "labels": jnp.roll(micro["labels"], 1, axis=1).at[:, 0].set(IGNORED),
         "num_items_in_batch": count,
     }
     mean = compute(ModelOutput(logits), inputs)

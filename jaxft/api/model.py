@@ -19,21 +19,23 @@ from jaxft import config as configs
 from jaxft import console
 from jaxft import tree as trees
 from jaxft.api import resizing
+from jaxft.artifacts import verify, whole
+from jaxft.artifacts.loaded import Tuned
 from jaxft.errors import ConfigError, DataError
 from jaxft.generation import text
 from jaxft.generation.decoding import Decoder, check_below
 from jaxft.generation.sampling import Sampling
-from jaxft.lora import mask, starts, tuning, verify, whole
-from jaxft.lora.tuned import Tuned
+from jaxft.lora import mask, starts, tuning
 from jaxft.models import forward
 from jaxft.models.bind import abstract_tree
 from jaxft.models.network import Network, base_network
 from jaxft.parallel import mesh as meshes
 from jaxft.parallel import rules
-from jaxft.weights import base, chat_format, new_tokens, source
+from jaxft.weights import base
 from jaxft.weights.base import Base
-from jaxft.weights.chat_format import ChatFormat
-from jaxft.weights.source import Source
+from jaxft.weights.places import chat_format, new_tokens, source
+from jaxft.weights.places.chat_format import ChatFormat
+from jaxft.weights.places.source import Source
 
 
 class ModelOutput(NamedTuple):
@@ -54,7 +56,7 @@ class CausalLM:
         family: Its family.
         network: It, and what is trained of it.
         dtype: dtype of its weights and of activations.
-        quantization: To what the frozen matrices of its layers are quantised; `None` for nothing.
+        quantization: To what the frozen matrices of its layers are quantized; `None` for nothing.
     """
 
     def __init__(
@@ -122,7 +124,7 @@ class CausalLM:
         spec = self.network.spec
         held = Base(self.source, self.family, spec, mesh, self.dtype, self.quantization)
         own = held.load(self.network)
-        base.note_quantised(own)
+        base.note_quantized(own)
         if self._start is None:
             return self._begun(own, mesh)
         return self._with(own, self._start, mesh)
@@ -190,13 +192,13 @@ class CausalLM:
         """Write the whole model, read back and compared.
 
         Raises:
-            ConfigError: If the folder is the base model's or lies in it, or the model is quantised.
+            ConfigError: If the folder is the base model's or lies in it, or the model is quantized.
             WeightsError: If it holds something that is no model, or what is on disk does not give
                 the live model's logits.
         """
         if self.quantization is not None:
             raise ConfigError(
-                f"The model is quantised to {self.quantization}: its original weights are gone.",
+                f"The model is quantized to {self.quantization}: its original weights are gone.",
                 "Read it again without quantization to write it.",
             )
         whole.write_model(
@@ -357,7 +359,7 @@ class AutoModelForCausalLM:
             path: A folder, a GGUF file, or a Hub id.
             revision: Branch, tag or commit on the Hub.
             dtype: "float32", "bfloat16", or "auto" for the faster one here.
-            quantization: To what the frozen matrices of the layers are quantised: "nf4", "int4",
+            quantization: To what the frozen matrices of the layers are quantized: "nf4", "int4",
                 "int8", "fp8"; `None` for not at all.
             **others: Names of transformers', if they ask for nothing.
 

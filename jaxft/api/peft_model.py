@@ -11,12 +11,14 @@ from jax.sharding import Mesh
 
 from jaxft import config as configs
 from jaxft import tree as trees
+from jaxft.adapters import fitting, peft_format
 from jaxft.api.model import CausalLM
+from jaxft.artifacts import loaded, verify
+from jaxft.artifacts.adapter import write_adapter
 from jaxft.errors import AdapterError, ConfigError
-from jaxft.lora import fitting, peft_format, starts, targets, tuned, tying, verify
-from jaxft.lora.adapter import write_adapter
+from jaxft.lora import starts, targets, tying
 from jaxft.models.network import is_adapter_leaf
-from jaxft.weights import chat_format
+from jaxft.weights.places import chat_format
 
 
 class PeftModel(CausalLM):
@@ -63,11 +65,11 @@ class PeftModel(CausalLM):
         origin = Path(adapter)
         content, tensors = peft_format.read_adapter(origin)
         lora = peft_format.read_lora_config(content, origin)
-        tuned.note_other_base(content, model.source, origin)
+        loaded.note_other_base(content, model.source, origin)
         found, lora, own = fitting.fitted(model.source, lora, tensors, origin)
         if found is not model.source:
             model = CausalLM(found, None, model.dtype, model.quantization)
-        tuned.network_of(lora, own, model.family, model.network.spec, origin)
+        loaded.network_of(lora, own, model.family, model.network.spec, origin)
         self = cls(model, lora, None, is_trainable=is_trainable)
         self._start = peft_format.from_tensors(own, self.family, self.network, origin)
         self.chat_format = chat_format.read(origin)

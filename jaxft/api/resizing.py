@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from jaxft.errors import ConfigError
 from jaxft.models.network import base_network
-from jaxft.weights import new_tokens, vocabulary
-from jaxft.weights.source import Source
+from jaxft.weights.places import new_tokens, vocabulary
+from jaxft.weights.places.source import Source
 
 if TYPE_CHECKING:
     from jaxft.api.model import CausalLM

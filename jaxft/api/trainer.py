@@ -23,18 +23,21 @@ from jaxft.api.model import CausalLM
 from jaxft.api.peft_model import PeftModel
 from jaxft.config import TrainConfig, TuningConfig
 from jaxft.data.rows.row import Tokenized
+from jaxft.data.rows.tokenized import IGNORED
 from jaxft.data.sources.source import rows_of
 from jaxft.errors import ConfigError
 from jaxft.lora import starts
 from jaxft.models import forward
 from jaxft.parallel import devices
 from jaxft.parallel import mesh as meshes
-from jaxft.training import finish, folder, losses, metrics, objective, reading, setup, trainer
+from jaxft.training import objective
 from jaxft.training import step as steps
 from jaxft.training.evaluate import Evaluation, evaluate
 from jaxft.training.objective import CAUSAL_LM, Objective
-from jaxft.training.setup import Plan
-from jaxft.training.watcher import Watcher
+from jaxft.training.prepare import reading, setup
+from jaxft.training.prepare.setup import Plan
+from jaxft.training.run import finish, folder, metrics, trainer
+from jaxft.training.run.watcher import Watcher
 
 
 class EvalPrediction(NamedTuple):
@@ -359,5 +362,5 @@ def _make_logits(plan: Plan) -> Callable[..., jax.Array]:
 def _unshifted(labels: np.ndarray) -> np.ndarray:
     """Return labels as Hugging Face has them: at the token itself, not at the one before."""
     moved = np.roll(labels, 1, axis=1)
-    moved[:, 0] = losses.IGNORED
+    moved[:, 0] = IGNORED
     return moved

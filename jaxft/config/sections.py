@@ -43,7 +43,7 @@ class ModelConfig(Section):
     """The dtype of the frozen weights. `auto` is bfloat16 on devices that compute fast in it, and
     float32 elsewhere."""
     quantization: Literal["nf4", "int4", "int8", "fp8"] | None = None
-    """The format to which the frozen matrices of the layers are quantised, such as `nf4` (QLoRA);
+    """The format to which the frozen matrices of the layers are quantized, such as `nf4` (QLoRA);
     null keeps them as they are."""
     calibration_tokens: Annotated[int, Field(ge=0)] = 16_384
     """How many tokens of the training rows the model reads so that its 4-bit matrices can be fitted
@@ -55,12 +55,12 @@ class ModelConfig(Section):
 
     @property
     def is_in_four_bits(self) -> bool:
-        """Whether the base is quantised to so few bits that it can be calibrated."""
+        """Whether the base is quantized to so few bits that it can be calibrated."""
         return self.quantization in ("nf4", "int4")
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether the quantised codes depend on the inputs that matrices get."""
+        """Whether the quantized codes depend on the inputs that matrices get."""
         return self.is_in_four_bits and self.calibration_tokens > 0
 
     @model_validator(mode="after")
@@ -70,7 +70,7 @@ class ModelConfig(Section):
             raise conflict(
                 "calibration_tokens",
                 f"calibration_tokens is set, and quantization is {self.quantization or 'null'}",
-                "Only nf4 and int4 are calibrated: leave it out, or quantise to one of them.",
+                "Only nf4 and int4 are calibrated: leave it out, or quantize to one of them.",
             )
         return self
 
@@ -283,7 +283,7 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _quantised_weights_are_frozen_and_whole(self) -> RunConfig:
+    def _quantized_weights_are_frozen_and_whole(self) -> RunConfig:
         if self.model.quantization is None:
             return self
         if self.tuning.method != "lora":
@@ -292,7 +292,7 @@ class RunConfig(Section):
                 "model.quantization",
                 f"model.quantization is {self.model.quantization}, and tuning is "
                 f"{self.tuning.method}",
-                "Adapters alone are trained over a quantised base: write `tuning: lora`, or take "
+                "Adapters alone are trained over a quantized base: write `tuning: lora`, or take "
                 "it out.",
             )
         if max(self.mesh.fsdp, self.mesh.tensor) > 1:
@@ -300,7 +300,7 @@ class RunConfig(Section):
                 "model.quantization",
                 f"model.quantization is {self.model.quantization}, and the mesh divides weights "
                 f"(fsdp={self.mesh.fsdp}, tensor={self.mesh.tensor})",
-                "Quantised weights are not divided yet: use `mesh.data` alone.",
+                "Quantized weights are not divided yet: use `mesh.data` alone.",
             )
         return self
 

@@ -1,1 +1,1 @@
-"""What is trained: which modules are adapted, how adapters begin, and PEFT's file format."""
+"""What is trained: which modules are adapted, the mask, and how adapters start."""

@@ -33,7 +33,7 @@ def with_magnitudes(network: Network, tree: Mapping[str, Any], mesh: Mesh) -> tr
 
     Args:
         network: It says which adapters have magnitudes.
-        tree: All other leaves, the base's (in any dtype, quantised or divided) and the adapters'.
+        tree: All other leaves, the base's (in any dtype, quantized or divided) and the adapters'.
         mesh: Where they are. Magnitudes are float32 and on every device.
     """
     adapters = dict(network.outer_adapters)

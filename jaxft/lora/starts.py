@@ -42,7 +42,7 @@ def with_adapters(
     """Return the base's leaves with fresh adapters among them, float32, replicated.
 
     Args:
-        own: All leaves of `network` but the adapters'; a quantised one is decomposed as it is.
+        own: All leaves of `network` but the adapters'; a quantized one is decomposed as it is.
         family: Of the model.
         network: It says which adapters there are.
         kind: `LoraConfig.init_lora_weights`.

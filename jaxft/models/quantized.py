@@ -8,7 +8,7 @@ on a device.
 Blocks in 4 bits are small, for the sake of precision, and their scales are in 8 bits, so that they
 take no more than float32 ones of four times as large blocks.
 
-Source: Dettmers et al. 2023, "QLoRA", section 3: NF4, and double quantisation.
+Source: Dettmers et al. 2023, "QLoRA", section 3: NF4, and double quantization.
 """
 
 import dataclasses
@@ -68,7 +68,7 @@ class Quantized:
 @functools.partial(jax.jit, static_argnums=1)
 def quantize(weight: Float[Array, "i o"], kind: str) -> Quantized:
     """Return a weight [in, out] in fewer bits, each rounded to the nearest code."""
-    import qwix  # only who quantises waits for it
+    import qwix  # only who quantizes waits for it
 
     weight = weight.astype(jnp.float32)
     if kind not in FOUR_BITS:
@@ -85,7 +85,7 @@ def quantize(weight: Float[Array, "i o"], kind: str) -> Quantized:
 
 
 def abstract(shape: tuple[int, int, int], kind: str, sharding: Sharding) -> Quantized:
-    """Return what a stack of quantised matrices will be, as `ShapeDtypeStruct`s.
+    """Return what a stack of quantized matrices will be, as `ShapeDtypeStruct`s.
 
     Args:
         shape: [layers, in, out].
@@ -118,7 +118,7 @@ def dequantize(weight: Quantized) -> Float[Array, "i o"]:
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """From a weight as it is stored, quantised or not, to a matrix to multiply with."""
+    """From a weight as it is stored, quantized or not, to a matrix to multiply with."""
 
     gather: Callable[[Any, Any], jax.Array]
 

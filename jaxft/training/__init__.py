@@ -1,1 +1,1 @@
-"""How a model is trained: loss, optimizer, step, evaluation, checkpoints, and the loop."""
+"""How a model is trained: the loss, the objective, the optimizer, the step, and evaluation."""

@@ -17,11 +17,11 @@ from jax.custom_derivatives import SymbolicZero
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int32
 
+from jaxft.data.rows.tokenized import IGNORED
 from jaxft.models import forward
 from jaxft.models.network import Network
 from jaxft.parallel import mesh as meshes
 
-IGNORED = -100  # the label of a position that is not supervised, as in transformers
 _CHUNK = 512  # positions a chunk, over all shards
 
 Leaves = Mapping[str, Any]

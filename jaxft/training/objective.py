@@ -115,7 +115,7 @@ class View:
 
         Args:
             hidden: From `hidden`.
-            labels: The token to predict at each position; `losses.IGNORED` for none.
+            labels: The token to predict at each position; `IGNORED` for none.
         """
         return losses.causal_lm_loss(
             self.network, self.mesh, self._head, hidden, labels, self.capacity

@@ -23,10 +23,11 @@ from jaxft.models.families.family import Family
 from jaxft.models.network import Network
 from jaxft.models.quantized import Quantized
 from jaxft.models.spec import ModelSpec
-from jaxft.weights import chat_format, load, quantising
-from jaxft.weights.checkpoint import Checkpoint
-from jaxft.weights.regions import Region
-from jaxft.weights.source import Source
+from jaxft.weights import load, quantizing
+from jaxft.weights.formats.checkpoint import Checkpoint
+from jaxft.weights.formats.regions import Region
+from jaxft.weights.places import chat_format
+from jaxft.weights.places.source import Source
 
 _FAST_BF16_ON_CPU = (0, 12)  # the first jax whose bf16 products on a CPU beat its float32 ones
 
@@ -121,7 +122,7 @@ class Base:
         spec: Its description.
         mesh: Over which its leaves are divided; an abstract one is enough where none is loaded.
         dtype: dtype of frozen leaves, "bfloat16"; trained ones are float32.
-        quantization: To what the frozen matrices of the layers are quantised, "nf4"; `None` for
+        quantization: To what the frozen matrices of the layers are quantized, "nf4"; `None` for
             not at all.
     """
 
@@ -145,7 +146,7 @@ class Base:
             network, dtype=self.dtype, mesh=self.mesh, quantization=self.quantization
         )
 
-    def load(self, network: Network, rounding: quantising.Plans | None = None) -> trees.Tree:
+    def load(self, network: Network, rounding: quantizing.Plans | None = None) -> trees.Tree:
         """Read the base's leaves of a network onto the mesh, and show how far it is.
 
         Args:
@@ -173,7 +174,7 @@ class Base:
             return jax.block_until_ready(tree)
 
     def read(self, network: Network, path: str, region: Region) -> np.ndarray:
-        """Read a region of a leaf, as the files have it: not cast, and not quantised.
+        """Read a region of a leaf, as the files have it: not cast, and not quantized.
 
         Args:
             network: The base's network.
@@ -186,8 +187,8 @@ class Base:
         return load.read_leaf(self.source.checkpoint(), self.family, network, path, region)
 
 
-def note_quantised(tree: trees.Tree) -> None:
-    """Say what quantisation saves, if there is any."""
+def note_quantized(tree: trees.Tree) -> None:
+    """Say what quantization saves, if there is any."""
     leaves = {
         path: leaf for path, leaf in trees.flatten(tree).items() if isinstance(leaf, Quantized)
     }
@@ -195,7 +196,7 @@ def note_quantised(tree: trees.Tree) -> None:
         parameters, taken = trees.num_parameters(leaves), trees.num_bytes(leaves)
         kind = next(iter(leaves.values())).kind
         console.note(
-            f"Quantised to {kind}: {parameters:,} parameters in {taken / 1e6:,.1f} MB, "
+            f"Quantized to {kind}: {parameters:,} parameters in {taken / 1e6:,.1f} MB, "
             f"{taken / (2 * parameters):.1%} of what they take in bfloat16."
         )
 

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxft.weights import regions
-from jaxft.weights.regions import Region
+from jaxft.weights.formats import regions
+from jaxft.weights.formats.regions import Region
 
 _ALIGNMENT = 64  # bytes; JAX copies what is aligned less (XLA's `MinAlign` of a CPU)
 _CACHE_LINE = 64  # bytes

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxft.weights.formats.regions import Region
 from jaxft.weights.names import Slot
-from jaxft.weights.regions import Region
 
 
 def cut(tensor: np.ndarray, slot: Slot) -> np.ndarray:

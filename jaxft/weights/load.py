@@ -21,16 +21,17 @@ from jaxft import tree as trees
 from jaxft.errors import WeightsError
 from jaxft.models import quantized
 from jaxft.models.bind import abstract_tree
-from jaxft.models.families import quantised
+from jaxft.models.families import foreign_quantization
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network, is_adapter_leaf, is_start_leaf
 from jaxft.models.quantized import Quantized
 from jaxft.parallel import rules
-from jaxft.weights import filling, finite, layout, names, quantising, regions
-from jaxft.weights.checkpoint import Checkpoint
-from jaxft.weights.regions import Region
+from jaxft.weights import filling, finite, layout, names, quantizing
+from jaxft.weights.formats import regions
+from jaxft.weights.formats.checkpoint import Checkpoint
+from jaxft.weights.formats.regions import Region
 
-Filling = filling.Filling | quantising.Quantising
+Filling = filling.Filling | quantizing.Quantizing
 
 _SHOWN = 5  # names listed of each kind of mismatch
 
@@ -63,7 +64,7 @@ def abstract(
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def held(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct | Quantized:
-        if quantization and path not in trained and quantising.is_quantised(path):
+        if quantization and path not in trained and quantizing.is_quantized(path):
             return quantized.abstract(leaf.shape, quantization, everywhere)
         wanted = jnp.float32 if path in trained else dtype
         return jax.ShapeDtypeStruct(leaf.shape, wanted, sharding=placed[path])
@@ -80,7 +81,7 @@ def load_base(
     mesh: Mesh,
     progress: Callable[[int], None],
     quantization: str | None,
-    rounding: quantising.Plans | None,
+    rounding: quantizing.Plans | None,
 ) -> trees.Tree:
     """Read the base weights of `network`.
 
@@ -91,7 +92,7 @@ def load_base(
         dtype: dtype of frozen leaves, whatever they are stored as; trained ones are float32.
         mesh: Over which the leaves are divided, by the sharding table.
         progress: Called with the number of bytes after each tensor read.
-        quantization: To what the frozen matrices of the layers are quantised: a kind of
+        quantization: To what the frozen matrices of the layers are quantized: a kind of
             `Quantized`, or `None` for not at all.
         rounding: How each slice of a 4-bit leaf is rounded; `None` is to the nearest code.
 
@@ -112,7 +113,7 @@ def load_base(
     def begin(path: str, leaf: jax.ShapeDtypeStruct | Quantized) -> Filling:
         if isinstance(leaf, Quantized):
             plan_of = functools.partial(rounding, path) if rounding else None
-            return quantising.Quantising(leaf, plan_of)
+            return quantizing.Quantizing(leaf, plan_of)
         return filling.begin(leaf)
 
     filled = {path: begin(path, leaf) for path, leaf in leaves.items()}
@@ -127,7 +128,7 @@ def load_base(
 def read_leaf(
     checkpoint: Checkpoint, family: Family, network: Network, path: str, region: Region
 ) -> np.ndarray:
-    """Read a region of a leaf, as the checkpoint has it: not cast, and not quantised.
+    """Read a region of a leaf, as the checkpoint has it: not cast, and not quantized.
 
     Args:
         checkpoint: Where the tensors are.
@@ -206,7 +207,7 @@ def _check(
     table: dict[str, tuple[names.Slot, ...]],
 ) -> None:
     infos = checkpoint.infos()
-    quantised.refuse_quantised_tensors(checkpoint.path, infos)
+    foreign_quantization.refuse_quantized_tensors(checkpoint.path, infos)
     shapes = names.leaf_shapes(network)
     copies = _tied_copies(checkpoint, family, network)
     ignored = re.compile("|".join(family.ignored) or r"(?!)")

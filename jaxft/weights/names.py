@@ -19,8 +19,8 @@ from jaxft.models.bind import abstract_tree
 from jaxft.models.families.family import Family, Tensor
 from jaxft.models.network import EMBED, POSITIONS, Network, base_network
 from jaxft.models.spec import Learned, ModelSpec
-from jaxft.weights.checkpoint import Checkpoint, TensorInfo
-from jaxft.weights.regions import Region
+from jaxft.weights.formats.checkpoint import Checkpoint, TensorInfo
+from jaxft.weights.formats.regions import Region
 
 
 class Outputs(NamedTuple):

@@ -15,9 +15,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jaxft.errors import ConfigError, WeightsError
-from jaxft.weights import flax_msgpack, safetensors
-from jaxft.weights.checkpoint import TensorInfo
-from jaxft.weights.source import Source
+from jaxft.weights.formats import flax_msgpack, safetensors
+from jaxft.weights.formats.checkpoint import TensorInfo
+from jaxft.weights.places.source import Source
 
 _SHARD_BYTES = 5_000_000_000  # as transformers' `save_pretrained`
 

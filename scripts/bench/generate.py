@@ -111,14 +111,14 @@ def work(args: argparse.Namespace) -> None:
 def with_jaxft(args: argparse.Namespace) -> Continue:
     """Return what continues rows with jaxft."""
     os.environ["JAX_PLATFORMS"] = "cpu"
+    from jaxft.artifacts import loaded
     from jaxft.generation.decoding import Decoder
     from jaxft.generation.sampling import GREEDY
-    from jaxft.lora import tuned
     from jaxft.parallel import mesh as meshes
 
     mesh = meshes.single_device_mesh()
-    found, lora, tensors, origin = tuned.find(None, args.model)
-    loaded = tuned.load(found, lora, tensors, origin=origin, mesh=mesh, dtype=args.dtype)
+    found, lora, tensors, origin = loaded.find(None, args.model)
+    loaded = loaded.load(found, lora, tensors, origin=origin, mesh=mesh, dtype=args.dtype)
     decoder = Decoder(loaded.network, stop_ids=(), mesh=mesh, dtype=args.dtype)
     return lambda prompts, new_tokens: decoder.rows(
         loaded.tree, prompts, max_new_tokens=new_tokens, how=GREEDY
@@ -130,7 +130,7 @@ def with_transformers(args: argparse.Namespace) -> Continue:
     import torch
     import transformers
 
-    from jaxft.weights import source
+    from jaxft.weights.places import source
 
     torch.set_num_threads(args.threads)
     found = source.resolve(args.model, None, lambda _: None)

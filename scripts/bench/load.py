@@ -105,7 +105,7 @@ def write_models(args: argparse.Namespace, folder: Path) -> dict[str, Path]:
     from jaxft.models import families
     from jaxft.models.network import base_network
     from jaxft.weights import names, save
-    from jaxft.weights.checkpoint import TensorInfo
+    from jaxft.weights.formats.checkpoint import TensorInfo
 
     config = {
         "model_type": "opt",
@@ -150,7 +150,8 @@ def load_with_jaxft(folder: Path, dtype: str) -> dict[str, float]:
 
     from jaxft.models.network import base_network
     from jaxft.parallel import mesh as meshes
-    from jaxft.weights import base, source
+    from jaxft.weights import base
+    from jaxft.weights.places import source
 
     jax.config.update("jax_platforms", "cpu")
     mesh = meshes.single_device_mesh()

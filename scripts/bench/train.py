@@ -129,8 +129,9 @@ def host_peak() -> int:
 def batches(args: argparse.Namespace) -> list[dict[str, np.ndarray]]:
     """Return dense batches: the rows' tokens end to end, cut into pieces without padding."""
     from jaxft.config import DataConfig
-    from jaxft.training import reading
-    from jaxft.weights import base, source
+    from jaxft.training.prepare import reading
+    from jaxft.weights import base
+    from jaxft.weights.places import source
 
     model = source.resolve(args.model, None, lambda _: None)
     tokenizer = model.tokenizer()
@@ -173,9 +174,11 @@ def train_config() -> Any:
 
 def write_start(args: argparse.Namespace, folder: Path) -> None:
     """Write the adapter that both start from, in PEFT's format."""
-    from jaxft.lora import init, peft_format, targets
+    from jaxft.adapters import peft_format
+    from jaxft.lora import init, targets
     from jaxft.parallel import mesh as meshes
-    from jaxft.weights import base, source
+    from jaxft.weights import base
+    from jaxft.weights.places import source
 
     family, spec = base.read_spec(source.resolve(args.model, None, print_note))
     config = lora_config(args)
@@ -197,13 +200,15 @@ def run_jaxft(
     """Train with jaxft; returns each step's loss and seconds, and the peak memory in bytes."""
     import jax
 
-    from jaxft.lora import peft_format, targets
+    from jaxft.adapters import peft_format
+    from jaxft.lora import targets
     from jaxft.parallel import mesh as meshes
     from jaxft.training import optimizer as optimizers
     from jaxft.training import state as states
     from jaxft.training import step as steps
     from jaxft.training.objective import CAUSAL_LM
-    from jaxft.weights import base, source
+    from jaxft.weights import base
+    from jaxft.weights.places import source
 
     found = source.resolve(args.model, None, print_note)
     family, spec = base.read_spec(found)
@@ -242,7 +247,7 @@ def run_peft(
     import torch
     import transformers
 
-    from jaxft.weights import source
+    from jaxft.weights.places import source
 
     found = source.resolve(args.model, None, print_note)
     config = transformers.AutoConfig.for_model(**found.config())

@@ -80,10 +80,10 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     from jaxft.config import load_config
     from jaxft.lora import mask
     from jaxft.training import optimizer as optimizers
-    from jaxft.training import setup
     from jaxft.training import state as states
     from jaxft.training import step as steps
     from jaxft.training.objective import CAUSAL_LM, batch_shardings
+    from jaxft.training.prepare import setup
 
     options = ["train.output_dir=unused", *args.overrides]
     if args.worker == "full":
@@ -139,7 +139,7 @@ def rows_to_measure(args: argparse.Namespace, plan: Any, tree: Any) -> dict[str,
     from jaxft.generation import completion
     from jaxft.generation.decoding import Decoder
     from jaxft.generation.sampling import GREEDY
-    from jaxft.training import setup
+    from jaxft.training.prepare import setup
     from jaxft.weights import base
 
     questions = [json.loads(line)["messages"][0] for line in args.general.open()]

@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 
 import jaxft
 from jaxft.errors import ConfigError, DataError, UnsupportedModelError
-from jaxft.weights import new_tokens
-from jaxft.weights import tokenizer as tokenizers
+from jaxft.weights.places import new_tokens
+from jaxft.weights.places import tokenizer as tokenizers
 
 
 @pytest.fixture

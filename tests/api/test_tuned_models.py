@@ -1,4 +1,4 @@
-"""Whole models tuned from Python, and adapters over quantised ones: the recipe's runs."""
+"""Whole models tuned from Python, and adapters over quantized ones: the recipe's runs."""
 
 from __future__ import annotations
 
@@ -160,14 +160,14 @@ def test_a_model_with_an_adapter_is_not_tuned_itself(make_trainer, make_model):
             make_trainer(model=make_model(), tuning=tuning)
 
 
-def quantised(opt, kind="nf4"):
+def quantized(opt, kind="nf4"):
     return jaxft.AutoModelForCausalLM.from_pretrained(opt, dtype="float32", quantization=kind)
 
 
-def test_adapters_over_a_quantised_model_are_the_recipes(opt, make_trainer, tmp_path, capsys):
-    model = jaxft.get_peft_model(quantised(opt), jaxft.LoraConfig(**api_runs.LORA))
+def test_adapters_over_a_quantized_model_are_the_recipes(opt, make_trainer, tmp_path, capsys):
+    model = jaxft.get_peft_model(quantized(opt), jaxft.LoraConfig(**api_runs.LORA))
     before = np.asarray(model(IDS).logits)
-    assert "Quantised to nf4:" in capsys.readouterr().err
+    assert "Quantized to nf4:" in capsys.readouterr().err
     # Read for one device by the call above, and moved to all of them.
     trainer = make_trainer(model=model, args=SLOWER, eval_dataset=api_runs.HELD_OUT)
     trainer.train()
@@ -191,11 +191,11 @@ def test_adapters_over_a_quantised_model_are_the_recipes(opt, make_trainer, tmp_
         np.testing.assert_array_equal(leaf, other)
 
 
-def test_what_cannot_be_quantised_is_refused(opt, make_trainer, tmp_path):
-    model = quantised(opt, "int8")
+def test_what_cannot_be_quantized_is_refused(opt, make_trainer, tmp_path):
+    model = quantized(opt, "int8")
     with pytest.raises(ConfigError, match=r"quantization is int8, and tuning is full"):
         make_trainer(model=model, tuning="full")
-    with pytest.raises(ConfigError, match=r"quantised to int8: its original weights are gone"):
+    with pytest.raises(ConfigError, match=r"quantized to int8: its original weights are gone"):
         model.save_pretrained(tmp_path / "model")
     adapted = jaxft.get_peft_model(model, jaxft.LoraConfig())
     with pytest.raises(ConfigError, match="the mesh divides weights"):

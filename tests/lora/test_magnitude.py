@@ -59,7 +59,7 @@ def test_where_b_is_not_zero_it_starts_as_it_would_without_dora():
     assert np.abs(expected - base).max() > 1e-3 * np.abs(base).max()
 
 
-def test_a_quantised_base_is_itself_at_the_start():
+def test_a_quantized_base_is_itself_at_the_start():
     network = NETWORKS["fused, outside the layers"]
     own, _ = begun(network)
 

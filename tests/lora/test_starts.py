@@ -12,8 +12,9 @@ import small_models
 import tiny
 
 from jaxft import tree as trees
+from jaxft.adapters import peft_format
 from jaxft.config import LoraConfig
-from jaxft.lora import peft_format, starts, targets
+from jaxft.lora import starts, targets
 from jaxft.models import families, quantized
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network, base_network
@@ -165,17 +166,17 @@ def test_a_divided_base_begins_with_the_same_part():
         assert "/lora_" not in path or leaf.sharding.is_fully_replicated
 
 
-def test_a_quantised_base_begins_with_a_part_of_what_it_gives():
+def test_a_quantized_base_begins_with_a_part_of_what_it_gives():
     found = begun("llama", "pissa")
     spec = found.network.spec
 
-    def quantise(path: str, leaf: Any) -> Any:
+    def quantize(path: str, leaf: Any) -> Any:
         if not path.endswith("mlp/down/kernel"):
             return leaf
         made = [quantized.quantize(each, "nf4") for each in leaf]
         return jax.tree.map(lambda *slices: jax.numpy.stack(slices), *made)
 
-    own = trees.map_with_path(quantise, found.own)
+    own = trees.map_with_path(quantize, found.own)
     args: dict[str, Any] = {"kind": "pissa", "seed": 0, "mesh": tiny.one_device()}
     tree = starts.with_adapters(own, found.family, found.network, **args)
     path = "groups/0/0/mlp/down"

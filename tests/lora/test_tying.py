@@ -11,9 +11,10 @@ import pytest
 import tiny
 
 from jaxft import tree as trees
+from jaxft.adapters import algebra, peft_format, serving
 from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError
-from jaxft.lora import algebra, peft_format, serving, targets, tying
+from jaxft.lora import targets, tying
 from jaxft.models.families import gpt2, llama, opt
 
 TIED = tiny.with_windows([None] * 2)

@@ -1,4 +1,4 @@
-"""Quantised weights: qwix's numbers, two 4-bit codes a byte, the dense product."""
+"""Quantized weights: qwix's numbers, two 4-bit codes a byte, the dense product."""
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +93,7 @@ def test_a_width_that_16_does_not_divide_has_smaller_blocks():
 
 
 @KINDS
-def test_the_product_and_its_gradient_are_those_of_the_dequantised_matrix(kind):
+def test_the_product_and_its_gradient_are_those_of_the_dequantized_matrix(kind):
     made = quantized.quantize(jnp.asarray(WEIGHT), kind)
     x = jnp.asarray(np.random.default_rng(1).standard_normal((2, 5, 192)), jnp.float32)
     stored = quantized.Stored(rules.gather_module(tiny.one_device(), "attn/q"))
@@ -120,7 +120,7 @@ def test_the_backward_pass_keeps_the_codes_and_no_matrix():
     assert not any(shape == WEIGHT.shape for shape, _ in kept)
 
 
-def test_a_quantised_weight_is_one_leaf_whose_slices_are_quantised_weights():
+def test_a_quantized_weight_is_one_leaf_whose_slices_are_quantized_weights():
     stack = [quantized.quantize(jnp.asarray(WEIGHT * n), "nf4") for n in (1, 2, 3)]
     stacked = jax.tree.map(lambda *slices: jnp.stack(slices), *stack)
     assert stacked.shape == (3, *WEIGHT.shape)

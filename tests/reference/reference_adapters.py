@@ -20,8 +20,9 @@ from jax.sharding import Mesh
 from reference_models import TinyModel
 
 from jaxft import tree as trees
+from jaxft.adapters import conversion, peft_format
 from jaxft.config import LoraConfig
-from jaxft.lora import conversion, mask, peft_format, starts, targets
+from jaxft.lora import mask, starts, targets
 from jaxft.models import bind
 from jaxft.models.network import Network, is_adapter_leaf
 

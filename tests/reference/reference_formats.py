@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from reference_models import TinyModel
 
-from jaxft.weights import flax_msgpack, flax_names, safetensors, torch_pickle
+from jaxft.weights.formats import flax_msgpack, flax_names, safetensors, torch_pickle
 
 FORMATS = ("safetensors", "msgpack", ".bin", ".bin, legacy")
 

@@ -22,8 +22,9 @@ from jaxft.models import families
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network, base_network
 from jaxft.models.spec import ModelSpec
-from jaxft.weights import load, safetensors
-from jaxft.weights.checkpoint import Checkpoint
+from jaxft.weights import load
+from jaxft.weights.formats import safetensors
+from jaxft.weights.formats.checkpoint import Checkpoint
 
 STD = 0.5
 # Where gradients or adapted models are compared: at 0.5 attention is so sharp that rounding alone

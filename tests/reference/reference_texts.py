@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from jaxft.training.losses import IGNORED
+from jaxft.data.rows.tokenized import IGNORED
 
 Side = Literal["left", "right"]
 

@@ -22,9 +22,10 @@ from reference_adapters import Adapted, Choice
 from reference_models import TinyModel
 
 from jaxft import tree as trees
-from jaxft.lora import peft_format, starts
+from jaxft.adapters import peft_format
+from jaxft.data.rows.tokenized import IGNORED
+from jaxft.lora import starts
 from jaxft.training import step
-from jaxft.training.losses import IGNORED
 from jaxft.training.objective import CAUSAL_LM
 from jaxft.weights import names
 

@@ -25,7 +25,8 @@ from reference_models import TinyModel
 from reference_runs import TOLERANCE, Record
 
 from jaxft import tree as trees
-from jaxft.lora import peft_format, targets, tying
+from jaxft.adapters import peft_format
+from jaxft.lora import targets, tying
 from jaxft.weights import names
 
 pytestmark = [pytest.mark.reference, *reference_adapters.IGNORED_WARNINGS]

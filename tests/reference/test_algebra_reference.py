@@ -23,8 +23,8 @@ from reference_adapters import Choice
 from reference_models import TinyModel
 from reference_runs import TOLERANCE
 
-from jaxft.lora import algebra, peft_format, serving
-from jaxft.lora.algebra import LoraAdapter
+from jaxft.adapters import algebra, peft_format, serving
+from jaxft.adapters.algebra import LoraAdapter
 
 pytestmark = [pytest.mark.reference, *reference_adapters.IGNORED_WARNINGS]
 

@@ -24,11 +24,12 @@ from reference_models import TinyModel
 from reference_runs import TOLERANCE, Record
 
 from jaxft import tree as trees
+from jaxft.adapters import peft_format
 from jaxft.config import LoraConfig
-from jaxft.lora import eva, init, mask, peft_format, targets
+from jaxft.data.rows.tokenized import IGNORED
+from jaxft.lora import eva, init, mask, targets
 from jaxft.models.network import Network, base_network
-from jaxft.training import measure
-from jaxft.training.losses import IGNORED
+from jaxft.training.prepare import measure
 
 pytestmark = [
     pytest.mark.reference,

@@ -23,9 +23,9 @@ from reference_adapters import Choice
 from reference_models import TinyModel
 
 import jaxft
-from jaxft import export
+from jaxft.adapters import peft_format
 from jaxft.errors import AdapterError
-from jaxft.lora import peft_format
+from jaxft.verbs import export
 
 pytestmark = [pytest.mark.reference, *reference_adapters.IGNORED_WARNINGS]
 
@@ -107,7 +107,7 @@ def test_what_rounding_loses_in_transformers_is_what_the_record_says(
 
 
 def spread(model: jaxft.PeftModel) -> list[list[int]]:
-    from jaxft.lora import verify
+    from jaxft.artifacts import verify
 
     return list(verify.spread_row(model.network).tokens)
 

@@ -23,7 +23,8 @@ from reference_texts import Text
 from jaxft import tree as trees
 from jaxft.models import families
 from jaxft.models.network import Network, base_network
-from jaxft.weights import formats, load
+from jaxft.weights import load
+from jaxft.weights.formats import opening
 
 FLAX = Path(__file__).parents[2].parent / "shared" / "reference" / "flax"
 pytestmark = [
@@ -67,7 +68,7 @@ def loaded(one_device: Mesh) -> Any:
         family = families.family_of(config)
         network = base_network(family.spec_from_config(config))
         tree = load.load_base(
-            formats.open_folder(folder),
+            opening.open_folder(folder),
             family,
             network,
             dtype="float32",

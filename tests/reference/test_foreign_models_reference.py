@@ -31,7 +31,7 @@ from jaxft.models.families.family import Family
 from jaxft.models.network import base_network
 from jaxft.models.spec import ModelSpec
 from jaxft.weights import base, load
-from jaxft.weights.source import Source
+from jaxft.weights.places.source import Source
 
 pytestmark = pytest.mark.reference
 

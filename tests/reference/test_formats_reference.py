@@ -11,8 +11,8 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from jaxft.weights import flax_msgpack, formats, safetensors, torch_pickle  # noqa: E402
-from jaxft.weights.checkpoint import Checkpoint  # noqa: E402
+from jaxft.weights.formats import flax_msgpack, opening, safetensors, torch_pickle  # noqa: E402
+from jaxft.weights.formats.checkpoint import Checkpoint  # noqa: E402
 
 pytestmark = pytest.mark.reference
 
@@ -147,7 +147,7 @@ def test_sharded_bin_reads_as_one(tmp_path: Path) -> None:
     for file in set(placed.values()):
         torch.save({n: state[n] for n in names if placed[n] == file}, tmp_path / file)
     (tmp_path / torch_pickle.INDEX).write_text(json.dumps({"weight_map": placed}))
-    equal(formats.open_folder(tmp_path), state)
+    equal(opening.open_folder(tmp_path), state)
 
 
 @pytest.mark.parametrize("case", CASES)

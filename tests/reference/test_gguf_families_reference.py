@@ -23,7 +23,8 @@ from reference_runs import TOLERANCE, Record
 
 from jaxft.models import families
 from jaxft.models.network import base_network
-from jaxft.weights import gguf, load
+from jaxft.weights import load
+from jaxft.weights.formats import gguf
 
 pytestmark = pytest.mark.reference
 

@@ -13,7 +13,8 @@ from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from jaxft.errors import WeightsError
-from jaxft.weights import gguf_file, source
+from jaxft.weights.formats import gguf_file
+from jaxft.weights.places import source
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.reference

@@ -27,10 +27,11 @@ from reference_models import CALM_STD, TinyModel
 from reference_runs import Record
 
 from jaxft import tree as trees
+from jaxft.adapters import peft_format
 from jaxft.config import LoraConfig, TuningConfig
-from jaxft.lora import peft_format, tuning
+from jaxft.data.rows.tokenized import IGNORED
+from jaxft.lora import tuning
 from jaxft.training import step
-from jaxft.training.losses import IGNORED
 from jaxft.training.objective import CAUSAL_LM
 from jaxft.weights import layout, names
 

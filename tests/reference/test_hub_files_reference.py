@@ -16,7 +16,8 @@ from reference_models import TinyModel
 from safetensors.numpy import save_file
 
 from jaxft.errors import WeightsError
-from jaxft.weights import load, names, safetensors
+from jaxft.weights import load, names
+from jaxft.weights.formats import safetensors
 
 pytestmark = pytest.mark.reference
 

@@ -21,11 +21,11 @@ from jax.sharding import Mesh
 from peft.tuners.lora import LoraLayer
 from reference_models import TinyModel
 
-from jaxft import export
 from jaxft.errors import UnsupportedModelError
 from jaxft.models import families
 from jaxft.models.families.multimodal import GEMMA3, MISTRAL3, MUSE_GLIMMER
 from jaxft.models.families.muse_glimmer import MUSE_GLIMMER_TEXT
+from jaxft.verbs import export
 
 pytestmark = [pytest.mark.reference, *reference_adapters.IGNORED_WARNINGS]
 

@@ -24,8 +24,8 @@ from jax.sharding import Mesh
 from reference_models import TinyModel
 from reference_runs import Record
 
+from jaxft.adapters import peft_format
 from jaxft.config import TrainConfig
-from jaxft.lora import peft_format
 from jaxft.training import optimizer
 from jaxft.training import state as states
 

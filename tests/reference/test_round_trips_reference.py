@@ -26,14 +26,15 @@ from reference_adapters import Choice
 from reference_models import TinyModel
 from reference_runs import Record
 
-from jaxft import export
 from jaxft import tree as trees
+from jaxft.artifacts.merge import Merged
 from jaxft.config import LoraConfig, TuningConfig
 from jaxft.lora import tuning
-from jaxft.lora.merge import Merged
 from jaxft.models.network import Network
-from jaxft.weights import formats, load, names, save
-from jaxft.weights.checkpoint import Checkpoint
+from jaxft.verbs import export
+from jaxft.weights import load, names, save
+from jaxft.weights.formats import opening
+from jaxft.weights.formats.checkpoint import Checkpoint
 
 pytestmark = [pytest.mark.reference, *reference_adapters.IGNORED_WARNINGS]
 
@@ -111,7 +112,7 @@ def test_every_format_gives_the_same_leaves_and_transformers_logits(
     if kind not in reference_formats.formats_of(model):
         pytest.skip("transformers never had this family in Flax")
     reference_formats.write(model, kind, tmp_path / "model")
-    checkpoint = formats.open_folder(tmp_path / "model")
+    checkpoint = opening.open_folder(tmp_path / "model")
     tree = tree_of(model, model.network, checkpoint, one_device, "float32")
     jax.tree.map(np.testing.assert_array_equal, tree, model.load(model.network, one_device))
     text = reference_texts.draw((53, 41), "left", reference_models.VOCAB_SIZE, seed=12)
@@ -136,7 +137,7 @@ def test_what_is_imported_is_exported_bit_for_bit_whatever_the_formats(
     kinds = reference_formats.formats_of(model)
     for source in kinds:
         reference_formats.write(model, source, tmp_path / source)
-        checkpoint = formats.open_folder(tmp_path / source)
+        checkpoint = opening.open_folder(tmp_path / source)
         # All is trained, so that all that is written comes out of the leaves.
         full = tuning.tuned_network(FULL, LoraConfig(), model.family, model.spec)
         tree = tree_of(model, full, checkpoint, one_device, stored)
@@ -156,7 +157,7 @@ def test_what_is_imported_is_exported_bit_for_bit_whatever_the_formats(
                 lambda _: None,
                 replaces=None,
             )
-            written = formats.open_folder(folder)
+            written = opening.open_folder(folder)
             assert bits(written, but=HEAD if is_tied else "") == expected
             if HEAD in written.infos() and is_tied:
                 embedding = written.read("model.embed_tokens.weight")

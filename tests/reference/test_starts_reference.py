@@ -28,10 +28,11 @@ from reference_models import CALM_STD, TinyModel
 from reference_runs import TOLERANCE, Record
 
 from jaxft import tree as trees
+from jaxft.adapters import peft_format
+from jaxft.data.rows.tokenized import IGNORED
 from jaxft.errors import AdapterError
-from jaxft.lora import decomposition, mask, peft_format, starts, targets
+from jaxft.lora import decomposition, mask, starts, targets
 from jaxft.training import step
-from jaxft.training.losses import IGNORED
 from jaxft.training.objective import CAUSAL_LM
 
 pytestmark = [

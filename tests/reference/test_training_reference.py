@@ -26,10 +26,10 @@ from reference_runs import Record
 
 from jaxft import tree as trees
 from jaxft.config import TrainConfig
+from jaxft.data.rows.tokenized import IGNORED
 from jaxft.lora import starts
 from jaxft.training import optimizer, step
 from jaxft.training import state as states
-from jaxft.training.losses import IGNORED
 from jaxft.training.objective import CAUSAL_LM
 
 pytestmark = [pytest.mark.reference, *reference_adapters.IGNORED_WARNINGS]

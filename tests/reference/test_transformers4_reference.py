@@ -29,9 +29,9 @@ import torch
 import transformers
 from reference_models import TinyModel
 
-from jaxft import export
 from jaxft.errors import WeightsError
-from jaxft.weights import chat_format, companions, source
+from jaxft.verbs import export
+from jaxft.weights.places import chat_format, companions, source
 
 FOLDER = os.environ.get("JAXFT_TRANSFORMERS4")
 pytestmark = [

@@ -29,10 +29,12 @@ from reference_models import CALM_STD, TinyModel
 from reference_runs import TOLERANCE, Record
 
 from jaxft import tree as trees
+from jaxft.adapters import peft_format
+from jaxft.artifacts import merge
+from jaxft.data.rows.tokenized import IGNORED
 from jaxft.errors import AdapterError
-from jaxft.lora import merge, peft_format, tying
+from jaxft.lora import tying
 from jaxft.training import step
-from jaxft.training.losses import IGNORED
 from jaxft.training.objective import CAUSAL_LM
 
 pytestmark = [

@@ -25,8 +25,8 @@ from reference_models import TinyModel
 from reference_runs import TOLERANCE, Record
 
 import jaxft
-from jaxft import export
-from jaxft.lora import peft_format
+from jaxft.adapters import peft_format
+from jaxft.verbs import export
 
 pytestmark = [
     pytest.mark.reference,

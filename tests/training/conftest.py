@@ -9,8 +9,9 @@ import runs
 
 from jaxft import tree as trees
 from jaxft.lora import mask
-from jaxft.training import folder, setup, trainer
-from jaxft.training.watcher import Watcher
+from jaxft.training.prepare import setup
+from jaxft.training.run import folder, trainer
+from jaxft.training.run.watcher import Watcher
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,8 @@ import pytest
 import runs
 
 from jaxft.errors import Stopped
-from jaxft.training import folder
 from jaxft.training.objective import CAUSAL_LM, batch_shardings
+from jaxft.training.run import folder
 
 pytestmark = pytest.mark.slow
 

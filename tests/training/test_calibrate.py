@@ -17,8 +17,9 @@ from jaxft.models import forward, quantized
 from jaxft.models.network import base_network
 from jaxft.models.quantized import Quantized
 from jaxft.parallel import mesh as meshes
-from jaxft.training import calibrate, folder, inputs, setup
 from jaxft.training.objective import CAUSAL_LM, batch_shardings
+from jaxft.training.prepare import calibrate, inputs, setup
+from jaxft.training.run import folder
 
 pytestmark = pytest.mark.slow
 

@@ -11,11 +11,12 @@ import runs
 import safetensors.numpy
 
 from jaxft import tree as trees
+from jaxft.adapters import peft_format
 from jaxft.errors import AdapterError
-from jaxft.lora import mask, peft_format
-from jaxft.training import finish
+from jaxft.lora import mask
 from jaxft.training.evaluate import Evaluation
-from jaxft.training.trainer import Outcome
+from jaxft.training.run import finish
+from jaxft.training.run.trainer import Outcome
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from jaxft.config import TrainConfig, load_config
 from jaxft.errors import CheckpointError, ConfigError, WeightsError
-from jaxft.training import folder
+from jaxft.training.run import folder
 
 # Another value for every option of the recipe's train section.
 OTHER = {

@@ -12,9 +12,10 @@ import pytest
 import safetensors.numpy
 
 from jaxft import tree as trees
+from jaxft.adapters import peft_format
 from jaxft.errors import AdapterError, CheckpointError, ConfigError, Stopped
-from jaxft.lora import peft_format
-from jaxft.training import finish, folder, setup
+from jaxft.training.prepare import setup
+from jaxft.training.run import finish, folder
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from jaxft.training import interrupt
+from jaxft.training.run import interrupt
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -10,7 +10,8 @@ import pytest
 import runs
 
 from jaxft.errors import WeightsError
-from jaxft.training import finish, loop, setup
+from jaxft.training.prepare import setup
+from jaxft.training.run import finish, loop
 
 
 @pytest.fixture

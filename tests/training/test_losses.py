@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 from jaxft import tree as trees
+from jaxft.data.rows.tokenized import IGNORED
 from jaxft.models import forward
 from jaxft.parallel import mesh as meshes
 from jaxft.training import losses
@@ -25,9 +26,9 @@ HIDDEN = jnp.asarray(RNG.standard_normal((ROWS, LENGTH, WIDTH)), jnp.float32)
 LABELS = np.where(
     RNG.random((ROWS, LENGTH)) < np.array([0.02, 0.2, 0.5, 0.9])[:, None],
     RNG.integers(0, VOCABULARY, (ROWS, LENGTH)),
-    losses.IGNORED,
+    IGNORED,
 ).astype(np.int32)
-COUNT = int((LABELS != losses.IGNORED).sum())
+COUNT = int((LABELS != IGNORED).sum())
 
 
 def leaves_of(network):
@@ -44,7 +45,7 @@ def full_loss(network, hidden, leaves):
         logits += tiny.SCALING * (hidden @ leaves["head/lora_a"].T @ leaves["head/lora_b"])
     log_p = jax.nn.log_softmax(logits)
     picked = jnp.take_along_axis(log_p, jnp.maximum(LABELS, 0)[..., None], axis=-1)[..., 0]
-    return -jnp.sum(jnp.where(LABELS == losses.IGNORED, 0, picked))
+    return -jnp.sum(jnp.where(LABELS == IGNORED, 0, picked))
 
 
 def chunked_loss(network, hidden, leaves, capacity=ROWS * LENGTH, mesh=None, labels=LABELS):
@@ -120,7 +121,7 @@ def test_a_capacity_too_small_by_one_gives_nan():
 
 def test_capacity_is_that_of_the_fullest_shard():
     mesh = meshes.make_mesh(2, 2, 1)
-    fullest = int((LABELS != losses.IGNORED).sum(axis=1).max())
+    fullest = int((LABELS != IGNORED).sum(axis=1).max())
     leaves = leaves_of(TIED)
 
     @functools.partial(jax.jit, static_argnums=1)
@@ -135,7 +136,7 @@ def test_capacity_is_that_of_the_fullest_shard():
 
 
 def test_no_targets_give_zero_and_zero_gradients():
-    labels = np.full_like(LABELS, losses.IGNORED)
+    labels = np.full_like(LABELS, IGNORED)
 
     def loss(hidden):
         return chunked_loss(TIED, hidden, leaves_of(TIED), 128, labels=labels)

@@ -10,9 +10,10 @@ import runs
 import safetensors.numpy
 
 from jaxft import tree as trees
+from jaxft.adapters import peft_format
 from jaxft.errors import AdapterError, CheckpointError
-from jaxft.lora import peft_format
-from jaxft.training import folder, loop, measure, setup
+from jaxft.training.prepare import measure, setup
+from jaxft.training.run import folder, loop
 
 pytestmark = pytest.mark.slow
 
@@ -176,10 +177,10 @@ def test_what_modules_get_is_said_and_what_did_not_come_to_rest(plan_of, elsewhe
     assert "had not come to rest" in said
 
 
-def test_a_quantised_base_is_measured_quantised(plan, plan_of, elsewhere):
-    quantised = measure.decided(plan_of(*elsewhere, "model.quantization=nf4"))
+def test_a_quantized_base_is_measured_quantized(plan, plan_of, elsewhere):
+    quantized = measure.decided(plan_of(*elsewhere, "model.quantization=nf4"))
     name = "model.layers.1.mlp.down_proj"
-    assert np.abs(quantised.directions[name][0] - plan.directions[name][0]).max() > 1e-4
+    assert np.abs(quantized.directions[name][0] - plan.directions[name][0]).max() > 1e-4
 
 
 def test_without_the_label_mask_every_token_counts(plan_of, elsewhere, capsys):

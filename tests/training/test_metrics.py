@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxft.training import metrics
+from jaxft.training.run import metrics
 
 
 def test_a_window_weighs_every_target_alike():

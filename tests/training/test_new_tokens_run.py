@@ -10,9 +10,9 @@ import pytest
 import runs
 import safetensors.numpy
 
-from jaxft.lora import tuned
-from jaxft.training import finish
-from jaxft.weights import tokenizer
+from jaxft.artifacts import loaded
+from jaxft.training.run import finish
+from jaxft.weights.places import tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -88,7 +88,7 @@ def test_the_adapter_has_the_trained_rows_and_the_tokenizer(base, adapter):
 
 
 def test_the_adapter_is_read_with_as_many_rows_and_its_tokenizer(adapter, capsys):
-    found = tuned.find(adapter, None)
+    found = loaded.find(adapter, None)
     assert found.source.config()["vocab_size"] == 262
     assert "<go>" in found.source.tokenizer().get_vocab()
     capsys.readouterr()
@@ -158,7 +158,7 @@ def test_what_is_made_of_an_adapter_keeps_its_tokenizer(adapter, tmp_path):
     assert runs.status("adapter", "fold", str(adapter), "--output", str(tmp_path / "folded")) == 0
     for name in ("tokenizer.json", "generation_config.json"):
         assert (tmp_path / "folded" / name).read_bytes() == (adapter / name).read_bytes()
-    assert tuned.find(tmp_path / "folded", None).source.config()["vocab_size"] == 262
+    assert loaded.find(tmp_path / "folded", None).source.config()["vocab_size"] == 262
 
 
 @pytest.mark.parametrize("named", [NEW, []], ids=["named again", "by the adapter alone"])

@@ -14,8 +14,9 @@ import tiny
 
 from jaxft import tree as trees
 from jaxft.config import TrainConfig
+from jaxft.data.rows.tokenized import IGNORED
 from jaxft.models.untuned import base_tree
-from jaxft.training import losses, optimizer
+from jaxft.training import optimizer
 from jaxft.training import state as states
 from jaxft.training import step as steps
 from jaxft.training.objective import CAUSAL_LM, Objective
@@ -69,7 +70,7 @@ def test_a_second_objective_is_its_formula_with_gradients_over_micro_batches():
     micros = [{name: array[number] for name, array in batch.items()} for number in range(2)]
     without = sum(naive.loss_sum(base, leaves, micro, xp=jnp) for micro in micros)
     np.testing.assert_allclose(terms["base"][0], without, rtol=1e-5)
-    assert terms["loss"][1] == terms["other"][1] == (batch["labels"] != losses.IGNORED).sum()
+    assert terms["loss"][1] == terms["other"][1] == (batch["labels"] != IGNORED).sum()
     found = trees.flatten(grads)
     for path, leaf in trees.flatten(expected).items():
         assert np.linalg.norm(found[path] - leaf) < 1e-5 * np.linalg.norm(leaf), path
@@ -81,7 +82,7 @@ def test_log_probabilities_and_their_gradients_are_those_of_the_logits(capacity,
     micro = {name: jnp.asarray(array[0]) for name, array in BATCH.items()}
     labels = jnp.asarray(micro["labels"])
     if capacity == "labels":
-        capacity = int((labels != losses.IGNORED).sum())
+        capacity = int((labels != IGNORED).sum())
     weights = jax.random.normal(jax.random.key(0), labels.shape)  # each position has its own
     view = program(CAUSAL_LM, capacity).view(TREE, None)
     hidden = view.hidden(micro)
@@ -95,7 +96,7 @@ def test_log_probabilities_and_their_gradients_are_those_of_the_logits(capacity,
         picked = jnp.take_along_axis(
             jax.nn.log_softmax(full), jnp.maximum(labels, 0)[..., None], axis=-1
         )[..., 0]
-        return jnp.sum(weights * jnp.where(labels == losses.IGNORED, 0.0, picked))
+        return jnp.sum(weights * jnp.where(labels == IGNORED, 0.0, picked))
 
     arguments = (0, 1) if trained else (0,)
     found, expected = (
@@ -104,12 +105,12 @@ def test_log_probabilities_and_their_gradients_are_those_of_the_logits(capacity,
     )
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
-    assert not view.log_probs(hidden, labels)[labels == losses.IGNORED].any()
+    assert not view.log_probs(hidden, labels)[labels == IGNORED].any()
 
 
 def test_too_small_a_capacity_makes_every_log_probability_nan():
     micro = {name: jnp.asarray(array[0]) for name, array in BATCH.items()}
-    view = program(CAUSAL_LM, int((micro["labels"] != losses.IGNORED).sum()) - 1).view(TREE, None)
+    view = program(CAUSAL_LM, int((micro["labels"] != IGNORED).sum()) - 1).view(TREE, None)
     assert np.isnan(view.log_probs(view.hidden(micro), jnp.asarray(micro["labels"]))).all()
 
 

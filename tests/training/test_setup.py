@@ -14,7 +14,7 @@ from jaxft.errors import ConfigError
 from jaxft.lora import init
 from jaxft.models.network import base_network
 from jaxft.models.spec import Learned
-from jaxft.training import reading, setup
+from jaxft.training.prepare import reading, setup
 
 
 def test_a_global_batch_is_rows_times_devices_times_accumulation(plan_of):

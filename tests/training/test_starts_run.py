@@ -12,10 +12,12 @@ import pytest
 import runs
 
 from jaxft import tree as trees
+from jaxft.adapters import conversion, peft_format
 from jaxft.errors import AdapterError, CheckpointError, Stopped
-from jaxft.lora import conversion, mask, peft_format, starts, targets
-from jaxft.training import finish, folder, setup
-from jaxft.training.trainer import Outcome
+from jaxft.lora import mask, starts, targets
+from jaxft.training.prepare import setup
+from jaxft.training.run import finish, folder
+from jaxft.training.run.trainer import Outcome
 
 pytestmark = pytest.mark.slow
 

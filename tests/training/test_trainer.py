@@ -11,12 +11,13 @@ import pytest
 import runs
 
 from jaxft import tree as trees
+from jaxft.adapters import peft_format
 from jaxft.errors import Stopped, TrainingError
-from jaxft.lora import peft_format
 from jaxft.parallel import mesh as meshes
-from jaxft.training import finish, setup
-from jaxft.training import trainer as trainers
-from jaxft.training.watcher import Watcher
+from jaxft.training.prepare import setup
+from jaxft.training.run import finish
+from jaxft.training.run import trainer as trainers
+from jaxft.training.run.watcher import Watcher
 
 pytestmark = pytest.mark.slow
 

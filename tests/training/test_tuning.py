@@ -15,7 +15,8 @@ from jaxft.config import LoraConfig, TuningConfig
 from jaxft.errors import CheckpointError, ConfigError
 from jaxft.lora import mask, tuning
 from jaxft.models import bind
-from jaxft.training import folder, setup
+from jaxft.training.prepare import setup
+from jaxft.training.run import folder
 from jaxft.weights import base
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tokenizers import pre_tokenizers
 
-from jaxft.weights import tokenizer
+from jaxft.weights.places import tokenizer
 
 # Widths that differ, so that a swapped pair shows; multiples of 32, a block of the small types.
 HIDDEN, HEADS, KV_HEADS, MLP, LAYERS, VOCABULARY = 64, 4, 2, 96, 2, 300

@@ -18,7 +18,7 @@ from jaxft import tree as trees
 from jaxft.errors import UnsupportedModelError, WeightsError
 from jaxft.models.network import base_network
 from jaxft.weights import base
-from jaxft.weights.source import Source
+from jaxft.weights.places.source import Source
 
 TOKENIZER = types.SimpleNamespace(eos_token_id=2)
 

@@ -21,8 +21,9 @@ from jaxft import tree as trees
 from jaxft.models.families import llama
 from jaxft.models.network import base_network
 from jaxft.parallel import mesh as meshes
-from jaxft.weights import filling, flax_msgpack, formats, gguf_file, load, names
-from jaxft.weights.checkpoint import Checkpoint, TensorInfo
+from jaxft.weights import filling, load, names
+from jaxft.weights.formats import flax_msgpack, gguf_file, opening
+from jaxft.weights.formats.checkpoint import Checkpoint, TensorInfo
 
 KINDS = [filling.OnHost, filling.OnDevices]
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -197,7 +198,7 @@ def peak_of(call):
 def test_the_host_holds_the_leaves_and_one_tensor(tmp_path, kind, dtype):
     tensors = tensors_of(LARGE)
     write(tmp_path, kind, tensors)
-    checkpoint = formats.open_folder(tmp_path)
+    checkpoint = opening.open_folder(tmp_path)
     tree, peak = peak_of(lambda: loaded(checkpoint, LARGE, dtype))
     leaves = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
     largest = max(tensor.nbytes for tensor in tensors.values())

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxft.errors import UnsupportedModelError, WeightsError
-from jaxft.weights import flax_msgpack, flax_names, msgpack_file, msgpack_writer
-from jaxft.weights.checkpoint import Checkpoint, TensorInfo
+from jaxft.weights.formats import flax_msgpack, flax_names, msgpack_file, msgpack_writer
+from jaxft.weights.formats.checkpoint import Checkpoint, TensorInfo
 
 REFERENCE = Path(__file__).parents[2].parent / "shared" / "reference"
 TREES = sorted((REFERENCE / "flax_param_trees").glob("*.json"))

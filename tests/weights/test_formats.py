@@ -9,7 +9,7 @@ import torch_files
 from safetensors.numpy import save_file
 
 from jaxft.errors import WeightsError
-from jaxft.weights import flax_msgpack, formats, safetensors, torch_pickle
+from jaxft.weights.formats import flax_msgpack, opening, safetensors, torch_pickle
 
 VALUES = np.arange(3, dtype=np.float32)
 
@@ -37,7 +37,7 @@ def test_the_preferred_format_of_a_folder_is_used(
 ) -> None:
     for name in files:
         write(tmp_path, name)
-    checkpoint = formats.open_folder(tmp_path)
+    checkpoint = opening.open_folder(tmp_path)
     assert list(checkpoint.infos()) == [used]
     np.testing.assert_array_equal(checkpoint.read(used), VALUES)
 
@@ -46,23 +46,23 @@ def test_the_preferred_format_of_a_folder_is_used(
 def test_an_index_alone_is_a_model(tmp_path: Path, index: str) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / index).write_text('{"weight_map": {"a": "gone"}}')
-    assert formats.lack(tmp_path) == ""
+    assert opening.lack(tmp_path) == ""
     with pytest.raises(WeightsError, match="gone: there is no such file"):
-        formats.open_folder(tmp_path)
+        opening.open_folder(tmp_path)
 
 
 def test_a_folder_of_other_files_says_what_it_has_and_what_was_expected(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "training_args.bin").write_text("")
     with pytest.raises(WeightsError, match=r"only training_args\.bin") as caught:
-        formats.open_folder(tmp_path)
+        opening.open_folder(tmp_path)
     assert "flax_model.msgpack or flax_model.msgpack.index.json" in caught.value.remedy
 
 
 def test_the_files_to_fetch_are_those_of_the_preferred_format() -> None:
-    assert formats.wanted_files([torch_pickle.INDEX, flax_msgpack.SINGLE]) == [
+    assert opening.wanted_files([torch_pickle.INDEX, flax_msgpack.SINGLE]) == [
         "flax_model.msgpack",
         "flax_model.msgpack.index.json",
         "flax_model-*.msgpack",
     ]
-    assert formats.wanted_files(["tf_model.h5"]) == []
+    assert opening.wanted_files(["tf_model.h5"]) == []

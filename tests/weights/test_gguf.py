@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxft.errors import JaxftError, UnsupportedModelError, WeightsError
-from jaxft.weights import gguf, gguf_file
-from jaxft.weights.checkpoint import Checkpoint
+from jaxft.weights.formats import gguf, gguf_file
+from jaxft.weights.formats.checkpoint import Checkpoint
 
 Write = Callable[..., Path]
 Kind = library.GGMLQuantizationType
@@ -80,7 +80,7 @@ def test_other_tensors_are_read_as_they_are(
 
 
 @pytest.mark.parametrize("kind", [Kind.F16, Kind.BF16, Kind.Q4_0, Kind.Q4_1, Kind.Q5_1, Kind.Q8_0])
-def test_a_quantised_tensor_reads_as_the_library_dequantises_it(
+def test_a_quantized_tensor_reads_as_the_library_dequantizes_it(
     write_llama: Write,
     llama_tensors: dict[str, np.ndarray],
     kind: Kind,
@@ -253,7 +253,7 @@ def test_a_missing_key_is_named(write_llama: Write, key: str) -> None:
         gguf.gguf_config(write_llama({key: None}))
 
 
-def test_a_type_that_cannot_be_dequantised_is_named(write_llama: Write, tmp_path: Path) -> None:
+def test_a_type_that_cannot_be_dequantized_is_named(write_llama: Write, tmp_path: Path) -> None:
     path = write_llama()
     header = gguf_file.read_gguf(path)
     stored = header.tensors["output_norm.weight"]._replace(kind=Kind.I32)

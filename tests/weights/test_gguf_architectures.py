@@ -10,7 +10,7 @@ import pytest
 from jaxft.errors import UnsupportedModelError, WeightsError
 from jaxft.models import families
 from jaxft.models.spec import LongScaling, ModelSpec
-from jaxft.weights import gguf
+from jaxft.weights.formats import gguf
 
 Write = Callable[..., Path]
 

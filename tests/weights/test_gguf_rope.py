@@ -11,7 +11,7 @@ from jaxft.errors import UnsupportedModelError
 from jaxft.models.families import rope_config
 from jaxft.models.families.config_reader import ConfigReader
 from jaxft.models.rope import frequencies
-from jaxft.weights import gguf_rope
+from jaxft.weights.formats import gguf_rope
 
 CONFIG = {"head_dim": 64, "max_position_embeddings": 131072}
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from jaxft.errors import WeightsError
-from jaxft.weights import tokenizer
+from jaxft.weights.places import tokenizer
 
 Write = Callable[..., Path]
 

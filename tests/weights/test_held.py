@@ -12,9 +12,10 @@ from jaxft import tree as trees
 from jaxft.lora import targets
 from jaxft.models.network import base_network
 from jaxft.parallel import mesh as meshes
-from jaxft.weights import base, regions
+from jaxft.weights import base
 from jaxft.weights.base import Base
-from jaxft.weights.source import Source
+from jaxft.weights.formats import regions
+from jaxft.weights.places.source import Source
 
 
 @pytest.fixture(scope="module")

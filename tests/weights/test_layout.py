@@ -16,8 +16,9 @@ from jaxft.models import families
 from jaxft.models.families import gpt2, llama
 from jaxft.models.network import base_network
 from jaxft.parallel import mesh as meshes
-from jaxft.weights import filling, layout, load, names, regions
-from jaxft.weights.checkpoint import TensorInfo
+from jaxft.weights import filling, layout, load, names
+from jaxft.weights.formats import regions
+from jaxft.weights.formats.checkpoint import TensorInfo
 
 CONFIGS = [small_models.OPT, small_models.GPT2, *family_configs.CONFIGS]
 

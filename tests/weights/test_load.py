@@ -21,7 +21,7 @@ from jaxft.models.network import base_network
 from jaxft.parallel import mesh as meshes
 from jaxft.parallel import rules
 from jaxft.weights import filling, layout, load, names
-from jaxft.weights.checkpoint import Checkpoint, TensorInfo
+from jaxft.weights.formats.checkpoint import Checkpoint, TensorInfo
 
 FULL = dataclasses.replace(
     tiny.with_windows([4, 4, None] * 2 + [4]), tied_head=False, qkv_bias=True

@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxft.models.families import llama
-from jaxft.weights import flax_msgpack, formats, msgpack_writer, names, regions
-from jaxft.weights import gguf as gguf_models
-from jaxft.weights.checkpoint import Checkpoint, TensorInfo
-from jaxft.weights.vocabulary import ResizedCheckpoint
+from jaxft.weights import names
+from jaxft.weights.formats import flax_msgpack, msgpack_writer, opening, regions
+from jaxft.weights.formats import gguf as gguf_models
+from jaxft.weights.formats.checkpoint import Checkpoint, TensorInfo
+from jaxft.weights.places.vocabulary import ResizedCheckpoint
 
 KERNEL, TABLE, SCALE = "model.fc.weight", "model.embed_tokens.weight", "model.norm.weight"
 ROWS = 12
@@ -37,12 +38,12 @@ def safetensors_shards(folder: Path) -> Checkpoint:
         safetensors.numpy.save_file(half, folder / f"model-{number}.safetensors")
         placed |= dict.fromkeys(half, f"model-{number}.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
-    return formats.open_folder(folder)
+    return opening.open_folder(folder)
 
 
 def safetensors_file(folder: Path) -> Checkpoint:
     safetensors.numpy.save_file(tensors(), folder / "model.safetensors")
-    return formats.open_folder(folder)
+    return opening.open_folder(folder)
 
 
 def msgpack(folder: Path, chunk_bytes: int = 1 << 30) -> Checkpoint:
@@ -51,19 +52,19 @@ def msgpack(folder: Path, chunk_bytes: int = 1 << 30) -> Checkpoint:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(msgpack_writer, "_CHUNK_BYTES", chunk_bytes)
         flax_msgpack.save_msgpack(folder / flax_msgpack.SINGLE, infos, made.__getitem__, "llama")
-    return formats.open_folder(folder)
+    return opening.open_folder(folder)
 
 
 def torch(folder: Path, is_legacy: bool) -> Checkpoint:
     torch_files.write_model(folder / "pytorch_model.bin", tensors(), is_legacy=is_legacy)
-    return formats.open_folder(folder)
+    return opening.open_folder(folder)
 
 
 def renamed(folder: Path) -> Checkpoint:
     made = tensors()
     old = {name.removeprefix("model."): tensor for name, tensor in made.items()}
     safetensors.numpy.save_file(old, folder / "model.safetensors")
-    return names.under_full_names(formats.open_folder(folder), llama.LLAMA)
+    return names.under_full_names(opening.open_folder(folder), llama.LLAMA)
 
 
 def resized(folder: Path, rows: int, tables: bool = False) -> Checkpoint:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from jaxft.errors import WeightsError
-from jaxft.weights import safetensors
-from jaxft.weights.checkpoint import Checkpoint, TensorInfo
+from jaxft.weights.formats import safetensors
+from jaxft.weights.formats.checkpoint import Checkpoint, TensorInfo
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 

@@ -17,7 +17,8 @@ from huggingface_hub import constants, errors, utils
 from safetensors.numpy import save_file
 
 from jaxft.errors import WeightsError
-from jaxft.weights import hub, safetensors, source, wheel
+from jaxft.weights.formats import safetensors
+from jaxft.weights.places import hub, source, wheel
 
 REPO = "someone/some-model"
 CONTENT = b"the model's bytes" * 100

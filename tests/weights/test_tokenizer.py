@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from jaxft.errors import UnsupportedModelError, WeightsError
-from jaxft.weights import gguf_file, tokenizer
+from jaxft.weights.formats import gguf_file
+from jaxft.weights.places import tokenizer
 
 Write = Callable[..., Path]
 

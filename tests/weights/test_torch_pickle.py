@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from torch_files import Code, call, code, named, storage, tensor
 
 from jaxft.errors import WeightsError
-from jaxft.weights import torch_pickle
-from jaxft.weights.checkpoint import Checkpoint, TensorInfo
+from jaxft.weights.formats import torch_pickle
+from jaxft.weights.formats.checkpoint import Checkpoint, TensorInfo
 
 DTYPES = [np.dtype(ml_dtypes.bfloat16), *map(np.dtype, ("f8", "f4", "f2", "i8", "i4", "u1", "?"))]
 FLOATS = np.arange(24, dtype=np.float32)

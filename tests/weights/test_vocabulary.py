@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from jaxft.errors import ConfigError
 from jaxft.models.network import base_network
 from jaxft.parallel import mesh as meshes
-from jaxft.weights import base, new_tokens, source, vocabulary
+from jaxft.weights import base
+from jaxft.weights.places import new_tokens, source, vocabulary
 
 DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
 

@@ -12,6 +12,7 @@ from jaxft.models.families import (
     config_reader,
     falcon,
     foreign_keys,
+    foreign_quantization,
     gemma,
     glm,
     gpt2,
@@ -34,7 +35,6 @@ from jaxft.models.families import (
     opt,
     phi,
     phi3,
-    quantised,
     qwen,
     refused,
     smollm3,
@@ -103,9 +103,9 @@ def family_of(config: Mapping[str, Any]) -> Family:
     """Return the family that a config.json belongs to, by its `model_type`.
 
     Raises:
-        UnsupportedModelError: If no family here has that name, or its weights are quantised.
+        UnsupportedModelError: If no family here has that name, or its weights are quantized.
     """
-    quantised.refuse_quantised(config)
+    foreign_quantization.refuse_quantized(config)
     model_type = config.get("model_type")
     by_name = {family.model_type: family for family in FAMILIES}
     if model_type not in by_name:

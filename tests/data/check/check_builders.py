@@ -12,7 +12,7 @@ from jaxft.data.sources.source import rows_of
 
 
 def make_side(values, name="made", tokenizer=None, **options):
-    """Return rows and their examples as `jaxft.training.reading.Side` has them."""
+    """Return rows and their examples as `jaxft.training.prepare.reading.Side` has them."""
     encoding = make_encoding(tokenizer or make_tokenizer(), **options)
     source = rows_of(values, name)
     return SimpleNamespace(

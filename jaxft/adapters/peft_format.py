@@ -1,0 +1,378 @@
+"""An adapter on disk as PEFT has it: `adapter_config.json`, `adapter_model.safetensors`, a card.
+
+Tensor names come from the family's name table, so what PEFT reads is what was trained; the
+arrays are float32 and in torch's layout: A is [r, in] as ours, B [out, r] is ours transposed.
+Biases and modules that are trained as a whole are in the file under their own names.
+Writing goes through a temporary folder beside the target, so nothing is ever half written.
+
+Source: `peft/utils/save_and_load.py: get_peft_model_state_dict` (key names).
+"""
+
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydantic
+import safetensors.numpy
+
+from jaxft import tree as trees
+from jaxft.adapters import adapter_tensors, card, tables
+from jaxft.adapters.tables import PREFIX
+from jaxft.config import LoraConfig
+from jaxft.errors import AdapterError, nearest
+from jaxft.lora import targets, tying
+from jaxft.models.families.family import Family
+from jaxft.models.network import Network
+from jaxft.models.spec import ModelSpec
+from jaxft.weights import layout, names, save
+
+CONFIG_FILE = "adapter_config.json"
+TENSOR_FILE = adapter_tensors.FILE
+_ROWS = "token_adapter.trainable_tokens_delta"  # whole rows, whatever the name says
+
+
+def adapter_config(
+    config: LoraConfig, family: Family, spec: ModelSpec, base_model: str, revision: str | None
+) -> dict[str, Any]:
+    """Return the content of adapter_config.json: the fields that every PEFT version knows."""
+    chosen, tokens = targets.target_modules(config, family), config.trainable_token_indices
+    ties = config.ensure_weight_tying
+    if chosen == targets.ALL_LINEAR or family.text_families:
+        # Resolved, as PEFT does: a reader may define "all" otherwise. In full where the model has
+        # other parts, whose modules may end alike.
+        modules = targets.select(names.adaptable_modules(family, spec), chosen)
+        found = [module.name for module in modules]
+        endings = dict.fromkeys(name.rpartition(".")[2] for name in found)
+        chosen = found if family.text_families else list(endings)
+        # By a list more may be tied than was by what it is made of.
+        ties = tying.of(config, family, spec) is not None
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "revision": revision,
+        "inference_mode": True,
+        "r": config.r,
+        "lora_alpha": config.lora_alpha,
+        "lora_dropout": config.lora_dropout,
+        "target_modules": chosen,
+        "exclude_modules": config.exclude_modules,
+        "bias": config.bias,
+        "use_rslora": config.use_rslora,
+        "use_dora": config.use_dora,
+        "modules_to_save": config.modules_to_save,
+        "rank_pattern": config.rank_pattern,
+        "alpha_pattern": config.alpha_pattern,
+        "layers_to_transform": config.layers_to_transform,
+        "layers_pattern": config.layers_pattern,
+        "fan_in_fan_out": family.is_conv1d,
+        "init_lora_weights": config.init_lora_weights,
+        # Unknown to old versions of PEFT, so it is there only where it says something.
+        **({"lora_bias": True} if config.lora_bias else {}),
+        **({"eva_config": config.eva_config.model_dump()} if config.eva_config else {}),
+        **({"trainable_token_indices": tokens} if tokens is not None else {}),
+        **({"ensure_weight_tying": True} if ties else {}),
+    }
+
+
+def to_tensors(tree: Mapping[str, Any], family: Family, network: Network) -> dict[str, np.ndarray]:
+    """Return the trained leaves as PEFT's tensors by name, float32 and in torch's layout.
+
+    `tree` may have the frozen leaves too.
+    """
+    leaves = trees.flatten(tree)
+    return {
+        name: layout.join(leaves, slots).astype(np.float32)
+        for name, slots in _places(family, network).items()
+    }
+
+
+def refuse_other_parts(tensors: Iterable[str], family: Family, origin: Path) -> None:
+    """Refuse an adapter on parts of a model that have nothing to do with text.
+
+    Raises:
+        AdapterError: If it is one.
+    """
+    if not family.text_families:
+        return
+    ignored = re.compile("|".join(family.ignored))
+    others = [name for name in tensors if ignored.fullmatch(name.removeprefix(PREFIX))]
+    if others:
+        module = others[0].removeprefix(PREFIX).partition(".lora_")[0]
+        raise AdapterError(
+            f"{origin}: the adapter is also on what sees: on {module}, in {len(others)} tensors.",
+            f"Of a {family.model_type} model the text part alone is used here. Train an adapter "
+            f"with target_modules that name it in full, such as {family.base_prefix}layers.0....",
+        )
+
+
+def names_of(family: Family, network: Network) -> frozenset[str]:
+    """Return the names of all tensors that PEFT's file has for what a network trains."""
+    return frozenset(_places(family, network))
+
+
+def under_names_of(tensors: Mapping[str, np.ndarray], family: Family) -> dict[str, np.ndarray]:
+    """Return tensors under today's names of a family's modules, those of older versions put right.
+
+    Until transformers 4.52 the layers of a Gemma 3 were `language_model.model.layers`.
+    """
+    return {
+        PREFIX + names.renamed(name.removeprefix(PREFIX), family.renames): tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def from_tensors(
+    tensors: Mapping[str, np.ndarray], family: Family, network: Network, origin: Path
+) -> trees.Tree:
+    """Return the trained leaves of `network` from PEFT's tensors, float32.
+
+    Raises:
+        AdapterError: If tensors are missing, unexpected or misshapen; `origin` is named.
+    """
+    places = _places(family, network)
+    # Embedding and head, frozen: `adapters/fitting.py` puts them in the base's place.
+    frozen = tables.frozen_names(family).keys() - places.keys()
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in frozen}
+    wrong = sorted(places.keys() ^ tensors.keys())
+    if wrong:
+        kind = "lacks" if wrong[0] in places else "has an unexpected"
+        more = f" (and {len(wrong) - 1} more mismatches)" if len(wrong) > 1 else ""
+        raise AdapterError(
+            f"{origin}: the adapter {kind} {wrong[0]}{more}.",
+            "Use the adapter with the base model and the adapter_config.json it was made with.",
+        )
+    shapes = names.leaf_shapes(network)
+    paths = {slot.path for slots in places.values() for slot in slots}
+    leaves = {path: np.zeros(shapes[path], np.float32) for path in paths}
+    for name, slots in places.items():
+        expected = names.expected_shape(slots, shapes)
+        if tensors[name].shape != expected:
+            raise AdapterError(
+                f"{origin}: {name} has shape {tensors[name].shape}, and this base model's module "
+                f"needs {expected}.",
+                "Use the adapter with the base model it was made for.",
+            )
+        layout.fill(leaves, slots, tensors[name])
+    for name, slots in places.items():
+        # What is tied is in the file twice, for the embedding and for the head.
+        if not np.array_equal(
+            layout.join(leaves, slots), tensors[name].astype(np.float32), equal_nan=True
+        ):
+            raise AdapterError(
+                f"{origin}: {name} is not what the module that it is tied to has.",
+                "The tie was lost where it was trained. Set ensure_weight_tying to false in "
+                f"{CONFIG_FILE}, and name both modules in target_modules, to use both as they are.",
+            )
+    return trees.unflatten(leaves)
+
+
+def save_adapter(
+    folder: Path,
+    tensors: Mapping[str, np.ndarray],
+    config: Mapping[str, Any],
+    verify: Callable[[Path], Mapping[str, str]] = lambda _: {},
+    facts: Mapping[str, str] | None = None,
+    beside: tables.Beside = tables.NOTHING,
+) -> None:
+    """Write an adapter folder, replacing one that is there only once the new one is complete.
+
+    Args:
+        folder: The adapter's folder.
+        tensors: Under PEFT's names.
+        config: The content of adapter_config.json.
+        verify: Given the new folder before it takes its place, to look at it, to add files and to
+            return what the card says of it, by label; if it raises, all is as before.
+        facts: What its model card says beside what the config says, by label.
+        beside: What of its base is in the file too.
+
+    Raises:
+        WeightsError: If the folder holds something that is no adapter.
+    """
+    save.check_gives_way(folder, CONFIG_FILE)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        new = Path(temporary) / "new"
+        new.mkdir()
+        # Not sorted: of the patterns of ranks and alphas the first that matches counts.
+        text = json.dumps(config, indent=2)
+        (new / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+        every = {**tensors, **beside.tensors}
+        safetensors.numpy.save_file(every, new / TENSOR_FILE, metadata={"format": "pt"})
+        text = card.model_card(config, tensors, {**(facts or {}), **verify(new)}, beside.rows)
+        (new / card.FILE).write_text(text, encoding="utf-8")
+        save.put_in_place(new, folder)
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Read an adapter folder: its config as written, and its tensors.
+
+    Raises:
+        AdapterError: If a file is missing or damaged, or a tensor holds what is no number.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise AdapterError(
+            f"{path} does not exist.",
+            f"Give the folder of an adapter, with {CONFIG_FILE} and {TENSOR_FILE}.",
+        ) from None
+    except OSError as error:
+        raise AdapterError(
+            f"{path} cannot be read: {error.strerror}.", "Give the folder of an adapter."
+        ) from None
+    except ValueError as error:
+        raise AdapterError(f"{path} is no JSON: {error}.", "Copy the adapter anew.") from None
+    if not isinstance(config, dict):
+        raise AdapterError(f"{path} holds no object.", "Copy the adapter anew.")
+    for key in ("base_model_name_or_path", "revision"):
+        if not isinstance(config.get(key), str | None):
+            raise AdapterError(
+                f"{path}: {key} is {json.dumps(config[key])}.",
+                "Expected a name, or null: copy the adapter anew.",
+            )
+    return config, adapter_tensors.read(folder)
+
+
+def read_lora_config(config: Mapping[str, Any], folder: Path) -> LoraConfig:
+    """Return the `LoraConfig` that an adapter_config.json describes.
+
+    Raises:
+        AdapterError: If it is no LoRA, has an unknown field, uses what is not supported, or is not
+            for the unchanged base.
+    """
+    path = folder / CONFIG_FILE
+    if config.get("peft_type") != "LORA":
+        raise AdapterError(
+            f"{path} has peft_type {config.get('peft_type')!r}.",
+            "Only LORA adapters are supported.",
+        )
+    known = LoraConfig.model_fields.keys() | LoraConfig.known_elsewhere.keys()
+    fields = {
+        key: value
+        for key, value in config.items()
+        if key not in _DESCRIPTIVE and (key in known or not _asks_for_nothing(value))
+    }
+    if fields.get("init_lora_weights") != "eva":
+        fields.pop("eva_config", None)  # which PEFT then passes over as well
+    try:
+        lora = LoraConfig.model_validate(fields)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0]) if first["loc"] else ""
+        raise AdapterError(*_worded(path, key, fields.get(key), first)) from None
+    if lora.begins_with_weights:
+        raise AdapterError(
+            f"{path} has init_lora_weights {lora.init_lora_weights!r}: it is an "
+            "adapter for a base that PEFT changed as it began, and that is not in the file.",
+            "Save it in PEFT with save_pretrained(folder, path_initial_model_for_weight_conversion"
+            "=...), which makes a plain adapter for the unchanged base of it.",
+        )
+    return lora
+
+
+def _asks_for_nothing(value: Any) -> bool:
+    """Return whether the value of a field of another version of PEFT says that it is not used."""
+    return value is None or value is False or value in ("", [], {})
+
+
+def _worded(path: Path, key: str, value: Any, error: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what is wrong with a field, and what to do."""
+    if error["type"] == "conflict":
+        return f"{path}: {error['ctx']['found']}.", "No adapter can be like that: copy it anew."
+    if error["type"] != "extra_forbidden":
+        return (
+            f"{path}: {key}: {error['msg']}, and not {json.dumps(value)}.",
+            f"Copy the adapter anew, with the {CONFIG_FILE} it was made with.",
+        )
+    if key in LoraConfig.known_elsewhere:
+        return (
+            f"{path}: {key} is {json.dumps(value)}, which is not supported here.",
+            "Merge the adapter with PEFT (merge_and_unload), and use the merged model.",
+        )
+    close = nearest(key, LoraConfig.model_fields)
+    return (
+        f"{path}: unknown field {key}.",
+        f"Did you mean {close}?"
+        if close
+        else "It is none of PEFT's LoraConfig. If a newer PEFT wrote it, merge the adapter there.",
+    )
+
+
+_DESCRIPTIVE = frozenset(
+    [
+        "peft_type",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+        "merge_weights",  # of PEFT before 0.3: when to merge
+        "peft_version",
+        "auto_mapping",
+    ]
+)
+
+
+def _places(family: Family, network: Network) -> dict[str, tuple[names.Slot, ...]]:
+    """Return the slots of every tensor that PEFT's file has for what the network trains."""
+    shapes = names.leaf_shapes(network)
+    where = network.places()
+    places: dict[str, tuple[names.Slot, ...]] = {}
+    adapted = set()
+    for module in names.adaptable_modules(family, network.spec):
+        prefix, index, _ = where[module.layer]
+        stem, leaf = f"{PREFIX}{module.name}", f"{prefix}{module.path}/lora_"
+        if module.is_table:
+            places |= _places_of_table(f"{stem}.", module.path, shapes)
+        elif f"{leaf}a" in shapes:
+            adapted.add(module.name)
+            places[f"{stem}.lora_A.weight"] = (names.Slot(f"{leaf}a", index, False, None, None),)
+            for path, name, transposed in (("b", "weight", True), ("bias", "bias", False)):
+                if f"{leaf}{path}" in shapes:
+                    places[f"{stem}.lora_B.{name}"] = module.slots(
+                        f"{leaf}{path}", index, transposed=transposed
+                    )
+            if f"{leaf}magnitude" in shapes:
+                places[f"{stem}.lora_magnitude_vector"] = tuple(
+                    names.Slot(f"{leaf}magnitude", index, False, outputs, columns)
+                    for outputs, columns in module.parts
+                )
+    trained, embed = network.trained_leaves(), names.embedding_name(family)
+    head = f"{PREFIX}{family.head_name}."
+    if network.ties_adapters:
+        adapted.add(family.head_name)
+        places |= {
+            f"{head}lora_A.weight": (names.Slot("embed/lora_b", None, False, None, None),),
+            f"{head}lora_B.weight": (names.Slot("embed/lora_a", None, True, None, None),),
+        }
+    if "head/rows" in shapes:
+        places[f"{head}{_ROWS}"] = (names.Slot("head/rows", None, False, None, None),)
+    if "embed/kernel" in trained and not network.has_own_head:
+        places[f"{head}weight"] = names.own_tensors(family, network)[embed]
+    for name, slots in names.own_tensors(family, network).items():
+        if slots[0].path in trained:
+            stem, _, kind = name.rpartition(".")
+            # PEFT wraps a module that it adapts, and calls what was there its base layer.
+            wrapped = ".base_layer" if stem in adapted else ""
+            places[f"{PREFIX}{stem}{wrapped}.{kind}"] = slots
+    return places
+
+
+def _places_of_table(
+    stem: str, path: str, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[names.Slot, ...]]:
+    """Return the slots of what is trained of a table, whose parameters PEFT names otherwise."""
+    leaves = {
+        "lora_embedding_A": (f"{path}/lora_a", False),
+        "lora_embedding_B": (f"{path}/lora_b", True),
+        _ROWS: (f"{path}/rows", False),
+    }
+    return {
+        f"{stem}{name}": (names.Slot(leaf, None, transposed, None, None),)
+        for name, (leaf, transposed) in leaves.items()
+        if leaf in shapes
+    }

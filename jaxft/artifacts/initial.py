@@ -1,0 +1,135 @@
+"""An adapter from which training goes on: `lora.init_from` of a recipe.
+
+Separate from `starts`, whose adapters are fresh: here one was trained, here or by PEFT. The
+invariant: what the recipe says is what is trained, so the adapter must be of that rank, alpha and
+targets; and the model without it is still the plain base, as which "before" is measured.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxft import console
+from jaxft import tree as trees
+from jaxft.adapters import fitting, peft_format, tables
+from jaxft.artifacts import loaded
+from jaxft.config import LoraConfig
+from jaxft.errors import AdapterError
+from jaxft.lora import targets
+from jaxft.models.families.family import Family
+from jaxft.models.spec import ModelSpec
+from jaxft.weights import base
+from jaxft.weights.places import vocabulary
+from jaxft.weights.places.source import Source
+
+# Fields that say which numbers there are, and how they are scaled.
+_TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+_SCALES = (
+    *("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora", "lora_bias"),
+    *("bias", "modules_to_save", "trainable_token_indices", "ensure_weight_tying"),
+)
+
+
+class Initial(NamedTuple):
+    """What training begins with.
+
+    Attributes:
+        source: The base model, with what the adapter's folder has of it.
+        leaves: The trained leaves, on the host.
+        digest: Of the adapter's numbers and of what is beside them.
+    """
+
+    source: Source
+    leaves: trees.Tree
+    digest: str
+
+
+def read(folder: Path, lora: LoraConfig, source: Source) -> Initial:
+    """Read the adapter that a recipe goes on from.
+
+    Args:
+        folder: Its folder.
+        lora: The recipe's section.
+        source: The recipe's base model.
+
+    Raises:
+        AdapterError: If it cannot be read, or is another one than the recipe describes.
+    """
+    content, tensors = peft_format.read_adapter(folder)
+    described = peft_format.read_lora_config(content, folder)
+    loaded.note_other_base(content, source, folder)
+    wanted = source
+    source, described, own = fitting.fitted(source, described, tensors, folder)
+    family, spec = base.read_spec(source)
+    _check_new_tokens(folder, wanted, source, spec.vocab_size)
+    network = targets.adapted_network(lora, family, spec)
+    # Dropout is of training, and may be another one now.
+    described = described.model_copy(update={"lora_dropout": lora.lora_dropout})
+    if loaded.network_of(described, own, family, spec, folder) != network:
+        same = _modules(described, family, spec) == _modules(lora, family, spec)
+        raise _another(folder, described, lora, _SCALES if same else _TARGETS + _SCALES)
+    leaves = peft_format.from_tensors(own, family, network, folder)
+    console.note(f"Going on from the adapter in {folder}.")
+    beside = tables.to_write(source, family, network).tensors
+    digest = hashlib.sha256()
+    for name, tensor in sorted({**own, **beside}.items()):
+        digest.update(f"{name} {tensor.shape}\n".encode())
+        digest.update(np.ascontiguousarray(tensor, np.float32).tobytes())
+    return Initial(source, leaves, digest.hexdigest())
+
+
+def _check_new_tokens(folder: Path, wanted: Source, found: Source, rows: int) -> None:
+    """Refuse an adapter beside which the tokens that a recipe adds are lost, or other ones."""
+    added = vocabulary.new_ids(wanted)
+    if not added:
+        return
+    words, now = wanted.tokenizer().get_vocab(), found.tokenizer().get_vocab()
+    new = {word: number for word, number in words.items() if number in added}
+    lost = [word for word, number in new.items() if now.get(word) != number or number >= rows]
+    if lost:
+        first = min(lost, key=lambda word: new[word])
+        raise AdapterError(
+            f"model.new_tokens adds {first!r}, and the adapter of lora.init_from={folder} was "
+            f"trained beside {rows:,} tokens without it.",
+            "Train the new tokens in a run of their own, or leave model.new_tokens out.",
+        )
+
+
+def _modules(lora: LoraConfig, family: Family, spec: ModelSpec) -> set[str]:
+    return {module.name for module in targets.targeted(lora, family, spec)}
+
+
+def _another(
+    folder: Path, described: LoraConfig, lora: LoraConfig, fields: Sequence[str]
+) -> AdapterError:
+    """Return what to say of an adapter that is not as the recipe has it in some of these fields."""
+    differing = {
+        field: getattr(described, field)
+        for field in fields
+        if _comparable(getattr(described, field)) != _comparable(getattr(lora, field))
+    }
+    found = "; ".join(
+        f"{field} {json.dumps(value)} there and {json.dumps(getattr(lora, field))} in the recipe"
+        for field, value in differing.items()
+    )
+    wanted = ", ".join(f"{field}: {json.dumps(value)}" for field, value in differing.items())
+    return AdapterError(
+        f"lora.init_from={folder} is another adapter than the recipe describes: {found}.",
+        f"Write `{wanted}` in the lora section, or leave init_from out.",
+    )
+
+
+def _comparable(value: Any) -> Any:
+    """Return a value, a list of names without its order."""
+    is_names = isinstance(value, list) and all(isinstance(each, str) for each in value)
+    return sorted(value) if is_names else value
+
+
+def placed(initial: Initial, like: trees.Tree) -> trees.Tree:
+    """Return the leaves where those of a tree of the same paths are."""
+    return jax.device_put(initial.leaves, jax.tree.map(lambda leaf: leaf.sharding, like))

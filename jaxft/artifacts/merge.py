@@ -1,0 +1,237 @@
+"""Adapters merged into the weights they stand beside: ``W + scaling * A^T B``.
+
+W is the tensor of the base model's file, whatever dtype the live model had it in. The sum is taken
+in float32, DoRA's rows are brought to their length, and all is rounded once, to the dtype that is
+written. What was trained as a whole takes the place of the base's tensor, and a tensor of which
+nothing was trained is the base's own, bit for bit.
+
+Source: `peft/tuners/lora/layer.py: Linear.get_delta_weight`, `variants.py: DoraLinearVariant`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxft import tree as trees
+from jaxft.errors import AdapterError
+from jaxft.models.families.family import Family
+from jaxft.models.network import EMBED, HEAD, Adapter, Network, is_adapter_leaf, is_start_leaf
+from jaxft.weights import layout, names
+from jaxft.weights.formats.checkpoint import Checkpoint, TensorInfo
+from jaxft.weights.names import Slot
+
+
+class Merged:
+    """The tensors of a tuned model under the names that files have, merged one at a time."""
+
+    def __init__(
+        self,
+        tree: Mapping[str, Any],
+        family: Family,
+        network: Network,
+        base: Checkpoint,
+        base_family: Family,
+    ) -> None:
+        """Take the leaves of `network` that are trained; nothing is computed yet.
+
+        Args:
+            tree: All leaves of the network; those that are frozen are not read.
+            family: Names the tensors of the tuned model.
+            network: The network, with its adapters.
+            base: The base model's file.
+            base_family: Names the tensors in it: `family`, or the whole that `family` is the text
+                part of.
+
+        Raises:
+            AdapterError: If an adapter cannot be merged.
+        """
+        trained = network.trained_leaves()
+        self._leaves = {
+            path: np.asarray(leaf)
+            for path, leaf in trees.flatten(tree).items()
+            if path in trained or is_adapter_leaf(path) or is_start_leaf(path)
+        }
+        self._trained = trained
+        self._base = names.under_full_names(base, base_family)
+        self._base_infos = self._base.infos()
+        self._sources = {
+            slot: name
+            for name, slots in names.slots(base_family, network).items()
+            for slot in slots
+        }
+        self._shapes = names.leaf_shapes(network)
+        self._slots = names.own_tensors(family, network)
+        self._head, self._embedding = f"{family.head_name}.weight", names.embedding_name(family)
+        if not network.has_own_head:
+            self._slots.pop(self._head, None)
+            if not _is_still_tied(network):
+                self._slots[self._head] = self._slots[names.embedding_name(family)]
+        self._table_names = {names.file_name(each, family): each for each in self._slots}
+        self._modules = {
+            module.name: module for module in names.adaptable_modules(family, network.spec)
+        }
+        self._places = network.places()
+        self._network = network
+        self._check_biases()
+
+    @property
+    def has_tied_head(self) -> bool:
+        """Whether the head is the embedding, and no tensor of its own."""
+        return self._head not in self._slots
+
+    def names(self) -> list[str]:
+        """Return the names of all tensors."""
+        return list(self._table_names)
+
+    def info(self, name: str) -> TensorInfo:
+        """Return the shape of a tensor, and the dtype that it has in the base model's file."""
+        slots = self._slots[self._table_names[name]]
+        dtype = self._base_infos[self.source(name)].dtype
+        return TensorInfo(names.expected_shape(slots, self._shapes), dtype)
+
+    def is_trained(self, name: str) -> bool:
+        """Say whether a part of a tensor is trained, or something is added to it."""
+        name = self._table_names[name]
+        stem, _, kind = name.rpartition(".")
+        return (
+            self._has_trained(self._slots[name])
+            or self._rows(name) is not None
+            or (stem in self._modules and self._adapter(stem, kind) is not None)
+        )
+
+    def base(self, name: str) -> np.ndarray:
+        """Return a tensor as it is in the base model's file; of a head that was tied, the table."""
+        return self._base.read(self.source(name))
+
+    def source(self, name: str) -> str:
+        """Return the name that the base model's file has for what a tensor is made of."""
+        return self._sources[self._slots[self._table_names[name]][0]]
+
+    def read(self, name: str) -> np.ndarray:
+        """Return a tensor: float32 if a part of it is trained, else as it is in the base's file."""
+        if not self.is_trained(name):
+            return self.base(name)
+        own = self._own(name)
+        name = self._table_names[name]
+        slots = self._slots[name]
+        tensor = self._with_rows(name, own)
+        stem, _, kind = name.rpartition(".")
+        delta = self._delta(stem, kind) if stem in self._modules else None
+        if delta is None:
+            return tensor
+        # A head that was tied is read from the embedding, which lies the other way about.
+        is_tied = name == self._head and not slots[0].transposed
+        merged = tensor + (delta.T if is_tied else self._fused(delta, slots))
+        magnitude = self._leaf(stem, "magnitude") if kind == "weight" else None
+        if magnitude is None:
+            return merged
+        lengths = magnitude[:, None] if is_tied else self._fused(magnitude[None], slots)
+        return _of_lengths(merged, lengths, axis=1 if is_tied or slots[0].transposed else 0)
+
+    def _fused(self, joined: np.ndarray, slots: tuple[Slot, ...]) -> np.ndarray:
+        """Return an array [... out], in our order of outputs, in a tensor's layout and order."""
+        ends = np.cumsum([self._shapes[slot.path][-1] for slot in slots])[:-1]
+        return layout.fuse(np.split(joined, ends, axis=-1), slots)
+
+    def _own(self, name: str) -> np.ndarray:
+        """Return a tensor without its adapter, float32: the base's with its trained leaves."""
+        slots = self._slots[self._table_names[name]]
+        if all(slot.path in self._trained for slot in slots):
+            return layout.join(self._leaves, slots)
+        tensor = self.base(name).astype(np.float32)
+        if not self._has_trained(slots):
+            return tensor
+        parts = [
+            self._part(slot)
+            if slot.path in self._trained
+            else layout.oriented(layout.cut(tensor, slot), slot)
+            for slot in slots
+        ]
+        return layout.fuse(parts, slots)
+
+    def _part(self, slot: Slot) -> np.ndarray:
+        leaf = self._leaves[slot.path]
+        return leaf if slot.index is None else leaf[slot.index]
+
+    def _has_trained(self, slots: tuple[Slot, ...]) -> bool:
+        return any(slot.path in self._trained for slot in slots)
+
+    def _rows(self, name: str) -> tuple[str, tuple[int, ...]] | None:
+        """Return where the trained rows of a tensor are, and which; `None` if it has none."""
+        rows = dict(self._network.rows)
+        if name == self._head and self._network.head_rows is not None:
+            return self._network.head_rows
+        if name == self._embedding and EMBED in rows:
+            return EMBED, rows[EMBED]
+        return None
+
+    def _with_rows(self, name: str, tensor: np.ndarray) -> np.ndarray:
+        """Return a tensor with its trained rows, if it is one that has some, in their place."""
+        found = self._rows(name)
+        if found is None:
+            return tensor
+        owner, chosen = found
+        tensor = tensor.copy()
+        tensor[list(chosen)] = self._leaves[f"{owner}/rows"]
+        return tensor
+
+    def _adapter(self, module: str, kind: str) -> Adapter | None:
+        """Return the adapter that adds to a module's "weight" or "bias", if there is one."""
+        described = self._modules[module]
+        adapter = self._places[described.layer].adapters.get(described.path)
+        return None if adapter is None or (kind == "bias" and not adapter.bias) else adapter
+
+    def _delta(self, module: str, kind: str) -> np.ndarray | None:
+        """Return what an adapter adds to a "weight" [in, out] or a "bias" [out], if anything."""
+        adapter = self._adapter(module, kind)
+        if adapter is None:
+            return None
+        if kind == "bias":
+            return np.float32(adapter.scaling) * self._leaf(module, "bias")
+        if self._modules[module].path == HEAD and self._network.ties_adapters:
+            return np.float32(adapter.scaling) * self._tied_product()
+        update = self._leaf(module, "a").T @ self._leaf(module, "b")
+        if adapter.subtracts_start:
+            update -= self._leaf(module, "a0").T @ self._leaf(module, "b0")
+        return np.float32(adapter.scaling) * update
+
+    def _leaf(self, module: str, name: str) -> Any:
+        """Return a leaf of a module's adapter, float32, or `None` if it has none of that name."""
+        described = self._modules[module]
+        prefix, index, _ = self._places[described.layer]
+        leaf = self._leaves.get(f"{prefix}{described.path}/lora_{name}")
+        if leaf is None:
+            return None
+        return np.asarray(leaf if index is None else leaf[index], np.float32)
+
+    def _tied_product(self) -> np.ndarray:
+        """Return A^T B of the head's adapter [in, out], which is the embedding's."""
+        a, b = (np.asarray(self._leaves[f"embed/lora_{side}"], np.float32) for side in "ba")
+        return a.T @ b
+
+    def _check_biases(self) -> None:
+        """Refuse biases of adapters on modules that have none of their own to take them."""
+        for name in self._modules:
+            if f"{name}.bias" not in self._slots and self._adapter(name, "bias") is not None:
+                raise AdapterError(
+                    f"The adapter on {name} has a bias (lora_bias), and the module has none.",
+                    "Such an adapter cannot be merged: use it beside its base model.",
+                )
+
+
+def _of_lengths(matrix: np.ndarray, lengths: np.ndarray, axis: int) -> np.ndarray:
+    """Return a matrix brought to these lengths along an axis, that of the inputs.
+
+    What is 0 stays 0, as in the model itself (`models/dora.py`).
+    """
+    norms = np.linalg.norm(matrix, axis=axis, keepdims=True)
+    return matrix * np.divide(lengths, norms, out=np.ones_like(norms), where=norms != 0)
+
+
+def _is_still_tied(network: Network) -> bool:
+    """Say whether a head that was tied is still the embedding, with what both have been given."""
+    adapters, rows = dict(network.outer_adapters), dict(network.rows)
+    if network.ties_adapters:
+        return adapters[EMBED].scaling == adapters[HEAD].scaling
+    return EMBED not in adapters and HEAD not in adapters and HEAD not in rows

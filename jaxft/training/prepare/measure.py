@@ -1,0 +1,216 @@
+"""Before the first step of `init_lora_weights: eva`: the base reads training batches, ranks follow.
+
+Separate from `lora.eva`, which knows what is made of a module's inputs; here they are had. Ranks
+cut the layers into groups, so they are decided before the weights are loaded for training: the
+base is loaded under its own groups, measured, let go, and loaded again; a base in 4 bits as it is
+before `calibrate`. The invariant: a run that goes on has the ranks that its checkpoints have,
+whatever this machine would measure.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+from jax.sharding import Mesh
+
+from jaxft import console
+from jaxft.adapters import kinds
+from jaxft.config import EvaConfig
+from jaxft.errors import AdapterError, CheckpointError
+from jaxft.lora import eva, targets, tying
+from jaxft.lora.eva import Site
+from jaxft.models.network import Network, base_network
+from jaxft.parallel import mesh as meshes
+from jaxft.training import checkpoint, objective
+from jaxft.training.objective import CAUSAL_LM
+from jaxft.training.prepare import inputs
+from jaxft.training.prepare.setup import Plan
+
+FILE = "eva.safetensors"  # A of each module by its full name: `eva_state_dict` in PEFT
+_MAX_BATCHES = 200  # after which one more turns nothing that is not turned by chance
+
+
+class Measured(NamedTuple):
+    """What was found in some batches.
+
+    Attributes:
+        directions: A [rank, in] of each module that gets a rank, by its full name.
+        ranks: Of every module, 0 included.
+        num_found: Modules whose directions have come to rest.
+        num_tokens: The tokens measured.
+        num_batches: In how many batches.
+    """
+
+    directions: dict[str, np.ndarray]
+    ranks: dict[str, int]
+    num_found: int
+    num_tokens: int
+    num_batches: int
+
+
+def decided(plan: Plan) -> Plan:
+    """Return a plan with its ranks decided; the same where the recipe decides them.
+
+    Where the run's folder has checkpoints, the ranks are theirs; otherwise inputs are measured.
+
+    Raises:
+        CheckpointError: If the folder has checkpoints, and no ranks that fit them.
+        AdapterError: If there are too few tokens to measure.
+        WeightsError: If the base model cannot be read.
+    """
+    if plan.config.lora.eva_config is None:
+        return plan
+    bare = base_network(plan.network.spec)
+    sites = eva.sites(plan.network, bare, plan.family, plan.config.lora.eva_config.rho)
+    if checkpoint.saved_steps(plan.checkpoints):
+        directions = _read(plan.folder / FILE, sites)
+    else:
+        directions = _measured(plan, bare, sites, plan.config.lora.eva_config)
+    ranks = {name: len(a) for name, a in directions.items()}
+    tables = eva.tables(plan.network, plan.family)
+    lora = eva.decided(plan.config.lora, sites, ranks, tables)
+    if tying.of(plan.config.lora, plan.family, plan.network.spec) is None:
+        # By a list of names more may be tied than was by what the recipe says.
+        lora = lora.model_copy(update={"ensure_weight_tying": False})
+    network = targets.adapted_network(lora, plan.family, plan.network.spec)
+    return dataclasses.replace(plan, lora=lora, network=network, directions=directions)
+
+
+def write(plan: Plan) -> None:
+    """Write what `decided` found into the run's folder; nothing where the recipe decides ranks."""
+    if plan.directions is None:
+        return
+    new = plan.folder / f".{FILE}"
+    safetensors.numpy.save_file(dict(plan.directions), new)
+    os.replace(new, plan.folder / FILE)
+
+
+def _read(path: Path, sites: list[Site]) -> dict[str, np.ndarray]:
+    try:
+        directions = safetensors.numpy.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise _unusable(path, f"cannot be read ({error})") from None
+    by_name = {site.module.name: site for site in sites}
+    for name, a in directions.items():
+        site = by_name.get(name)
+        num_in, most = (site.module.dims[0], site.most) if site else (0, 0)
+        if a.ndim != 2 or a.shape[1] != num_in or not 1 <= len(a) <= most:
+            raise _unusable(path, f"has {name} {a.shape}, which the recipe does not adapt so")
+    given, budget = sum(map(len, directions.values())), sum(site.rank for site in sites)
+    if given != budget:
+        raise _unusable(path, f"has {given} ranks in all, where the recipe gives {budget}")
+    return directions
+
+
+def _unusable(path: Path, found: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}, with the ranks of the checkpoints beside it, {found}.",
+        "Copy it there anew, or choose another train.output_dir.",
+    )
+
+
+def _measured(
+    plan: Plan, bare: Network, sites: list[Site], config: EvaConfig
+) -> dict[str, np.ndarray]:
+    """Load the base, measure, say what was found, and return A of each module with a rank."""
+    tree = plan.base.load(bare)
+    # An epoch has everything; of one batch, the second look tells that nothing moves.
+    limit = min(max(plan.train.steps_per_epoch or _MAX_BATCHES, 2), _MAX_BATCHES)
+    with console.loading("Measuring what modules read (EVA)", limit) as count:
+        batches = (batch for _, batch in plan.train.iterate(0, limit))
+        where: Any = {"mesh": plan.mesh, "dtype": plan.dtype}
+        found = measured(batches, tree, bare, sites, config, count, **where)
+    _show(found)
+    return found.directions
+
+
+def measured(
+    batches: Iterable[Mapping[str, Any]],
+    tree: Mapping[str, Any],
+    bare: Network,
+    sites: list[Site],
+    config: EvaConfig,
+    progress: Callable[[int], None],
+    *,
+    mesh: Mesh,
+    dtype: str,
+) -> Measured:
+    """Measure batches until all directions in use have come to rest, or there are no more.
+
+    Args:
+        batches: As a step takes them, [a b t], at least one.
+        tree: The base's leaves.
+        bare: Its network.
+        sites: The modules to be adapted.
+        config: How.
+        progress: Called with 1 after each batch.
+        mesh: Where the leaves live.
+        dtype: The dtype computed in.
+
+    Raises:
+        AdapterError: If there are too few tokens.
+    """
+    kept = jax.device_put(eva.empty(sites, bare), meshes.replicated(mesh))
+    include = inputs.make_include(bare, eva.include, config.use_label_mask, mesh=mesh, dtype=dtype)
+    shardings = objective.batch_shardings(CAUSAL_LM, mesh)
+    budget, num_batches = sum(site.rank for site in sites), 0
+    for batch in batches:
+        kept = include(kept, tree, jax.device_put(dict(batch), shardings))
+        host = jax.device_get(kept)
+        sketches = [eva.sketch_of(site, host) for site in sites]
+        ratios = [eva.ratios(*each) for each in zip(sites, sketches, strict=True)]
+        ranks = eva.allocate(ratios, budget)
+        by_site = list(zip(sites, sketches, ranks, strict=True))
+        num_found = sum(eva.is_found(sketch, rank, config.tau) for _, sketch, rank in by_site)
+        num_batches += 1
+        progress(1)
+        if num_found == len(sites):
+            break
+    num_tokens = int(sketches[0].num_tokens)
+    _check_number(num_tokens, sites)
+    return Measured(
+        directions={
+            site.module.name: eva.beginning(sketch, rank, whiten=config.whiten)
+            for site, sketch, rank in by_site
+            if rank
+        },
+        ranks={site.module.name: rank for site, _, rank in by_site},
+        num_found=num_found,
+        num_tokens=num_tokens,
+        num_batches=num_batches,
+    )
+
+
+def _check_number(num_tokens: int, sites: list[Site]) -> None:
+    most = max(site.most for site in sites)
+    if num_tokens <= most:
+        raise AdapterError(
+            f"lora.init_lora_weights is eva, and {num_tokens} tokens were measured, in which to "
+            f"find up to {most} directions.",
+            "Use more rows, a smaller lora.r or rho, or use_label_mask=false in lora.eva_config.",
+        )
+
+
+def _show(found: Measured) -> None:
+    """Say how ranks were given, by kind of module, and in the order of the layers."""
+    ranks, num_modules = list(found.ranks.values()), len(found.ranks)
+    console.note(
+        f"EVA: {found.num_tokens:,} tokens in {found.num_batches} batches; ranks from "
+        f"{min(ranks)} to {max(ranks)}, {sum(ranks):,} over {num_modules} modules; "
+        f"{ranks.count(0)} get no adapter:"
+    )
+    for kind, modules in kinds.grouped(found.ranks).items():
+        given = [found.ranks[module] for module in modules]
+        mean = sum(given) / len(given)
+        console.note(f"  {kind}: {mean:.1f} on average, by layer {' '.join(map(str, given))}")
+    if found.num_found < num_modules:
+        console.warning(
+            f"the directions of {num_modules - found.num_found} modules had not come to rest "
+            f"after {found.num_batches} batches (lora.eva_config.tau); they are used as they are."
+        )

@@ -1,0 +1,81 @@
+"""`jaxft train`, from recipe to tuned model: read top to bottom, this is what a run is."""
+
+import shlex
+
+from jaxft import console
+from jaxft import tree as trees
+from jaxft.config import RunConfig
+from jaxft.data.batches.stream import StreamBatches
+from jaxft.data.examples import report
+from jaxft.lora import mask, starts
+from jaxft.models.bind import abstract_tree
+from jaxft.training.prepare import measure, setup
+from jaxft.training.prepare.setup import Plan
+from jaxft.training.run import finish, folder
+from jaxft.training.run.trainer import Outcome, Trainer
+from jaxft.training.run.watcher import Watcher
+
+
+def run(config: RunConfig) -> None:
+    """Train as the recipe says, and show what came of it.
+
+    Raises:
+        JaxftError: If the user can mend what is amiss.
+        Stopped: If a signal ended the run; its state is saved.
+    """
+    plan = setup.make_plan(config)
+    folder.check(plan)
+    plan = measure.decided(plan)
+    _show_plan(plan)
+    # All that can be refused has been before anything is written.
+    tree = setup.load_tree(plan)
+    with folder.open_checkpoints(plan) as checkpoints:
+        folder.remember_base(plan, tree)
+        outcome = Trainer(plan, tree, Watcher()).run(checkpoints)
+    written = finish.write_result(plan, outcome)
+    _show_outcome(plan, outcome)
+    samples = finish.answers(plan, outcome)
+    console.samples(samples)
+    kind = "adapter" if config.tuning.method == "lora" else "model"
+    console.result(f"{kind.capitalize()}: {written}")
+    prompt = shlex.quote(min((sample.prompt for sample in samples), key=len, default="Hello."))
+    console.result(
+        f"Try it:  jaxft generate --{kind} {shlex.quote(str(written))} --prompt {prompt}"
+    )
+
+
+def _show_plan(plan: Plan) -> None:
+    leaves = abstract_tree(plan.network)
+    trained, frozen = trees.partition(leaves, mask.trainable_mask(plan.network, leaves))
+    batches = plan.train
+    console.note(
+        f"Training {trees.num_parameters(trained):,} parameters "
+        f"beside {trees.num_parameters(starts.without(frozen)):,} frozen ones in {plan.dtype}."
+    )
+    size = f"{batches.global_batch} sequences of {batches.sequence_length} tokens"
+    epoch = (
+        "the rows are read as they are needed"
+        if batches.fill is None
+        else f"{batches.steps_per_epoch} steps are an epoch, {batches.fill:.0%} of its tokens are"
+        " no padding"
+    )
+    console.note(f"{plan.num_steps} steps of {size}; {epoch}.")
+    if plan.tokenizer is not None and plan.data.train.examples:
+        first = plan.data.train.examples[0][0]
+        marked = report.mark_targets(first, plan.tokenizer, before="[[", after="]]")
+        console.note(f"The first row, what is learned in [[ ]]:\n{marked}")
+
+
+def _show_outcome(plan: Plan, outcome: Outcome) -> None:
+    if isinstance(plan.train, StreamBatches):  # nobody has looked at these rows before
+        console.note(f"Read for training: {report.describe(plan.train.report)}")
+    rows = [
+        (name, found.loss, found.perplexity)
+        for name, found in (("before", outcome.before), ("after", outcome.after))
+        if found is not None
+    ]
+    if rows:
+        console.table("Held-out rows", ("", "loss (nats)", "perplexity"), rows)
+    if outcome.before and outcome.after:
+        change = outcome.after.loss / outcome.before.loss - 1
+        console.result(f"The held-out loss changed by {change:+.1%} in {plan.num_steps} steps.")

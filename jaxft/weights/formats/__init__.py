@@ -1,0 +1,1 @@
+"""Formats of checkpoints: safetensors, torch, Flax's msgpack and GGUF, read and written."""

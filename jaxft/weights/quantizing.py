@@ -1,0 +1,65 @@
+"""A leaf of the tree that is quantized while the tensors of a checkpoint are written into it.
+
+The counterpart of `filling` for weights in fewer bits: a slice is quantized as it comes, on the
+device, so that neither host nor device ever holds the leaf in its original width.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxft.models.quantized import Quantized, quantize
+from jaxft.weights import gptq
+from jaxft.weights.formats import regions
+from jaxft.weights.formats.regions import Region
+from jaxft.weights.gptq import RoundingPlan
+
+# From the path of a leaf and the slice of its stack to how it is rounded.
+Plans = Callable[[str, int], RoundingPlan]
+# Norms, biases, convolutions, embeddings and the head keep their dtype.
+_QUANTIZED = re.compile(r"groups/\d+/\d+/(attn/\w+|conv/[bcxo]|mlp/\w+)/kernel")
+
+
+def is_quantized(path: str) -> bool:
+    """Return whether the leaf at `path`, if it is frozen, is one that is quantized."""
+    return _QUANTIZED.fullmatch(path) is not None
+
+
+class Quantizing:
+    """A stack of quantized matrices."""
+
+    def __init__(self, leaf: Quantized, plan_of: Callable[[int], RoundingPlan] | None) -> None:
+        """Begin with nothing.
+
+        Args:
+            leaf: What it will be, as `quantized.abstract` says it; it is not divided.
+            plan_of: How a slice is rounded; `None` rounds each weight to the nearest code.
+        """
+        self._leaf, self._plan_of = leaf, plan_of
+        self._slices: dict[int, Quantized] = {}
+
+    def needed(self, index: int | None) -> Region:
+        """Return the region of a slice that `write` takes: all of it."""
+        return regions.whole(self._leaf.shape if index is None else self._leaf.shape[1:])
+
+    def write(self, part: np.ndarray, index: int | None) -> None:
+        """Quantize one slice."""
+        assert index is not None, "what is quantized lies in layers, and those are stacked"
+        placed, kind = self._leaf.codes.sharding, self._leaf.kind
+        weight = jax.device_put(np.asarray(part, np.float32), placed)
+        if self._plan_of is None:
+            made = quantize(weight, kind)
+        else:
+            plan = jax.device_put(self._plan_of(index), placed)
+            made = gptq.rounded(weight, plan, kind)
+        self._slices[index] = jax.block_until_ready(made)
+
+    def finish(self) -> Quantized:
+        """Stack the slices."""
+        ordered: list[Any] = [self._slices[index] for index in sorted(self._slices)]
+        self._slices = {}
+        return jax.tree.map(lambda *slices: jnp.stack(slices), *ordered)
