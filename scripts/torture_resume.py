@@ -25,7 +25,7 @@ from typing import Any
 
 from jaxft import console
 
-_COMMAND = [sys.executable, "-c", "from jaxft import cli; cli.main()", "train"]
+_COMMAND = [sys.executable, "-c", "from jaxft.cli.main import main; main()", "train"]
 
 
 def main() -> None:

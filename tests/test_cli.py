@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 import jaxft
-from jaxft import console
+from jaxft import console, verbs
 from jaxft.cli import main
 from jaxft.errors import DataError, Stopped
 from jaxft.generation.sampling import Sampling
@@ -36,9 +36,9 @@ def replace_loop(monkeypatch):
     def replace(run):
         loop = types.ModuleType("jaxft.training.run.loop")
         loop.run = run
-        package = types.ModuleType("jaxft.training")
+        package = types.ModuleType("jaxft.training.run")
         package.loop = loop
-        monkeypatch.setitem(sys.modules, "jaxft.training", package)
+        monkeypatch.setitem(sys.modules, "jaxft.training.run", package)
         monkeypatch.setitem(sys.modules, "jaxft.training.run.loop", loop)
 
     return replace
@@ -247,7 +247,7 @@ def asked(monkeypatch):
     generation.Asked = lambda **options: calls.append(options)
     generation.load = FakeAnswerer
     monkeypatch.setitem(sys.modules, "jaxft.verbs.generate", generation)
-    monkeypatch.setattr(jaxft, "generate", generation, raising=False)
+    monkeypatch.setattr(verbs, "generate", generation, raising=False)
     return calls
 
 

@@ -26,7 +26,7 @@ REPO = Path(jaxft.__file__).parent.parent
 KILLED = """
 import os, signal, sys
 import jax
-from jaxft import cli
+from jaxft.cli import main
 from jaxft.training import checkpoint
 from jaxft.training.run import trainer
 
@@ -47,7 +47,7 @@ def read_or_die(self, pending, log, bar):
     read(self, pending, log, bar)
 
 checkpoint.Checkpoints.save, trainer.Trainer._read = save_and_die, read_or_die
-cli.main(sys.argv[3:])
+main.main(sys.argv[3:])
 """
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 
@@ -15,7 +14,7 @@ from jaxft.training.run import interrupt
 def test_a_signal_is_noted_and_said(number, capsys):
     with interrupt.deferred() as received:
         assert received() is None
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         assert received() == number
     said = capsys.readouterr().err
     assert said == "Stopping after this step; once more to stop without saving.\n"
@@ -23,22 +22,22 @@ def test_a_signal_is_noted_and_said(number, capsys):
 
 def test_a_second_signal_of_the_same_kind_acts():
     with interrupt.deferred() as received:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert received() == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_the_first_of_two_kinds_counts():
     with interrupt.deferred() as received:
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
         assert received() == signal.SIGTERM
 
 
 def test_it_can_be_asked_after_the_block():
     with interrupt.deferred() as received:
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
     assert received() == signal.SIGTERM
 
 
@@ -47,7 +46,7 @@ def test_afterwards_signals_do_what_they_did(is_signalled):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with interrupt.deferred():
         if is_signalled:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
     after = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert after == before
 
