@@ -24,7 +24,7 @@ from jaxft.errors import UnsupportedModelError, WeightsError
 from jaxft.models import families
 from jaxft.models.network import base_network
 from jaxft.verbs import inspection
-from jaxft.verbs.inspection import Stored, Target, Tuning
+from jaxft.verbs.inspection import Stored, Target, TuningSize
 from jaxft.weights import base, names
 from jaxft.weights.formats.safetensors import SafetensorsCheckpoint
 from jaxft.weights.places import source
@@ -143,7 +143,7 @@ def test_smollm2_in_full_size_has_the_numbers_that_peft_prints(smollm2):
 
 
 def test_memory_is_the_frozen_base_and_four_floats_a_trained_parameter():
-    tuning = Tuning("LoRA", num_trained=10, num_frozen=1000, frozen_bytes={"bf16 base": 2000})
+    tuning = TuningSize("LoRA", num_trained=10, num_frozen=1000, frozen_bytes={"bf16 base": 2000})
     assert tuning.state_bytes == 160
     assert tuning.total_bytes("bf16 base") == 2160
 

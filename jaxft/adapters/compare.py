@@ -44,7 +44,7 @@ class Kind:
 
 
 @dataclasses.dataclass(frozen=True)
-class Difference:
+class UpdateDifference:
     """How far two adapters' updates of one kind of module are apart.
 
     Attributes:
@@ -86,7 +86,7 @@ def _kind(name: str, updates: Sequence[Update]) -> Kind:
     )
 
 
-def differences(first: LoraAdapter, second: LoraAdapter) -> list[Difference]:
+def differences(first: LoraAdapter, second: LoraAdapter) -> list[UpdateDifference]:
     """Compare the updates of two adapters by kind; a module without an adapter has an update of 0.
 
     Raises:
@@ -106,7 +106,7 @@ def differences(first: LoraAdapter, second: LoraAdapter) -> list[Difference]:
         norms = tuple(math.hypot(*(low_rank.norm(pair[side]) for pair in pairs)) for side in (0, 1))
         product = math.fsum(low_rank.inner(*pair) for pair in pairs)
         found.append(
-            Difference(
+            UpdateDifference(
                 name=name,
                 norms=(norms[0], norms[1]),
                 distance=math.hypot(*(low_rank.distance(*pair) for pair in pairs)),

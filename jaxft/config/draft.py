@@ -21,7 +21,7 @@ from jaxft.config.options import KeyPath
 from jaxft.errors import ConfigError
 
 
-class Place(NamedTuple):
+class RecipePlace(NamedTuple):
     """Where a value stands, and the folders that a path written there may start from."""
 
     label: str
@@ -32,9 +32,9 @@ class Draft(NamedTuple):
     """A recipe before it is checked: nested dicts, and the place of each key."""
 
     values: dict[str, Any]
-    places: dict[KeyPath, Place]
+    places: dict[KeyPath, RecipePlace]
 
-    def place(self, path: KeyPath) -> Place:
+    def place(self, path: KeyPath) -> RecipePlace:
         """Return the place of a key, or of the nearest thing around it."""
         while path not in self.places:
             path = path[:-1]
@@ -66,8 +66,8 @@ def read(recipe: Path) -> Draft:
             "Expected sections at the top: model, lora, data, train, mesh.",
         )
     folder = Path(os.path.abspath(recipe.parent))
-    places: dict[KeyPath, Place] = {(): Place(str(recipe), (folder,))}
-    values = _value(node, (), lambda at: Place(f"{recipe}:{_line(at)}", (folder,)), places)
+    places: dict[KeyPath, RecipePlace] = {(): RecipePlace(str(recipe), (folder,))}
+    values = _value(node, (), lambda at: RecipePlace(f"{recipe}:{_line(at)}", (folder,)), places)
     return Draft(values, places)
 
 
@@ -94,7 +94,10 @@ def _compose(text: str, source: str) -> Node | None:
 
 
 def _value(
-    node: Node, path: KeyPath, place_of: Callable[[Node], Place], places: dict[KeyPath, Place]
+    node: Node,
+    path: KeyPath,
+    place_of: Callable[[Node], RecipePlace],
+    places: dict[KeyPath, RecipePlace],
 ) -> Any:
     """Turn a node into plain values, noting the place of every key and item.
 
@@ -147,8 +150,8 @@ def apply(draft: Draft, override: str, recipe: Path) -> None:
     path = tuple(dotted_key.strip().split("."))
     if not equals or not all(path):
         raise ConfigError(f"{label} is not key=value", "Write it like `train.learning_rate=3e-4`.")
-    place = Place(label, (Path.cwd(), Path(os.path.abspath(recipe.parent))))
-    places: dict[KeyPath, Place] = {path: place}
+    place = RecipePlace(label, (Path.cwd(), Path(os.path.abspath(recipe.parent))))
+    places: dict[KeyPath, RecipePlace] = {path: place}
     node = _compose(text, label)
     value = None if node is None else _value(node, path, lambda at: place, places)
     _open_section(draft.values, path, label)[path[-1]] = value

@@ -141,7 +141,7 @@ def _show_example(title: str, example: Example, found: _Found, *, has_ids: bool)
         fitted = overlong.fit(example, encoding.max_length, encoding.overlong, place)
     except DataError as error:
         console.finding("stop", error.found, [f"-> {error.remedy}"])
-        fitted = overlong.Fitted((example,), "")
+        fitted = overlong.FittedExample((example,), "")
     if not fitted.examples:
         console.finding("warning", f"{title} is left out: {_LEFT_OUT[fitted.outcome]}.", ())
     length = len(example.input_ids)

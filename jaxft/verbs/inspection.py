@@ -68,7 +68,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Tuning:
+class TuningSize:
     """One way to tune the model.
 
     Attributes:
@@ -149,7 +149,7 @@ class Inspection:
     num_parameters: int
     num_in_tables: int
     rank: int
-    tunings: tuple[Tuning, ...]
+    tunings: tuple[TuningSize, ...]
     targets: tuple[Target, ...]
 
 
@@ -208,7 +208,7 @@ def stored_dtypes(checkpoint: Checkpoint) -> tuple[Stored, ...]:
     return tuple(Stored(dtype, counts[dtype], size) for dtype, size in sizes.most_common())
 
 
-def tunings(found: Source, family: Family, spec: ModelSpec, rank: int) -> tuple[Tuning, ...]:
+def tunings(found: Source, family: Family, spec: ModelSpec, rank: int) -> tuple[TuningSize, ...]:
     """Return the ways to tune a model: LoRA on default targets and on all-linear, and full."""
     choices: dict[str, str | None] = {"default": None, "all-linear": targets.ALL_LINEAR}
     if not family.default_targets:
@@ -227,9 +227,9 @@ def tunings(found: Source, family: Family, spec: ModelSpec, rank: int) -> tuple[
         num_trained = sum(sizes[path] for path in trained)
         num_frozen = sum(sizes.values()) - num_trained
         frozen_bytes = {held: _frozen_bytes(each, network) for held, each in bases.items()}
-        ways.append(Tuning(f"LoRA, {label}", num_trained, num_frozen, frozen_bytes))
+        ways.append(TuningSize(f"LoRA, {label}", num_trained, num_frozen, frozen_bytes))
     num_parameters = sum(_sizes(base_network(spec)).values())
-    ways.append(Tuning("full tuning", num_parameters, 0, dict.fromkeys(bases, 0)))
+    ways.append(TuningSize("full tuning", num_parameters, 0, dict.fromkeys(bases, 0)))
     return tuple(ways)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jaxft.data.batches.batch import Batch
 from jaxft.data.examples import chunk, encode
-from jaxft.data.examples.cache import Fingerprint, Stored
+from jaxft.data.examples.cache import Fingerprint, StoredExamples
 from jaxft.data.sources.source import RowSource, rows_of
 
 Rows = list[tuple[list[int], list[int]]]
@@ -55,7 +55,7 @@ def make_examples(rows: Rows) -> encode.Examples:
     for ids, mask in rows:
         digest.add(np.array(ids, np.int32), np.array(mask, np.uint8))
     report = made.tally.report(MAX_LENGTH)
-    return encode.Examples(Stored(*made[:4], report, digest.hexdigest(), (), ()))
+    return encode.Examples(StoredExamples(*made[:4], report, digest.hexdigest(), (), ()))
 
 
 def rows_seen(batches: list[Batch]) -> collections.Counter:

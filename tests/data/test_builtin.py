@@ -8,7 +8,7 @@ from data_builders import make_encoding, make_tokenizer
 from jaxft.config.data import BUILT_IN_TEMPLATES
 from jaxft.data.chats import builtin
 from jaxft.data.examples import tokens
-from jaxft.data.rows.row import Dialogue, Place
+from jaxft.data.rows.row import Dialogue, RowPlace
 from jaxft.errors import DataError
 
 CHAT = (
@@ -59,7 +59,7 @@ def test_a_recipe_may_name_each_template_that_there_is():
 def test_a_chat_begins_as_every_text_of_its_tokenizer_does(name, adds_start):
     tokenizer = make_tokenizer(None, adds_start=adds_start)
     tokenizer.chat_template = builtin.resolve(name, tokenizer)
-    encoded = tokens.encode_row(Dialogue(Place("f", 1), CHAT), make_encoding(tokenizer))
+    encoded = tokens.encode_row(Dialogue(RowPlace("f", 1), CHAT), make_encoding(tokenizer))
     ids = encoded.examples[0].input_ids.tolist()
     assert ids.count(tokenizer.bos_token_id) == int(adds_start)
     assert ids[0] == tokenizer.bos_token_id or not adds_start
@@ -69,7 +69,7 @@ def test_a_chat_begins_as_every_text_of_its_tokenizer_does(name, adds_start):
 def test_replies_are_learned_to_their_end(name):
     tokenizer = make_tokenizer(None)
     tokenizer.chat_template = builtin.resolve(name, tokenizer)
-    encoded = tokens.encode_row(Dialogue(Place("f", 1), CHAT), make_encoding(tokenizer))
+    encoded = tokens.encode_row(Dialogue(RowPlace("f", 1), CHAT), make_encoding(tokenizer))
     (example,) = encoded.examples
     learned = tokenizer.decode(example.input_ids[example.loss_mask == 1])
     end = "<|im_end|>" if name == "chatml" else "</s>"
@@ -88,7 +88,7 @@ def test_a_name_that_is_nothing_lists_the_built_in_ones():
 
 
 def test_a_role_without_a_place_is_refused():
-    row = Dialogue(Place("f", 4), ({"role": "tool", "content": "x"}, *CHAT[1:3]))
+    row = Dialogue(RowPlace("f", 4), ({"role": "tool", "content": "x"}, *CHAT[1:3]))
     tokenizer = make_tokenizer(None)
     tokenizer.chat_template = builtin.resolve("alpaca", tokenizer)
     with pytest.raises(DataError, match="f:4: the chat template refuses"):

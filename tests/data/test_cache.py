@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jaxft.data.examples import cache
 from jaxft.data.examples.chunk import TABLE, Chunk
 from jaxft.data.examples.tally import Count, Tally
-from jaxft.data.rows.row import Place
+from jaxft.data.rows.row import RowPlace
 
 FILES = ["a.jsonl", "b.jsonl"]
 DAY_S = 24 * 3600
@@ -29,7 +29,7 @@ def make_chunk(*examples, file="a.jsonl", number=1):
         start += len(ids)
     tally = Tally(rows=len(examples), examples=len(examples), tokens=start, targets=start)
     if examples:
-        tally.notes["templated"] = Count(len(examples), Place(file, number))
+        tally.notes["templated"] = Count(len(examples), RowPlace(file, number))
     return Chunk(
         np.array([token for ids in examples for token in ids], np.int32),
         np.ones(start, np.uint8),

@@ -13,7 +13,7 @@ from jaxft.config import DataConfig
 from jaxft.data.chats import builtin
 from jaxft.data.examples import report, tokens
 from jaxft.data.rows import flags, shapes
-from jaxft.data.rows.row import Place
+from jaxft.data.rows.row import RowPlace
 from jaxft.data.sources import files
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
@@ -22,7 +22,7 @@ LEARNED = re.findall(r"\[\[(.*?)\]\]\]?` \|$", PAGE, re.MULTILINE)
 
 
 def learned(value: dict, tokenizer) -> str:
-    row = shapes.parse_row(value, Place("docs", 1))
+    row = shapes.parse_row(value, RowPlace("docs", 1))
     (example,) = tokens.encode_row(row, make_encoding(tokenizer)).examples
     pieces = report.split_pieces(example, tokenizer)
     return "".join(piece.text for piece in pieces if piece.is_target)
@@ -40,7 +40,7 @@ def test_the_plain_prompt_is_the_one_shown():
     alpaca = next(value for value in EXAMPLES if "instruction" in value)
     tokenizer = make_tokenizer(None)
     tokenizer.chat_template = builtin.resolve(builtin.DEFAULT, tokenizer)
-    row = shapes.parse_row(alpaca, Place("docs", 1))
+    row = shapes.parse_row(alpaca, RowPlace("docs", 1))
     (example,) = tokens.encode_row(row, make_encoding(tokenizer)).examples
     text = tokenizer.decode(example.input_ids).removesuffix("</s>")
     indented = "\n".join(f"    {line}" if line else "" for line in text.split("\n"))

@@ -14,7 +14,7 @@ from jaxft.config import SourceConfig
 from jaxft.data.chats import encoding
 from jaxft.data.examples import cache, chunk, encode, tokens
 from jaxft.data.examples.cache import Fingerprint
-from jaxft.data.rows.row import Place
+from jaxft.data.rows.row import RowPlace
 from jaxft.data.sources.source import open_rows, rows_of
 from jaxft.errors import DataError
 
@@ -59,7 +59,7 @@ def test_examples_are_what_encoding_each_row_gives_in_order():
     assert (examples[0].input_ids.dtype, examples[0].loss_mask.dtype) == (np.int32, np.uint8)
     assert examples.lengths.tolist() == [len(ids) for ids, _ in lists(examples)]
     assert examples.targets.tolist() == [sum(mask) for _, mask in lists(examples)]
-    assert [examples.place(i) for i in range(3)] == [Place("made", i, "row") for i in range(3)]
+    assert [examples.place(i) for i in range(3)] == [RowPlace("made", i, "row") for i in range(3)]
     ends = {end for row in source for end in tokens.encode_row(row, own).end_ids}
     assert examples.end_ids == tuple(sorted(ends))
 
@@ -348,7 +348,9 @@ def test_memory_does_not_grow_with_the_number_of_rows(tmp_path, monkeypatch):
 
 def test_the_memory_of_what_was_read_is_given_back_now_and_then(monkeypatch):
     released = []
-    monkeypatch.setattr(cache.Stored, "release", lambda stored: released.append(len(stored.table)))
+    monkeypatch.setattr(
+        cache.StoredExamples, "release", lambda stored: released.append(len(stored.table))
+    )
     examples = encode.encode_source(made_rows(*VALUES_OF_LENGTHS), BASE)
     for index in range(100):
         examples[index % 5]

@@ -5,9 +5,9 @@ import pytest
 from data_builders import make_tokenizer
 
 from jaxft.data.chats import exchange
-from jaxft.data.rows.row import Dialogue, Place, Text, TextCompletion, Tokenized
+from jaxft.data.rows.row import Dialogue, RowPlace, Text, TextCompletion, Tokenized
 
-PLACE = Place("f", 1)
+PLACE = RowPlace("f", 1)
 SYSTEM = {"role": "system", "content": "Sys."}
 TURNS = (
     {"role": "user", "content": "One?"},

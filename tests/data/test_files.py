@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from jaxft.config import paths
-from jaxft.data.rows.row import Place
+from jaxft.data.rows.row import RowPlace
 from jaxft.data.sources import files
 from jaxft.data.sources.files import json_values
 from jaxft.data.sources.source import rows_of
@@ -334,8 +334,8 @@ def test_columns_of_maps_and_dictionaries_are_objects_and_texts(tmp_path):
 def test_paragraphs_are_rows_and_keep_their_lines(tmp_path):
     path = write(tmp_path, "rows.txt", "", " a", "b \r", "\r", " \t", "c\u2028d", "")
     assert list(files.values(path)) == [
-        (Place(str(path), 2), {"text": " a\nb "}),
-        (Place(str(path), 6), {"text": "c\u2028d"}),
+        (RowPlace(str(path), 2), {"text": " a\nb "}),
+        (RowPlace(str(path), 6), {"text": "c\u2028d"}),
     ]
 
 

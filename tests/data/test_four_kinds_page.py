@@ -13,7 +13,7 @@ from jaxft.config import recipe
 from jaxft.data.chats import builtin
 from jaxft.data.examples import report, tokens
 from jaxft.data.rows import shapes
-from jaxft.data.rows.row import Place
+from jaxft.data.rows.row import RowPlace
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "four-kinds.md").read_text(encoding="utf-8")
@@ -48,7 +48,7 @@ def test_the_row_is_learned_as_shown(path):
     if data.chat_template:
         tokenizer.chat_template = builtin.resolve(data.chat_template, tokenizer)
     value = json.loads(blocks(path, "json")[0])
-    row = shapes.parse_row(value, Place("page", 1), data.train[0].columns)
+    row = shapes.parse_row(value, RowPlace("page", 1), data.train[0].columns)
     (example,) = tokens.encode_row(row, make_encoding(tokenizer)).examples
     shown = report.mark_targets(example, tokenizer, before="[[", after="]]")
     assert [shown.removesuffix("\n")] == blocks(path, "text")

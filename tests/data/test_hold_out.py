@@ -9,14 +9,14 @@ from file_writers import write_rows
 from hypothesis import strategies as st
 
 from jaxft.config import HoldOutConfig, SourceConfig
-from jaxft.data.rows.row import Place
+from jaxft.data.rows.row import RowPlace
 from jaxft.data.sources import hold_out
 from jaxft.data.sources.hold_out import HoldOut
 from jaxft.data.sources.source import RowSource, open_rows
 from jaxft.errors import DataError
 
 FRACTIONS = st.floats(0.01, 0.99)
-PLACE = Place("rows", 1)
+PLACE = RowPlace("rows", 1)
 
 
 class Values:
@@ -28,7 +28,9 @@ class Values:
         self._values = values
 
     def values(self):
-        return ((Place("rows", number, "row"), value) for number, value in enumerate(self._values))
+        return (
+            (RowPlace("rows", number, "row"), value) for number, value in enumerate(self._values)
+        )
 
     def content(self) -> str:
         return json.dumps(self._values)

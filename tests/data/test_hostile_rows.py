@@ -14,10 +14,10 @@ from data_builders import CHAT, VALUES
 from hypothesis import strategies as st
 
 from jaxft.data.rows import flags, plain, shapes
-from jaxft.data.rows.row import Dialogue, Place, Text, TextCompletion
+from jaxft.data.rows.row import Dialogue, RowPlace, Text, TextCompletion
 from jaxft.errors import DataError
 
-PLACE = Place("bad.jsonl", 7)
+PLACE = RowPlace("bad.jsonl", 7)
 
 
 def parse(value, columns=None):

@@ -8,7 +8,7 @@ import pytest
 from data_builders import CHAT
 
 from jaxft.data.rows import shapes
-from jaxft.data.rows.row import Place
+from jaxft.data.rows.row import RowPlace
 from jaxft.errors import DataError
 
 ADD = {"name": "add", "description": "Adds.", "parameters": {"type": "object", "properties": {}}}
@@ -18,7 +18,7 @@ ASK = {"role": "user", "content": "hi"}
 
 
 def parse(messages, name="messages", **fields):
-    return shapes.parse_row({name: messages, **fields}, Place("f", 7))
+    return shapes.parse_row({name: messages, **fields}, RowPlace("f", 7))
 
 
 def complaint(messages, name="messages", **fields) -> str:
@@ -76,7 +76,7 @@ def test_fields_that_templates_know_stay_and_others_are_named():
     assert [each["name"] for each in row.messages] == ["Ann", "Ann"]
     assert all(set(each) == {"role", "content", "name"} for each in row.messages)
     assert row.unused == ("messages[].timestamp",)
-    prompt = shapes.parse_row({"prompt": named[:1], "completion": named[1:]}, Place("f", 7))
+    prompt = shapes.parse_row({"prompt": named[:1], "completion": named[1:]}, RowPlace("f", 7))
     assert prompt.unused == ("prompt[].timestamp", "completion[].timestamp")
 
 

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from jaxft.data.examples import overlong
 from jaxft.data.examples.tokens import Example
-from jaxft.data.rows.row import Place
+from jaxft.data.rows.row import RowPlace
 from jaxft.errors import DataError
 
-PLACE = Place("f.jsonl", 3)
+PLACE = RowPlace("f.jsonl", 3)
 
 
 @st.composite

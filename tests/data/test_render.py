@@ -8,10 +8,10 @@ from data_builders import CHATML, LLAMA3, MISTRAL, QWEN3, make_encoding, make_to
 from hypothesis import strategies as st
 
 from jaxft.data.examples import render
-from jaxft.data.rows.row import Dialogue, Place, Text, TextCompletion
+from jaxft.data.rows.row import Dialogue, RowPlace, Text, TextCompletion
 from jaxft.errors import DataError
 
-PLACE = Place("f.jsonl", 7)
+PLACE = RowPlace("f.jsonl", 7)
 SYSTEM = {"role": "system", "content": "Sys."}
 TURNS = (
     {"role": "user", "content": "One?"},

@@ -12,9 +12,9 @@ from jaxft.data.examples import report, tokens
 from jaxft.data.examples.report import Piece, Report
 from jaxft.data.examples.tally import Tally
 from jaxft.data.examples.tokens import Example
-from jaxft.data.rows.row import Dialogue, Place, TextCompletion
+from jaxft.data.rows.row import Dialogue, RowPlace, TextCompletion
 
-PLACE = Place("f.jsonl", 1)
+PLACE = RowPlace("f.jsonl", 1)
 
 TURNS = (
     {"role": "user", "content": "héllo"},
@@ -111,7 +111,7 @@ def tally_of(rows, start=0):
     """Count rows that stand at the lines from `start` on."""
     tally = Tally()
     for number, (outcome, true_of, unused) in enumerate(rows, start):
-        row = TextCompletion(Place("f", number), "", "", unused=tuple(unused))
+        row = TextCompletion(RowPlace("f", number), "", "", unused=tuple(unused))
         tally.count_row(row, true_of, frozenset({number % 3}))
         kept = outcome in ("", "truncated", "split")
         tally.count_example(number, int(kept), outcome, row.place)

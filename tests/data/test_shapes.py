@@ -6,12 +6,12 @@ import pytest
 from data_builders import CHAT, VALUES
 
 from jaxft.data.rows import shapes
-from jaxft.data.rows.row import Dialogue, Place, Text, TextCompletion
+from jaxft.data.rows.row import Dialogue, RowPlace, Text, TextCompletion
 from jaxft.errors import DataError
 
 STRUCTURED = [name for name in VALUES if name not in ("text", "tokens")]
 CHATS = ["messages", "chat completion", "sharegpt", "alpaca", "question"]
-PLACE = Place("f", 7)
+PLACE = RowPlace("f", 7)
 
 
 def parse(value, **columns):

@@ -9,7 +9,7 @@ from data_builders import make_tokenizer
 from hypothesis import strategies as st
 
 from jaxft.data.rows import shapes
-from jaxft.data.rows.row import Place
+from jaxft.data.rows.row import RowPlace
 from jaxft.errors import DataError
 
 MASKS = ("loss_mask", "completion_mask", "assistant_masks")
@@ -18,7 +18,7 @@ IDS = st.lists(st.integers(0, 2**31 - 1), max_size=8)
 
 
 def parse(**value):
-    return shapes.parse_row(value, Place("train_dataset", 3, "row"))
+    return shapes.parse_row(value, RowPlace("train_dataset", 3, "row"))
 
 
 def complaint(**value) -> str:
@@ -61,7 +61,7 @@ def test_a_row_of_nothing_but_padding_is_empty():
 
 def test_what_a_tokenizer_returns_is_a_row():
     encoded = make_tokenizer()("he said", padding="max_length", max_length=9)
-    row = shapes.parse_row(encoded, Place("d", 0, "row"))
+    row = shapes.parse_row(encoded, RowPlace("d", 0, "row"))
     assert row.input_ids.tolist() == make_tokenizer()("he said")["input_ids"]
 
 

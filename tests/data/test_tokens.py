@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jaxft.data.chats import exchange
 from jaxft.data.examples import render, tokens
-from jaxft.data.rows.row import Dialogue, Place, Text, TextCompletion, Tokenized
+from jaxft.data.rows.row import Dialogue, RowPlace, Text, TextCompletion, Tokenized
 from jaxft.errors import DataError
 
 TOKENIZERS = {
@@ -25,7 +25,7 @@ TOKENIZERS = {
 TEXTS = st.text(st.sampled_from("helt: \n.é\u2028😀"), max_size=12)
 
 
-PLACE = Place("f", 1)
+PLACE = RowPlace("f", 1)
 
 
 def encode(row, tokenizer) -> tokens.Example:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxft.data.rows import flags, leftovers, shapes
-from jaxft.data.rows.row import Place
+from jaxft.data.rows.row import RowPlace
 from jaxft.errors import DataError
 
 FOUR = [*CHAT, *CHAT]
@@ -31,7 +31,7 @@ LEARNED = [{"weight": 1}, {"loss": True}, {"train": "true"}, {"masked": False}, 
 
 
 def parse(value):
-    return shapes.parse_row(value, Place("f", 7))
+    return shapes.parse_row(value, RowPlace("f", 7))
 
 
 def complaint(value) -> str:

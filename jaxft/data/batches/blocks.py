@@ -29,14 +29,14 @@ from jaxft.data.rows.row import Row
 from jaxft.data.sources.source import RowSource
 
 
-class Source(NamedTuple):
+class EncodedSource(NamedTuple):
     """Rows that can be read again and again, and how they become tokens."""
 
     rows: RowSource
     encoding: Encoding
 
 
-class Block(NamedTuple):
+class StreamBlock(NamedTuple):
     """The sequences of a block, where it begins, and what was counted in its rows."""
 
     mark: Mark
@@ -58,7 +58,7 @@ class Blocks:
         vocab_size: How many embeddings the model has.
     """
 
-    sources: Sequence[Source]
+    sources: Sequence[EncodedSource]
     max_length: int
     packing: bool
     shuffle: bool
@@ -66,7 +66,7 @@ class Blocks:
     seed: int
     vocab_size: int
 
-    def read(self, mark: Mark) -> Iterator[Block]:
+    def read(self, mark: Mark) -> Iterator[StreamBlock]:
         """Yield blocks without end.
 
         Args:
@@ -100,7 +100,7 @@ class Blocks:
         for number, source in enumerate(self.sources):
             yield from zip(itertools.repeat(number), source.rows)
 
-    def _block(self, rows: Iterator[tuple[int, Row]], mark: Mark) -> Block:
+    def _block(self, rows: Iterator[tuple[int, Row]], mark: Mark) -> StreamBlock:
         """Encode the rows of a block; they are held as tokens only."""
         tally = Tally()
         examples: list[Example] = []
@@ -111,7 +111,7 @@ class Blocks:
                 chunk.check_ids(encoded.table, encoded.files, self.vocab_size)
                 tally.add(encoded.tally)
                 examples += _examples(encoded)
-        return Block(mark, self._sequences(examples, mark.block), tally)
+        return StreamBlock(mark, self._sequences(examples, mark.block), tally)
 
     def _sequences(self, examples: Sequence[Example], block: int) -> list[Packed]:
         """Return the sequences of a block in their order."""

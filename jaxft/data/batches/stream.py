@@ -27,7 +27,7 @@ from jaxtyping import Integer
 
 from jaxft.data.batches import batch as batches_
 from jaxft.data.batches.batch import Batches, Packed
-from jaxft.data.batches.blocks import Block, Blocks, Source
+from jaxft.data.batches.blocks import Blocks, EncodedSource, StreamBlock
 from jaxft.data.batches.journal import Journal
 from jaxft.data.chats.encoding import Encoding
 from jaxft.data.examples.report import Report
@@ -51,8 +51,8 @@ class Reader:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="jaxft-stream")
         self._held: list[Packed] = []
         self._first = 0  # the number of the first sequence held
-        self._ahead: Iterator[Block] = iter(())
-        self._next: Future[Block] | None = None
+        self._ahead: Iterator[StreamBlock] = iter(())
+        self._next: Future[StreamBlock] | None = None
         self._counted = -1  # the last block that was counted
         self.tally = Tally()
 
@@ -176,7 +176,7 @@ def make_stream(
         DataError: A source cannot be read.
     """
     rows_per_shard = batches_.rows_per_shard(global_batch, accumulation, shards)
-    pairs = [Source(*pair) for pair in zip(sources, encodings, strict=True)]
+    pairs = [EncodedSource(*pair) for pair in zip(sources, encodings, strict=True)]
     blocks = Blocks(
         sources=pairs,
         max_length=max_length,
@@ -199,6 +199,6 @@ def make_stream(
     )
 
 
-def _fingerprint(sources: Sequence[Source], options: Sequence[object]) -> str:
+def _fingerprint(sources: Sequence[EncodedSource], options: Sequence[object]) -> str:
     keys = [[source.rows.digest(), source.encoding.key()] for source in sources]
     return hashlib.sha256(json.dumps([keys, options], sort_keys=True).encode()).hexdigest()

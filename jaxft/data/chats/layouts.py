@@ -19,7 +19,7 @@ from jaxft.data.chats.replies import Reply
 from jaxft.data.rows.row import Message
 
 
-class Turn(NamedTuple):
+class ReplyLayout(NamedTuple):
     """A reply around what its marker stands for.
 
     Attributes:
@@ -44,7 +44,7 @@ class Layout(NamedTuple):
 
     segments: tuple[str, ...]
     order: tuple[int, ...]
-    turns: dict[int, Turn]
+    turns: dict[int, ReplyLayout]
 
 
 def outline(chat: Chat, messages: Sequence[Message], wanted: Sequence[int]) -> Any:
@@ -161,9 +161,9 @@ def _gap_and_own(
 
 def _turn(
     ends: Ends, message: Message, gap: int, following: str, own: str, known: Sequence[str]
-) -> Turn | None:
+) -> ReplyLayout | None:
     """Return a reply; None if it is a call whose end cannot be told."""
     if not message.get("tool_calls"):
-        return Turn(gap, 0, ends.after(following, own))
+        return ReplyLayout(gap, 0, ends.after(following, own))
     stop = ends.first_stop(following, known)
-    return None if stop is None else Turn(gap, stop[0], stop[1])
+    return None if stop is None else ReplyLayout(gap, stop[0], stop[1])

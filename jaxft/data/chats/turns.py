@@ -23,7 +23,7 @@ from jaxft.data.rows.row import Message
 from jaxft.errors import DataError
 
 
-class Piece(NamedTuple):
+class ChatText(NamedTuple):
     """A text and the replies in it.
 
     Attributes:
@@ -41,7 +41,7 @@ class Piece(NamedTuple):
 
 def pieces(
     chat: Chat, ends: Ends, messages: Sequence[Message], wanted: Sequence[int], found_out: dict
-) -> list[Piece]:
+) -> list[ChatText]:
     """Return texts in which each wanted reply stands once, as it is generated.
 
     Args:
@@ -66,16 +66,16 @@ def pieces(
         shared = layouts.place(layout, text, messages)
         if shared is not None:
             thoughts = arrival.lost_thoughts(text, [messages[i] for i in wanted])
-            return [Piece(text, shared, marks, (*lost, *thoughts))]
+            return [ChatText(text, shared, marks, (*lost, *thoughts))]
     arrival.check(chat, messages, wanted)
     alone = {i: replies.write_reply(chat, ends, messages, i, known) for i in wanted}
     merged = _merged(ends, text, alone)
     notes = (*lost, *dict.fromkeys(note for each in alone.values() for note in each.notes))
     if merged is not None:
-        return [Piece(text, merged, marks, notes)]
+        return [ChatText(text, merged, marks, notes)]
     if len(alone) > 1:
         notes = ("cut_into_replies", *notes)
-    first, *rest = [Piece(one.text, {i: one.reply}, one.marks, ()) for i, one in alone.items()]
+    first, *rest = [ChatText(one.text, {i: one.reply}, one.marks, ()) for i, one in alone.items()]
     return [first._replace(notes=notes), *rest]
 
 

@@ -12,18 +12,18 @@ from pathlib import Path
 from jaxft.data.check import figures, judge, looks
 from jaxft.data.check.figures import BatchFigures, Figures
 from jaxft.data.check.findings import Finding, Findings
-from jaxft.data.check.looks import Count, Side
+from jaxft.data.check.looks import Advance, EncodedSide
 from jaxft.data.check.pool import Pool
 
 
 def check(
-    train: Side,
-    held_out: Side | None,
+    train: EncodedSide,
+    held_out: EncodedSide | None,
     batches: BatchFigures | None,
     *,
     near_duplicates: bool,
     accepted: Collection[str],
-    count: Count,
+    count: Advance,
 ) -> Findings:
     """Check the rows of a run.
 
@@ -48,10 +48,10 @@ def check(
     return Findings(train_figures, held_figures, batches, found)
 
 
-def _figures(side: Side) -> Figures:
+def _figures(side: EncodedSide) -> Figures:
     names = [source.name for source in side.sources]
     reports = [examples.report for examples in side.examples]
     return figures.figures(", ".join(names), reports, Pool(side.examples).lengths)
 
 
-__all__ = ["BatchFigures", "Figures", "Finding", "Findings", "Side", "check"]
+__all__ = ["BatchFigures", "EncodedSide", "Figures", "Finding", "Findings", "check"]

@@ -19,7 +19,7 @@ from jaxft.data.check import minhash
 from jaxft.data.check.pool import Pool
 from jaxft.data.check.sweep import Form, Sweep
 from jaxft.data.examples.tokens import Example
-from jaxft.data.rows.row import Place
+from jaxft.data.rows.row import RowPlace
 
 # As in the deduplication of web text: Lee et al. 2022, "Deduplicating training data makes language
 # models better", take 0.8 of 5-grams.
@@ -101,7 +101,7 @@ def _copies_within(
     first: Int64[np.ndarray, " o"],
 ) -> Copies:
     original = first[np.searchsorted(originals, hashes)]
-    count, shown = 0, list[tuple[Place, Place]]()
+    count, shown = 0, list[tuple[RowPlace, RowPlace]]()
     for copy in np.flatnonzero(original != np.arange(len(hashes))).tolist():
         place, place_before = pool.place(copy), pool.place(int(original[copy]))
         # A long row may be cut into several examples that say the same.
@@ -172,7 +172,7 @@ def _compared(
     copies = np.unique(pairs[:, 1])
     step = max(1, -(-len(copies) // _MAX_COMPARED))
     compared = pairs[np.isin(pairs[:, 1], copies[::step])]
-    found: dict[int, tuple[Place, Place]] = {}
+    found: dict[int, tuple[RowPlace, RowPlace]] = {}
     for one, copy in zip(old[compared[:, 0]].tolist(), new[compared[:, 1]].tolist(), strict=True):
         places = other.place(copy), train.place(one)
         if copy in found or places[0] == places[1]:
@@ -208,5 +208,5 @@ def _firsts(hashes: UInt64[np.ndarray, " n"]) -> Int64[np.ndarray, " m"]:
     return np.sort(np.unique(hashes, return_index=True)[1])
 
 
-def _shown(pairs: Iterable[tuple[Place, Place]]) -> list[tuple[str, str]]:
+def _shown(pairs: Iterable[tuple[RowPlace, RowPlace]]) -> list[tuple[str, str]]:
     return list(dict.fromkeys((str(one), str(other)) for one, other in pairs))

@@ -32,11 +32,11 @@ from jaxft.data.sources.source import RowSource
 _NUM_SHOWN = 5
 
 # Told how much more was done, in tokens or rows; `work` is all of it.
-Count = Callable[[int], None]
+Advance = Callable[[int], None]
 
 
 @runtime_checkable
-class Side(Protocol):
+class EncodedSide(Protocol):
     """The training rows or the held-out ones: `reading.Side`."""
 
     @property
@@ -86,7 +86,7 @@ class Looks:
     copies: Duplicates
 
 
-def look(train: Side, held_out: Side | None, *, near: bool, count: Count) -> Looks:
+def look(train: EncodedSide, held_out: EncodedSide | None, *, near: bool, count: Advance) -> Looks:
     """Look at every token and every text.
 
     Args:
@@ -110,13 +110,15 @@ def look(train: Side, held_out: Side | None, *, near: bool, count: Count) -> Loo
     )
 
 
-def work(train: Side, held_out: Side | None) -> int:
+def work(train: EncodedSide, held_out: EncodedSide | None) -> int:
     """Return how much `look` counts to, when texts are looked at to the end."""
     reports = [each.report for side in (train, held_out) if side for each in side.examples]
     return sum(report.tokens + report.rows for report in reports)
 
 
-def cached(train: Side, held_out: Side | None, folder: Path, *, near: bool, count: Count) -> Looks:
+def cached(
+    train: EncodedSide, held_out: EncodedSide | None, folder: Path, *, near: bool, count: Advance
+) -> Looks:
     """Return what `look` returns, from a file in a folder if an earlier call left it there.
 
     A folder that cannot be written costs the time again in the next run, and nothing else.
@@ -137,13 +139,13 @@ def cached(train: Side, held_out: Side | None, folder: Path, *, near: bool, coun
     return found
 
 
-def _swept(side: Side, pool: Pool, form: sweep.Form | None, count: Count) -> Sweep:
+def _swept(side: EncodedSide, pool: Pool, form: sweep.Form | None, count: Advance) -> Sweep:
     return sweep.run(
         pool, form, _ends(side), _unknown_id(_tokenizer(side)), _max_length(side), count
     )
 
 
-def _side_look(side: Side, pool: Pool, swept: Sweep, count: Count) -> SideLook:
+def _side_look(side: EncodedSide, pool: Pool, swept: Sweep, count: Advance) -> SideLook:
     rows = itertools.chain.from_iterable(side.sources)
     return SideLook(
         _marked(pool, swept.unended),
@@ -157,16 +159,16 @@ def _marked(pool: Pool, numbers: Integer[np.ndarray, " n"]) -> Marked:
     return Marked(len(numbers), [str(pool.place(index)) for index in numbers[:_NUM_SHOWN].tolist()])
 
 
-def _tokenizer(side: Side) -> Tokenizer | None:
+def _tokenizer(side: EncodedSide) -> Tokenizer | None:
     """Return the tokenizer of a side; that of its sources differs in the chat template alone."""
     return next((each.tokenizer for each in side.encodings if each.tokenizer is not None), None)
 
 
-def _max_length(side: Side) -> int:
+def _max_length(side: EncodedSide) -> int:
     return max(each.max_length for each in side.encodings)
 
 
-def _ends(side: Side) -> set[int]:
+def _ends(side: EncodedSide) -> set[int]:
     return {end for each in side.encodings for end in each.stop_ids} | {
         end for each in side.examples for end in each.end_ids
     }
@@ -190,7 +192,7 @@ def _special_tokens(tokenizer: Tokenizer | None) -> tuple[list[str], str, str]:
     return special, tokenizer.bos_token or "", tokenizer.eos_token or ""
 
 
-def _key(train: Side, held_out: Side | None, near: bool) -> str:
+def _key(train: EncodedSide, held_out: EncodedSide | None, near: bool) -> str:
     """Return a digest of everything that the result depends on."""
     sides = [_side_key(side) for side in (train, held_out) if side is not None]
     return hashlib.sha256(
@@ -198,7 +200,7 @@ def _key(train: Side, held_out: Side | None, near: bool) -> str:
     ).hexdigest()
 
 
-def _side_key(side: Side) -> list[Any]:
+def _side_key(side: EncodedSide) -> list[Any]:
     tokenizer = _tokenizer(side)
     return [
         [source.digest() for source in side.sources],

@@ -16,13 +16,13 @@ from jaxtyping import Int32, Int64, UInt8
 
 from jaxft.data.examples.encode import Examples
 from jaxft.data.examples.tokens import Example
-from jaxft.data.rows.row import Place
+from jaxft.data.rows.row import RowPlace
 
 _BLOCK_TOKENS = 65_536
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Block:
+class ExampleBlock:
     """Some examples, end to end.
 
     Attributes:
@@ -56,7 +56,7 @@ class Pool:
         part, own = self.locate(index)
         return self._parts[part][own]
 
-    def place(self, index: int) -> Place:
+    def place(self, index: int) -> RowPlace:
         """Return where the row of an example stands."""
         part, own = self.locate(index)
         return self._parts[part].place(own)
@@ -66,7 +66,7 @@ class Pool:
         part = bisect.bisect_right(self._stops, index)
         return part, index - self._stops[part] + len(self._parts[part])
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[ExampleBlock]:
         """Yield all examples, in order."""
         start, held, num_tokens = 0, list[Example](), 0
         for index in range(len(self)):
@@ -77,8 +77,8 @@ class Pool:
                 start, held, num_tokens = index + 1, [], 0
 
 
-def _block(start: int, held: Sequence[Example]) -> Block:
-    return Block(
+def _block(start: int, held: Sequence[Example]) -> ExampleBlock:
+    return ExampleBlock(
         start,
         np.concatenate([each.input_ids for each in held]),
         np.concatenate([each.loss_mask for each in held]),

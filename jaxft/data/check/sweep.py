@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Bool, Int64, Integer, UInt16, UInt64
 
 from jaxft.data.check import minhash
-from jaxft.data.check.pool import Block, Pool
+from jaxft.data.check.pool import ExampleBlock, Pool
 
 # Told how many more tokens were looked at.
-Count = Callable[[int], None]
+Advance = Callable[[int], None]
 
 # Sketches are 64 bytes each: 64 MB for so many.
 MAX_SKETCHES = 1_000_000
@@ -94,7 +94,7 @@ def run(
     ends: Collection[int],
     unknown_id: int | None,
     max_length: int,
-    count: Count,
+    count: Advance,
 ) -> Sweep:
     """Look at every example once.
 
@@ -141,7 +141,7 @@ def run(
 
 
 def _has_no_end(
-    block: Block,
+    block: ExampleBlock,
     targets: Int64[np.ndarray, " r"],
     ends: Int64[np.ndarray, " e"],
     max_length: int,
@@ -159,7 +159,7 @@ def _has_no_end(
 
 
 def _sketches(
-    block: Block, form: Form, is_chosen: Bool[np.ndarray, " r"]
+    block: ExampleBlock, form: Form, is_chosen: Bool[np.ndarray, " r"]
 ) -> tuple[UInt16[np.ndarray, "s 32"], Bool[np.ndarray, " r"]]:
     """Return sketches of chosen examples, and which examples have one."""
     hashes, first = minhash.grams(block.ids, block.lengths)

@@ -29,7 +29,7 @@ from jaxtyping import Int32, Shaped, UInt8
 from jaxft.data.examples.chunk import TABLE, Chunk, File
 from jaxft.data.examples.report import Report
 from jaxft.data.examples.tally import Tally
-from jaxft.data.rows.row import Place
+from jaxft.data.rows.row import RowPlace
 
 _DTYPES: dict[str, np.dtype] = {"tokens": np.dtype("<i4"), "masks": np.dtype("u1"), "table": TABLE}
 _FACTS = "facts.json"
@@ -39,7 +39,7 @@ _UNFINISHED = ".unfinished"
 _DEAD_AFTER_S = 24 * 3600
 
 
-class Stored(NamedTuple):
+class StoredExamples(NamedTuple):
     """Encoded rows, mapped from disk.
 
     Attributes:
@@ -91,7 +91,7 @@ class Fingerprint:
         return self._digest.hexdigest()
 
 
-def load(folder: Path, files: Sequence[str]) -> Stored | None:
+def load(folder: Path, files: Sequence[str]) -> StoredExamples | None:
     """Map what an earlier run wrote; None if there is nothing, or not all of it.
 
     Args:
@@ -105,12 +105,12 @@ def load(folder: Path, files: Sequence[str]) -> Stored | None:
             return None
         now = dict(zip(facts["names"], files, strict=True))
         first = {
-            name: str(Place(now[source], number, unit))
+            name: str(RowPlace(now[source], number, unit))
             for name, (source, number, unit) in facts["first"].items()
         }
         maps = {name: _map(folder / name) for name in _DTYPES}
         tokens, masks, table = (np.frombuffer(maps[name], _DTYPES[name]) for name in _DTYPES)
-        return Stored(
+        return StoredExamples(
             input_ids=tokens,
             loss_mask=masks,
             table=table,

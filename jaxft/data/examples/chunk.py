@@ -17,7 +17,7 @@ from jaxft.data.chats.encoding import Encoding
 from jaxft.data.examples import overlong, tokens
 from jaxft.data.examples.tally import Tally
 from jaxft.data.examples.tokens import Example
-from jaxft.data.rows.row import Dialogue, Place, Row, Text, TextCompletion, Tokenized, Unit
+from jaxft.data.rows.row import Dialogue, Row, RowPlace, Text, TextCompletion, Tokenized, Unit
 from jaxft.errors import DataError
 
 # A batch ends at either: so many rows, or so many characters (or tokens) in them.
@@ -124,7 +124,7 @@ def check_ids(table: Shaped[np.ndarray, " n"], files: Sequence[File], vocab_size
     if len(wrong):
         source, unit = files[wrong[0]["file"]]
         raise DataError(
-            f"{Place(source, int(wrong[0]['number']), unit)}: the row has the token"
+            f"{RowPlace(source, int(wrong[0]['number']), unit)}: the row has the token"
             f" {wrong[0]['highest_id']}, and the model's vocabulary ends at {vocab_size - 1}.",
             "Tokenize with the model's own tokenizer, without tokens added to it, or give them "
             "rows: by model.new_tokens in a recipe, by resize_token_embeddings in Python.",

@@ -23,11 +23,11 @@ from jaxtyping import Int32
 import jaxft
 from jaxft.data.chats.encoding import Encoding
 from jaxft.data.examples import cache, chunk, workers
-from jaxft.data.examples.cache import Stored
+from jaxft.data.examples.cache import StoredExamples
 from jaxft.data.examples.chunk import Chunk
 from jaxft.data.examples.report import Report
 from jaxft.data.examples.tokens import Example
-from jaxft.data.rows.row import Place, Row
+from jaxft.data.rows.row import Row, RowPlace
 from jaxft.data.sources.source import RowSource
 from jaxft.errors import DataError
 
@@ -55,7 +55,7 @@ class Examples:
         end_ids: The tokens that end the supervised part.
     """
 
-    def __init__(self, stored: Stored) -> None:
+    def __init__(self, stored: StoredExamples) -> None:
         """Read the table of what is stored."""
         self._stored = stored
         self._num_read = 0
@@ -78,11 +78,11 @@ class Examples:
         part = slice(start, start + int(self.lengths[index]))
         return Example(self._stored.input_ids[part], self._stored.loss_mask[part])
 
-    def place(self, index: int) -> Place:
+    def place(self, index: int) -> RowPlace:
         """Return where the row of an example stands."""
         line = self._stored.table[index]
         source, unit = self._stored.files[line["file"]]
-        return Place(source, int(line["number"]), unit)
+        return RowPlace(source, int(line["number"]), unit)
 
     def check_ids(self, vocab_size: int) -> None:
         """Raise unless a model with `vocab_size` embeddings has one for every token.

@@ -10,21 +10,21 @@ from typing import Literal, NamedTuple
 
 from jaxft.data.chats.encoding import Overlong
 from jaxft.data.examples.tokens import Example
-from jaxft.data.rows.row import Place
+from jaxft.data.rows.row import RowPlace
 from jaxft.errors import DataError
 
 # Names of counts in a report; "" for an example that is kept as it is.
 Outcome = Literal["", "truncated", "split", "too_long", "cut_off", "without_target"]
 
 
-class Fitted(NamedTuple):
+class FittedExample(NamedTuple):
     """The pieces kept of an example, and the name of the treatment in a report."""
 
     examples: tuple[Example, ...]
     outcome: Outcome
 
 
-def fit(example: Example, max_length: int, overlong: Overlong, place: Place) -> Fitted:
+def fit(example: Example, max_length: int, overlong: Overlong, place: RowPlace) -> FittedExample:
     """Return the pieces that are kept of an example.
 
     Args:
@@ -38,9 +38,9 @@ def fit(example: Example, max_length: int, overlong: Overlong, place: Place) -> 
     """
     length = len(example.input_ids)
     if not example.loss_mask.any():
-        return Fitted((), "without_target")
+        return FittedExample((), "without_target")
     if length <= max_length:
-        return Fitted((example,), "")
+        return FittedExample((example,), "")
     if overlong == "error":
         raise DataError(
             f"{place}: the row has {length:,} tokens, and data.max_length is {max_length:,}.",
@@ -48,14 +48,14 @@ def fit(example: Example, max_length: int, overlong: Overlong, place: Place) -> 
             "split.",
         )
     if overlong == "drop":
-        return Fitted((), "too_long")
+        return FittedExample((), "too_long")
     pieces = split(example, max_length)
     if overlong == "truncate":
         del pieces[1:]
     kept = tuple(piece for piece in pieces if piece.loss_mask.any())
     if not kept:
-        return Fitted((), "cut_off")
-    return Fitted(kept, "truncated" if overlong == "truncate" else "split")
+        return FittedExample((), "cut_off")
+    return FittedExample(kept, "truncated" if overlong == "truncate" else "split")
 
 
 def split(example: Example, max_length: int) -> list[Example]:

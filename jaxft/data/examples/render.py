@@ -16,7 +16,7 @@ from jaxft.data.chats.encoding import Encoding, Tokenizer
 from jaxft.data.chats.ends import Ends
 from jaxft.data.chats.notes import TEMPLATED
 from jaxft.data.chats.replies import Reply
-from jaxft.data.chats.turns import Piece
+from jaxft.data.chats.turns import ChatText
 from jaxft.data.rows.row import Dialogue, Message, Row, Text, TextCompletion
 from jaxft.errors import DataError
 
@@ -154,7 +154,7 @@ def _whole(chat: Chat, ends: Ends, row: Dialogue, chosen: Sequence[int]) -> Rend
 
 
 def _render_piece(
-    chat: Chat, ends: Ends, row: Dialogue, piece: Piece, encoding: Encoding
+    chat: Chat, ends: Ends, row: Dialogue, piece: ChatText, encoding: Encoding
 ) -> Rendered:
     """Return the spans of the replies in a piece, the last of which gets an end if it has none."""
     last = max(piece.replies)
@@ -169,7 +169,7 @@ def _render_piece(
 
 
 def _with_end(
-    chat: Chat, ends: Ends, row: Dialogue, piece: Piece, index: int
+    chat: Chat, ends: Ends, row: Dialogue, piece: ChatText, index: int
 ) -> tuple[str, Reply, tuple[str, ...]]:
     """Return a text whose last reply has an end, and that reply.
 

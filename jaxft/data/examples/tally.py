@@ -1,8 +1,8 @@
 """Counts of what encoding met, added up over chunks of rows.
 
-`Count(3, Place("train.jsonl", 17))` is three of something, the first at line 17. However rows are
-cut into chunks, and whichever process encodes them, the sum is the same report. It does not grow
-with the number of rows.
+`Count(3, RowPlace("train.jsonl", 17))` stands for three things, the first of them at line 17.
+However rows are cut into chunks, and whichever process encodes them, the sum is the same report.
+The memory of a tally does not grow with the number of rows.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from jaxft.data.examples.report import Report
-from jaxft.data.rows.row import Place, Row
+from jaxft.data.rows.row import Row, RowPlace
 
 # More names of fields than this are counted together: rows may have any number of them.
 _MOST_UNUSED = 200
@@ -20,10 +20,10 @@ _OTHER_FIELDS = "(others)"
 
 
 class Count(NamedTuple):
-    """How many there are of something, and where the first stands."""
+    """The number of rows or examples of one kind, and the place of the first."""
 
     number: int
-    first: Place
+    first: RowPlace
 
 
 Counts = dict[str, Count]
@@ -34,15 +34,16 @@ class Tally:
     """Counts of rows and examples.
 
     Attributes:
-        rows: Rows read.
-        examples: Examples kept.
-        tokens: Tokens in them.
-        targets: Those of them that are supervised.
-        longest: Tokens in the longest example with a target, before it was cut.
-        outcomes: Examples that are not kept as they are, by `overlong.Outcome`, and `dropped`.
-        notes: Rows, by the notes that are true of them.
-        unused: Rows, by the fields of them that are not used.
-        end_ids: The tokens that end the supervised part.
+        rows: The number of rows read.
+        examples: The number of examples kept.
+        tokens: The number of tokens in these examples.
+        targets: The number of supervised tokens in them.
+        longest: The number of tokens in the longest example with a target, before it was cut.
+        outcomes: Counts of the examples that were changed or left out, by `overlong.Outcome`;
+            `dropped` counts all that were left out.
+        notes: Counts of rows by note; a row can have several notes.
+        unused: Counts of rows by the name of an unused field.
+        end_ids: The ids of the tokens that end supervised parts.
     """
 
     rows: int = 0
@@ -56,7 +57,7 @@ class Tally:
     end_ids: set[int] = dataclasses.field(default_factory=set)
 
     def count_row(self, row: Row, notes: Sequence[str], end_ids: frozenset[int]) -> None:
-        """Count a row, and what is true of it."""
+        """Count a row, its notes and its unused fields."""
         self.rows += 1
         self.end_ids |= end_ids
         for note in notes:
@@ -64,8 +65,16 @@ class Tally:
         for field in row.unused:
             _add(self.unused, self._known(field), Count(1, row.place))
 
-    def count_example(self, length: int, num_kept: int, outcome: str, place: Place) -> None:
-        """Count an example by its length, and how many are kept of it."""
+    def count_example(self, length: int, num_kept: int, outcome: str, place: RowPlace) -> None:
+        """Count an example.
+
+        Args:
+            length: Its number of tokens before it was cut.
+            num_kept: The number of examples that it was kept as: 0 if it is left out, several if it
+                was split.
+            outcome: See `overlong.Outcome`.
+            place: Where its row stands.
+        """
         if outcome != "without_target":
             self.longest = max(self.longest, length)
         self.examples += num_kept
@@ -75,7 +84,7 @@ class Tally:
             _add(self.outcomes, "dropped", Count(1, place))
 
     def add(self, later: Tally) -> None:
-        """Add the counts of the rows that come after."""
+        """Add the counts of a later chunk of rows."""
         self.rows += later.rows
         self.examples += later.examples
         self.tokens += later.tokens
@@ -90,7 +99,11 @@ class Tally:
             _add(self.unused, self._known(name), count)
 
     def report(self, max_length: int) -> Report:
-        """Return the counts as they are shown."""
+        """Return the counts as a report.
+
+        Args:
+            max_length: The largest number of tokens in an example.
+        """
         return Report(
             rows=self.rows,
             examples=self.examples,
@@ -104,8 +117,8 @@ class Tally:
             first={name: str(place) for name, place in self.first().items()},
         )
 
-    def first(self) -> dict[str, Place]:
-        """Return where the first of everything that is counted stands; see `Report.first`."""
+    def first(self) -> dict[str, RowPlace]:
+        """Return the place of the first row of each kind; see `Report.first`."""
         unused = {f"unused.{name}": count for name, count in self.unused.items()}
         counted = self.outcomes | self.notes | unused
         return {name: count.first for name, count in counted.items()}

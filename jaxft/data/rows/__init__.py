@@ -1,1 +1,1 @@
-"""What rows are, and how values of all shapes and marks become rows."""
+"""Rows: the forms that they have, and the parsing of values of any shape into rows."""

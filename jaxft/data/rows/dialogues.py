@@ -1,7 +1,7 @@
-"""From fields to a chat: messages of any spelling, questions with answers, instructions.
+"""Chats from the fields of a row: from messages, questions with answers, or instructions.
 
 `{"system": "Be brief.", "question": "2 + 2?", "answer": "4"}` becomes three messages, of the
-system, the user and the assistant. Separate from shapes, which decides that a row is a chat.
+system, the user and the assistant. `shapes` decides beforehand that the row is a chat.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from typing import Any
 
 from jaxft.data.rows import fields, flags, messages, tools
 from jaxft.data.rows.fields import Given
-from jaxft.data.rows.flags import Turn
+from jaxft.data.rows.flags import MarkedMessage
 from jaxft.data.rows.row import Dialogue
 from jaxft.data.rows.wording import kind, names, quoted
 from jaxft.errors import DataError
 
-# What any chat may have beside its messages; verdicts are looked at elsewhere.
+# Fields that any chat may have beside its messages. `flags.VERDICTS` are further ones.
 BESIDE = ("system", "tools", "functions", "chat_template_kwargs", "train_turns")
-# What a question or an instruction may have as well.
+# Fields that a question or an instruction may have beside it.
 BESIDE_QUESTIONS = (*BESIDE, "context", "history")
 
-# What the program gives a template itself.
+# Arguments of a chat template that are set by jaxft or transformers, and not by a row.
 _RESERVED_KWARGS = (
     "messages",
     "conversation",
@@ -36,13 +36,13 @@ _RESERVED_KWARGS = (
 
 
 def from_messages(given: Given, name: str) -> Dialogue:
-    """Return the chat whose messages are in one field."""
+    """Return the chat whose messages are in the field `name`."""
     turns, unused = messages.read(given.values[name], given.label(name), given.place)
     return _dialogue(given, turns, 0, unused)
 
 
 def from_prompt(given: Given) -> Dialogue:
-    """Return the chat whose messages are a prompt and its completion."""
+    """Return the chat of a prompt and a completion that are both lists of messages."""
     prompt, completion = (
         messages.read(given.values[name], given.label(name), given.place)
         for name in ("prompt", "completion")
@@ -57,7 +57,7 @@ def from_question(given: Given) -> Dialogue:
 
 
 def from_instruction(given: Given) -> Dialogue:
-    """Return the chat of an instruction; what it is about, if anything, follows it."""
+    """Return the chat of an instruction, whose input, if any, follows in the same message."""
     about = given.text("input")
     instruction = given.text("instruction")
     asked = f"{instruction}\n\n{about}" if about.strip() else instruction
@@ -65,19 +65,23 @@ def from_instruction(given: Given) -> Dialogue:
 
 
 def _asked(given: Given, question: str, answer: str) -> Dialogue:
-    """Return the chat of a question, after what it is about and what was said before."""
+    """Return the chat of a question and its answer.
+
+    A context stands before the question in the same message; earlier questions and answers are
+    messages of their own.
+    """
     context = given.text("context")
     asked = f"{context}\n\n{question}" if context.strip() else question
     earlier = _history(given)
     turns = [
-        Turn("", {"role": "user" if index % 2 == 0 else "assistant", "content": said}, {})
+        MarkedMessage("", {"role": "user" if index % 2 == 0 else "assistant", "content": said}, {})
         for index, said in enumerate([*earlier, asked, answer])
     ]
     return _dialogue(given, turns, 0, ())
 
 
 def _history(given: Given) -> list[str]:
-    """Return earlier questions and answers, in turn."""
+    """Return the earlier questions and answers as one list, in turn."""
     name = given.label("history")
     if given.is_empty("history"):
         return []
@@ -97,9 +101,16 @@ def _history(given: Given) -> list[str]:
 
 
 def _dialogue(
-    given: Given, turns: Sequence[Turn], num_prompt: int, unused: tuple[str, ...]
+    given: Given, turns: Sequence[MarkedMessage], num_prompt: int, unused: tuple[str, ...]
 ) -> Dialogue:
-    """Return the chat of messages and of what the row has beside them."""
+    """Return the chat of messages, with the system message, tools and variables of the row.
+
+    Args:
+        given: The row.
+        turns: Its messages.
+        num_prompt: How many messages at the beginning are a prompt.
+        unused: Names of the messages' fields that were not used.
+    """
     skipped = flags.skipped(turns, num_prompt, given)
     said = [turn.message for turn in turns]
     system = given.text("system")
@@ -126,7 +137,7 @@ def _dialogue(
 
 
 def _tools(given: Given) -> tuple[Mapping[str, Any], ...]:
-    """Return the tools of a row, which older rows call functions."""
+    """Return the tools of a row, from the field `tools` or its older name `functions`."""
     fields_given = [name for name in ("tools", "functions") if not given.is_empty(name)]
     if len(fields_given) > 1:
         raise DataError(

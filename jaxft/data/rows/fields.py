@@ -1,7 +1,7 @@
-"""One field of a row, checked: a text, a list of objects, or what an object holds.
+"""The value of one field of a row, checked: a text, a list of objects, or JSON text.
 
-`text("2 + 2?", "question", place)` is `"2 + 2?"`; a number there is refused by the field's name and
-its place. Separate from shapes, which knows the fields' names and what they mean together.
+`text("2 + 2?", "question", place)` is `"2 + 2?"`; for a number it raises an error that names the
+field and the place. `shapes` knows the names of the fields and what they mean together.
 """
 
 from __future__ import annotations
@@ -11,34 +11,36 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.data.rows import plain
-from jaxft.data.rows.row import Place
+from jaxft.data.rows.row import RowPlace
 from jaxft.data.rows.wording import kind
 from jaxft.errors import DataError
 
-# Rows from Python may have names that are not strings; such a field is not used.
+# The fields of a row by name. In rows from Python a name may be something other than a string;
+# such a field is not used.
 Fields = Mapping[Any, Any]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Given:
-    """The fields of a row that are not null, by our names.
+    """The fields of a row that are not null, by the names that jaxft uses.
 
     Attributes:
         values: The fields.
         place: Where the row stands.
-        columns: The file's names of those that it calls otherwise, by ours.
+        columns: The file's name of a field by jaxft's name, such as `{"question": "query"}`; only
+            for fields whose names differ.
     """
 
     values: Fields
-    place: Place
+    place: RowPlace
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def label(self, name: str) -> str:
-        """Return what the file calls a field."""
+        """Return the name of a field in the file."""
         return self.columns.get(name, name)
 
     def text(self, name: str, default: str = "") -> str:
-        """Return a field's text, the default where it is missing.
+        """Return a field's text, or the default if the field is missing.
 
         Raises:
             DataError: It is not a string.
@@ -62,7 +64,7 @@ def is_empty(value: object) -> bool:
     return plain.is_missing(value) or (isinstance(value, list | Mapping) and not value)
 
 
-def text(value: object, name: str, place: Place) -> str:
+def text(value: object, name: str, place: RowPlace) -> str:
     """Return a field's text.
 
     Raises:
@@ -74,8 +76,14 @@ def text(value: object, name: str, place: Place) -> str:
     raise DataError(f'{place}: "{name}" is {kind(value)}.', "Expected a string.")
 
 
-def objects(value: object, name: str, expected: str, place: Place) -> list[tuple[str, Fields]]:
-    """Return the objects of a list, each with the name that messages call it by.
+def objects(value: object, name: str, expected: str, place: RowPlace) -> list[tuple[str, Fields]]:
+    """Return the objects in a list, each with its name for messages, such as `messages[2]`.
+
+    Args:
+        value: The list.
+        name: The name of the field.
+        expected: The form of an object, for the error message.
+        place: Where the row stands.
 
     Raises:
         DataError: The value is not a list, is empty, or has something other than objects in it.
@@ -93,13 +101,13 @@ def objects(value: object, name: str, expected: str, place: Place) -> list[tuple
     return named
 
 
-def from_text(value: object, name: str, place: Place) -> Any:
-    """Return a list or an object, of which a field may hold the JSON text; None for a blank one.
+def from_text(value: object, name: str, place: RowPlace) -> Any:
+    """Return the list or object in a field, which may hold it as JSON text; None for blank text.
 
-    Objects in it that are not text lose their fields that are null, as the row itself does.
+    In a value that is not JSON text, the null fields of objects are removed, as in the row itself.
 
     Raises:
-        DataError: The text is not JSON, or JSON has no such value.
+        DataError: The text is not JSON, or the value has a type that JSON lacks.
     """
     found = plain.as_text(value, name, place)
     if isinstance(found, str):
@@ -108,7 +116,7 @@ def from_text(value: object, name: str, place: Place) -> Any:
 
 
 def plain_list(value: object) -> object:
-    """Return arrays and tuples, as rows from Python have them, as lists; others as they are."""
+    """Return an array or a tuple as a list, and any other value unchanged."""
     if isinstance(value, tuple):
         return list(value)
     return value.tolist() if hasattr(value, "tolist") else value

@@ -1,8 +1,8 @@
-"""The parts that a row marks as not supervised: turns of a chat, and whole completions.
+"""Marks in a row that say which messages are supervised, and whether an answer is a good one.
 
-`{"role": "assistant", "content": "5", "weight": 0}` is a turn that stays in the text and is not
-supervised; so are `loss: false`, `train: false` and their like. `train_turns` marks the turns of a
-whole row. Separate from leftovers, which refuses the marks that this file does not know.
+`{"role": "assistant", "content": "5", "weight": 0}` is a message that stays in the text and is not
+supervised; `loss: false`, `train: false` and others mean the same. `train_turns` marks all messages
+of a row in one list. `leftovers` refuses the marks that this file does not know.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 
 from jaxft.data.rows import fields, plain
 from jaxft.data.rows.fields import Given
-from jaxft.data.rows.row import Message, Place
+from jaxft.data.rows.row import Message, RowPlace
 from jaxft.data.rows.wording import kind, quoted
 from jaxft.errors import DataError
 
-# Fields of a message that say whether it is supervised, and the value that says so. `weight` is
-# OpenAI's and Mistral's, `loss` ms-swift's, `train` and `training` axolotl's.
+# Fields of a message that say whether it is supervised, and the value that means "supervised".
+# `weight` is OpenAI's and Mistral's, `loss` ms-swift's, `train` and `training` axolotl's.
 MARKS: Mapping[str, bool] = {
     "weight": True,
     "loss": True,
@@ -31,19 +31,20 @@ MARKS: Mapping[str, bool] = {
     "masked": False,
 }
 
-# Whether a completion is a good one: TRL's and LLaMA-Factory's names in rows without pairs.
+# Fields that say whether a completion is good: the names of TRL and LLaMA-Factory for rows that
+# have one completion instead of a pair.
 VERDICTS = ("label", "kto_tag")
 
 _WORDS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
-class Turn(NamedTuple):
-    """A message, and what the row marks about it.
+class MarkedMessage(NamedTuple):
+    """A message and its marks.
 
     Attributes:
-        name: What errors call it, such as `messages[2]`.
-        message: Without its marks.
-        marks: By their names, whether they say that the message is supervised.
+        name: Its name in errors, such as `messages[2]`.
+        message: The message without its marks.
+        marks: For each mark by name, whether it says that the message is supervised.
     """
 
     name: str
@@ -52,10 +53,9 @@ class Turn(NamedTuple):
 
 
 def as_flag(value: object) -> bool | None:
-    """Return a value as true or false, None if it is not clearly one of them.
+    """Return a value as True or False; None if it is not clearly one of them.
 
-    True, 1, 1.0 and the texts "true", "1" and "1.0" are true, as CSV files and data frames have
-    them.
+    CSV files and data frames write true as True, 1 or 1.0, or as the texts "true", "1" and "1.0".
     """
     if plain.is_missing(value):
         return None
@@ -66,8 +66,14 @@ def as_flag(value: object) -> bool | None:
     return _WORDS.get(value.strip().lower()) if isinstance(value, str) else None
 
 
-def mark(name: str, value: object, each: str, place: Place) -> bool:
+def mark(name: str, value: object, each: str, place: RowPlace) -> bool:
     """Return whether a mark says that its message is supervised.
+
+    Args:
+        name: The name of the mark, such as `weight`.
+        value: Its value.
+        each: The name of the message in errors, such as `messages[2]`.
+        place: Where the row stands.
 
     Raises:
         DataError: It is neither true nor false.
@@ -85,19 +91,19 @@ def mark(name: str, value: object, each: str, place: Place) -> bool:
     )
 
 
-def skipped(turns: Sequence[Turn], num_prompt: int, given: Given) -> frozenset[int]:
-    """Return the indices of the assistant's messages that are marked as not to be supervised.
+def skipped(turns: Sequence[MarkedMessage], num_prompt: int, given: Given) -> frozenset[int]:
+    """Return the indices of the assistant's messages that are marked as not supervised.
 
-    A mark that asks for a message of somebody else to be supervised is refused, unless all messages
-    of the row have it: then it sets nothing apart.
+    A mark that wants a message of another role supervised is refused, unless all messages of the
+    row have this mark: then it distinguishes nothing.
 
     Args:
-        turns: The chat, as the row has it.
-        num_prompt: How many messages at its beginning are a prompt, which is not supervised.
-        given: The row, for its `train_turns`.
+        turns: The messages of the row.
+        num_prompt: How many messages at the beginning are a prompt, which is not supervised.
+        given: The row, which may have `train_turns`.
 
     Raises:
-        DataError: Marks contradict each other, or ask for something to be supervised that is not.
+        DataError: Marks contradict each other, or want a message supervised that is not a reply.
     """
     found = set()
     marked = [turn.marks for turn in turns if turn.marks]
@@ -124,7 +130,7 @@ def skipped(turns: Sequence[Turn], num_prompt: int, given: Given) -> frozenset[i
     return frozenset(found)
 
 
-def _untrained(turns: Sequence[Turn], num_prompt: int, given: Given) -> set[int]:
+def _untrained(turns: Sequence[MarkedMessage], num_prompt: int, given: Given) -> set[int]:
     """Return the indices of the assistant's messages that `train_turns` leaves out."""
     label = given.label("train_turns")
     value = fields.from_text(given.values["train_turns"], label, given.place)
@@ -149,7 +155,7 @@ def _untrained(turns: Sequence[Turn], num_prompt: int, given: Given) -> set[int]
         supervised = {replies[each] for each in value}
     else:
         raise DataError(f"{given.place}: {name} has other values in it.", expected)
-    # Where all are supervised, nothing is set apart.
+    # A list that marks all messages as supervised distinguishes nothing, and is not refused.
     others = supervised - {index for index in replies if index >= num_prompt}
     if others and len(supervised) < len(turns):
         raise _not_a_reply(name, turns[min(others)].message, given.place)
@@ -157,15 +163,15 @@ def _untrained(turns: Sequence[Turn], num_prompt: int, given: Given) -> set[int]
 
 
 def verdicts(given: Given, *, is_pair: bool) -> tuple[str, ...]:
-    """Return the names of fields that say whether the answer is good; it must be.
+    """Return the names of the fields that call the answer of a row good.
 
     Args:
         given: The row.
-        is_pair: Whether it has a prompt and a completion, where a label can mean nothing else.
-            Elsewhere only true and false are a verdict, and other labels are not looked at.
+        is_pair: Whether the row has a prompt and a completion, where a label can mean nothing else.
+            In other rows only true and false are a verdict; other labels are ignored.
 
     Raises:
-        DataError: The answer is a bad one, or that cannot be told.
+        DataError: A field calls the answer bad, or its value is unclear.
     """
     used = []
     for name in VERDICTS:
@@ -195,7 +201,7 @@ def _is_word(value: object) -> bool:
     return isinstance(value, str) and value.strip().lower() in ("true", "false")
 
 
-def _not_a_reply(name: str, message: Mapping[str, Any], place: Place) -> DataError:
+def _not_a_reply(name: str, message: Mapping[str, Any], place: RowPlace) -> DataError:
     return DataError(
         f"{place}: {name} asks for a message of the role {quoted(message['role'])} to be learned,"
         " which is not a reply.",

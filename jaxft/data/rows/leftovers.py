@@ -1,9 +1,8 @@
-"""Fields that nothing was made of: counted by their names, or refused for what they are called.
+"""Unused fields of a row: harmless ones are counted by name, and the others are refused.
 
-`id` and `source` are counted. `loss_weight`, `answer_mask`, `chosen` or `reward` are refused, since
-by its name such a field says which part is to be supervised: training without it would be on
-something else
-than the row says. The rule is about names and not about cases, so it knows no trainer.
+`id` and `source` are counted. `loss_weight`, `answer_mask`, `chosen` or `reward` are refused: the
+name of such a field says which part of the row is to be supervised, and training that ignores it
+would supervise something else. The rule looks at names only and knows no particular trainer.
 """
 
 from __future__ import annotations
@@ -15,14 +14,16 @@ from typing import Literal
 
 from jaxft.data.rows.fields import Fields, is_empty, plain_list
 from jaxft.data.rows.flags import as_flag
-from jaxft.data.rows.row import Place
+from jaxft.data.rows.row import RowPlace
 from jaxft.data.rows.wording import quoted, shown
 from jaxft.errors import DataError
 
-# What a name says: that its value true changes nothing, that false does, or neither.
+# How the value of such a field matters. A "positive" field (`loss`) changes nothing if it is true,
+# a "negative" one (`masked`) changes nothing if it is false, an "always" one (`loss_mask`) always
+# changes what is supervised.
 _Kind = Literal["positive", "negative", "always"]
 
-# What may be masked, weighted or labelled; `face_mask` and `source_weight` are something else.
+# Parts that a name may mask, weigh or label. `face_mask` and `source_weight` mean something else.
 _PART = (
     "loss|completions?|assistants?|prompts?|users?|labels?|targets?|responses?|outputs?|answers?"
     "|inputs?|instructions?|actions?|tokens?|pad|padding|train|training|turns?|messages?|content"
@@ -37,7 +38,7 @@ _WORDS: Mapping[_Kind, str] = {
     "always": "masks?|rewards?|advantages?",
 }
 
-# Names of several words, and words that mean nothing else.
+# Names of several words, and single words that have no other meaning.
 _PHRASES: Mapping[_Kind, str] = {
     "positive": (
         f"(?:{_PART}|samples?|examples?|rows?|instances?|importance)_weights?"
@@ -68,16 +69,16 @@ _PHRASES: Mapping[_Kind, str] = {
 _HARMLESS = frozenset({"attention_mask", "special_tokens_mask"})
 
 
-def unused(fields: Fields, place: Place, prefix: str = "") -> tuple[str, ...]:
-    """Return the names of fields that nothing was made of.
+def unused(fields: Fields, place: RowPlace, prefix: str = "") -> tuple[str, ...]:
+    """Return the names of unused fields.
 
     Args:
-        fields: Those fields, not null.
+        fields: The unused fields, none of them null.
         place: Where the row stands.
-        prefix: What stands before their names, such as `messages[].`.
+        prefix: Put before each name, such as `messages[].`.
 
     Raises:
-        DataError: One of them by its name says which part is supervised.
+        DataError: The name of a field says which part is supervised.
     """
     for name, value in fields.items():
         if changes_learning(name, value):
@@ -90,13 +91,15 @@ def unused(fields: Fields, place: Place, prefix: str = "") -> tuple[str, ...]:
 
 
 def changes_learning(name: object, value: object, *, is_inner: bool = False) -> bool:
-    """Return whether a field's name says which part is supervised, and its value that it matters.
+    """Return whether a field changes which part is supervised, by its name and its value.
+
+    `loss_weight: 0.5` does; `loss_weight: 1` and `id: 7` do not.
 
     Args:
-        name: The field.
-        value: What it holds.
-        is_inner: Whether it stands within an object that nobody reads, where names of one word are
-            ordinary.
+        name: The name of the field.
+        value: Its value.
+        is_inner: Whether the field is inside an unused object. Names of one word, such as `weight`,
+            are ordinary there and do not count.
     """
     found = _kind_of(str(name))
     if found is None or is_empty(value):
@@ -110,7 +113,7 @@ def changes_learning(name: object, value: object, *, is_inner: bool = False) -> 
 
 
 def _is_prose(value: object) -> bool:
-    """Return whether a value is text and neither a number nor a list: no mark says such a thing."""
+    """Return whether a value is text that is no number and no list, which no mark would be."""
     if not isinstance(value, str) or as_flag(value) is not None:
         return False
     try:
@@ -122,7 +125,7 @@ def _is_prose(value: object) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _kind_of(name: str) -> tuple[_Kind, bool] | None:
-    """Return what a name says about learning, and whether it does so in one word."""
+    """Return the kind of a field's name, and whether the name is one word; None for other names."""
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name[:100])
     words = re.sub(r"[^a-z0-9]+", "_", snake.lower()).strip("_")
     if words in _HARMLESS:
@@ -134,7 +137,7 @@ def _kind_of(name: str) -> tuple[_Kind, bool] | None:
     return None
 
 
-def _refused(name: str, place: Place) -> DataError:
+def _refused(name: str, place: RowPlace) -> DataError:
     return DataError(
         f"{place}: the field {quoted(name)} says by its name what is learned, and jaxft does not"
         " act upon it here.",

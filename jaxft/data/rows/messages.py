@@ -1,8 +1,8 @@
-"""A list of messages, in any of the spellings that people bring, as chat templates take them.
+"""Messages of a chat, from any of the usual spellings to the one that chat templates take.
 
 `{"from": "gpt", "value": "4"}` becomes `{"role": "assistant", "content": "4"}`. Each message that
-leaves this file has a role and a text, and beside them only what templates know; marks of what is
-not supervised are set apart, and every other field is named.
+leaves this file has a role, a text, and otherwise only fields that templates know. Its marks are
+kept apart, and the names of all other fields are returned as unused.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from jaxft.data.rows import fields, flags, leftovers, plain, tools
 from jaxft.data.rows.fields import Fields
-from jaxft.data.rows.flags import Turn
-from jaxft.data.rows.row import Message, Place
+from jaxft.data.rows.flags import MarkedMessage
+from jaxft.data.rows.row import Message, RowPlace
 from jaxft.data.rows.wording import names, quoted
 from jaxft.errors import DataError
 
@@ -20,11 +20,11 @@ _MESSAGE = '{"role": "user", "content": "..."}'
 _TURN = '{"from": "human", "value": "..."}'
 _PART = '{"type": "text", "text": "..."}'
 
-# In either spelling: who speaks, and what is said.
+# The fields for the speaker and for the words, in both spellings.
 _SPEAKER_FIELDS = ("role", "from")
 _WORD_FIELDS = ("content", "value")
 
-# Who speaks, in the words of sharegpt, Gemma and tool data, by the word that templates know.
+# The speakers of ShareGPT, Gemma and tool data, and the role that templates know for each.
 _SPEAKERS = {
     "human": "user",
     "gpt": "assistant",
@@ -37,7 +37,7 @@ _SPEAKERS = {
     "function": "tool",
 }
 _ROLES = ("user", "assistant", "system", "developer", "tool")
-# Those whose words are the JSON text of a call.
+# Speakers whose words are the JSON text of a tool call.
 _CALLERS = ("function_call", "tool_call")
 
 _CALLS = ("tool_calls", "function_call")
@@ -51,24 +51,24 @@ class Messages(NamedTuple):
     """The messages of a field.
 
     Attributes:
-        turns: Each message, and what is marked about it.
-        unused: Names of the messages' fields that nothing was made of.
+        turns: The messages with their marks.
+        unused: Names of the messages' unused fields, such as `messages[].id`.
     """
 
-    turns: list[Turn]
+    turns: list[MarkedMessage]
     unused: tuple[str, ...]
 
 
-def read(value: object, name: str, place: Place) -> Messages:
+def read(value: object, name: str, place: RowPlace) -> Messages:
     """Return the messages of a field.
 
     Args:
-        value: A list of objects with role and content, or from and value.
-        name: What errors call the field.
+        value: A list of objects with `role` and `content`, or with `from` and `value`.
+        name: The name of the field in errors.
         place: Where the row stands.
 
     Raises:
-        DataError: It is something else, or is empty.
+        DataError: The value is something else, or is empty.
     """
     expected = _TURN if name == "conversations" else _MESSAGE
     prefix = f"{name}[]."
@@ -81,13 +81,13 @@ def read(value: object, name: str, place: Place) -> Messages:
 
 
 def _turn(
-    message: Fields, each: str, prefix: str, expected: str, place: Place
-) -> tuple[Turn, tuple[str, ...]]:
-    """Return a message, and the names of its fields that nothing was made of."""
+    message: Fields, each: str, prefix: str, expected: str, place: RowPlace
+) -> tuple[MarkedMessage, tuple[str, ...]]:
+    """Return a message, and the names of its unused fields."""
     role, content = message.get("role"), message.get("content")
     if len(message) == 2 and type(role) is type(content) is str and role in _ROLES:
-        said = fields.text(content, f"{each}.content", place)  # nearly all messages, and quickly
-        return Turn(each, {"role": role, "content": said}, {}), ()
+        said = fields.text(content, f"{each}.content", place)  # the quick way, for nearly all
+        return MarkedMessage(each, {"role": role, "content": said}, {}), ()
     filled = {
         key: found
         for key, found in message.items()
@@ -118,11 +118,11 @@ def _turn(
     }
     if rest:
         unused = (*unused, *leftovers.unused(rest, place, prefix))
-    return Turn(each, {"role": role, "content": content, **kept}, marks), unused
+    return MarkedMessage(each, {"role": role, "content": content, **kept}, marks), unused
 
 
-def _speaker(filled: Fields, each: str, expected: str, place: Place) -> str:
-    """Return who speaks, in the row's own word."""
+def _speaker(filled: Fields, each: str, expected: str, place: RowPlace) -> str:
+    """Return the speaker as the row spells it, such as `gpt`."""
     given = [key for key in _SPEAKER_FIELDS if key in filled]
     if not given:
         lacking = "from" if "value" in filled or (expected == _TURN and not filled) else "role"
@@ -143,9 +143,9 @@ def _speaker(filled: Fields, each: str, expected: str, place: Place) -> str:
 
 
 def _calls(
-    filled: Fields, speaker: str, each: str, prefix: str, place: Place
+    filled: Fields, speaker: str, each: str, prefix: str, place: RowPlace
 ) -> tuple[Message, tuple[str, ...]]:
-    """Return the field `tool_calls` of a message, if it has any, and what is unused in them."""
+    """Return the field `tool_calls` of a message, if it calls tools, and unused names in it."""
     given = [key for key in _CALLS if not _is_no_call(filled.get(key))]
     if speaker in _CALLERS:
         given += [key for key in _WORD_FIELDS if key in filled]
@@ -178,9 +178,9 @@ def _content(
     has_calls: bool,
     each: str,
     prefix: str,
-    place: Place,
+    place: RowPlace,
 ) -> tuple[str, tuple[str, ...]]:
-    """Return what a message says, and the names of what is unused in its parts."""
+    """Return the text of a message, and the names of the unused fields in its parts."""
     given = [key for key in _WORD_FIELDS if key in filled]
     if not given and has_calls:
         return "", ()
@@ -200,8 +200,8 @@ def _content(
     return said[0], unused[0]
 
 
-def _joined(value: object, name: str, prefix: str, place: Place) -> tuple[str, tuple[str, ...]]:
-    """Return a content, the texts of its parts joined, and the names of what is unused in them."""
+def _joined(value: object, name: str, prefix: str, place: RowPlace) -> tuple[str, tuple[str, ...]]:
+    """Return the joined texts of the parts of a content, and the names of their unused fields."""
     value = fields.plain_list(value)
     if not isinstance(value, list):
         return fields.text(value, name, place), ()
@@ -222,7 +222,7 @@ def _joined(value: object, name: str, prefix: str, place: Place) -> tuple[str, t
     return "".join(texts), tuple(unused)
 
 
-def _lacks(field: str, filled: Fields, each: str, expected: str, place: Place) -> DataError:
+def _lacks(field: str, filled: Fields, each: str, expected: str, place: RowPlace) -> DataError:
     return DataError(
         f'{place}: "{each}" lacks "{field}"; its fields: {names(filled)}.', f"Expected {expected}."
     )

@@ -1,7 +1,7 @@
-"""Values from Python, Parquet or JSON text as the plain ones that JSON has.
+"""Values from Python, Parquet or JSON text, converted to the plain values that JSON has.
 
 `datetime.date(2026, 1, 2)` becomes `"2026-01-02"`, `Decimal("1.50")` 1.5 and `numpy.int64(3)` 3.
-What leaves this file can be written as JSON and tokenized as UTF-8: no half characters, no NaN.
+The results can be written as JSON and tokenized as UTF-8: they have no half characters and no NaN.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from typing import Any
 
 import numpy as np
 
-from jaxft.data.rows.row import Place
+from jaxft.data.rows.row import RowPlace
 from jaxft.data.rows.wording import kind, quoted, shown
 from jaxft.errors import DataError
 
-# Deeper than any schema of a tool, and far from the end of Python's stack.
+# More levels than any tool's schema has, and far fewer than Python's stack allows.
 _DEEPEST = 100
-# What other programs that read JSON can hold.
+# Other programs that read JSON hold integers below this.
 _LARGEST_INT = 2**64
-# Nearly all values are of these types, which is told in one look.
+# Nearly all values have one of these types, and one look at the type is enough.
 _NEVER_MISSING = frozenset({str, bool, int, list, dict})
 
 
 def is_missing(value: object) -> bool:
-    """Return whether a value is null, as None or as pandas writes it: NaN, NaT or NA."""
+    """Return whether a value is null: None, or one of the nulls of pandas (NaN, NaT, NA)."""
     if value is None or type(value) in _NEVER_MISSING:
         return value is None
     if isinstance(value, float | np.floating):
@@ -39,8 +39,8 @@ def is_missing(value: object) -> bool:
     return type(value).__name__ in ("NaTType", "NAType")
 
 
-def as_text(value: object, name: str, place: Place) -> object:
-    """Return a date, a time, an identifier or UTF-8 bytes as text; another value as it is.
+def as_text(value: object, name: str, place: RowPlace) -> object:
+    """Return a date, a time, a UUID or UTF-8 bytes as text, and any other value unchanged.
 
     Raises:
         DataError: Bytes are not UTF-8, or a text holds half a surrogate pair, which no tokenizer
@@ -73,8 +73,8 @@ def as_text(value: object, name: str, place: Place) -> object:
     return str.__str__(value)
 
 
-def plain(value: object, name: str, place: Place, depth: int = 0) -> Any:
-    """Return a value, and all that is in it, as JSON has them.
+def plain(value: object, name: str, place: RowPlace, depth: int = 0) -> Any:
+    """Return a value as JSON has it, with everything inside it converted too.
 
     Raises:
         DataError: JSON has no such value, or it is nested too deeply.
@@ -108,20 +108,20 @@ def plain(value: object, name: str, place: Place, depth: int = 0) -> Any:
 
 
 def without_nulls(value: Any) -> Any:
-    """Return a plain value without the fields of objects that are null.
+    """Return a plain value without the null fields of objects.
 
-    Parquet and Arrow give every object of a column the fields of all of them.
+    In Parquet and Arrow every object in a column has the fields of all objects there.
     """
     if isinstance(value, dict):
         return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
     return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
-def from_json(text: str, name: str, place: Place) -> Any:
-    """Return the value of a field that is JSON text.
+def from_json(text: str, name: str, place: RowPlace) -> Any:
+    """Return the value that a field holds as JSON text.
 
     Raises:
-        DataError: It is not JSON, or an object in it names a field twice.
+        DataError: The text is not JSON, or an object in it has a field twice.
     """
     try:
         value = json.loads(text, object_pairs_hook=unique_fields)
@@ -135,10 +135,10 @@ def from_json(text: str, name: str, place: Place) -> Any:
 
 
 def unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the object of JSON's pairs, for `json.loads(..., object_pairs_hook=unique_fields)`.
+    """Return an object from its pairs, for `json.loads(..., object_pairs_hook=unique_fields)`.
 
     Raises:
-        ValueError: A field stands there twice; json itself would keep the last one.
+        ValueError: The object has a field twice. (json itself would keep the last one.)
     """
     found: dict[str, Any] = {}
     for name, value in pairs:
@@ -148,7 +148,7 @@ def unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _number(value: int | float | decimal.Decimal, name: str, place: Place) -> int | float:
+def _number(value: int | float | decimal.Decimal, name: str, place: RowPlace) -> int | float:
     """Return a finite number."""
     if isinstance(value, int):
         if abs(value) < _LARGEST_INT:
@@ -167,8 +167,8 @@ def _number(value: int | float | decimal.Decimal, name: str, place: Place) -> in
     raise DataError(f'{place}: "{name}" is {found}.', "Expected a finite number.")
 
 
-def _key(key: object, name: str, place: Place) -> str:
-    """Return the name of an object's field."""
+def _key(key: object, name: str, place: RowPlace) -> str:
+    """Return the name of a field of an object, which must be text."""
     found = as_text(key, name, place)
     if isinstance(found, str):
         return found

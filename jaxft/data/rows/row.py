@@ -1,7 +1,7 @@
-"""What a row is: the forms it may have, and the place it came from.
+"""A row: one record of a data set, in one of four forms, with the place it was read from.
 
-Separate from shapes, which finds out what form a value has. The invariant: a row remembers where
-it stood, so that every later complaint can name it, and no later room asks how it was written.
+`shapes` finds out the form of a value. Every later error can name the place of its row, and no
+later room needs to know how the row was spelled.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ Message = dict[str, Any]
 Unit = Literal["line", "row"]
 
 
-class Place(NamedTuple):
-    """Where a row stands, such as `train.jsonl:12` or `train_dataset row 3`.
+class RowPlace(NamedTuple):
+    """The place of a row in its source, such as `train.jsonl:12` or `train_dataset row 3`.
 
     Attributes:
-        source: The name of the file, or of whatever else the rows came from.
-        number: Its line there, from 1, or its row, from 0.
-        unit: Which of the two.
+        source: The name of the file or data set.
+        number: The line in the file, from 1, or the row in the data set, from 0.
+        unit: Whether `number` is a line or a row.
     """
 
     source: str
@@ -33,37 +33,37 @@ class Place(NamedTuple):
     unit: Unit = "line"
 
     def __str__(self) -> str:
-        """Return `source:line`, as editors and terminals understand it, or `source row n`."""
+        """Return `source:line`, which editors and terminals understand, or `source row n`."""
         separator = ":" if self.unit == "line" else " row "
         return f"{self.source}{separator}{self.number}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """One example and the place it was read from.
+    """One record of a data set; encoding makes one or more examples of it.
 
     Attributes:
         place: Where it was read.
-        unused: Names of the fields that nothing was made of, such as `("id", "messages[].name")`.
+        unused: Names of the fields that were not used, such as `("id", "messages[].name")`.
     """
 
-    place: Place
+    place: RowPlace
     unused: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Dialogue(Row):
-    r"""A chat: messages that the model's chat template writes, of which replies are supervised.
+    r"""A chat: the model's chat template writes its messages, and its replies are supervised.
 
     Questions with answers and alpaca rows are dialogues too. `{"instruction": "Add.", "input": "2
     and 2", "output": "4"}` has the messages `user: Add.\n\n2 and 2` and `assistant: 4`.
 
     Attributes:
-        messages: Each has `role` and `content`, a string; others of its fields are passed to the
-            template as they are (`reasoning_content`, `tool_calls`, `name`, ...).
-        num_prompt: How many messages the row itself calls a prompt; 0 where it does not say.
-        skipped: Indices of the assistant's messages that the row marks as not to be supervised.
-        tools: The tools that the chat may call, as JSON schemas; empty for none.
+        messages: Each has `role` and `content`, a string. Further fields (`reasoning_content`,
+            `tool_calls`, `name`, ...) are passed to the template unchanged.
+        num_prompt: How many messages the row itself calls a prompt; 0 if it does not say.
+        skipped: Indices of the assistant's messages that the row marks as not supervised.
+        tools: The tools that the chat may call, as JSON schemas.
         template_kwargs: Further variables of the template, such as `{"enable_thinking": False}`.
     """
 
@@ -76,7 +76,7 @@ class Dialogue(Row):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TextCompletion(Row):
-    """Plain text in two parts, of which the completion is supervised; no template touches it."""
+    """A prompt and a completion as plain text, without a template; the completion is supervised."""
 
     prompt: str
     completion: str
@@ -84,14 +84,14 @@ class TextCompletion(Row):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Text(Row):
-    """Plain text, all of which is supervised; no template touches it."""
+    """Plain text without a template; all of it is supervised."""
 
     text: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Tokenized(Row):
-    """Tokens, made before jaxft saw them, padding removed.
+    """Tokens that were made outside of jaxft, without their padding.
 
     Attributes:
         input_ids: The tokens.

@@ -1,13 +1,11 @@
-"""From the fields of a value to the row it stands for.
+"""The parsing of a value into a row, by the names of its fields.
 
-`{"question": "2 + 2?", "answer": "4"}` is a chat of two messages. Separate from sources, since rows
-also come from Python, and from fields, which looks at one field alone. The invariant: a value fits
-one shape, by a rule that a reader can say in a sentence, or it is refused; every field that nothing
-was made of is named in the row.
+`parse_row({"question": "2 + 2?", "answer": "4"}, place)` returns a chat of two messages. A value
+has exactly one shape, or it is refused; the row names every field that was not used.
 
-The rule: a field that is null is as good as absent. `input_ids` goes before everything else,
-because tokenizing a data set leaves its other columns there; `text` goes after everything else,
-because it is often a rendering of the other columns; of the shapes between, a row has one.
+The rule: a null field counts as absent. `input_ids` goes before everything else, because tokenizing
+a data set leaves its other columns there. `text` goes after everything else, because it is often a
+rendering of the other columns. Of the other shapes a row has exactly one.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from typing import Any, NamedTuple
 
 from jaxft.data.rows import dialogues, fields, flags, leftovers, plain, tokenized
 from jaxft.data.rows.fields import Fields, Given
-from jaxft.data.rows.row import Place, Row, Text, TextCompletion
+from jaxft.data.rows.row import Row, RowPlace, Text, TextCompletion
 from jaxft.data.rows.wording import kind, names, quoted
 from jaxft.errors import DataError, nearest
 
@@ -31,14 +29,14 @@ _NO_COLUMNS: Mapping[str, str] = {}
 
 
 class _Shape(NamedTuple):
-    """Fields that mean something together.
+    """A shape of row: fields that have a meaning together.
 
     Attributes:
-        needed: All of these are there.
-        beside: These may be there, and are used.
-        refused: These would change what is asked, and are not used beside the others.
+        needed: Fields that a row of this shape has.
+        beside: Fields that it may have too.
+        refused: Fields that it must not have, because they would change the question.
         build: Returns the row.
-        is_judged: Whether the row may say if its answer is good.
+        is_judged: Whether the row may have a field that says if its answer is good.
     """
 
     needed: tuple[str, ...]
@@ -48,18 +46,18 @@ class _Shape(NamedTuple):
     is_judged: bool = True
 
 
-def parse_row(value: object, place: Place, columns: Mapping[str, str] = _NO_COLUMNS) -> Row:
+def parse_row(value: object, place: RowPlace, columns: Mapping[str, str] = _NO_COLUMNS) -> Row:
     """Return the row that a value stands for.
 
     Args:
         value: An object decoded from a file, or a Python mapping.
-        place: Where it stands, which errors name.
-        columns: The file's names of fields that it calls otherwise, by ours, such as
-            `{"question": "query"}`.
+        place: Where it stands, for errors.
+        columns: The file's name of a field by jaxft's name, such as `{"question": "query"}`, for
+            fields whose names differ.
 
     Raises:
-        DataError: The value is not an object, its fields have other names, types or shapes, or one
-            of them says that something else is supervised than jaxft would supervise.
+        DataError: The value is not an object, its fields have other names, types or shapes, or a
+            field asks for other tokens to be supervised than jaxft would supervise.
     """
     if not isinstance(value, Mapping):
         raise DataError(
@@ -93,14 +91,14 @@ def parse_row(value: object, place: Place, columns: Mapping[str, str] = _NO_COLU
 
 
 def _is_given(name: object, value: object) -> bool:
-    """Return whether a field is there: null is as good as absent, but no mark is NaN."""
+    """Return whether a field counts as present. Null counts as absent, but a verdict may be NaN."""
     if name in flags.VERDICTS:
         return value is not None
     return not plain.is_missing(value)
 
 
-def _renamed(value: Fields, columns: Mapping[str, str], place: Place) -> dict[Any, Any]:
-    """Return the fields of a row by our names."""
+def _renamed(value: Fields, columns: Mapping[str, str], place: RowPlace) -> dict[Any, Any]:
+    """Return the fields of a row by jaxft's names."""
     for ours, theirs in columns.items():
         if ours not in FIELDS:
             close = nearest(ours, FIELDS)
@@ -120,7 +118,7 @@ def _renamed(value: Fields, columns: Mapping[str, str], place: Place) -> dict[An
 
 
 def _with_unused(row: Row, given: Given, used: tuple[str, ...]) -> Row:
-    """Return a row that names its unused fields."""
+    """Return the row with the names of its unused fields."""
     rest = {
         name: field
         for name, field in given.values.items()
@@ -133,7 +131,7 @@ def _with_unused(row: Row, given: Given, used: tuple[str, ...]) -> Row:
 
 
 def _check_unpaired(given: Given) -> None:
-    """Raise if a row compares answers."""
+    """Raise if a row compares a chosen answer with a rejected one."""
     compared = [name for name in ("chosen", "rejected") if not given.is_empty(name)]
     if compared:
         raise DataError(
@@ -144,7 +142,7 @@ def _check_unpaired(given: Given) -> None:
 
 
 def _fitting(given: Given) -> _Shape | None:
-    """Return the shape whose fields are all there."""
+    """Return the shape whose needed fields are all present; None if there is none."""
     filled = given.values
     fitting = [shape for shape in _SHAPES if all(name in filled for name in shape.needed)]
     if len(fitting) > 1:
@@ -163,7 +161,7 @@ def _quoted(shape: _Shape) -> str:
 
 
 def _pair(given: Given) -> Row:
-    """Return the row of a prompt and a completion, which must be of one kind."""
+    """Return the row of a prompt and a completion: both texts, or both lists of messages."""
     parts = [
         plain.as_text(fields.plain_list(given.values[name]), given.label(name), given.place)
         for name in _PAIR
@@ -180,7 +178,7 @@ def _pair(given: Given) -> Row:
 
 
 def _completion(given: Given) -> Row:
-    """Return the row of two texts, beside which nothing of a chat has a place."""
+    """Return the row of two texts, which must have none of the fields of a chat."""
     for name in (*dialogues.BESIDE, "context"):
         if not given.is_empty(name):
             raise DataError(
@@ -217,7 +215,7 @@ _SHAPES = (
 )
 _TEXT = _Shape(("text",), (), (), _text, is_judged=False)
 
-# Every field that is ever looked at.
+# The names of all fields that a row can use.
 FIELDS = frozenset(
     {*tokenized.FIELDS, *flags.VERDICTS, "chosen", "rejected"}
     | {

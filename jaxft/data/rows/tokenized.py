@@ -1,9 +1,9 @@
-"""Rows that are tokens already, as transformers' Trainer is given them.
+"""Rows of tokens, in the form that transformers' Trainer takes.
 
-`{"input_ids": [5, 17, 9], "labels": [-100, 17, 9]}` learns 17 and 9. Labels have transformers'
-meaning: a label stands at its own token, not at the one before, and IGNORED is not supervised. The
-invariant: a row that leaves this file has no padding, and a token in it is supervised or not, never
-replaced.
+In `{"input_ids": [5, 17, 9], "labels": [-100, 17, 9]}` the tokens 17 and 9 are supervised. Labels
+have transformers' meaning: a label stands at its own token, not at the token before, and IGNORED
+marks a token that is not supervised. The parsed row has no padding. A label can leave its token out
+of the loss, and cannot replace it by another token.
 """
 
 from __future__ import annotations
@@ -13,25 +13,26 @@ from jaxtyping import Int64
 
 from jaxft.data.rows import fields
 from jaxft.data.rows.fields import Given
-from jaxft.data.rows.row import Place, Tokenized
+from jaxft.data.rows.row import RowPlace, Tokenized
 from jaxft.data.rows.wording import quoted
 from jaxft.errors import DataError
 
-# Marks tokens that are not supervised. Source: the ignore_index of torch's and transformers'
-# cross-entropy, so that labels read as people expect.
+# The label of tokens that are not supervised. Source: the ignore_index of torch's and
+# transformers' cross-entropy.
 IGNORED = -100
 
-# Each has 1 for every token that is supervised. Source: the last two are TRL's.
+# Fields with a 1 for each supervised token and 0 for the others. Source: the last two are TRL's.
 _MASKS = ("loss_mask", "completion_mask", "assistant_masks")
 
-# Where several texts stand in one row. A row is one text, so they may say only that. Source: the
-# names are those of TRL's padding-free batches and of transformers' flash attention.
+# Fields that say where several texts stand in one row. In jaxft a row is one text, and these fields
+# must say so too. Source: the names are those of TRL's padding-free batches and of transformers'
+# flash attention.
 _POSITIONS = ("position_ids",)
 _LENGTHS = ("seq_lengths",)
 _SEGMENTS = ("segment_ids", "document_ids", "sequence_ids", "seq_idx")
 _BOUNDS = ("cu_seqlens", "cu_seq_lens_q", "cu_seq_lens_k")
 
-# Every field that is ever looked at.
+# The names of all fields that a row of tokens can use.
 FIELDS = (
     "input_ids",
     "attention_mask",
@@ -47,14 +48,14 @@ _HIGHEST_ID = np.iinfo(np.int32).max
 
 
 def parse(given: Given) -> Tokenized:
-    """Return the row of `input_ids`, and of the masks and labels where they are given.
+    """Return the row of `input_ids`, with the supervised tokens that its labels and masks name.
 
-    Padding, where the attention mask is 0, is removed, whatever its labels. Without labels and
-    masks every token is supervised, an end token too, even if the tokenizer pads with it; a token
-    that one of them leaves out is not.
+    Padding, where the attention mask is 0, is removed, whatever its labels. A token is supervised
+    if neither the labels nor a mask leave it out. So without labels and masks every token is
+    supervised, and that includes an end token with which the tokenizer also pads.
 
     Raises:
-        DataError: A field is not a flat list of numbers, or they do not fit together.
+        DataError: A field is not a flat list of numbers, or two fields contradict each other.
 
     Source: transformers 5.23, `DataCollatorForLanguageModeling` with `mlm=False` copies the
     labels from the tokens, and `ForCausalLMLoss` shifts them.
@@ -83,7 +84,16 @@ def parse(given: Given) -> Tokenized:
 
 
 def _mask(given: Given, ids: Int64[np.ndarray, " t"], kept: slice) -> Int64[np.ndarray, " u"]:
-    """Return which tokens without padding the masks call supervised; they must agree."""
+    """Return 1 for the tokens that the masks call supervised, without padding.
+
+    Args:
+        given: The row.
+        ids: Its tokens, padding included.
+        kept: The positions that are not padding.
+
+    Raises:
+        DataError: Two masks differ.
+    """
     first, mask = "", np.ones_like(ids)[kept]
     for name in _MASKS:
         if name not in given.values:
@@ -103,7 +113,7 @@ def _mask(given: Given, ids: Int64[np.ndarray, " t"], kept: slice) -> Int64[np.n
 
 
 def _check_one_text(given: Given, num_tokens: int, kept: slice) -> None:
-    """Raise if a row says that its tokens are several texts, or that they stand elsewhere."""
+    """Raise if a row says that its tokens are several texts, or that they have other positions."""
     length = kept.stop - kept.start
     for name in (*_POSITIONS, *_LENGTHS, *_SEGMENTS, *_BOUNDS):
         if name not in given.values:
@@ -127,7 +137,7 @@ def _check_one_text(given: Given, num_tokens: int, kept: slice) -> None:
 
 
 def _numbers(given: Given, name: str) -> Int64[np.ndarray, " t"]:
-    """Return a field's numbers; those of a mask may be true and false, or 1.0 and 0.0."""
+    """Return the numbers in a field. A mask may also have true and false, or 1.0 and 0.0."""
     numbers = _array(given.values[name])
     is_mask = name == "attention_mask" or name in _MASKS
     kinds = "iubf" if is_mask else "iu"
@@ -141,7 +151,7 @@ def _numbers(given: Given, name: str) -> Int64[np.ndarray, " t"]:
 
 
 def _array(value: object) -> np.ndarray:
-    """Return a list as an array; without a dimension if the value is not a list."""
+    """Return a list as an array. The array of anything else has no dimension."""
     try:
         return np.array(fields.plain_list(value))
     except ValueError:  # lists of different lengths
@@ -149,7 +159,7 @@ def _array(value: object) -> np.ndarray:
 
 
 def _check_range(
-    numbers: Int64[np.ndarray, " t"], name: str, lowest: int, highest: int, place: Place
+    numbers: Int64[np.ndarray, " t"], name: str, lowest: int, highest: int, place: RowPlace
 ) -> None:
     """Raise if a number is out of range."""
     wrong = np.flatnonzero((numbers < lowest) | (numbers > highest))
@@ -161,7 +171,7 @@ def _check_range(
 
 
 def _beside(given: Given, name: str, default: Int64[np.ndarray, " t"]) -> Int64[np.ndarray, " t"]:
-    """Return the numbers of a field that has one for each token, or the default without it."""
+    """Return the numbers of a field, one for each token; the default if there is no such field."""
     if name not in given.values:
         return default
     numbers = _numbers(given, name)
@@ -175,7 +185,7 @@ def _beside(given: Given, name: str, default: Int64[np.ndarray, " t"]) -> Int64[
 
 
 def _unpadded(mask: Int64[np.ndarray, " t"], given: Given) -> slice:
-    """Return the positions of the tokens that are not padding."""
+    """Return the positions where the attention mask is 1, which must be adjacent."""
     label = given.label("attention_mask")
     _check_range(mask, label, 0, 1, given.place)
     inside = np.flatnonzero(mask)

@@ -1,8 +1,8 @@
-"""Tools that a chat may call, and the calls in it, in the one form that templates are written for.
+"""Tools and tool calls of a chat, converted to the form that chat templates expect.
 
 `{"name": "add", "arguments": '{"a": 2}'}` becomes `{"type": "function", "function": {"name": "add",
-"arguments": {"a": 2}}}`. Templates write arguments as JSON themselves, so that text is read first:
-written again as text, it would arrive with quotes around it.
+"arguments": {"a": 2}}}`. Arguments that are JSON text are parsed, because templates write arguments
+as JSON themselves: text would arrive with quotes around it.
 
 Source: the templates of Qwen 2.5, Llama 3.1 and Mistral call `tojson` on `function.arguments`, and
 transformers' "Tool use" page says that arguments are an object, not text.
@@ -14,29 +14,29 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.data.rows import fields, leftovers
-from jaxft.data.rows.row import Place
+from jaxft.data.rows.row import RowPlace
 from jaxft.data.rows.wording import kind, names
 from jaxft.errors import DataError
 
 _TOOL = '{"type": "function", "function": {"name": "add", "parameters": {...}}}'
 CALL = '{"name": "add", "arguments": {"a": 2}}'
 
-# Llama writes parameters where others write arguments.
+# Names of the arguments of a call. The second is Llama's.
 _ARGUMENTS = ("arguments", "parameters")
 _KEPT = ("name", "arguments")
 
 
-def schemas(value: object, name: str, place: Place) -> tuple[Mapping[str, Any], ...]:
+def schemas(value: object, name: str, place: RowPlace) -> tuple[Mapping[str, Any], ...]:
     """Return the tools of a row.
 
     Args:
         value: A list of JSON schemas, its JSON text, or a list of such texts; each tool with or
             without `{"type": "function", "function": ...}` around it.
-        name: What errors call the field.
+        name: The name of the field in errors.
         place: Where the row stands.
 
     Raises:
-        DataError: It is something else.
+        DataError: The value is something else.
     """
     listed = fields.from_text(value, name, place)
     if not listed:
@@ -48,19 +48,19 @@ def schemas(value: object, name: str, place: Place) -> tuple[Mapping[str, Any], 
 
 
 def calls(
-    value: object, name: str, prefix: str, place: Place
+    value: object, name: str, prefix: str, place: RowPlace
 ) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-    """Return the calls in a message, and the names of their fields that nothing was made of.
+    """Return the calls in a message, and the names of their unused fields.
 
     Args:
         value: A list of calls, or its JSON text; each call with or without `{"type": "function",
             "function": ...}` around it, its arguments as an object or as JSON text.
-        name: What errors call the field.
-        prefix: What stands before the names of unused fields, such as `messages[].tool_calls[].`.
+        name: The name of the field in errors.
+        prefix: Put before the names of unused fields, such as `messages[].tool_calls[].`.
         place: Where the row stands.
 
     Raises:
-        DataError: It is something else.
+        DataError: The value is something else.
     """
     listed = fields.from_text(value, name, place)
     listed = [listed] if isinstance(listed, dict) and listed else listed
@@ -84,9 +84,9 @@ def calls(
 
 
 def _functions(
-    listed: Any, name: str, expected: str, place: Place
+    listed: Any, name: str, expected: str, place: RowPlace
 ) -> list[tuple[str, dict[str, Any], Any]]:
-    """Return each tool or call with its name for errors, and the function in it."""
+    """Return, for each tool or call, its name in errors, its outer fields, and its function."""
     if not isinstance(listed, list):
         raise DataError(f'{place}: "{name}" is {kind(listed)}.', f"Expected a list of {expected}.")
     found = []
@@ -106,8 +106,8 @@ def _only(value: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
     return {key: item for key, item in value.items() if key in keys}
 
 
-def _named(function: Any, where: str, expected: str, place: Place) -> dict[str, Any]:
-    """Return a function, which must be an object with a name."""
+def _named(function: Any, where: str, expected: str, place: RowPlace) -> dict[str, Any]:
+    """Return the function of a tool or call, after a check that it is an object with a name."""
     if not isinstance(function, dict):
         raise DataError(
             f'{place}: "{where}.function" is {kind(function)}.', f"Expected {expected}."
@@ -120,7 +120,7 @@ def _named(function: Any, where: str, expected: str, place: Place) -> dict[str, 
     return function
 
 
-def _arguments(function: dict[str, Any], field: str, where: str, place: Place) -> dict[str, Any]:
+def _arguments(function: dict[str, Any], field: str, where: str, place: RowPlace) -> dict[str, Any]:
     """Return the arguments of a call as an object."""
     found = fields.from_text(function[field], f"{where}.{field}", place)
     if found is None:

@@ -1,7 +1,7 @@
-"""Values and names of fields in words, for messages.
+"""Words for values and for names of fields, for error messages.
 
 `kind([])` is "an empty list", and `names(["prompt", "id"])` is `"prompt", "id"`. Whatever a row
-holds, what leaves this file is short, stands on one line and can be printed.
+holds, the words are short, stand on one line and can be printed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _MOST_NAMES = 20
 
 
 def kind(value: object) -> str:
-    """Return a value's type in words."""
+    """Return the type of a value in words, such as "a number"."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if value is None:
@@ -38,12 +38,12 @@ def shown(name: object) -> str:
 
 
 def quoted(name: object) -> str:
-    """Return a name or a text as `shown`, in double quotes."""
+    """Return the result of `shown` in double quotes."""
     return f'"{shown(name)}"'
 
 
 def names(of: Collection[object]) -> str:
-    """Return names of fields as a list, such as `"prompt", "id"`."""
+    """Return names in double quotes with commas between them, such as `"prompt", "id"`."""
     listed = ", ".join(map(quoted, itertools.islice(of, _MOST_NAMES)))
     left = len(of) - _MOST_NAMES
     return f"{listed} and {left:,} more" if left > 0 else listed or "none"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from jaxft.config import paths
 from jaxft.data.rows import shapes
-from jaxft.data.rows.row import Place
+from jaxft.data.rows.row import RowPlace
 from jaxft.data.sources import files, origin
 from jaxft.errors import DataError
 
@@ -41,7 +41,7 @@ class FileSet:
         self.paths = tuple(paths)
         self.ignored = tuple(ignored)
 
-    def values(self) -> Iterator[tuple[Place, object]]:
+    def values(self) -> Iterator[tuple[RowPlace, object]]:
         """Yield the values of all files.
 
         Raises:

@@ -19,12 +19,12 @@ import numpy as np
 from jaxtyping import Int64, UInt64
 
 from jaxft.config import HoldOutConfig
-from jaxft.data.rows.row import Place
+from jaxft.data.rows.row import RowPlace
 from jaxft.data.sources import origin
 from jaxft.data.sources.origin import Origin
 from jaxft.errors import DataError, nearest
 
-Side = Literal["train", "eval"]
+SideName = Literal["train", "eval"]
 
 
 class HoldOut:
@@ -35,7 +35,7 @@ class HoldOut:
         self._config = config
         self._origins = tuple(origins)
 
-    def values(self, source: Origin, side: Side) -> Iterator[tuple[Place, object]]:
+    def values(self, source: Origin, side: SideName) -> Iterator[tuple[RowPlace, object]]:
         """Yield the values of one of the sources that are on one side.
 
         Raises:
@@ -46,7 +46,7 @@ class HoldOut:
             if (group_of(value, self._config.by, place) in held_out) == (side == "eval"):
                 yield place, value
 
-    def key(self, side: Side) -> list[object]:
+    def key(self, side: SideName) -> list[object]:
         """Return everything that a side depends on besides the source, as JSON values."""
         contents = [source.content() for source in self._origins]
         return [self._config.fraction, self._config.by, side, contents]
@@ -87,7 +87,7 @@ class HoldOut:
         )
 
 
-def group_of(value: object, by: str | None, place: Place) -> int:
+def group_of(value: object, by: str | None, place: RowPlace) -> int:
     """Return the hash of the group that a value belongs to.
 
     Args:
@@ -131,7 +131,7 @@ def choose(
     return ids[chosen or [int(counts.argmin())]]
 
 
-def _field(value: object, name: str, place: Place) -> object:
+def _field(value: object, name: str, place: RowPlace) -> object:
     fields = value if isinstance(value, Mapping) else {}
     if fields.get(name) is None:
         names = ", ".join(json.dumps(field, ensure_ascii=False) for field in fields) or "none"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxft.config import SourceConfig
-from jaxft.data.sources.table import Table
+from jaxft.data.sources.table import DatasetTable
 from jaxft.errors import DataError
 
 # Files that `save_to_disk` writes beside the rows.
@@ -25,7 +25,7 @@ def is_saved(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _SAVED)
 
 
-def load_saved(source: SourceConfig) -> Table:
+def load_saved(source: SourceConfig) -> DatasetTable:
     """Open a folder that `save_to_disk` wrote.
 
     Raises:
@@ -44,7 +44,7 @@ def load_saved(source: SourceConfig) -> Table:
     return _table(found, source)
 
 
-def load(source: SourceConfig) -> Table:
+def load(source: SourceConfig) -> DatasetTable:
     """Find a data set in the cache, or fetch it from the Hub.
 
     Raises:
@@ -66,12 +66,12 @@ def load(source: SourceConfig) -> Table:
     return _table(found, source)
 
 
-def _table(found: Any, source: SourceConfig) -> Table:
+def _table(found: Any, source: SourceConfig) -> DatasetTable:
     """Return the split that the recipe names of what was found."""
     import datasets
 
     if isinstance(found, datasets.Dataset):
-        return Table(found, _name(source, source.split or str(found.split or "")))
+        return DatasetTable(found, _name(source, source.split or str(found.split or "")))
     names = list(found)
     chosen = source.split or ("train" if len(names) > 1 else names[0])
     if chosen not in names:
@@ -79,7 +79,7 @@ def _table(found: Any, source: SourceConfig) -> Table:
             f'{source.path} has no split "{chosen}".',
             f"Set `split:` of the source to one of: {', '.join(names[:_MOST_NAMES])}.",
         )
-    return Table(found[chosen], _name(source, chosen))
+    return DatasetTable(found[chosen], _name(source, chosen))
 
 
 def _name(source: SourceConfig, split: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxft.data.rows import shapes
-from jaxft.data.rows.row import Place
+from jaxft.data.rows.row import RowPlace
 from jaxft.data.sources import origin, table
 from jaxft.errors import DataError
 
@@ -33,7 +33,7 @@ class InMemory:
         self.name = name
         self._dataset = _rereadable(dataset, name)
 
-    def values(self) -> Iterator[tuple[Place, object]]:
+    def values(self) -> Iterator[tuple[RowPlace, object]]:
         """Yield the items.
 
         Raises:
@@ -41,7 +41,7 @@ class InMemory:
         """
         number = -1
         for number, value in enumerate(_items(self._dataset)):
-            yield Place(self.name, number, "row"), value
+            yield RowPlace(self.name, number, "row"), value
         if number < 0:
             raise DataError(
                 f"{self.name} is empty: it has no rows.", f"Give it some: {shapes.SHAPES}."

@@ -1,7 +1,7 @@
-"""What rows are made of: an origin yields values with their places, and knows them by content.
+"""Origins of rows: objects that yield values with their places, and a digest of all of them.
 
-`FileSet`, `Table` and `InMemory` are origins. Separate from them, since sources and hold_out need
-only this much. `digest_of({"a": 1})` is a short hex text, the same on every machine.
+`FileSet`, `DatasetTable` and `InMemory` are origins; `source` and `hold_out` use this interface
+only. `digest_of({"a": 1})` is a short hex text, the same on every machine.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from jaxft.data.rows.row import Place
+from jaxft.data.rows.row import RowPlace
 
 _DIGEST_BYTES = 16
 
@@ -22,17 +22,17 @@ class Origin(Protocol):
 
     @property
     def name(self) -> str:
-        """What errors call it."""
+        """The name of the origin in messages, such as `train.jsonl`."""
 
-    def values(self) -> Iterator[tuple[Place, object]]:
+    def values(self) -> Iterator[tuple[RowPlace, object]]:
         """Yield each value with its place, in order."""
 
     def content(self) -> str:
-        """Return a digest of all the values, whatever names they come under."""
+        """Return a digest of all values. Names of files do not change it."""
 
 
 def new_hash() -> hashlib.blake2b:
-    """Return the hash that everything about data is known by."""
+    """Return the hash function for every digest of data."""
     return hashlib.blake2b(digest_size=_DIGEST_BYTES)
 
 
@@ -47,12 +47,12 @@ def canonical(value: object, sort_keys: bool) -> bytes:
     """Return bytes that are the same for equal values.
 
     Args:
-        value: JSON, arrays, dates and whatever else rows may hold.
-        sort_keys: Whether objects that differ in the order of their keys alone are equal.
+        value: JSON, arrays, dates and anything else that a row may hold.
+        sort_keys: Whether two objects are equal when only the order of their keys differs.
     """
     try:
         text = json.dumps(value, sort_keys=sort_keys, default=_as_json)
-    except (TypeError, ValueError, RecursionError):  # keys of several types, or values in a circle
+    except (TypeError, ValueError, RecursionError):  # keys of several types, or a cycle
         text = f"{type(value).__name__} {value!r}"
     return text.encode("utf-8", "backslashreplace")
 

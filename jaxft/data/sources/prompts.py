@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from jaxft.data.rows import fields, messages
-from jaxft.data.rows.row import Message, Place
+from jaxft.data.rows.row import Message, RowPlace
 from jaxft.data.sources import file_set
 from jaxft.errors import DataError
 
@@ -28,7 +28,7 @@ def read(path: str) -> list[str | Sequence[Message]]:
     return [_prompt(value, place) for place, value in file_set.find(path).values()]
 
 
-def _prompt(value: object, place: Place) -> str | Sequence[Message]:
+def _prompt(value: object, place: RowPlace) -> str | Sequence[Message]:
     if isinstance(value, str):
         value = {"text": value}
     if not isinstance(value, Mapping):

@@ -16,7 +16,7 @@ from jaxft.config import HoldOutConfig, SourceConfig, paths
 from jaxft.data.rows import shapes
 from jaxft.data.rows.row import Row
 from jaxft.data.sources import file_set, hub, origin
-from jaxft.data.sources.hold_out import HoldOut, Side
+from jaxft.data.sources.hold_out import HoldOut, SideName
 from jaxft.data.sources.in_memory import InMemory
 from jaxft.data.sources.origin import Origin
 from jaxft.errors import DataError
@@ -36,7 +36,7 @@ class RowSource:
         found: Origin,
         columns: Mapping[str, str] | None = None,
         hold_out: HoldOut | None = None,
-        side: Side = "train",
+        side: SideName = "train",
     ) -> None:
         """Keep where the rows are; nothing is read yet.
 
@@ -82,7 +82,7 @@ class RowSource:
 
 
 def open_rows(
-    sources: Sequence[SourceConfig], hold_out: HoldOutConfig | None, side: Side
+    sources: Sequence[SourceConfig], hold_out: HoldOutConfig | None, side: SideName
 ) -> list[RowSource]:
     """Find the rows of a recipe, one `RowSource` for each source.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxft.data.rows.row import Place
+from jaxft.data.rows.row import RowPlace
 from jaxft.data.sources import origin
 from jaxft.data.sources.files import columns
 from jaxft.errors import DataError
@@ -23,7 +23,7 @@ Dataset = Any
 _NUM_ROWS = 1000
 
 
-class Table:
+class DatasetTable:
     """The rows of a table.
 
     Attributes:
@@ -35,7 +35,7 @@ class Table:
         self.name = name
         self._dataset = dataset
 
-    def values(self) -> Iterator[tuple[Place, object]]:
+    def values(self) -> Iterator[tuple[RowPlace, object]]:
         """Yield an object for each row.
 
         Raises:
@@ -44,7 +44,7 @@ class Table:
         number = 0
         for part in _tables(self._dataset):
             for value in columns.rows(part):
-                yield Place(self.name, number, "row"), value
+                yield RowPlace(self.name, number, "row"), value
                 number += 1
         if number == 0:
             raise DataError(f"{self.name} is empty: it has no rows.", "Name another split.")

@@ -15,7 +15,7 @@ from jaxft.weights.formats import flax_msgpack, safetensors, shards, torch_pickl
 from jaxft.weights.formats.checkpoint import Checkpoint
 
 
-class _Format(NamedTuple):
+class _CheckpointFormat(NamedTuple):
     """A format: its files, and how to open a folder of them.
 
     Attributes:
@@ -33,19 +33,19 @@ class _Format(NamedTuple):
 
 # In order of preference. Safetensors needs no conversion and no trust; a pickle comes last.
 _FORMATS = (
-    _Format(
+    _CheckpointFormat(
         "safetensors",
         (safetensors.SINGLE, safetensors.INDEX),
         "model-*.safetensors",
         safetensors.open_safetensors,
     ),
-    _Format(
+    _CheckpointFormat(
         "Flax msgpack",
         (flax_msgpack.SINGLE, flax_msgpack.INDEX),
         "flax_model-*.msgpack",
         flax_msgpack.open_flax,
     ),
-    _Format(
+    _CheckpointFormat(
         "PyTorch pickle",
         (torch_pickle.SINGLE, torch_pickle.INDEX),
         "pytorch_model-*.bin",
@@ -109,7 +109,7 @@ def wanted_files(offered: Collection[str]) -> list[str]:
     return []
 
 
-def _chosen(folder: Path) -> _Format:
+def _chosen(folder: Path) -> _CheckpointFormat:
     """Return the format that is read, or raise for a folder that has none."""
     chosen = _find(folder)
     if chosen is None:
@@ -118,7 +118,7 @@ def _chosen(folder: Path) -> _Format:
     return chosen
 
 
-def _find(folder: Path) -> _Format | None:
+def _find(folder: Path) -> _CheckpointFormat | None:
     """Return the first format that the folder holds."""
     for each in _FORMATS:
         if any((folder / mark).is_file() for mark in each.marks):

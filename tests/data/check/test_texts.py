@@ -10,13 +10,13 @@ import pytest
 from hypothesis import strategies as st
 
 from jaxft.data.check import oddities, texts
-from jaxft.data.rows.row import Dialogue, Place, Text, TextCompletion
+from jaxft.data.rows.row import Dialogue, RowPlace, Text, TextCompletion
 
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 
 
 def text_row(text, number=1):
-    return Text(Place("f", number), text)
+    return Text(RowPlace("f", number), text)
 
 
 def dialogue(*contents, number=1):
@@ -24,7 +24,7 @@ def dialogue(*contents, number=1):
     messages = [
         {"role": role, "content": content} for role, content in zip(roles, contents, strict=False)
     ]
-    return Dialogue(Place("f", number), messages)
+    return Dialogue(RowPlace("f", number), messages)
 
 
 def scan(*rows):
@@ -151,11 +151,11 @@ def test_blank_parts_are_named():
     rows = [
         dialogue(" ", "yes", number=1),
         dialogue("yes?", "\n", number=2),
-        TextCompletion(Place("f", 3), "", "a"),
-        TextCompletion(Place("f", 4), "a", "\t"),
+        TextCompletion(RowPlace("f", 3), "", "a"),
+        TextCompletion(RowPlace("f", 4), "a", "\t"),
         text_row(" \n ", 5),
         dialogue("yes?", "nan", number=6),
-        TextCompletion(Place("f", 7), "x", " None"),
+        TextCompletion(RowPlace("f", 7), "x", " None"),
         dialogue("is it nan or None?", "It is None of these.", number=8),
     ]
     places = {name: [place for place, _ in seen.first] for name, seen in scan(*rows).odd.items()}

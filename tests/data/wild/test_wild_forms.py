@@ -12,12 +12,12 @@ from wild_templates_thinking import QWEN_3, QWEN_25, R1_DISTILL
 from jaxft.data.examples import tokens
 from jaxft.data.examples.tokens import Encoded
 from jaxft.data.rows import shapes
-from jaxft.data.rows.row import Place
+from jaxft.data.rows.row import RowPlace
 
 
 def encoded_value(family: Family, value: object) -> Encoded:
     """Return what becomes of a row as files have it."""
-    return tokens.encode_row(shapes.parse_row(value, Place("f", 1)), encoding(family))
+    return tokens.encode_row(shapes.parse_row(value, RowPlace("f", 1)), encoding(family))
 
 
 def assert_equal(left: Encoded, right: Encoded) -> None:

@@ -20,7 +20,7 @@ from wild_templates_plain import CHATML
 from wild_templates_thinking import QWEN_3
 
 from jaxft.data.examples import tokens
-from jaxft.data.rows.row import Place, Text, TextCompletion
+from jaxft.data.rows.row import RowPlace, Text, TextCompletion
 
 CHAT = (
     user("2 + 2?"),
@@ -117,10 +117,10 @@ def test_rows_of_one_batch_are_encoded_as_alone(family: Family):
 def test_plain_text_is_closed_with_the_end_token_and_no_template(family: Family):
     tokenizer = make_tokenizer(family)
     settings = encoding(family, tokenizer)
-    pair = tokens.encode_row(TextCompletion(Place("f", 1), "2 + 2 =", " 4"), settings)
+    pair = tokens.encode_row(TextCompletion(RowPlace("f", 1), "2 + 2 =", " 4"), settings)
     assert text_of(tokenizer, pair) == [f"2 + 2 = 4{family.eos}"]
     assert learned_texts(tokenizer, pair) == [f" 4{family.eos}"]
-    text = tokens.encode_row(Text(Place("f", 1), "2 + 2 = 4"), settings)
+    text = tokens.encode_row(Text(RowPlace("f", 1), "2 + 2 = 4"), settings)
     assert text_of(tokenizer, text) == [f"2 + 2 = 4{family.eos}"]
     assert pair.end_ids == text.end_ids == {tokenizer.eos_token_id}
 

@@ -26,7 +26,7 @@ from wild_templates_plain import CHATML, GEMMA_3, LLAMA_2, LLAMA_3
 from wild_templates_thinking import QWEN_3, QWEN_25, R1_DISTILL, SMOLLM_3
 
 from jaxft.data.examples import tokens
-from jaxft.data.rows.row import Place, TextCompletion
+from jaxft.data.rows.row import RowPlace, TextCompletion
 
 
 def long_chat(turns: int) -> list[dict[str, Any]]:
@@ -153,7 +153,7 @@ def test_tokens_that_merge_over_the_edge_of_a_reply_are_those_of_the_whole_text(
 def test_edges_of_plain_text_follow_the_same_rule():
     tokenizer = make_tokenizer(CHATML, EDGE_MERGES)
     settings = encoding(CHATML, tokenizer)
-    row = TextCompletion(Place("f", 1), "2 + 2:\n", "\nfour")
+    row = TextCompletion(RowPlace("f", 1), "2 + 2:\n", "\nfour")
     (example,) = tokens.encode_row(row, settings).examples
     whole = "2 + 2:\n\nfour<|im_end|>"
     assert example.input_ids.tolist() == tokenizer(whole)["input_ids"]

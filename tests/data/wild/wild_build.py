@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from jaxft.data.chats.encoding import Encoding
 from jaxft.data.examples import tokens
 from jaxft.data.examples.tokens import Encoded
-from jaxft.data.rows.row import Dialogue, Message, Place
+from jaxft.data.rows.row import Dialogue, Message, RowPlace
 from jaxft.errors import DataError
 
 # Pairs that merge inside words alone, so that no token stands across the edge of a reply.
@@ -162,7 +162,7 @@ ADD = {
 
 
 def dialogue(*messages: Message, **further: Any) -> Dialogue:
-    return Dialogue(Place("f.jsonl", 7), messages, **further)
+    return Dialogue(RowPlace("f.jsonl", 7), messages, **further)
 
 
 def encode(family: Family, *messages: Message, tokenizer: Any = None, **further: Any) -> Encoded:

@@ -13,16 +13,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxft.data.rows.row import Place
+from jaxft.data.rows.row import RowPlace
 from jaxft.data.sources.files import columns, json_values, opening, paragraphs, separated
 from jaxft.errors import DataError
 
 __all__ = ["ENDINGS", "Values", "columns", "ending", "values"]
 
-Values = Iterator[tuple[Place, object]]
+Values = Iterator[tuple[RowPlace, object]]
 
 
-class _Format(NamedTuple):
+class _RowFormat(NamedTuple):
     """How a kind of file is read, and the kinds that its first bytes show if it is not text."""
 
     read: Callable[[Path], Values]
@@ -30,14 +30,14 @@ class _Format(NamedTuple):
 
 
 _FORMATS = {
-    ".jsonl": _Format(json_values.json_lines),
-    ".ndjson": _Format(json_values.json_lines),
-    ".json": _Format(json_values.json_file),
-    ".csv": _Format(separated.comma_separated),
-    ".tsv": _Format(separated.tab_separated),
-    ".parquet": _Format(columns.parquet_file, ("Parquet",)),
-    ".arrow": _Format(columns.arrow_file, ("Arrow",)),
-    ".txt": _Format(paragraphs.paragraphs),
+    ".jsonl": _RowFormat(json_values.json_lines),
+    ".ndjson": _RowFormat(json_values.json_lines),
+    ".json": _RowFormat(json_values.json_file),
+    ".csv": _RowFormat(separated.comma_separated),
+    ".tsv": _RowFormat(separated.tab_separated),
+    ".parquet": _RowFormat(columns.parquet_file, ("Parquet",)),
+    ".arrow": _RowFormat(columns.arrow_file, ("Arrow",)),
+    ".txt": _RowFormat(paragraphs.paragraphs),
 }
 
 ENDINGS = tuple(_FORMATS)

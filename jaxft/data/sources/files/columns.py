@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxft.data.rows.row import Place
+from jaxft.data.rows.row import RowPlace
 from jaxft.data.sources.files import opening
 from jaxft.errors import DataError
 
@@ -32,7 +32,7 @@ class ForeignValue:
     kind: str
 
 
-def parquet_file(path: Path) -> Iterator[tuple[Place, object]]:
+def parquet_file(path: Path) -> Iterator[tuple[RowPlace, object]]:
     """Yield an object for each row of a Parquet file."""
     from pyarrow import parquet
 
@@ -43,7 +43,7 @@ def parquet_file(path: Path) -> Iterator[tuple[Place, object]]:
     return _checked(batches(), path, "Parquet")
 
 
-def arrow_file(path: Path) -> Iterator[tuple[Place, object]]:
+def arrow_file(path: Path) -> Iterator[tuple[RowPlace, object]]:
     """Yield an object for each row of an Arrow file, or of an Arrow stream as `datasets` writes."""
     import pyarrow
 
@@ -77,7 +77,7 @@ def rows(batch: Any) -> Iterator[dict[str, object]]:
             yield dict(zip(names, cells, strict=True))
 
 
-def _checked(batches: Iterator[Any], path: Path, kind: str) -> Iterator[tuple[Place, object]]:
+def _checked(batches: Iterator[Any], path: Path, kind: str) -> Iterator[tuple[RowPlace, object]]:
     """Yield the rows of batches, or refuse the file."""
     import pyarrow
 
@@ -87,7 +87,7 @@ def _checked(batches: Iterator[Any], path: Path, kind: str) -> Iterator[tuple[Pl
             # Damaged offsets would be followed into memory that is not the file's.
             batch.validate(full=True)
             for value in rows(batch):
-                yield Place(str(path), number, "row"), value
+                yield RowPlace(str(path), number, "row"), value
                 number += 1
     except (pyarrow.ArrowException, OSError, ValueError, MemoryError) as error:
         if isinstance(error, OSError) and error.errno is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxft.data.rows import shapes
-from jaxft.data.rows.row import Place
+from jaxft.data.rows.row import RowPlace
 from jaxft.data.sources.files import opening
 from jaxft.errors import DataError
 
@@ -45,20 +45,20 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
-def json_lines(path: Path) -> Iterator[tuple[Place, object]]:
+def json_lines(path: Path) -> Iterator[tuple[RowPlace, object]]:
     """Yield an object a line; blank lines are skipped."""
     for number, line in opening.lines(path):
         text = line.strip()
         if text:
-            yield Place(str(path), number), _parse_line(text, Place(str(path), number))
+            yield RowPlace(str(path), number), _parse_line(text, RowPlace(str(path), number))
 
 
-def json_file(path: Path) -> Iterator[tuple[Place, object]]:
+def json_file(path: Path) -> Iterator[tuple[RowPlace, object]]:
     """Yield the items of a list, alone or within one object, or else one object after another."""
     window = _Window(path)
     if window.peek() == "[":
         for number, item in enumerate(_items(window)):
-            yield Place(str(path), number, "row"), item
+            yield RowPlace(str(path), number, "row"), item
         return
     if not window.peek():
         return
@@ -67,7 +67,7 @@ def json_file(path: Path) -> Iterator[tuple[Place, object]]:
     rows = _wrapped_rows(first, path) if not window.peek() else None
     if rows is not None:
         for number, item in enumerate(rows):
-            yield Place(str(path), number, "row"), item
+            yield RowPlace(str(path), number, "row"), item
         return
     yield place, first
     while window.peek():
@@ -75,7 +75,7 @@ def json_file(path: Path) -> Iterator[tuple[Place, object]]:
         yield place, window.value()
 
 
-def _parse_line(text: str, place: Place) -> object:
+def _parse_line(text: str, place: RowPlace) -> object:
     try:
         return _DECODER.decode(text)
     except json.JSONDecodeError as error:
@@ -159,10 +159,10 @@ class _Window:
         """Move over the character that was peeked at."""
         self._at += 1
 
-    def place(self) -> Place:
+    def place(self) -> RowPlace:
         """Return the line of the next character."""
         self._move_mark()
-        return Place(str(self._path), self._line)
+        return RowPlace(str(self._path), self._line)
 
     def value(self) -> object:
         """Return the value that begins here, and move behind it.
@@ -230,7 +230,7 @@ class _Window:
         return True
 
 
-def _doubled(name: str, place: Place) -> DataError:
+def _doubled(name: str, place: RowPlace) -> DataError:
     return DataError(
         f"{place}: an object has the key {_excerpt(name)} twice.",
         "Keep one of the two; the other would be lost.",

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from jaxft.data.rows.row import Place
+from jaxft.data.rows.row import RowPlace
 from jaxft.data.sources.files import opening
 from jaxft.errors import DataError
 
@@ -22,23 +22,23 @@ _NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 _ENDINGS = {",": ", or give it the ending .csv", "\t": ", or give it the ending .tsv"}
 
 
-def comma_separated(path: Path) -> Iterator[tuple[Place, object]]:
+def comma_separated(path: Path) -> Iterator[tuple[RowPlace, object]]:
     """Yield an object for each row of a CSV file."""
     return _rows(path, ",")
 
 
-def tab_separated(path: Path) -> Iterator[tuple[Place, object]]:
+def tab_separated(path: Path) -> Iterator[tuple[RowPlace, object]]:
     """Yield an object for each row of a TSV file; cells may be quoted as in CSV."""
     return _rows(path, "\t")
 
 
-def _rows(path: Path, delimiter: str) -> Iterator[tuple[Place, object]]:
+def _rows(path: Path, delimiter: str) -> Iterator[tuple[RowPlace, object]]:
     """Yield an object for each row under the header; cells may hold delimiters and line feeds."""
     lines = (line for _, line in opening.lines(path))
     reader = csv.reader(lines, strict=True, delimiter=delimiter)
     header: list[str] = []
     while True:
-        place = Place(str(path), reader.line_num + 1)
+        place = RowPlace(str(path), reader.line_num + 1)
         cells = _next_cells(reader, place, delimiter)
         if cells is None:
             return
@@ -48,7 +48,7 @@ def _rows(path: Path, delimiter: str) -> Iterator[tuple[Place, object]]:
             header = _header(cells, place, delimiter)
 
 
-def _next_cells(reader: Iterator[list[str]], place: Place, delimiter: str) -> list[str] | None:
+def _next_cells(reader: Iterator[list[str]], place: RowPlace, delimiter: str) -> list[str] | None:
     """Return the next row's cells, none for a blank line, or None at the end."""
     # The limit holds for the whole process, so it is lifted for this one row.
     limit = csv.field_size_limit(_LONGEST_CELL)
@@ -65,7 +65,7 @@ def _next_cells(reader: Iterator[list[str]], place: Place, delimiter: str) -> li
         csv.field_size_limit(limit)
 
 
-def _header(names: list[str], place: Place, delimiter: str) -> list[str]:
+def _header(names: list[str], place: RowPlace, delimiter: str) -> list[str]:
     """Return the names of the columns."""
     other = next((sign for sign in _NAMES if sign in names[0] and len(names) == 1), None)
     if other is not None:
@@ -86,7 +86,7 @@ def _header(names: list[str], place: Place, delimiter: str) -> list[str]:
 
 
 def _cells_by_name(
-    header: list[str], cells: list[str], place: Place, delimiter: str
+    header: list[str], cells: list[str], place: RowPlace, delimiter: str
 ) -> dict[str, str]:
     """Return the cells of a row by the names of their columns."""
     if len(cells) != len(header):
