@@ -19,7 +19,7 @@ MAX_LINES = 400
 # listed here fails the test until it has its place.
 ROWS = (
     ("errors",),
-    ("config", "tree", "console"),
+    ("config", "tree", "leaves", "console"),
     ("data",),
     ("parallel",),
     ("models",),
@@ -34,6 +34,7 @@ ROWS = (
 )
 # The rooms inside the larger rooms, in the same way.
 DATA_ROWS = (("rows",), ("sources", "chats"), ("examples",), ("batches", "check"))
+LEAVES_ROWS = (("parts",), ("address",))
 WEIGHTS_ROWS = (
     ("formats", "finite", "gptq"),
     ("names",),
@@ -58,6 +59,7 @@ def heights(rows: tuple[tuple[str, ...], ...]) -> dict[str, int]:
 
 HEIGHT = {
     "jaxft": heights(ROWS),
+    "jaxft.leaves": heights(LEAVES_ROWS),
     "jaxft.data": heights(DATA_ROWS),
     "jaxft.weights": heights(WEIGHTS_ROWS),
     "jaxft.training": heights(TRAINING_ROWS),

@@ -16,8 +16,8 @@ from jaxft.api.model import CausalLM
 from jaxft.artifacts import loaded, verify
 from jaxft.artifacts.adapter import write_adapter
 from jaxft.errors import AdapterError, ConfigError
+from jaxft.leaves.address import Address
 from jaxft.lora import starts, targets, tying
-from jaxft.models.network import is_adapter_leaf
 from jaxft.weights.places import chat_format
 
 
@@ -90,7 +90,9 @@ class PeftModel(CausalLM):
         """Draw the adapter from a seed, unless it was read from a folder or trained."""
         self._seed = seed
         if self._start is None and self._tree is not None and self._mesh is not None:
-            adapters = trees.map_with_path(lambda path, _: is_adapter_leaf(path), self._tree)
+            adapters = trees.map_with_path(
+                lambda path, _: Address.parse(path).is_adapter, self._tree
+            )
             own = starts.without(trees.partition(self._tree, adapters)[1])
             self._tree = self._begun(own, self._mesh)
 

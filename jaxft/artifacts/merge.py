@@ -15,8 +15,9 @@ import numpy as np
 
 from jaxft import tree as trees
 from jaxft.errors import AdapterError
+from jaxft.leaves.address import Address
 from jaxft.models.families.family import Family
-from jaxft.models.network import EMBED, HEAD, Adapter, Network, is_adapter_leaf, is_start_leaf
+from jaxft.models.network import EMBED, HEAD, Adapter, Network
 from jaxft.weights import layout, names
 from jaxft.weights.formats.checkpoint import Checkpoint, TensorInfo
 from jaxft.weights.names import Slot
@@ -50,7 +51,7 @@ class Merged:
         self._leaves = {
             path: np.asarray(leaf)
             for path, leaf in trees.flatten(tree).items()
-            if path in trained or is_adapter_leaf(path) or is_start_leaf(path)
+            if path in trained or not Address.parse(path).is_own
         }
         self._trained = trained
         self._base = names.under_full_names(base, base_family)

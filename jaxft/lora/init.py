@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from jaxft import tree as trees
 from jaxft.errors import AdapterError
+from jaxft.leaves.address import Address
 from jaxft.models.bind import abstract_tree
 from jaxft.models.network import EMBED, POSITIONS, Network
 from jaxft.parallel import mesh as meshes
@@ -50,34 +51,27 @@ def init_adapters(network: Network, *, kind: bool | str, seed: int, mesh: Mesh) 
     sharding = meshes.replicated(mesh)
     leaves: dict[str, Any] = {}
     for path, leaf in shapes.items():
-        module, _, name = path.rpartition("/")
-        if name != "lora_a" or f"{module}/lora_a0" in shapes:  # `starts` decomposes
+        address = Address.parse(path)
+        block, module = address.block, address.module
+        # Those that have a start are decomposed in `starts`.
+        if address.part != "lora_a" or address.beside("lora_a0") in shapes:
             continue
-        block, local = _split(module)
         rank, num_in = leaf.shape[-2:]
-        num_out = shapes[f"{module}/lora_b"].shape[-1]
-        if local in (EMBED, POSITIONS):
-            draw = _of_table(kind, is_tied=local == EMBED and network.ties_adapters)
+        num_out = shapes[address.beside("lora_b")].shape[-1]
+        if module in (EMBED, POSITIONS):
+            draw = _of_table(kind, is_tied=module == EMBED and network.ties_adapters)
         else:
             draw = _STARTS[kind]
         starts = [
-            draw(generator(seed, local, layer), rank, num_in, num_out)
+            draw(generator(seed, module, layer), rank, num_in, num_out)
             for layer in layers.get(block, [-1])
         ]
         for part in Start._fields:
-            if f"{module}/{part}" in shapes:
+            if address.beside(part) in shapes:
                 drawn = [getattr(start, part) for start in starts]
                 value = np.stack(drawn) if block else drawn[0]
-                leaves[f"{module}/{part}"] = jax.device_put(value, sharding)
+                leaves[address.beside(part)] = jax.device_put(value, sharding)
     return trees.unflatten(leaves)
-
-
-def _split(module: str) -> tuple[str, str]:
-    """Split "groups/0/1/attn/q" into "groups/0/1" and "attn/q"; "head" into "" and "head"."""
-    if not module.startswith("groups/"):
-        return "", module
-    parts = module.split("/")
-    return "/".join(parts[:3]), "/".join(parts[3:])
 
 
 def generator(seed: int, module: str, layer: int) -> np.random.Generator:

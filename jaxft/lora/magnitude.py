@@ -16,14 +16,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxft import tree as trees
+from jaxft.leaves.address import Address, within
 from jaxft.models import dora, forward, quantized
 from jaxft.models.bind import abstract_tree
 from jaxft.models.linear import Materialise
-from jaxft.models.network import FUSED, Network
+from jaxft.models.network import FUSED, HEAD, Network
 from jaxft.parallel import mesh as meshes
 from jaxft.parallel import rules
-
-_LEAF = "/lora_magnitude"
 
 
 def with_magnitudes(network: Network, tree: Mapping[str, Any], mesh: Mesh) -> trees.Tree:
@@ -36,33 +35,30 @@ def with_magnitudes(network: Network, tree: Mapping[str, Any], mesh: Mesh) -> tr
         tree: All other leaves, the base's (in any dtype, quantized or divided) and the adapters'.
         mesh: Where they are. Magnitudes are float32 and on every device.
     """
-    adapters = dict(network.outer_adapters)
-    for prefix, layer, _ in network.stacked_blocks():
-        adapters |= {f"{prefix}/{path}": adapter for path, adapter in layer.adapters}
+    adapters = {"": dict(network.outer_adapters)}
+    adapters |= {block: dict(layer.adapters) for block, layer, _ in network.stacked_blocks()}
     leaves, everywhere = trees.flatten(tree), meshes.replicated(mesh)
     for path in trees.flatten(abstract_tree(network)):
-        if path.endswith(_LEAF):
-            module = path.removesuffix(_LEAF)
-            kernels, materialise = _weights(network, module, mesh)
+        address = Address.parse(path)
+        if address.part == "lora_magnitude":
+            kernels, materialise = _weights(network, address, mesh)
             stored = [leaves[kernel] for kernel in kernels]
-            a, b = leaves[f"{module}/lora_a"], leaves[f"{module}/lora_b"]
-            norms = _norms(materialise, adapters[module].scaling, stored, a, b)
+            a, b = (leaves[address.beside(side)] for side in ("lora_a", "lora_b"))
+            scaling = adapters[address.block][address.module].scaling
+            norms = _norms(materialise, scaling, stored, a, b)
             leaves[path] = jax.device_put(norms, everywhere)
     return trees.unflatten(leaves)
 
 
-def _weights(network: Network, module: str, mesh: Mesh) -> tuple[list[str], Materialise]:
-    """Return the paths of a module's kernels, and how each becomes a matrix [in, out]."""
-    if module == "head":
+def _weights(network: Network, address: Address, mesh: Mesh) -> tuple[list[str], Materialise]:
+    """Return the paths of the kernels beside a leaf, and how each becomes a matrix [in, out]."""
+    if address.module == HEAD:
         path, materialise = forward.head_weight(network, mesh)
         return [path], materialise
-    paths = [module]
-    for fused, parts in FUSED.items():
-        if module.endswith(f"/{fused}"):
-            paths = [module.removesuffix(fused) + part for part in parts]
+    modules = FUSED.get(address.module, (address.module,))
     # Parts of one module are divided alike.
-    gather = rules.gather(mesh, f"{paths[0]}/kernel")
-    return [f"{path}/kernel" for path in paths], quantized.Stored(gather)
+    stored = quantized.Stored(rules.gather(mesh, modules[0]))
+    return [within(address.block, f"{module}/kernel") for module in modules], stored
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft import tree as trees
-from jaxft.models.network import Network, is_adapter_leaf
+from jaxft.leaves.address import Address
+from jaxft.models.network import Network
 
 
 def trainable_mask(network: Network, tree: Mapping[str, Any]) -> trees.Tree:
     """Return a tree of the same paths as `tree`, true at the leaves that are trained."""
     own = network.trained_leaves()
-    return trees.map_with_path(lambda path, _: path in own or is_adapter_leaf(path), tree)
+    return trees.map_with_path(lambda path, _: path in own or Address.parse(path).is_adapter, tree)

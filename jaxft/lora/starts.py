@@ -19,10 +19,11 @@ from jax.sharding import Mesh
 
 from jaxft import console
 from jaxft import tree as trees
+from jaxft.leaves.address import Address
 from jaxft.lora import decomposition, init, magnitude
 from jaxft.models import embedding, quantized
 from jaxft.models.families.family import Family
-from jaxft.models.network import Adapter, Network, is_start_leaf
+from jaxft.models.network import Adapter, Network
 from jaxft.models.quantized import Quantized
 from jaxft.parallel import mesh as meshes
 from jaxft.weights import layout, names
@@ -67,7 +68,7 @@ def _decomposed(
     begun = {
         path: np.zeros(shape, np.float32)
         for path, shape in names.leaf_shapes(network).items()
-        if is_start_leaf(path)
+        if Address.parse(path).is_start
     }
     if not begun:
         return begun
@@ -87,24 +88,32 @@ def _decomposed(
 
 def of(tree: Mapping[str, Any]) -> trees.Tree:
     """Return the leaves that hold what adapters began as; none for adapters from nothing."""
-    return trees.unflatten({k: v for k, v in trees.flatten(tree).items() if is_start_leaf(k)})
+    return trees.partition(tree, _marks(tree))[0]
 
 
 def without(tree: Mapping[str, Any]) -> trees.Tree:
     """Return the other leaves."""
-    return trees.unflatten({k: v for k, v in trees.flatten(tree).items() if not is_start_leaf(k)})
+    return trees.partition(tree, _marks(tree))[1]
+
+
+def _marks(tree: Mapping[str, Any]) -> trees.Tree:
+    return trees.map_with_path(lambda path, _: Address.parse(path).is_start, tree)
 
 
 def as_begun(tree: Mapping[str, Any]) -> trees.Tree:
     """Return leaves, those of A and B that have a start as they began."""
-    leaves = trees.flatten(tree)
-    began = _as_trained({k: leaf for k, leaf in leaves.items() if is_start_leaf(k)})
-    return trees.unflatten({**leaves, **trees.flatten(began)})
+    began = _as_trained(trees.flatten(of(tree)))
+    return trees.unflatten({**trees.flatten(tree), **trees.flatten(began)})
 
 
 def _as_trained(starts: Mapping[str, Any]) -> trees.Tree:
-    """Return leaves by path, of starts, as those of A and B."""
-    return trees.unflatten({path.removesuffix("0"): leaf for path, leaf in starts.items()})
+    """Return the leaves of starts at the paths of the leaves that began as them."""
+    began = {}
+    for path, leaf in starts.items():
+        trained = Address.parse(path).start_of
+        assert trained is not None, f"{path} is no start"
+        began[trained] = leaf
+    return trees.unflatten(began)
 
 
 class _Adapted(NamedTuple):

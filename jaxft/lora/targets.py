@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError, nearest
+from jaxft.leaves.address import Address
 from jaxft.lora import tying
 from jaxft.models.families.family import Family
 from jaxft.models.network import EMBED, HEAD, Adapter, Network, Tuning, build_network
@@ -55,7 +56,8 @@ def adapted_network(config: LoraConfig, family: Family, spec: ModelSpec) -> Netw
             for leaf in one.leaves
             if one.layer == layer
             and (
-                one.module in saved or (leaf.endswith("/bias") and one.module in with_trained_bias)
+                one.module in saved
+                or (Address.parse(leaf).part == "bias" and one.module in with_trained_bias)
             )
         ]
         adapters = {one.path: adapter for one, adapter in adapted.items() if one.layer == layer}

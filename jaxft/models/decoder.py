@@ -17,6 +17,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int32
 
+from jaxft.leaves import address
 from jaxft.models.block import Block
 from jaxft.models.cache import Cached
 from jaxft.models.embedding import Table
@@ -110,7 +111,9 @@ class Decoder(nnx.Module):
         x = self._embedded(input_ids, context, dtype)
         new: dict[str, Any] = {}
         for index, (group, blocks) in enumerate(zip(self.network.groups, self.groups, strict=True)):
-            prefixes = [f"groups/{index}/{position}" for position in range(len(group.period))]
+            prefixes = [
+                address.block_path(index, position) for position in range(len(group.period))
+            ]
             before = [kept.get(prefix, {}) for prefix in prefixes]
             x, after = _fold_group(group, blocks, x, context, before, fold)
             new |= dict(zip(prefixes, after, strict=True))

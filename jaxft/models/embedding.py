@@ -50,7 +50,7 @@ class Table(nnx.Module):
         `peft/tuners/trainable_tokens/layer.py: TrainableTokensLayer.forward_adapters`.
         """
         table = self.kernel[...]
-        x = rules.gather(mesh, f"{self.path}/kernel")(table, table.dtype)[ids].astype(dtype)
+        x = rules.gather(mesh, self.path)(table, table.dtype)[ids].astype(dtype)
         adapter = dict(self.network.outer_adapters).get(self.path)
         if adapter is not None:
             inner = self.lora_a[...].T[ids]  # [b t r]

@@ -112,9 +112,9 @@ def head_leaves(network: Network, tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def head_weight(network: Network, mesh: Mesh) -> tuple[str, linear.Materialise]:
     """Return the path of the leaf that is the head's weight, and how it becomes [in, out]."""
-    path = "head/kernel" if network.has_own_head else "embed/kernel"
-    gather = rules.gather(mesh, path)
-    return path, gather if network.has_own_head else _Transposed(gather)
+    module = HEAD if network.has_own_head else EMBED
+    gather = rules.gather(mesh, module)
+    return f"{module}/kernel", gather if network.has_own_head else _Transposed(gather)
 
 
 def head_logits(

@@ -159,7 +159,7 @@ class Linear(Lora):
         return self._stored(context)(self.kernel.get_value(), jnp.float32)
 
     def _stored(self, context: Context) -> quantized.Stored:
-        return quantized.Stored(rules.gather_module(context.mesh, self.path))
+        return quantized.Stored(rules.gather(context.mesh, self.path))
 
 
 class Norm(nnx.Module):

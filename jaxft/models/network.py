@@ -7,10 +7,10 @@ weights are loaded: a leaf is then always wholly trained or wholly frozen.
 """
 
 import dataclasses
-import re
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from jaxft.leaves import address
 from jaxft.models.spec import BlockSpec, ConvSpec, ModelSpec
 
 _MAX_PERIOD = 12  # the longest alternation looked for; every extra layer adds to compile time
@@ -60,20 +60,6 @@ _SHARED = {
     "mlp/gate": "mlp/up",
     "mlp/gate_up": "mlp/up",
 }
-# What PEFT adds to a model: adapters, and copies of rows that are trained.
-_ADAPTER_LEAF = re.compile(r"(?:.*/)?lora_(a|b|bias|magnitude)|(embed|head)/rows")
-_START_LEAF = re.compile(r"(?:.*/)?lora_(a0|b0)")
-
-
-def is_adapter_leaf(path: str) -> bool:
-    """Return whether the leaf at `path` is trained, and stands beside the model's own."""
-    return _ADAPTER_LEAF.fullmatch(path) is not None
-
-
-def is_start_leaf(path: str) -> bool:
-    """Return whether the leaf at `path` is what an adapter began as, which is frozen."""
-    return _START_LEAF.fullmatch(path) is not None
-
 
 Adapters = tuple[tuple[str, Adapter], ...]  # (module path within its block, adapter), sorted
 Rows = tuple[int, ...]  # tokens, as positions in the vocabulary
@@ -217,7 +203,7 @@ class Network:
         for g, group in enumerate(self.groups):
             for p, layer in enumerate(group.period):
                 layers = [group.layer_index(n, p) for n in range(group.repeats)]
-                yield f"groups/{g}/{p}", layer, layers
+                yield address.block_path(g, p), layer, layers
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft import tree as trees
-from jaxft.models.network import Network, is_adapter_leaf, is_start_leaf
+from jaxft.leaves.address import Address
+from jaxft.models.network import Network
 
 
 def base_tree(
@@ -28,7 +29,7 @@ def base_tree(
     trained, kept = network.trained_leaves(), trees.flatten(originals)
     base = {}
     for path, leaf in trees.flatten(tree).items():
-        if is_adapter_leaf(path) or is_start_leaf(path):
+        if not Address.parse(path).is_own:
             continue
         if path == "head/kernel" and network.unties_head and network.spec.tied_head:
             continue  # the base's head is its embedding

@@ -1,8 +1,8 @@
 """The sharding table: which dimensions of which leaf are divided over which mesh axes.
 
-One line per kind of leaf, matched against the leaf's whole path. There is no catch-all: a leaf
+One line per kind of leaf, by its module and its part. There is no catch-all: a leaf of the model
 without a rule is an error, and so is a rule without a leaf (a test holds every family to it).
-Layers are stacked on dimension 0, which is never divided.
+Layers are stacked on dimension 0, which is never divided; what tuning adds is on every device.
 
 `Gather` undoes the `fsdp` part of a rule where a weight is used. It is explicit because GSPMD,
 left free, keeps the weight divided and moves the activations: tensor parallelism by accident.
@@ -10,9 +10,8 @@ left free, keeps the weight divided and moves the activations: tensor parallelis
 
 import dataclasses
 import functools
-import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
@@ -20,36 +19,46 @@ from jax.sharding import PartitionSpec as P
 
 from jaxft import tree as trees
 from jaxft.errors import DeviceError
+from jaxft.leaves.address import Address
 
-_BLOCK = r"groups/\d+/\d+/"
-_ADAPTED = r"(" + _BLOCK + r"(attn|conv|mlp)/\w+|head|embed|embed_in|embed_out|positions)"
 
-RULES: tuple[tuple[str, P], ...] = (
-    (r"embed/kernel", P("tensor", "fsdp")),
-    (r"head/kernel", P("fsdp", "tensor")),
-    (r"positions/kernel", P(None, "fsdp")),
-    (r"embed_in/kernel", P(None, "fsdp")),
-    (r"embed_out/kernel", P("fsdp", None)),
-    (r"head/bias", P("tensor")),
-    (r"(embed|final)_norm/(scale|bias)", P()),
-    (_BLOCK + r"(attn|mlp)(_out)?_norm/(scale|bias)", P()),
-    (_BLOCK + r"attn/[qk]_norm/(scale|bias)", P()),
-    (_BLOCK + r"attn/([qkv]|gate)/kernel", P(None, "fsdp", "tensor")),
-    (_BLOCK + r"attn/([qkv]|gate)/bias", P(None, "tensor")),
-    (_BLOCK + r"attn/o/kernel", P(None, "tensor", "fsdp")),
-    (_BLOCK + r"attn/o/bias", P()),
-    (_BLOCK + r"conv/[bcx]/kernel", P(None, "fsdp", "tensor")),
-    (_BLOCK + r"conv/[bcx]/bias", P(None, "tensor")),
-    (_BLOCK + r"conv/o/kernel", P(None, "tensor", "fsdp")),
-    (_BLOCK + r"conv/o/bias", P()),
-    (_BLOCK + r"conv/taps/(kernel|bias)", P(None, "tensor")),
-    (_BLOCK + r"mlp/(gate|up)/kernel", P(None, "fsdp", "tensor")),
-    (_BLOCK + r"mlp/(gate|up)/bias", P(None, "tensor")),
-    (_BLOCK + r"mlp/down/kernel", P(None, "tensor", "fsdp")),
-    (_BLOCK + r"mlp/down/bias", P()),
-    (_BLOCK + r"mlp/act/(alpha_p|alpha_n|beta|eps)", P()),
-    (_ADAPTED + r"/lora_(a|b|bias|a0|b0|magnitude)", P()),
-    (r"(embed|head)/rows", P()),
+class Rule(NamedTuple):
+    """How leaves of one kind are divided.
+
+    Attributes:
+        modules: Their modules, "attn/q".
+        parts: Their parts, "kernel".
+        axes: The mesh axis of each dimension; of a leaf in the layers, those of one layer's slice.
+    """
+
+    modules: tuple[str, ...]
+    parts: tuple[str, ...]
+    axes: P
+
+
+OUTSIDE: tuple[Rule, ...] = (
+    Rule(("embed",), ("kernel",), P("tensor", "fsdp")),
+    Rule(("head",), ("kernel",), P("fsdp", "tensor")),
+    Rule(("head",), ("bias",), P("tensor")),
+    Rule(("positions", "embed_in"), ("kernel",), P(None, "fsdp")),
+    Rule(("embed_out",), ("kernel",), P("fsdp", None)),
+    Rule(("embed_norm", "final_norm"), ("scale", "bias"), P()),
+)
+_DIVIDED_OUTPUTS = (
+    *("attn/q", "attn/k", "attn/v", "attn/gate"),
+    *("conv/b", "conv/c", "conv/x"),
+    *("mlp/gate", "mlp/up"),
+)
+_DIVIDED_INPUTS = ("attn/o", "conv/o", "mlp/down")
+_NORMS = ("attn_norm", "attn_out_norm", "mlp_norm", "mlp_out_norm", "attn/q_norm", "attn/k_norm")
+IN_LAYERS: tuple[Rule, ...] = (
+    Rule(_DIVIDED_OUTPUTS, ("kernel",), P("fsdp", "tensor")),
+    Rule(_DIVIDED_OUTPUTS, ("bias",), P("tensor")),
+    Rule(_DIVIDED_INPUTS, ("kernel",), P("tensor", "fsdp")),
+    Rule(_DIVIDED_INPUTS, ("bias",), P()),
+    Rule(("conv/taps",), ("kernel", "bias"), P("tensor")),
+    Rule(("mlp/act",), ("alpha_p", "alpha_n", "beta", "eps"), P()),
+    Rule(_NORMS, ("scale", "bias"), P()),
 )
 
 
@@ -58,12 +67,21 @@ def spec_of(path: str) -> P:
     """Return the PartitionSpec of the leaf at `path`.
 
     Raises:
-        KeyError: If no rule, or more than one, matches the path.
+        KeyError: If no rule, or more than one, matches the leaf.
+        ValueError: If `path` is not that of a leaf.
     """
-    matches = [spec for pattern, spec in RULES if re.fullmatch(pattern, path)]
-    if len(matches) != 1:
-        raise KeyError(f"{len(matches)} sharding rules match the leaf {path!r}, expected one")
-    return matches[0]
+    address = Address.parse(path)
+    if not address.is_own:
+        return P()
+    axes = _axes(IN_LAYERS if address.block else OUTSIDE, address)
+    return P(None, *axes) if address.block and axes else axes
+
+
+def _axes(rules: tuple[Rule, ...], leaf: Address) -> P:
+    found = [rule.axes for rule in rules if leaf.module in rule.modules and leaf.part in rule.parts]
+    if len(found) != 1:
+        raise KeyError(f"{len(found)} sharding rules match the leaf {str(leaf)!r}, expected one")
+    return found[0]
 
 
 def shardings(tree: Mapping[str, Any], mesh: Mesh | AbstractMesh) -> trees.Tree:
@@ -105,12 +123,11 @@ class Gather:
         return whole.astype(dtype)
 
 
-def gather(mesh: Mesh, path: str) -> Gather:
-    """Return the `Gather` for the leaf at `path`; of a stacked leaf, for one layer's slice."""
-    axes = [None if axis == "fsdp" else axis for axis in spec_of(path)]
-    return Gather(mesh, P(*(axes[1:] if path.startswith("groups/") else axes)))
+def gather(mesh: Mesh, module: str) -> Gather:
+    """Return the `Gather` for a module's kernel, "attn/q" (one layer's slice of it) or "embed".
 
-
-def gather_module(mesh: Mesh, module: str) -> Gather:
-    """Return the `Gather` of a linear module's kernel: "attn/q" in any block, or "embed_in"."""
-    return gather(mesh, f"groups/0/0/{module}/kernel" if "/" in module else f"{module}/kernel")
+    Raises:
+        KeyError: If there is no rule for it.
+    """
+    axes = _axes(OUTSIDE + IN_LAYERS, Address(None, None, module, "kernel"))
+    return Gather(mesh, P(*(None if axis == "fsdp" else axis for axis in axes)))

@@ -9,7 +9,6 @@ at the rate of k. AdamW's numbers are all passed: optax's own default decays wei
 
 import dataclasses
 import functools
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -20,13 +19,12 @@ import optax
 
 from jaxft import tree as trees
 from jaxft.config import TrainConfig
+from jaxft.leaves.address import Address
+from jaxft.models.network import EMBED, POSITIONS
 
-_NOT_DECAYED = re.compile(r".*/(bias|scale|lora_bias|lora_magnitude)")
-# What LoRA+ trains faster: all that is not the A of an adapter, or a matrix of the model's own.
+# The rate of LoRA+ for both sides of an adapter on a table, its `loraplus_lr_embedding`.
 # Source: `peft/optimizers/loraplus.py: create_loraplus_optimizer`.
-_FASTER = re.compile(r".*/(lora_b|lora_bias|lora_magnitude|bias|scale)")
-# And the rate of both sides of an adapter on an embedding, its `loraplus_lr_embedding`.
-_OF_TABLE, _TABLE_RATE = re.compile(r"(embed|positions)/lora_(a|b)"), 1e-6
+_TABLE_RATE = 1e-6
 
 
 @functools.partial(
@@ -142,12 +140,13 @@ def _faster(ratio: Any, peak: Any) -> optax.GradientTransformation:
     """Multiply the updates of B: LoRA+ (Hayou et al. 2024), `lr_B = ratio * lr_A`."""
 
     def scale(path: str, update: Any) -> Any:
-        if _OF_TABLE.fullmatch(path):
+        address = Address.parse(path)
+        if address.module in (EMBED, POSITIONS) and address.part in ("lora_a", "lora_b"):
             return update * (_TABLE_RATE / peak)
-        return update * ratio if _FASTER.fullmatch(path) else update
+        return update * ratio if address.is_faster else update
 
     return optax.stateless(lambda updates, params: trees.map_with_path(scale, updates))
 
 
 def _decay_mask(params: trees.Tree) -> trees.Tree:
-    return trees.map_with_path(lambda path, _: not _NOT_DECAYED.fullmatch(path), params)
+    return trees.map_with_path(lambda path, _: Address.parse(path).is_decayed, params)

@@ -8,7 +8,6 @@ have, so it is the number that PEFT prints.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,11 +19,12 @@ from jaxft import console
 from jaxft import tree as trees
 from jaxft.config import LoraConfig
 from jaxft.console import Share, Size
+from jaxft.leaves.address import Address
 from jaxft.lora import targets
 from jaxft.models.bind import abstract_tree
 from jaxft.models.families import foreign_quantization
 from jaxft.models.families.family import Family
-from jaxft.models.network import Network, base_network, is_adapter_leaf
+from jaxft.models.network import EMBED, HEAD, Network, base_network
 from jaxft.models.spec import ConvSpec, ModelSpec
 from jaxft.parallel import mesh as meshes
 from jaxft.weights import base, names
@@ -47,7 +47,6 @@ _QUANTIZED: dict[str, tuple[str, str | None]] = {
     "nf4 or int4": ("bfloat16", "nf4"),
     "int8 or fp8": ("bfloat16", "int8"),
 }
-_BLOCK = re.compile(r"groups/\d+/\d+/")
 # Where config.json says how many tokens the model was made for.
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
 
@@ -184,7 +183,7 @@ def inspect(model: str, revision: str | None) -> Inspection:
         stored=stored_dtypes(checkpoint),
         num_parameters=sum(leaves.values()),
         num_in_tables=sum(
-            size for path, size in leaves.items() if path.startswith(("embed/", "head/"))
+            size for path, size in leaves.items() if Address.parse(path).module in (EMBED, HEAD)
         ),
         rank=rank,
         tunings=tunings(found, family, spec, rank),
@@ -223,7 +222,7 @@ def tunings(found: Source, family: Family, spec: ModelSpec, rank: int) -> tuple[
         lora = LoraConfig(r=rank, target_modules=chosen)
         network = targets.adapted_network(lora, family, spec)
         sizes, own = _sizes(network), network.trained_leaves()
-        trained = {path for path in sizes if path in own or is_adapter_leaf(path)}
+        trained = {path for path in sizes if path in own or Address.parse(path).is_adapter}
         num_trained = sum(sizes[path] for path in trained)
         num_frozen = sum(sizes.values()) - num_trained
         frozen_bytes = {held: _frozen_bytes(each, network) for held, each in bases.items()}
@@ -251,8 +250,9 @@ def adaptable(family: Family, spec: ModelSpec, rank: int) -> tuple[Target, ...]:
     everywhere = LoraConfig(r=rank, target_modules=_EVERY_MODULE)
     trained: Counter[str] = Counter()
     for path, size in _sizes(targets.adapted_network(everywhere, family, spec)).items():
-        if is_adapter_leaf(path):
-            trained[_BLOCK.sub("", path).rpartition("/")[0]] += size
+        address = Address.parse(path)
+        if address.is_adapter:
+            trained[address.module] += size
     return tuple(
         Target(
             name=_short_name(kinds[path], kinds),

@@ -19,11 +19,12 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxft import tree as trees
 from jaxft.errors import WeightsError
+from jaxft.leaves.address import Address
 from jaxft.models import quantized
 from jaxft.models.bind import abstract_tree
 from jaxft.models.families import foreign_quantization
 from jaxft.models.families.family import Family
-from jaxft.models.network import Network, is_adapter_leaf, is_start_leaf
+from jaxft.models.network import Network
 from jaxft.models.quantized import Quantized
 from jaxft.parallel import rules
 from jaxft.weights import filling, finite, layout, names, quantizing
@@ -58,7 +59,7 @@ def abstract(
     leaves = {
         path: leaf
         for path, leaf in trees.flatten(abstract_tree(network)).items()
-        if not is_adapter_leaf(path) and not is_start_leaf(path)
+        if Address.parse(path).is_own
     }
     placed = trees.flatten(rules.shardings(trees.unflatten(leaves), mesh))
     everywhere = NamedSharding(mesh, PartitionSpec())

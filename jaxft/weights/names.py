@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxft import tree as trees
+from jaxft.leaves.address import within
 from jaxft.models.bind import abstract_tree
 from jaxft.models.families.family import Family, Tensor
 from jaxft.models.network import EMBED, POSITIONS, Network, base_network
@@ -252,7 +253,7 @@ def linear_modules(family: Family, spec: ModelSpec) -> list[Module]:
         name = line.theirs.removesuffix(".weight")
         places = network.stacked_blocks() if line.is_per_layer else [("", None, [None])]
         for prefix, _, layers in places:
-            paths = [f"{prefix}/{path}".lstrip("/") for path in line.ours]
+            paths = [within(prefix, path) for path in line.ours]
             if paths[0] not in shapes:
                 continue
             widths = [shapes[path][-1] for path in paths]
@@ -308,7 +309,7 @@ def owned_leaves(family: Family, spec: ModelSpec) -> list[Owned]:
         module = line.theirs.rpartition(".")[0]
         places = network.stacked_blocks() if line.is_per_layer else [("", None, [None])]
         for prefix, _, layers in places:
-            is_there = f"{prefix}/{line.ours[0]}".lstrip("/") in shapes
+            is_there = within(prefix, line.ours[0]) in shapes
             if is_there or line.ours == ("head/kernel",):
                 owned += [Owned(module.format(layer=n), n, line.ours) for n in layers]
     return owned

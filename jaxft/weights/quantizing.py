@@ -4,7 +4,6 @@ The counterpart of `filling` for weights in fewer bits: a slice is quantized as 
 device, so that neither host nor device ever holds the leaf in its original width.
 """
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxft.leaves.address import Address
 from jaxft.models.quantized import Quantized, quantize
 from jaxft.weights import gptq
 from jaxft.weights.formats import regions
@@ -20,13 +20,15 @@ from jaxft.weights.gptq import RoundingPlan
 
 # From the path of a leaf and the slice of its stack to how it is rounded.
 Plans = Callable[[str, int], RoundingPlan]
-# Norms, biases, convolutions, embeddings and the head keep their dtype.
-_QUANTIZED = re.compile(r"groups/\d+/\d+/(attn/\w+|conv/[bcxo]|mlp/\w+)/kernel")
 
 
 def is_quantized(path: str) -> bool:
-    """Return whether the leaf at `path`, if it is frozen, is one that is quantized."""
-    return _QUANTIZED.fullmatch(path) is not None
+    """Return whether the leaf at `path`, if it is frozen, is one that is quantized.
+
+    Norms, biases, convolutions, embeddings and the head keep their dtype.
+    """
+    leaf = Address.parse(path)
+    return bool(leaf.block) and leaf.part == "kernel" and leaf.module != "conv/taps"
 
 
 class Quantizing:

@@ -9,9 +9,10 @@ import pytest
 import tiny
 
 from jaxft import tree as trees
+from jaxft.leaves.address import Address
 from jaxft.lora import init, magnitude
 from jaxft.models import quantized
-from jaxft.models.network import Network, base_network, is_adapter_leaf
+from jaxft.models.network import Network, base_network
 from jaxft.parallel import mesh as meshes
 
 MICRO = tiny.micro_batch(2, 19)
@@ -32,7 +33,7 @@ def begun(network: Network, *, kind=True, mesh=None):
     """Return random leaves of the base, and adapters as they begin, with their magnitudes."""
     mesh = mesh or tiny.one_device()
     flat = trees.flatten(tiny.random_leaves(network))
-    own = trees.unflatten({path: x for path, x in flat.items() if not is_adapter_leaf(path)})
+    own = trees.unflatten({path: x for path, x in flat.items() if Address.parse(path).is_own})
     drawn = init.init_adapters(network, kind=kind, seed=0, mesh=mesh)
     tree = trees.combine(tiny.placed(own, mesh), drawn)
     return own, magnitude.with_magnitudes(network, tree, mesh)

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxft import tree as trees
 from jaxft.errors import DeviceError
+from jaxft.leaves.address import Address
 from jaxft.models import bind
 from jaxft.models.families import FAMILIES
 from jaxft.parallel import mesh as meshes
@@ -24,31 +25,40 @@ NETWORKS = {
     "windows": tiny.adapted(tiny.with_windows([4, 4, None] * 3 + [4])),
     "learned": tiny.adapted(tiny.LEARNED, modules=["attn/qkv", "mlp/up"]),
     "post": tiny.adapted(tiny.POST, outside=["embed_in", "embed_out"], head=True),
+    "gate on attention": tiny.adapted(dataclasses.replace(FULL, attn_gate=True)),
     "rows": tiny.adapted(FULL, rows={"embed": (3, 1), "head": (2,)}),
     **{name: tiny.adapted(spec) for name, spec in tiny.SPECS.items()},
     "many groups": tiny.adapted(tiny.with_windows(range(3, 15))),
 }
 
 
-def matching(path):
-    return [pattern for pattern, _ in rules.RULES if re.fullmatch(pattern, path)]
+RULES = rules.OUTSIDE + rules.IN_LAYERS
+
+
+def leaves_of(network):
+    return trees.flatten(bind.abstract_tree(network))
 
 
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
-def test_every_leaf_has_exactly_one_rule_no_longer_than_its_shape(network):
-    for path, leaf in trees.flatten(bind.abstract_tree(network)).items():
-        assert len(matching(path)) == 1, path
+def test_every_leaf_has_a_rule_no_longer_than_its_shape(network):
+    for path, leaf in leaves_of(network).items():
         assert len(rules.spec_of(path)) <= len(leaf.shape)
 
 
+# Biases that go with a line of the table, and that no network here has.
+WITHOUT_BIAS = ("attn/gate", "attn/q_norm", "attn/k_norm", "attn_out_norm", "mlp_out_norm")
+
+
 def test_every_rule_has_a_leaf():
-    used = {
-        pattern
+    there = {
+        (address.module, address.part)
         for network in NETWORKS.values()
-        for path in trees.flatten(bind.abstract_tree(network))
-        for pattern in matching(path)
+        for address in map(Address.parse, leaves_of(network))
+        if address.is_own
     }
-    assert used == {pattern for pattern, _ in rules.RULES}
+    ruled = [(module, part) for rule in RULES for module in rule.modules for part in rule.parts]
+    assert set(ruled) - there == {(module, "bias") for module in WITHOUT_BIAS}
+    assert len(ruled) == len(set(ruled))
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
@@ -59,19 +69,27 @@ def test_every_leaf_that_a_family_names_has_a_rule(family):
             path = f"groups/10/3/{leaf}" if line.is_per_layer else leaf
             # Lines of the tables that no model is seen to have.
             if path not in ("embed_in/bias", "embed_out/bias"):
-                assert len(matching(path)) == 1, path
+                rules.spec_of(path)
 
 
 @pytest.mark.parametrize(
-    "path", ["embed", "groups/0/0/attn/q/weight", "x/groups/0/0/attn/q/kernel"]
+    "path",
+    ["embed/scale", "groups/0/0/attn/q/weight", "attn/q/kernel", "groups/0/0/embed/kernel"],
 )
 def test_a_leaf_without_a_rule_raises_naming_it(path):
     with pytest.raises(KeyError, match=f"0 sharding rules match the leaf {path!r}"):
         rules.spec_of(path)
 
 
+@pytest.mark.parametrize("path", ["embed", "x/groups/0/0/attn/q/kernel"])
+def test_what_is_not_the_path_of_a_leaf_raises_naming_it(path):
+    with pytest.raises(ValueError, match=f"{path!r} is not the path of a leaf"):
+        rules.spec_of(path)
+
+
 def test_two_rules_for_one_leaf_raise(monkeypatch):
-    monkeypatch.setattr(rules, "RULES", (*rules.RULES, (r"final_norm/.*", P())))
+    again = rules.Rule(("final_norm",), ("scale",), P())
+    monkeypatch.setattr(rules, "OUTSIDE", (*rules.OUTSIDE, again))
     with pytest.raises(KeyError, match="2 sharding rules"):
         rules.spec_of.__wrapped__("final_norm/scale")
 
@@ -106,28 +124,29 @@ def test_every_matrix_is_divided_over_fsdp_and_over_tensor():
                 assert np.prod(part) * 4 == np.prod(leaf.shape), path
 
 
-@pytest.mark.parametrize("module", [*PROJECTIONS, "embed_in", "embed_out"])
-def test_a_modules_gather_is_that_of_its_kernel(module):
-    mesh = meshes.make_mesh(1, 2, 2)
-    path = f"groups/3/1/{module}/kernel" if "/" in module else f"{module}/kernel"
-    assert rules.gather_module(mesh, module) == rules.gather(mesh, path)
-
-
-@pytest.mark.parametrize("path", ["embed/kernel", "groups/0/0/mlp/down/kernel", "head/kernel"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("embed/kernel", "head/kernel", "embed_in/kernel", "embed_out/kernel"),
+        *(f"groups/3/1/{module}/kernel" for module in PROJECTIONS),
+    ],
+)
 def test_gathering_undoes_fsdp_and_leaves_tensor_divided(path):
     mesh = meshes.make_mesh(1, 2, 2)
-    stored = jax.sharding.NamedSharding(mesh, P(*list(rules.spec_of(path))[-2:]))
+    axes = list(rules.spec_of(path))[-2:]
+    stored = jax.sharding.NamedSharding(mesh, P(*axes))
     leaf = jax.device_put(np.arange(64.0, dtype=np.float32).reshape(8, 8), stored)
-    gather = rules.gather(mesh, path)
+    gather = rules.gather(mesh, Address.parse(path).module)
     found = jax.jit(lambda leaf: gather(leaf, "bfloat16"))(leaf)
     assert found.dtype == jax.numpy.bfloat16
-    assert found.sharding.shard_shape((8, 8)) in [(4, 8), (8, 4)]
-    assert leaf.sharding.shard_shape((8, 8)) == (4, 4)
+    divided = tuple(4 if axis == "tensor" else 8 for axis in axes)
+    assert found.sharding.shard_shape((8, 8)) == divided
+    assert leaf.sharding.shard_shape((8, 8)) == tuple(4 if axis else 8 for axis in axes)
     np.testing.assert_array_equal(found.astype(np.float32), leaf)
 
 
 def test_gathers_of_one_place_are_equal_so_that_nothing_compiles_twice():
     mesh = meshes.make_mesh(1, 2, 2)
-    again = rules.gather(meshes.make_mesh(1, 2, 2), "embed/kernel")
-    assert rules.gather(mesh, "embed/kernel") == again
-    assert hash(rules.gather(mesh, "embed/kernel")) == hash(again)
+    again = rules.gather(meshes.make_mesh(1, 2, 2), "embed")
+    assert rules.gather(mesh, "embed") == again
+    assert hash(rules.gather(mesh, "embed")) == hash(again)

@@ -22,9 +22,10 @@ from reference_models import TinyModel
 from jaxft import tree as trees
 from jaxft.adapters import conversion, peft_format
 from jaxft.config import LoraConfig
+from jaxft.leaves.address import Address
 from jaxft.lora import mask, starts, targets
 from jaxft.models import bind
-from jaxft.models.network import Network, is_adapter_leaf
+from jaxft.models.network import Network
 
 GEMMA = cases.FIRST["gemma"]  # tied, and its embeddings are scaled
 TOKENS = [61, 5, 17, 40, 2]  # not in order: rows stand as they are named
@@ -170,7 +171,7 @@ def ours_on(model: TinyModel, choice: Choice, mesh: Mesh, seed: int) -> Adapted:
     leaves = {
         path: np.full(leaf.shape, path.endswith("lora_magnitude"), np.float32)
         for path, leaf in trees.flatten(bind.abstract_tree(network)).items()
-        if is_adapter_leaf(path)
+        if Address.parse(path).is_adapter
     } | trees.flatten(start)
     moved = {
         path: (np.asarray(leaf) + rng.standard_normal(leaf.shape) * STD).astype(np.float32)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jaxft.leaves.address import Address
 from jaxft.models.spec import ModelSpec
 
 # The values at which a feature that most families lack is absent. A family names those it has:
@@ -117,6 +118,11 @@ def replaced(table: tuple[Tensor, ...], *lines: Tensor) -> tuple[Tensor, ...]:
     """Return a name table with `lines` for their leaves, in place of those it had for them."""
     leaves = {leaf for line in lines for leaf in line.ours}
     return (*(line for line in table if not leaves.intersection(line.ours)), *lines)
+
+
+def without_modules(table: tuple[Tensor, ...], *modules: str) -> tuple[Tensor, ...]:
+    """Return a name table without the lines of some modules, "mlp_norm"."""
+    return tuple(line for line in table if Address.parse(line.ours[0]).module not in modules)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from jaxft.models.families.activation_names import activation_name, read_activation
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import Family, Tensor, norm
+from jaxft.models.families.family import Family, Tensor, norm, replaced
 from jaxft.models.families.keys import with_keys
 from jaxft.models.families.llama import (
     ATTENTION_BIAS,
@@ -47,8 +47,8 @@ _GEMMA3_DEFAULTS = _GEMMA2_DEFAULTS | {
 def gemma_tensors(base: str) -> tuple[Tensor, ...]:
     """Return the name table of a Gemma from 2 on, whose modules but the head are below `base`."""
     layer = f"{base}.layers.{{layer}}"
-    return (
-        *(line for line in llama_tensors(base) if not line.ours[0].startswith("mlp_norm")),
+    return replaced(
+        llama_tensors(base),
         *norm("attn_out_norm", f"{layer}.post_attention_layernorm"),
         *norm("mlp_norm", f"{layer}.pre_feedforward_layernorm"),
         *norm("mlp_out_norm", f"{layer}.post_feedforward_layernorm"),

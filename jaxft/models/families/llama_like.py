@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import Family, norm
+from jaxft.models.families.family import Family, norm, without_modules
 from jaxft.models.families.keys import Key, with_keys
 from jaxft.models.families.llama import (
     ATTENTION_BIAS,
@@ -60,7 +60,7 @@ def exaone4_config(spec: ModelSpec) -> dict[str, Any]:
 
 
 _EXAONE4_TENSORS = (
-    *(line for line in TENSORS if not line.ours[0].startswith(("attn_norm", "mlp_norm"))),
+    *without_modules(TENSORS, "attn_norm", "mlp_norm"),
     *norm("attn_out_norm", f"{_LAYER}.post_attention_layernorm"),
     *norm("mlp_out_norm", f"{_LAYER}.post_feedforward_layernorm"),
 )

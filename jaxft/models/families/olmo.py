@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import Family, norm
+from jaxft.models.families.family import Family, norm, without_modules
 from jaxft.models.families.keys import with_keys
 from jaxft.models.families.llama import (
     ATTENTION_BIAS,
@@ -30,7 +30,7 @@ from jaxft.models.spec import ModelSpec, NormSpec
 
 _LAYER = "model.layers.{layer}"
 _OUTPUT_NORM_TENSORS = (
-    *(line for line in TENSORS if not line.ours[0].startswith(("attn_norm", "mlp_norm"))),
+    *without_modules(TENSORS, "attn_norm", "mlp_norm"),
     *norm("attn_out_norm", f"{_LAYER}.post_attention_layernorm"),
     *norm("mlp_out_norm", f"{_LAYER}.post_feedforward_layernorm"),
 )

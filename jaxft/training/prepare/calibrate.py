@@ -8,7 +8,6 @@ has the base it began with. Where sums are rounded otherwise a code may differ; 
 """
 
 import functools
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ from jax.sharding import Mesh
 from jaxft import console
 from jaxft import tree as trees
 from jaxft.data.batches.batch import Batches
+from jaxft.leaves.address import Address
 from jaxft.models.bind import abstract_tree
 from jaxft.models.network import Network, base_network, read_by
 from jaxft.parallel import mesh as meshes
@@ -29,8 +29,6 @@ from jaxft.weights import gptq, quantizing
 from jaxft.weights.base import Base
 from jaxft.weights.gptq import RoundingPlan
 from jaxft.weights.quantizing import Plans
-
-_LEAF = re.compile(r"(groups/\d+/\d+)/(.+)/kernel")
 
 
 def rounding(base: Base, network: Network, batches: Batches, num_tokens: int) -> Plans:
@@ -49,18 +47,21 @@ def rounding(base: Base, network: Network, batches: Batches, num_tokens: int) ->
     tree = base.load(bare)
     assert isinstance(base.mesh, Mesh), "what is loaded has devices"
     kept = moments(bare, tree, batches, num_tokens, mesh=base.mesh, dtype=base.dtype)
-    layers = {(prefix, repeat): layer for layer, (prefix, repeat, _) in network.places().items()}
-    places = bare.places()
+    layers = {block: indices for block, _, indices in network.stacked_blocks()}
+    places = {
+        layer: (block, repeat)
+        for block, _, indices in bare.stacked_blocks()
+        for repeat, layer in enumerate(indices)
+    }
 
     @functools.cache  # several modules read one input
     def plan_of(block: str, path: str, repeat: int) -> RoundingPlan:
         return gptq.plan(kept[block][path][repeat])
 
     def of_slice(leaf: str, index: int) -> RoundingPlan:
-        block, path = _split(leaf)
-        prefix, repeat, _ = places[layers[f"{block}/", index]]
-        assert repeat is not None, "what is quantized lies in layers"
-        return plan_of(prefix.removesuffix("/"), read_by(path, network.spec), repeat)
+        address = Address.parse(leaf)
+        block, repeat = places[layers[address.block][index]]
+        return plan_of(block, read_by(address.module, network.spec), repeat)
 
     return of_slice
 
@@ -107,16 +108,9 @@ def _empty(bare: Network) -> dict[str, dict[str, np.ndarray]]:
     kept: dict[str, dict[str, np.ndarray]] = {}
     for leaf, shape in trees.flatten(abstract_tree(bare)).items():
         if quantizing.is_quantized(leaf):
-            block, path = _split(leaf)
+            address = Address.parse(leaf)
             repeats, num_in, _ = shape.shape
             of_one = gptq.empty(num_in)
-            read = read_by(path, bare.spec)
-            kept.setdefault(block, {})[read] = np.zeros((repeats, *of_one.shape), np.float32)
+            read, zeros = read_by(address.module, bare.spec), (repeats, *of_one.shape)
+            kept.setdefault(address.block, {})[read] = np.zeros(zeros, np.float32)
     return kept
-
-
-def _split(leaf: str) -> tuple[str, str]:
-    """Return block and module, "groups/0/0" and "attn/q", of the path of a quantized leaf."""
-    found = _LEAF.fullmatch(leaf)
-    assert found, f"{leaf} is quantized and in no layer"
-    return found[1], found[2]

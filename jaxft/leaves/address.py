@@ -1,0 +1,117 @@
+"""The address of a leaf: the block of layers, the module and the part that its path names.
+
+A path is printed from an address and parsed into one here and nowhere else; a test holds every
+other file to that. The layers of a block, and whatever else is stacked in a leaf, are dimensions of
+the leaf and have no place in its path.
+"""
+
+import dataclasses
+import re
+
+from jaxft.leaves.parts import PARTS, Part
+
+_NAME = "[a-z][a-z0-9_]*"
+_NUMBER = "0|[1-9][0-9]*"
+_PATH = re.compile(
+    rf"(?:groups/(?P<group>{_NUMBER})/(?P<position>{_NUMBER})/)?"
+    rf"(?P<module>(?!groups/){_NAME}(?:/{_NAME})?)/(?P<part>{_NAME})"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Address:
+    """Where a leaf is: "groups/0/1/attn/q/kernel" is the kernel of "attn/q" in a block of layers.
+
+    Attributes:
+        group: The group of layers, 0; `None` outside of the layers, and in a path within a block.
+        position: The position in the group's period, 1; `None` where `group` is.
+        module: The path of the module within its block, "attn/q", or "head".
+        part: The leaf of the module, "kernel" or "lora_a".
+    """
+
+    group: int | None
+    position: int | None
+    module: str
+    part: str
+
+    @classmethod
+    def parse(cls, path: str) -> "Address":
+        """Return the address that a path says.
+
+        Raises:
+            ValueError: If it is not the path of a leaf.
+        """
+        found = _PATH.fullmatch(path)
+        if found is None:
+            raise ValueError(
+                f"{path!r} is not the path of a leaf, such as 'groups/0/1/attn/q/kernel' or "
+                "'embed/kernel'"
+            )
+        if found["group"] is None:
+            return cls(None, None, found["module"], found["part"])
+        return cls(int(found["group"]), int(found["position"]), found["module"], found["part"])
+
+    def __str__(self) -> str:
+        """Return the path."""
+        return self.beside(self.part)
+
+    def beside(self, part: str) -> str:
+        """Return the path of another part of the same module."""
+        return within(self.block, f"{self.module}/{part}")
+
+    @property
+    def block(self) -> str:
+        """The path of the block of layers, "groups/0/1"; "" outside of the layers."""
+        if self.group is None or self.position is None:
+            return ""
+        return block_path(self.group, self.position)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the leaf is the model's own: tuning did not add it."""
+        return self._added is None
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the leaf is trained, and stands beside the model's own."""
+        return self._added is not None and self._added.start_of is None
+
+    @property
+    def is_start(self) -> bool:
+        """Whether the leaf is what an adapter began as, which is frozen."""
+        return self.start_of is not None
+
+    @property
+    def start_of(self) -> str | None:
+        """The path of the leaf that began as this one; `None` if this one is no start."""
+        if self._added is None or self._added.start_of is None:
+            return None
+        return self.beside(self._added.start_of)
+
+    @property
+    def is_decayed(self) -> bool:
+        """Whether weight decay applies to the leaf where it is trained."""
+        return not self._is_bias_or_scale if self._added is None else self._added.is_decayed
+
+    @property
+    def is_faster(self) -> bool:
+        """Whether LoRA+ trains the leaf at the faster rate."""
+        return self._is_bias_or_scale if self._added is None else self._added.is_faster
+
+    @property
+    def _added(self) -> Part | None:
+        return PARTS.get(self.part)
+
+    @property
+    def _is_bias_or_scale(self) -> bool:
+        return self.part in ("bias", "scale")
+
+
+def block_path(group: int, position: int) -> str:
+    """Return the path of the layers at a position in the period of a group, "groups/0/1"."""
+    return f"groups/{group}/{position}"
+
+
+def within(block: str, path: str) -> str:
+    """Return the path of what has a path within a block; "" is the outside of the layers."""
+    return f"{block}/{path}" if block else path
