@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxft.models import convolution
-from jaxft.models.cache import Cached
+from jaxft.models.cache import Cached, KeysValues
 from jaxft.models.convolution import ShortConv
 from jaxft.models.layers import MLP, Attention, Context, Norm
 from jaxft.models.network import Layer
@@ -24,7 +24,7 @@ def empty_state(
     if isinstance(block, ConvSpec):
         return convolution.empty_state(spec, block, batch, dtype)
     shape = (batch, spec.num_kv_heads, slots, spec.head_dim)
-    return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+    return KeysValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
 class Block(nnx.Module):

@@ -1,4 +1,4 @@
-"""What a layer keeps of the tokens before, in generation: keys and values in slots of a cache.
+"""What a layer keeps of the tokens before, in generation, and which layer's it is.
 
 Separate from the layers, which write it and read it, because the whole cache (`forward.Cache`) and
 the loops over layers handle it as a tree of arrays, whatever a layer keeps.
@@ -8,38 +8,39 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int32
-
-
-class Past(NamedTuple):
-    """What new tokens see of the slots of the cache, in which they are themselves.
-
-    Attributes:
-        visible: bool [b t s], before any window.
-        distance: int32 [t s], how many positions each key lies behind.
-        first_slot: int32, the slot of the first of the new tokens.
-    """
-
-    visible: Bool[Array, "b t s"]
-    distance: Int32[Array, "t s"]
-    first_slot: Int32[Array, ""]
+from jaxtyping import Array, Float, Int32
 
 
 class Cached(NamedTuple):
     """What a layer keeps of earlier tokens, within what its group of layers keeps.
 
     Attributes:
-        states: As of `block.empty_state`, those of all layers of the group stacked on dimension 0.
-        place: Of the layer in the stack.
+        states: What `block.empty_state` returns, of all layers of the group, stacked on
+            dimension 0.
+        place: The layer's place in the stack.
     """
 
     states: Any
     place: Int32[Array, ""]
 
 
-def written(
-    stack: Float[Array, "n b g s k"], new: Float[Array, "b t g k"], index: Any, first_slot: Any
-) -> Float[Array, "n b g s k"]:
-    """Return a stack of keys or values with those of new tokens in their slots of one layer."""
-    rows = jnp.swapaxes(new, 1, 2)[None].astype(stack.dtype)
-    return jax.lax.dynamic_update_slice(stack, rows, (index, 0, 0, first_slot, 0))
+class KeysValues(NamedTuple):
+    """Keys and values in the slots of a cache, of one layer or of a group's layers stacked."""
+
+    keys: Float[Array, "*n b g s k"]
+    values: Float[Array, "*n b g s k"]
+
+    def written(
+        self, place: Any, first_slot: Any, k: Float[Array, "b t g k"], v: Float[Array, "b t g k"]
+    ) -> "KeysValues":
+        """Return the stack with new keys and values in the slots from `first_slot` of one layer."""
+
+        def with_new(stack: jax.Array, new: jax.Array) -> jax.Array:
+            rows = jnp.swapaxes(new, 1, 2)[None].astype(stack.dtype)
+            return jax.lax.dynamic_update_slice(stack, rows, (place, 0, 0, first_slot, 0))
+
+        return KeysValues(with_new(self.keys, k), with_new(self.values, v))
+
+    def of_layer(self, place: Any) -> tuple[Float[Array, "b s g k"], Float[Array, "b s g k"]]:
+        """Return the keys and the values of one layer of the stack."""
+        return jnp.swapaxes(self.keys[place], 1, 2), jnp.swapaxes(self.values[place], 1, 2)

@@ -128,7 +128,7 @@ class Decoder(nnx.Module):
 
         Args:
             input_ids: The new tokens.
-            context: What is known of them, `past` included.
+            context: What is known of them; their layout is `Slots`.
             layers: What they keep of the tokens before, as `forward.Cache.layers`; it comes back in
                 the same form.
             dtype: The dtype computed in.

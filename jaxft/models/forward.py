@@ -15,8 +15,8 @@ from jaxtyping import Array, Bool, Float, Int32, UInt32
 
 from jaxft.models import block as blocks
 from jaxft.models import dora, embedding, linear, rope
+from jaxft.models.attention.layout import Slots, WholeRows
 from jaxft.models.bind import bind
-from jaxft.models.cache import Past
 from jaxft.models.decoder import Fold, Kept
 from jaxft.models.layers import Context
 from jaxft.models.network import EMBED, HEAD, Group, Layer, Network
@@ -54,7 +54,7 @@ def hidden_states(
     """
     lengths = rope.text_lengths(positions, segment_ids)
     rotations = _rotations(network.spec, positions, lengths)
-    context = Context(mesh, positions, rotations, segment_ids, dropout_seeds, past=None)
+    context = Context(mesh, positions, rotations, WholeRows(segment_ids), dropout_seeds)
     return bind(network, tree)(input_ids, context, dtype=dtype, remat=remat)
 
 
@@ -87,7 +87,7 @@ def fold_inputs(
         WeightsError: If the tree does not fit the network.
     """
     rotations = _rotations(network.spec, positions, rope.text_lengths(positions, segment_ids))
-    context = Context(mesh, positions, rotations, segment_ids, None, past=None)
+    context = Context(mesh, positions, rotations, WholeRows(segment_ids), None)
     return bind(network, tree).fold_inputs(input_ids, context, kept, fold, dtype=dtype)
 
 
@@ -244,8 +244,8 @@ def extend(
     of_each = jnp.broadcast_to(lengths[:, None], positions.shape)
     rotations = _rotations(network.spec, positions, of_each)
     seen = jax.lax.dynamic_update_slice_in_dim(cache.valid, valid, cache.length, axis=1)
-    past = _past(seen, cache.length, valid.shape[1])
-    context = Context(mesh, positions, rotations, valid.astype(jnp.int32), None, past)
+    layout = _slots(seen, cache.length, valid.shape[1])
+    context = Context(mesh, positions, rotations, layout, None)
     hidden, layers = bind(network, tree).extend(input_ids, context, cache.layers, dtype=dtype)
     return hidden, Cache(
         layers,
@@ -255,8 +255,8 @@ def extend(
     )
 
 
-def _past(seen: Bool[Array, "b s"], first: Int32[Array, ""], num_new: int) -> Past:
+def _slots(seen: Bool[Array, "b s"], first: Int32[Array, ""], num_new: int) -> Slots:
     """Return what new tokens, in the slots from `first`, see of all slots; `seen` has tokens."""
     own_slot = first + jnp.arange(num_new, dtype=jnp.int32)
     distance = own_slot[:, None] - jnp.arange(seen.shape[1], dtype=jnp.int32)[None, :]  # [t s]
-    return Past(seen[:, None, :] & (distance >= 0)[None], distance, first)
+    return Slots(seen[:, None, :] & (distance >= 0)[None], distance, first)

@@ -20,7 +20,11 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32, UInt32
 
-from jaxft.models import activations, attention, cache, dora, dropout, linear, quantized, rope
+from jaxft.models import activations, dora, dropout, linear, quantized, rope
+from jaxft.models.attention import scores
+from jaxft.models.attention.attend import attend
+from jaxft.models.attention.layout import Layout, Slots
+from jaxft.models.cache import Cached, KeysValues
 from jaxft.models.network import Adapter, Layer
 from jaxft.models.spec import Alibi, ModelSpec, NormSpec, Rope
 from jaxft.parallel import rules
@@ -34,9 +38,8 @@ class Context:
         mesh: Where the arrays live.
         positions: int32 [b t], of each token within its own text.
         rotations: For every rotary embedding in use, cosine and sine of the positions.
-        segment_ids: int32 [b t], 0 in padding.
+        layout: Which tokens each token sees: within whole rows, or in the slots of a cache.
         dropout_seeds: uint32 [b t] in training, else `None`.
-        past: In decoding, what each token sees of the cache and of the new tokens; else `None`.
         inputs: Where linear modules note what they read, by path; `None` to note nothing. The
             notes are of one trace: who puts a dict here takes them out again in the same function.
     """
@@ -44,9 +47,8 @@ class Context:
     mesh: Mesh
     positions: Int32[Array, "b t"]
     rotations: Mapping[Rope, rope.Angles]
-    segment_ids: Int32[Array, "b t"]
+    layout: Layout
     dropout_seeds: UInt32[Array, "b t"] | None
-    past: cache.Past | None
     inputs: dict[str, jax.Array] | None = None
 
 
@@ -208,10 +210,8 @@ class Attention(nnx.Module):
         """Make the four projections, and the adapter over three of them where they are fused."""
         self.spec, self.rope = spec, layer.block.rope
         is_alibi = isinstance(spec.positions, Alibi)
-        slopes = attention.alibi_slopes(spec.num_heads) if is_alibi else None
-        self.scoring = attention.Scores(
-            layer.block.window, spec.attn_scale, spec.attn_softcap, slopes
-        )
+        slopes = scores.alibi_slopes(spec.num_heads) if is_alibi else None
+        self.scoring = scores.Scores(layer.block.window, spec.attn_scale, spec.attn_softcap, slopes)
         model, width = spec.model_dim, spec.num_heads * spec.head_dim
         kv_width = spec.num_kv_heads * spec.head_dim
         adapters = dict(layer.adapters)
@@ -251,12 +251,12 @@ class Attention(nnx.Module):
         if spec.qk_norm == "turned":
             q, k = self.q_norm(q), self.k_norm(k)
         if spec.query_scaling is not None:
-            q = attention.grown(q, context.positions, spec.query_scaling)
+            q = scores.grown(q, context.positions, spec.query_scaling)
         return q, k, v
 
     def __call__(
-        self, x: Float[Array, "b t d"], context: Context, layer: Any, cached: cache.Cached | None
-    ) -> tuple[Float[Array, "b t d"], Any]:
+        self, x: Float[Array, "b t d"], context: Context, layer: Any, cached: Cached | None
+    ) -> tuple[Float[Array, "b t d"], KeysValues | None]:
         """Attend; returns the output, and `cached.states` with the rotated keys and the values.
 
         Args:
@@ -269,17 +269,11 @@ class Attention(nnx.Module):
         # Query heads by the kv head that they share.
         q = q.reshape(*k.shape[:3], -1, k.shape[3])
         states = None
-        if cached is None:
-            mixed = attention.causal(q, k, v, context.segment_ids, self.scoring)
-        else:
-            assert context.past is not None
-            visible, distance, first_slot = context.past
-            states = tuple(
-                cache.written(stack, new, cached.place, first_slot)
-                for stack, new in zip(cached.states, (k, v), strict=True)
-            )
-            keys, values = (stack[cached.place] for stack in states)
-            mixed = attention.cached(q, keys, values, visible, distance, self.scoring)
+        if cached is not None:
+            assert isinstance(context.layout, Slots)
+            states = cached.states.written(cached.place, context.layout.first_slot, k, v)
+            k, v = states.of_layer(cached.place)
+        mixed = attend(self.scoring, q, k, v, context.layout, context.mesh)
         mixed = self._gated(mixed.reshape(*x.shape[:2], -1), x, context, layer)
         return self.o(mixed, context, layer), states
 

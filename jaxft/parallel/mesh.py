@@ -52,6 +52,12 @@ def single_device_mesh(device: jax.Device | None = None) -> Mesh:
     return make_mesh(1, 1, 1, [device or jax.devices()[0]])
 
 
+def platform(mesh: Mesh) -> str:
+    """Return JAX's name of the platform of the mesh's devices, such as "cpu" or "gpu"."""
+    found: str = mesh.devices.flat[0].platform
+    return found
+
+
 def row_shards(mesh: Mesh) -> int:
     """Return into how many contiguous pieces the rows of a batch are divided."""
     return math.prod(mesh.shape[axis] for axis in ROW_AXES)

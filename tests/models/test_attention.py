@@ -1,4 +1,4 @@
-"""Chunked attention against the whole score matrix, forward and backward."""
+"""Attention against the whole score matrix, forward and backward, and what is chosen to do it."""
 
 import functools
 
@@ -7,10 +7,15 @@ import jax.numpy as jnp
 import naive
 import numpy as np
 import pytest
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxft.models import attention
+from jaxft.models.attention import attend as attending
+from jaxft.models.attention import chunked, slots
+from jaxft.models.attention.attend import Implementation, attend
+from jaxft.models.attention.layout import Slots, WholeRows
+from jaxft.models.attention.scores import Scores, alibi_slopes
 
 B, G, MANY, WIDTH, SCALE = 2, 2, 3, 8, 0.4
 
@@ -32,15 +37,19 @@ def two_segments(length):
 
 @functools.partial(jax.jit, static_argnums=(5, 6))
 def value_and_gradients(q, k, v, segments, d_out, scoring, plain):
-    def attend(q, k, v):
+    def mixed(q, k, v):
         if plain:
             seen = naive_visible(segments, scoring.window)
             extra = {"softcap": scoring.softcap, "slopes": scoring.slopes}
             return naive.attention(q, k, v, seen, SCALE, jnp, **extra)
-        return attention.causal(q, k, v, segments, scoring)
+        return within_rows(q, k, v, segments, scoring)
 
-    value, pull_back = jax.vjp(attend, q, k, v)
+    value, pull_back = jax.vjp(mixed, q, k, v)
     return value, *pull_back(d_out)
+
+
+def within_rows(q, k, v, segments, scoring):
+    return attend(scoring, q, k, v, WholeRows(segments), tiny.one_device())
 
 
 def naive_visible(segments, window):
@@ -51,7 +60,7 @@ def naive_visible(segments, window):
 
 
 def scoring(window, softcap=None, slopes=None):
-    return attention.Scores(window, SCALE, softcap, slopes)
+    return Scores(window, SCALE, softcap, slopes)
 
 
 def check(length, scores, segments, seed=0):
@@ -71,7 +80,7 @@ def test_value_and_gradients_are_those_of_the_whole_score_matrix(length, window)
     check(length, scoring(window), two_segments(length))
 
 
-SLOPES = attention.alibi_slopes(G * MANY)
+SLOPES = alibi_slopes(G * MANY)
 
 
 @pytest.mark.parametrize("window", [None, 20])
@@ -89,9 +98,9 @@ def test_soft_caps_and_penalties_on_distance_too(extra, window):
 
 
 def test_slopes_are_a_geometric_series_and_other_counts_borrow_from_the_next():
-    assert attention.alibi_slopes(8) == pytest.approx(naive.alibi_slopes(8))
+    assert alibi_slopes(8) == pytest.approx(naive.alibi_slopes(8))
     eleven = [*naive.alibi_slopes(8), *naive.alibi_slopes(16)[0:6:2]]
-    assert attention.alibi_slopes(11) == pytest.approx(eleven)
+    assert alibi_slopes(11) == pytest.approx(eleven)
 
 
 @settings(max_examples=25)
@@ -106,7 +115,7 @@ def test_any_segments_are_kept_apart(segments, seed):
 @given(st.integers(1, 5000), st.none() | st.integers(1, 5000))
 def test_chunks_cover_every_query_once_and_every_key_it_sees(length, window):
     covered = 0
-    chunks = list(attention._chunks(length, window))
+    chunks = list(chunked._chunks(length, window))
     for rows, keys in chunks:
         assert rows.start == covered
         covered = rows.stop
@@ -114,12 +123,12 @@ def test_chunks_cover_every_query_once_and_every_key_it_sees(length, window):
         assert keys.start <= first_seen
         assert keys.stop == rows.stop
     assert covered == length
-    assert len(chunks) <= attention._MAX_CHUNKS
+    assert len(chunks) <= chunked._MAX_CHUNKS
 
 
 @given(st.integers(256, 5000), st.integers(1, 100))
 def test_a_window_bounds_the_keys_of_a_chunk(length, window):
-    for rows, keys in attention._chunks(length, window):
+    for rows, keys in chunked._chunks(length, window):
         assert keys.stop - keys.start < rows.stop - rows.start + window
 
 
@@ -150,34 +159,84 @@ def test_nothing_as_large_as_the_scores_is_kept():
     q, k, v, _ = draw(259)
     segments = two_segments(259)
 
-    def attend(q, k, v):
-        return attention.causal(q, k, v, segments, scoring(None))
+    def mixed(q, k, v):
+        return within_rows(q, k, v, segments, scoring(None))
 
-    pull_back = jax.eval_shape(lambda *arrays: jax.vjp(attend, *arrays)[1], q, k, v)
+    pull_back = jax.eval_shape(lambda *arrays: jax.vjp(mixed, *arrays)[1], q, k, v)
     kept = sum(leaf.size for leaf in jax.tree.leaves(pull_back))
     # q and the output, k and v, the log of the sums, the segments.
     assert kept <= 2 * q.size + k.size + v.size + q.size // WIDTH + segments.size
 
 
-DISTANCE = np.arange(13)[:, None] - np.arange(13)[None, :]
+def in_slots(q, k, v, seen, scoring):
+    """Attend to a cache whose slots are the tokens themselves, in their order."""
+    distance = np.arange(13)[:, None] - np.arange(13)[None, :]
+    layout = Slots(jnp.asarray(seen), jnp.asarray(distance, jnp.int32), jnp.int32(0))
+    return attend(scoring, q, k, v, layout, tiny.one_device())
 
 
 @pytest.mark.parametrize(
     "extra", [{}, {"softcap": 1.5}, {"slopes": SLOPES}], ids=["plain", "softcap", "alibi"]
 )
 @pytest.mark.parametrize("window", [None, 5])
-def test_cached_attends_to_what_is_visible_and_within_the_window(window, extra):
+def test_new_tokens_attend_to_the_visible_slots_within_the_window(window, extra):
     q, k, v, _ = draw(13)
-    seen, distance = naive.visible(two_segments(13), None), jnp.asarray(DISTANCE, jnp.int32)
-    heads_first = (jnp.swapaxes(each, 1, 2) for each in (k, v))
-    found = attention.cached(q, *heads_first, jnp.asarray(seen), distance, scoring(window, **extra))
+    seen = naive.visible(two_segments(13), None)
+    found = in_slots(q, k, v, seen, scoring(window, **extra))
     within = naive.visible(two_segments(13), window)
     expected = naive.attention(*map(np.asarray, (q, k, v)), within, SCALE, **extra)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_cached_is_finite_where_a_query_sees_nothing():
+def test_slots_give_a_finite_output_where_a_query_sees_nothing():
     q, k, v, _ = draw(13)
-    seen, distance = jnp.zeros((B, 13, 13), bool), jnp.asarray(DISTANCE, jnp.int32)
-    k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
-    assert np.isfinite(attention.cached(q, k, v, seen, distance, scoring(None))).all()
+    assert np.isfinite(in_slots(q, k, v, np.zeros((B, 13, 13), bool), scoring(None))).all()
+
+
+# A kernel as it might come: of GPUs, for training, without soft caps, for heads of 8's multiples.
+KERNEL = Implementation(
+    WholeRows,
+    frozenset(["gpu"]),
+    lambda scoring, q: scoring.softcap is None and q.shape[-1] % 8 == 0,
+    lambda scoring, q, k, v, layout, mesh: v,
+)
+TABLE = (KERNEL, *attending.IMPLEMENTATIONS)
+ROWS_LAYOUT = WholeRows(np.ones((B, 13), np.int32))
+SLOTS_LAYOUT = Slots(np.ones((B, 13, 13), bool), np.zeros((13, 13), np.int32), np.int32(0))
+
+
+@pytest.mark.parametrize(
+    ("platform", "layout", "softcap", "width", "chosen"),
+    [
+        ("gpu", ROWS_LAYOUT, None, 16, KERNEL.attend),
+        ("cpu", ROWS_LAYOUT, None, 16, chunked.attend),
+        ("gpu", ROWS_LAYOUT, 2.0, 16, chunked.attend),
+        ("gpu", ROWS_LAYOUT, None, 12, chunked.attend),
+        ("gpu", SLOTS_LAYOUT, None, 16, slots.attend),
+    ],
+)
+def test_the_first_implementation_that_serves_is_chosen(platform, layout, softcap, width, chosen):
+    q = jax.ShapeDtypeStruct((B, 13, G, MANY, width), jnp.float32)
+    found = attending.choose(TABLE, scoring(None, softcap), q, layout, platform)
+    assert found.attend is chosen
+
+
+def test_scores_that_no_implementation_makes_are_an_error():
+    q = jax.ShapeDtypeStruct((B, 13, G, MANY, WIDTH), jnp.float32)
+    with pytest.raises(LookupError, match=r"softcap=2\.0.* over WholeRows on gpu"):
+        attending.choose([KERNEL], scoring(None, 2.0), q, ROWS_LAYOUT, "gpu")
+
+
+def test_an_implementation_of_the_meshs_platform_is_called_with_the_mesh(monkeypatch):
+    called = []
+
+    def noting(scoring, q, k, v, layout, mesh):
+        called.append(mesh)
+        return q
+
+    kernel = Implementation(WholeRows, frozenset(["cpu"]), lambda scoring, q: True, noting)
+    monkeypatch.setattr(attending, "IMPLEMENTATIONS", (kernel, *attending.IMPLEMENTATIONS))
+    q, k, v, _ = draw(13)
+    found = within_rows(q, k, v, two_segments(13), scoring(None))
+    np.testing.assert_array_equal(found, q)
+    assert called == [tiny.one_device()]

@@ -12,6 +12,7 @@ import tiny
 from flax import nnx
 
 from jaxft.models import dora, dropout, layers
+from jaxft.models.attention.layout import WholeRows
 from jaxft.models.network import Adapter
 from jaxft.training import step as steps
 from jaxft.training.objective import CAUSAL_LM
@@ -62,7 +63,7 @@ def applied(seeds, x, a, b, magnitude, w=W):
     for name, leaf in leaves.items():
         setattr(module, name, nnx.Param(leaf))
     empty = jnp.zeros((B, T), jnp.int32)
-    return module(x, layers.Context(tiny.one_device(), empty, {}, empty, seeds, None), 1)
+    return module(x, layers.Context(tiny.one_device(), empty, {}, WholeRows(empty), seeds), 1)
 
 
 def law(seeds, x, a, b, magnitude):
