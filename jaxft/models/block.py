@@ -6,25 +6,35 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxft.models import convolution
-from jaxft.models.cache import Cached, KeysValues
+from jaxft.models.cache import Cached
 from jaxft.models.convolution import ShortConv
 from jaxft.models.layers import MLP, Attention, Context, Norm
 from jaxft.models.network import Layer
 from jaxft.models.spec import BlockSpec, ConvSpec, ModelSpec
 
 
+# What mixes the tokens of a layer, by the type of its spec: its name in the tree, and its class.
+# A class says with `empty_state` what a layer of its kind keeps of earlier tokens in decoding.
+_MIXERS: dict[type, tuple[str, Any]] = {
+    BlockSpec: ("attn", Attention),
+    ConvSpec: ("conv", ShortConv),
+}
+
+
 def empty_state(
     spec: ModelSpec, block: BlockSpec | ConvSpec, batch: int, slots: int, dtype: Any
 ) -> Any:
-    """Return what a layer keeps before there are tokens.
+    """Return what a layer keeps before there are tokens, a tree of arrays.
 
-    Of a convolution that is its last inputs, of attention room for keys and values, each [b g s k].
+    Args:
+        spec: The model.
+        block: The layer.
+        batch: The number of rows.
+        slots: The most tokens of a row.
+        dtype: The dtype computed in.
     """
-    if isinstance(block, ConvSpec):
-        return convolution.empty_state(spec, block, batch, dtype)
-    shape = (batch, spec.num_kv_heads, slots, spec.head_dim)
-    return KeysValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    _, mixer = _MIXERS[type(block)]
+    return mixer.empty_state(spec, block, batch, slots, dtype)
 
 
 class Block(nnx.Module):

@@ -18,19 +18,14 @@ from jaxft.models.network import Adapter
 from jaxft.models.spec import ConvSpec, ModelSpec
 
 
-class State(NamedTuple):
-    """What a layer keeps of the tokens before.
+class LastInputs(NamedTuple):
+    """What a convolution keeps of the tokens before, of one layer or of a group's layers stacked.
 
     Attributes:
-        inputs: The convolution's last inputs, the latest last: [b l d], one less than it is wide.
+        inputs: Its last inputs, the latest last: [b l d], one less than the convolution is wide.
     """
 
     inputs: Float[Array, "*n b l d"]
-
-
-def empty_state(spec: ModelSpec, block: ConvSpec, batch: int, dtype: Any) -> State:
-    """Return what a layer keeps before there are tokens."""
-    return State(jnp.zeros((batch, block.width - 1, spec.model_dim), dtype))
 
 
 class Taps(nnx.Module):
@@ -68,9 +63,16 @@ class ShortConv(nnx.Module):
         self.bcx = Lora("conv/bcx", (spec.model_dim, 3 * spec.model_dim), adapters.get("conv/bcx"))
         self.taps = Taps(spec.model_dim, block, rngs)
 
+    @staticmethod
+    def empty_state(
+        spec: ModelSpec, block: ConvSpec, batch: int, slots: int, dtype: Any
+    ) -> LastInputs:
+        """Return what the layer keeps before there are tokens: inputs of 0, however many slots."""
+        return LastInputs(jnp.zeros((batch, block.width - 1, spec.model_dim), dtype))
+
     def __call__(
         self, x: Float[Array, "b t d"], context: Context, layer: Any, cached: Cached | None
-    ) -> tuple[Float[Array, "b t d"], State | None]:
+    ) -> tuple[Float[Array, "b t d"], LastInputs | None]:
         """Mix; returns the output, and `cached.states` with what is kept of these tokens.
 
         Args:
@@ -109,7 +111,7 @@ class ShortConv(nnx.Module):
             return output, None
         kept = jnp.concatenate([earlier, b * inner], axis=1)[:, x.shape[1] :]
         stack = cached.states.inputs
-        return output, State(stack.at[cached.place].set(kept.astype(stack.dtype)))
+        return output, LastInputs(stack.at[cached.place].set(kept.astype(stack.dtype)))
 
 
 def convolved(

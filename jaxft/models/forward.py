@@ -198,11 +198,11 @@ class Cache(NamedTuple):
 
 
 def empty_cache(network: Network, batch: int, slots: int, dtype: Any) -> Cache:
-    """Return a cache of zeros with room for `slots` tokens in each of `batch` rows."""
+    """Return an empty cache with room for `slots` tokens in each of `batch` rows."""
 
     def stacked(group: Group, layer: Layer) -> Any:
         state = blocks.empty_state(network.spec, layer.block, batch, slots, dtype)
-        return jax.tree.map(lambda leaf: jnp.zeros((group.repeats, *leaf.shape), leaf.dtype), state)
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (group.repeats, *leaf.shape)), state)
 
     layers = tuple(
         tuple(stacked(group, layer) for layer in group.period) for group in network.groups

@@ -26,7 +26,7 @@ from jaxft.models.attention.attend import attend
 from jaxft.models.attention.layout import Layout, Slots
 from jaxft.models.cache import Cached, KeysValues
 from jaxft.models.network import Adapter, Layer
-from jaxft.models.spec import Alibi, ModelSpec, NormSpec, Rope
+from jaxft.models.spec import Alibi, BlockSpec, ModelSpec, NormSpec, Rope
 from jaxft.parallel import rules
 
 
@@ -231,6 +231,14 @@ class Attention(nnx.Module):
             self.k_norm = Norm(spec.norm_of("k_norm"), widths[1])
         if spec.attn_gate:
             self.gate = projection("gate", (model, width), False)
+
+    @staticmethod
+    def empty_state(
+        spec: ModelSpec, block: BlockSpec, batch: int, slots: int, dtype: Any
+    ) -> KeysValues:
+        """Return what the layer keeps before there are tokens: empty slots for keys and values."""
+        empty = jnp.zeros((batch, spec.num_kv_heads, slots, spec.head_dim), dtype)
+        return KeysValues(empty, empty)
 
     def _projections(self, x: Float[Array, "b t d"], context: Context, layer: Any) -> Any:
         """Return queries, keys and values, [b t h k] and twice [b t g k]."""
