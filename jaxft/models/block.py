@@ -12,7 +12,6 @@ from jaxft.models.layers import MLP, Attention, Context, Norm
 from jaxft.models.network import Layer
 from jaxft.models.spec import BlockSpec, ConvSpec, ModelSpec
 
-
 # What mixes the tokens of a layer, by the type of its spec: its name in the tree, and its class.
 # A class says with `empty_state` what a layer of its kind keeps of earlier tokens in decoding.
 _MIXERS: dict[type, tuple[str, Any]] = {

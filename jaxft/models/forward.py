@@ -202,7 +202,9 @@ def empty_cache(network: Network, batch: int, slots: int, dtype: Any) -> Cache:
 
     def stacked(group: Group, layer: Layer) -> Any:
         state = blocks.empty_state(network.spec, layer.block, batch, slots, dtype)
-        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (group.repeats, *leaf.shape)), state)
+        return jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (group.repeats, *leaf.shape)), state
+        )
 
     layers = tuple(
         tuple(stacked(group, layer) for layer in group.period) for group in network.groups
