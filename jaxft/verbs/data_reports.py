@@ -149,7 +149,7 @@ def _side_facts(label: str, figures: Figures) -> Iterator[tuple[str, str]]:
     yield label, f"{figures.rows:,} rows of {_near(figures.source)}"
     if figures.examples != figures.rows:
         yield "", f"as {figures.examples:,} examples"
-    yield "", f"{figures.tokens:,} tokens, {figures.learned:.1%} of them learned"
+    yield "", f"{figures.tokens:,} tokens, {figures.supervised_share:.1%} of them learned"
     yield (
         "",
         f"{figures.shortest:,} to {figures.longest:,} tokens an example, median {figures.median:,}",

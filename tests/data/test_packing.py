@@ -86,7 +86,7 @@ def test_joined_bins_are_those_of_each_source_with_rows_counted_on(sources, is_p
     expected, first = [], 0
     for part in parts:
         expected += [[row + first for row in rows] for rows in lists(part)]
-        first += len(part.rows)
+        first += len(part.examples)
     assert lists(joined) == expected
     assert len(joined) == len(expected)
     every = np.concatenate(arrays)

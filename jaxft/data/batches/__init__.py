@@ -1,1 +1,1 @@
-"""Examples, or streams of rows, as batches by step number."""
+"""Batches by step number, made of the examples of sources or of a stream of rows."""

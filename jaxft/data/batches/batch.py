@@ -1,12 +1,13 @@
 """Batches by their step number: the interface through which a run asks for its data.
 
-`batches.batch(7)` is the global batch of step 7, as arrays; `batches.iterate(7, 3)` prepares those
-of steps 7, 8 and 9 ahead in threads. What a batch holds is a pure function of the plan and the
-step: neither what was asked before, nor how a batch is cut into micro-batches or divided over
-processes, changes anything in it. So a run resumes by a number, and no iterator is saved.
+`batches.batch(7)` is the global batch of step 7, as arrays; `batches.iterate(7, 3)` prepares the
+batches of steps 7, 8 and 9 ahead in threads. The content of a batch is a pure function of the plan
+and the step: earlier calls, the number of micro-batches and the number of processes do not change
+it. So a run resumes by the number of its step, and no iterator is saved.
 
-Which sequences a step has is decided elsewhere: `loader` plans it from the lengths of all rows,
-`stream` finds it while it reads rows without a known end.
+A sequence is one row of the arrays: it holds one example, or several packed ones. Two other files
+decide the sequences of a step: `loader` plans them from the lengths of all examples, and `stream`
+makes them while it reads rows without a known end.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ Batch = dict[str, np.ndarray]
     segment_ids   [a b t]  1, 2, ... for each example packed in a sequence, 0 in padding
     positions     [a b t]  from 0 in each segment, 0 in padding
     labels        [a b t]  the next token where it is a target of the same segment, else IGNORED
-    rows          [a b]    the sequence's number within the global batch
+    rows          [a b]    the number of the sequence (its row) within the global batch
 """
 
 Packed = Sequence[Example]
-"""The examples that share a sequence, in order; none in a sequence of nothing but padding."""
+"""The examples of one sequence, in order. A sequence of padding has none."""
 
 _BATCHES_AHEAD = 4
 
@@ -45,17 +46,19 @@ class Batches(abc.ABC):
     """A plan of batches, read by step.
 
     Attributes:
-        sequence_length: The most tokens in a sequence, padding included; `t` is never more.
-        global_batch: Sequences that one optimizer step sees; `a * b`.
-        accumulation: Micro-batches in a global batch; `a`.
-        target_capacity: The most targets that one data shard of one micro-batch can hold.
-        steps_per_epoch: Global batches in an epoch; None where the rows have no known end.
-        num_sequences: Sequences in an epoch; None where the rows have no known end.
-        fingerprint: A digest of the tokens and of every option that decides which of them are in
-            which sequence, and in what order. The size of the batch is not part of it.
+        sequence_length: The largest length of a sequence, padding included; `t` is never more.
+        global_batch: The number of sequences in one optimizer step: `a * b`.
+        accumulation: The number of micro-batches in a global batch: `a`.
+        target_capacity: The largest number of targets (supervised tokens) that one data shard of
+            one micro-batch can hold.
+        steps_per_epoch: The number of global batches in an epoch; None if the rows have no known
+            end.
+        num_sequences: The number of sequences in an epoch; None if the rows have no known end.
+        fingerprint: A digest of the tokens and of every option that decides the sequences and their
+            order. The size of the batch does not change it.
     """
 
-    # Threads that prepare batches ahead.
+    # The number of threads that prepare batches ahead.
     num_threads: ClassVar[int] = 2
 
     sequence_length: int
@@ -69,37 +72,41 @@ class Batches(abc.ABC):
     @property
     @abc.abstractmethod
     def fill(self) -> float | None:
-        """The share of tokens that are not padding; None where that is not known beforehand."""
+        """The share of tokens that are not padding; None if it is not known beforehand."""
 
     @abc.abstractmethod
     def _sequences(
-        self, step: int, rows: Integer[np.ndarray, " r"]
+        self, step: int, row_ids: Integer[np.ndarray, " r"]
     ) -> tuple[Sequence[Packed], int]:
-        """Return rows of a step's global batch, and how long its arrays are.
+        """Return sequences of a step's global batch, and the length `t` of its arrays.
 
         Args:
             step: The step.
-            rows: Which of the global batch's sequences are wanted. The length of the arrays is that
-                of the whole global batch, whichever these are.
+            row_ids: The numbers of the wanted sequences within the global batch. The length does
+                not depend on them.
         """
 
     def batch(self, step: int, process: int = 0, num_processes: int = 1) -> Batch:
-        """Return the global batch of a step, counted from 0 over all epochs, or a part of it.
+        """Return the global batch of a step, or one process's part of it.
 
         Args:
-            step: The step.
-            process: Which part.
-            num_processes: Parts that each micro-batch is cut into, from its first row to its last.
+            step: The step, counted from 0 over all epochs.
+            process: The number of the part.
+            num_processes: The number of parts into which the sequences of each micro-batch are
+                divided, in order.
+
+        Raises:
+            ConfigError: The micro-batches cannot be divided evenly.
         """
-        rows = np.arange(self.global_batch, dtype=np.int32).reshape(self.accumulation, -1)
-        num_own, rest = divmod(rows.shape[1], num_processes)
+        row_ids = np.arange(self.global_batch, dtype=np.int32).reshape(self.accumulation, -1)
+        num_own, rest = divmod(row_ids.shape[1], num_processes)
         if rest:
             raise ConfigError(
-                f"A micro-batch of {rows.shape[1]} sequences cannot be divided evenly over"
+                f"A micro-batch of {row_ids.shape[1]} sequences cannot be divided evenly over"
                 f" {num_processes} processes.",
                 "Make train.per_device_train_batch_size times the devices a multiple of that.",
             )
-        own = rows[:, process * num_own : (process + 1) * num_own]
+        own = row_ids[:, process * num_own : (process + 1) * num_own]
         packed, length = self._sequences(step, own.ravel())
         arrays = assemble(packed, length)
         return {
@@ -113,8 +120,8 @@ class Batches(abc.ABC):
         """Yield steps and their batches, prepared ahead in threads.
 
         Args:
-            start_step: The first step; to resume is to start at another one.
-            num_steps: How many steps to yield.
+            start_step: The first step; a resumed run gives a later one.
+            num_steps: The number of steps to yield.
             process: See `batch`.
             num_processes: See `batch`.
         """
@@ -131,21 +138,21 @@ class Batches(abc.ABC):
 
 
 class Feed(Iterator[tuple[int, Batch]]):
-    """Steps and their batches, and how long whoever asked had to wait for them.
+    """An iterator over steps and their batches, which measures the time spent waiting for them.
 
     Attributes:
         waited_s: Seconds spent waiting for batches so far.
     """
 
     def __init__(self, pairs: Iterator[Any]) -> None:
-        """Yield what an iterator yields; the clock starts with the first that is asked for."""
+        """Wrap an iterator; the clock starts when the first batch is requested."""
         self._pairs = pairs
         self._began: float | None = None
         self.waited_s = 0.0
 
     @property
     def total_s(self) -> float:
-        """Seconds since the first batch was asked for."""
+        """Seconds since the first batch was requested."""
         return 0.0 if self._began is None else time.monotonic() - self._began
 
     def __next__(self) -> tuple[int, Batch]:
@@ -160,7 +167,7 @@ class Feed(Iterator[tuple[int, Batch]]):
 
 
 def assemble(packed: Sequence[Packed], length: int) -> Batch:
-    """Return sequences as arrays [sequences, length], each with its examples end to end."""
+    """Return sequences as arrays [sequences, length]; the examples of each stand end to end."""
     shape = (len(packed), length)
     batch = {
         "input_ids": np.zeros(shape, np.int32),
@@ -181,7 +188,7 @@ def assemble(packed: Sequence[Packed], length: int) -> Batch:
 
 
 def rows_per_shard(global_batch: int, accumulation: int, shards: int) -> int:
-    """Return how many sequences of a micro-batch are in each data shard.
+    """Return the number of sequences of a micro-batch in each data shard.
 
     Raises:
         ConfigError: The global batch cannot be cut evenly.

@@ -1,9 +1,9 @@
-"""A stream's rows as sequences, block by block: all that is random or packed happens in a block.
+"""Blocks of a stream: packing and shuffling happen within one block of rows.
 
-A block is `shuffle_buffer` rows in the order of the source; at the source's end it is shorter, and
-the next block begins with the first row again. Its examples are packed, or stand alone, and its
-sequences are shuffled by (seed, number of the block). So the sequences of a block depend on its
-rows and its number, and reading can begin at any block.
+A block is `shuffle_buffer` rows in the order of the source. At the end of the source it is shorter,
+and the next block begins with the first row again. The examples of a block are packed into
+sequences, or have one each, and the sequences are shuffled by (seed, number of the block). So the
+sequences of a block depend only on its rows and its number, and reading can begin at any block.
 """
 
 from __future__ import annotations
@@ -30,14 +30,20 @@ from jaxft.data.sources.source import RowSource
 
 
 class EncodedSource(NamedTuple):
-    """Rows that can be read again and again, and how they become tokens."""
+    """A source of rows, and the encoding that makes examples of them."""
 
     rows: RowSource
     encoding: Encoding
 
 
 class StreamBlock(NamedTuple):
-    """The sequences of a block, where it begins, and what was counted in its rows."""
+    """A block of a stream.
+
+    Attributes:
+        mark: Where the block begins.
+        sequences: Its sequences, in their order.
+        tally: The counts of its rows and examples.
+    """
 
     mark: Mark
     sequences: list[Packed]
@@ -46,16 +52,16 @@ class StreamBlock(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Blocks:
-    """How rows become blocks of sequences.
+    """The blocks of a stream.
 
     Attributes:
-        sources: The rows; one source is read after the other.
-        max_length: The most tokens in a sequence.
+        sources: The sources of rows, which are read one after the other.
+        max_length: The largest number of tokens in a sequence.
         packing: Whether several examples share a sequence.
         shuffle: Whether the sequences of a block are shuffled.
-        shuffle_buffer: Rows in a block.
-        seed: Decides the packing and every block's order.
-        vocab_size: How many embeddings the model has.
+        shuffle_buffer: The number of rows in a block.
+        seed: Decides the packing and the order of every block.
+        vocab_size: The number of embeddings of the model.
     """
 
     sources: Sequence[EncodedSource]
@@ -70,11 +76,11 @@ class Blocks:
         """Yield blocks without end.
 
         Args:
-            mark: Where the first of them begins.
+            mark: Where the first block begins.
 
         Raises:
-            DataError: A row cannot be read or encoded, or has a token that the model does not know,
-                or there is nothing to learn in all rows.
+            DataError: A row cannot be read or encoded, or has a token without an embedding; or no
+                row has a supervised token.
         """
         total = Tally()
         rows: Iterator[tuple[int, Row]] = itertools.islice(self._rows(), mark.rows, None)
@@ -101,7 +107,7 @@ class Blocks:
             yield from zip(itertools.repeat(number), source.rows)
 
     def _block(self, rows: Iterator[tuple[int, Row]], mark: Mark) -> StreamBlock:
-        """Encode the rows of a block; they are held as tokens only."""
+        """Encode the rows of a block. Only their tokens are kept in memory."""
         tally = Tally()
         examples: list[Example] = []
         for number, some in itertools.groupby(rows, key=operator.itemgetter(0)):
@@ -114,7 +120,7 @@ class Blocks:
         return StreamBlock(mark, self._sequences(examples, mark.block), tally)
 
     def _sequences(self, examples: Sequence[Example], block: int) -> list[Packed]:
-        """Return the sequences of a block in their order."""
+        """Pack the examples of a block into sequences, and return these in their order."""
         lengths = np.array([len(each.input_ids) for each in examples], np.int32)
         bins = (
             packing.pack(lengths, self.max_length, self.seed)
@@ -124,7 +130,7 @@ class Blocks:
         order = (
             shuffled(len(bins), self.seed, block, BLOCKS) if self.shuffle else np.arange(len(bins))
         )
-        return [[examples[row] for row in bins[int(index)]] for index in order]
+        return [[examples[number] for number in bins[int(index)]] for index in order]
 
 
 def _examples(encoded: Chunk) -> Iterator[Example]:

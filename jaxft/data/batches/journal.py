@@ -1,13 +1,13 @@
-"""How far a stream was read when: where each of its blocks begins, as a file of JSON lines.
+"""The journal of a stream: a file of JSON lines that says where each block begins.
 
     {"stream": "5f0c..."}
     {"block": 0, "epoch": 0, "rows": 0, "sequences": 0}
     {"block": 1, "epoch": 0, "rows": 1000, "sequences": 212}
 
-With it a run that goes on finds the block in which its next batch begins, without encoding what
-comes before. The file is only an index: without it, everything is encoded again from the start, to
-the same end. Lines that a killed run left unfinished are cut off, and the journal of another
-stream is written over.
+With it a resumed run finds the block in which its next batch begins, without encoding the blocks
+before. The file is only an index: without it, all blocks are encoded again from the start, with the
+same result. An unfinished line of a killed run is cut off, and the journal of another stream is
+overwritten.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from jaxft.errors import DataError
 
 
 class Mark(NamedTuple):
-    """Where a block of a stream begins.
+    """The beginning of a block of a stream.
 
     Attributes:
-        block: Its number, counted over all epochs.
-        epoch: How often the source was read to its end before it.
-        rows: How many of the source's rows come before it in this epoch.
-        sequences: How many sequences were made before it, over all epochs.
+        block: The number of the block, counted over all epochs.
+        epoch: The number of times that the sources were read to their end before it.
+        rows: The number of rows before it in this epoch.
+        sequences: The number of sequences before it, over all epochs.
     """
 
     block: int
@@ -43,11 +43,11 @@ class Journal:
     """The marks of one stream, in a file that only one process writes."""
 
     def __init__(self, path: Path | None, fingerprint: str) -> None:
-        """Look at what an earlier run left.
+        """Read the marks of an earlier run.
 
         Args:
-            path: The file; it need not exist. None keeps nothing.
-            fingerprint: Tells the stream from others.
+            path: The file, which need not exist. None keeps no marks.
+            fingerprint: Identifies the stream.
         """
         self._path = path
         self._head = _line({"stream": fingerprint})
@@ -56,7 +56,7 @@ class Journal:
             self._size, self._latest = size, mark.block
 
     def find(self, sequence: int) -> Mark:
-        """Return the last known block that begins with a sequence or before it."""
+        """Return the mark of the last known block that begins at a sequence or before it."""
         found = START
         for _, mark in self._read():
             if mark.sequences > sequence:
@@ -65,10 +65,10 @@ class Journal:
         return found
 
     def note(self, mark: Mark) -> None:
-        """Write a mark down, unless it is known.
+        """Write a mark to the file, unless it is there already.
 
         Args:
-            mark: The mark of the block that follows the last one noted, or of an earlier block.
+            mark: The mark of the block after the last one in the file, or of an earlier block.
 
         Raises:
             DataError: The file cannot be written.
@@ -92,7 +92,7 @@ class Journal:
         self._size, self._latest = self._size + len(text), mark.block
 
     def _read(self) -> Iterator[tuple[int, Mark]]:
-        """Yield the marks in the file, each with the size of the file up to its end."""
+        """Yield the marks in the file, each with the position in the file where its line ends."""
         if self._path is None or not self._path.is_file():
             return
         with self._path.open("rb") as file:
@@ -113,7 +113,7 @@ def _line(values: object) -> bytes:
 
 
 def _parsed(line: bytes) -> Mark | None:
-    """Return the mark in a line; None if the line is not whole."""
+    """Return the mark in a line; None if the line is incomplete."""
     try:
         return Mark(**json.loads(line)) if line.endswith(b"\n") else None
     except (ValueError, TypeError):

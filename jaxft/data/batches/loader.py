@@ -1,8 +1,8 @@
-"""Batches of rows whose lengths are all known: which sequences there are, and when each is seen.
+"""Batches of examples whose lengths are all known: a plan of sequences, and their order.
 
 `make_batches([examples], packing=True, ...)` plans an epoch once, from the lengths; `batch(step)`
-then reads the few rows that it needs. The invariant: without weights an epoch has each row exactly
-once, and rows of different sources never share a sequence.
+then reads the few examples that it needs. Without weights an epoch has each example exactly once.
+Examples of different sources never share a sequence.
 """
 
 from __future__ import annotations
@@ -28,20 +28,21 @@ from jaxft.errors import DataError
 _LENGTH_MULTIPLE = 8
 _CAPACITY_MULTIPLE = 128
 
-# Each length is compiled on its own.
+# A program is compiled for each length of batches, so there are few.
 _MOST_LENGTHS = 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class PlannedBatches(Batches):
-    """Batches of sequences that were all decided beforehand.
+    """Batches whose sequences are all planned beforehand.
 
     Attributes:
-        sources: The rows as tokens.
-        sequences: For each sequence, its rows; they are numbered source after source.
-        tokens: How many tokens each sequence has.
-        lengths: How long the arrays may be, ascending; a batch has the first that is enough.
-        epochs: The order of the sequences.
+        sources: The examples of each source.
+        sequences: The examples of each sequence, by number. Examples are numbered source after
+            source.
+        tokens: The number of tokens in each sequence.
+        lengths: The lengths that arrays may have, ascending; a batch gets the smallest that fits.
+        epochs: The order of the sequences in each epoch.
     """
 
     steps_per_epoch: int
@@ -63,21 +64,25 @@ class PlannedBatches(Batches):
         return tokens.sum() / sum(len(batch) * self._length(batch) for batch in batches)
 
     def _sequences(
-        self, step: int, rows: Integer[np.ndarray, " r"]
+        self, step: int, row_ids: Integer[np.ndarray, " r"]
     ) -> tuple[Sequence[Packed], int]:
-        """Return rows of a step's batch; the last one of an epoch is filled up with padding."""
+        """Return sequences of a batch; the last batch of an epoch may be filled with padding."""
         epoch, index = divmod(step, self.steps_per_epoch)
         chosen = self.epochs.order(epoch)[index * self.global_batch :][: self.global_batch]
         packed = [
-            [self._example(example) for example in self.sequences[int(chosen[row])].tolist()]
+            [self._example(number) for number in self.sequences[int(chosen[row])].tolist()]
             if row < len(chosen)
             else []
-            for row in rows
+            for row in row_ids
         ]
         return packed, self._length(self.tokens[chosen])
 
     def _length(self, tokens: Int64[np.ndarray, " m"]) -> int:
-        """Return how long the arrays of a batch are whose sequences have so many tokens."""
+        """Return the length of a batch's arrays.
+
+        Args:
+            tokens: The number of tokens in each sequence of the batch.
+        """
         return next(length for length in self.lengths if length >= tokens.max())
 
     def _example(self, number: int) -> Example:
@@ -86,7 +91,7 @@ class PlannedBatches(Batches):
 
     @functools.cached_property
     def _firsts(self) -> Int64[np.ndarray, " s"]:
-        """The number of each source's first row, counted over all of them."""
+        """The number of each source's first example."""
         return np.cumsum([0, *(len(source) for source in self.sources[:-1])])
 
 
@@ -106,27 +111,28 @@ def make_batches(
 ) -> PlannedBatches:
     """Plan the batches of one or several sources.
 
-    A sequence is as long as the longest one, rounded up to a multiple of 8, at most `max_length`.
+    Arrays are as long as the longest sequence, rounded up to a multiple of 8, at most `max_length`.
 
     Args:
-        sources: The rows as tokens, none longer than `max_length`.
-        weights: How much of an epoch each source gives, relative to the others. An epoch still has
-            as many sequences as all sources together. None takes each row once an epoch.
-        max_length: The most tokens in a sequence.
-        packing: Whether several rows of a source share a sequence; otherwise each has its own, in
-            file order.
-        group_by_length: Whether a batch has sequences of like length, and is padded to the next of
-            a few lengths only.
+        sources: The examples of each source, none longer than `max_length`.
+        weights: The share of each source in an epoch, relative to the others. The number of
+            sequences in an epoch does not depend on the weights. None takes each example once an
+            epoch.
+        max_length: The largest number of tokens in a sequence.
+        packing: Whether several examples of a source share a sequence; otherwise each has its own,
+            in the order of the file.
+        group_by_length: Whether a batch has sequences of similar length, and is padded only to the
+            next of a few lengths.
         shuffle: Whether each epoch has its own order.
-        seed: Decides the packing and every epoch's order.
-        global_batch: Sequences that one optimizer step sees.
-        accumulation: Micro-batches that a global batch is cut into.
-        shards: Parts that the data axes of the mesh cut a micro-batch into.
-        drop_last: Whether an epoch ends before a batch that it cannot fill; otherwise the rest of
-            that batch is padding.
+        seed: Decides the packing and the order of every epoch.
+        global_batch: The number of sequences in one optimizer step.
+        accumulation: The number of micro-batches in a global batch.
+        shards: The number of parts into which the data axes of the mesh divide a micro-batch.
+        drop_last: Whether the last sequences of an epoch are left out if they do not fill a batch;
+            otherwise the rest of that batch is padding.
 
     Raises:
-        ConfigError: The global batch cannot be cut evenly, or a source gives nothing.
+        ConfigError: The global batch cannot be cut evenly, or a source would give no sequence.
         DataError: With `drop_last`, an epoch would have no batch at all.
     """
     rows_per_shard = batches_.rows_per_shard(global_batch, accumulation, shards)
@@ -185,14 +191,20 @@ def _target_capacity(
     rows: int,
     sequence_length: int,
 ) -> int:
-    """Return how many targets `rows` sequences of an epoch can hold, whichever they are.
+    """Return the largest number of targets that `rows` sequences of an epoch can hold.
 
-    Shuffling can bring the richest sequences together in one shard, so these are the bound. A
-    source that gives more than it has gives its richest more than once.
+    Shuffling can bring the sequences with the most targets together in one shard, so these are
+    counted. With weights a source may give its sequences more than once.
+
+    Args:
+        targets: The number of targets in each sequence, by source.
+        quotas: The number of sequences that each source gives to an epoch.
+        rows: The number of sequences in a shard.
+        sequence_length: The number of tokens in a sequence.
     """
     richest: list[np.ndarray] = []
     for own, quota in zip(targets, quotas, strict=True):
-        # So many passes over the source can have a part in one epoch.
+        # The number of passes over the source that an epoch can touch.
         num_passes = 1 if quota == len(own) else (quota + len(own) - 2) // len(own) + 1
         richest.append(np.repeat(np.sort(own)[-rows:], num_passes))
     most = int(np.sort(np.concatenate(richest))[-rows:].sum())

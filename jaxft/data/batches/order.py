@@ -1,10 +1,10 @@
-"""Which sequence stands where in an epoch: a pure function of the seed and the epoch.
+"""The order of the sequences in an epoch: a pure function of the seed and the epoch.
 
-`Epochs((3, 2), ...)` of two sources with 3 and 2 sequences gives, for epoch 0, an array such as
-`[4, 1, 3, 0, 2]`; global batches are cut from it in order. Without weights an epoch is a
-permutation of all sequences. With weights it has as many, of which each source gives its share;
-each source draws from an endless stream of its own, pass after shuffled pass, and goes on in the
-next epoch where the last one ended, so that none of its rows is used twice before all were used.
+For two sources with 3 and 2 sequences, epoch 0 is an array such as `[4, 1, 3, 0, 2]`; global
+batches are cut from it in order. Without weights an epoch is a permutation of all sequences. With
+weights it has the same number of sequences, and each source gives its share of them. A source is
+read pass after shuffled pass, and in the next epoch from where the last one ended. So none of its
+sequences is used again before all of them were used.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from jaxft.errors import ConfigError
 
 Order = Integer[np.ndarray, " n"]
 
-# What a permutation is for. One of source k's passes has the use 1 + k.
+# The uses of permutations, for `shuffled`. The passes over source k have the use 1 + k.
 EPOCHS = 0
 BLOCKS = -1
 GROUPS = -2
 
-# Sequences are sorted by length among so many global batches: enough that a batch has sequences of
-# one length, and few enough that each epoch brings others together.
+# Sequences are sorted by length within this many global batches. They are enough for batches of
+# nearly equal lengths, and few enough that each epoch makes other batches.
 _BATCHES_SORTED = 64
 
 
 def shuffled(count: int, seed: int, stream: int, use: int = EPOCHS) -> Order:
     """Return a permutation that is a pure function of its arguments, on every platform.
 
-    The raw stream of the Philox counter generator is fixed by its definition and kept by numpy;
-    the methods that draw from it (`Generator.permutation`) may change between versions.
+    The definition of the Philox counter generator fixes its raw numbers, and numpy keeps to it;
+    the methods that draw from them (`Generator.permutation`) may change between versions.
 
     Args:
-        count: How many to permute.
+        count: The number of things to permute.
         seed: The run's seed.
-        stream: Tells the permutations of one seed and use apart, such as the epoch.
-        use: What the permutation is for.
+        stream: Distinguishes permutations of one seed and use, such as the epoch.
+        use: The use of the permutation, such as `EPOCHS`.
 
     Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
     """
@@ -54,9 +54,9 @@ def shuffled(count: int, seed: int, stream: int, use: int = EPOCHS) -> Order:
 
 
 def quotas(total: int, weights: Sequence[float]) -> list[int]:
-    """Divide a number by weights: the parts are whole, and their sum is the number.
+    """Divide a number into whole parts in proportion to weights.
 
-    Each part is rounded down; what is left goes, one by one, to the largest remainders.
+    Each part is rounded down. The rest goes, one by one, to the parts with the largest remainders.
     """
     exact = [Fraction(weight) for weight in weights]
     shares = [total * weight / sum(exact) for weight in exact]
@@ -68,12 +68,12 @@ def quotas(total: int, weights: Sequence[float]) -> list[int]:
 
 
 def passes(count: int, start: int, number: int, seed: int, use: int, *, shuffle: bool) -> Order:
-    """Return a part of an endless stream, in which pass after pass goes over `count` things.
+    """Return a part of an endless stream that consists of passes over `count` things.
 
     Args:
-        count: How many things there are.
+        count: The number of things.
         start: Where the part begins in the stream.
-        number: How long it is.
+        number: The length of the part.
         seed: The run's seed.
         use: See `shuffled`.
         shuffle: Whether each pass has its own order.
@@ -91,13 +91,14 @@ class Epochs:
     """The order of the sequences in each epoch.
 
     Attributes:
-        counts: How many sequences each source has. They are numbered source after source.
-        weights: The sources' weights; None takes each sequence once an epoch.
+        counts: The number of sequences of each source. They are numbered source after source.
+        weights: The weights of the sources; None takes each sequence once an epoch.
         seed: Decides the order of every epoch.
-        shuffle: Whether epochs are shuffled; otherwise each has the sequences' own order, in which
-            weighted sources take turns.
-        lengths: Tokens in each sequence, if batches are to have sequences of like length.
-        global_batch: Sequences in a batch.
+        shuffle: Whether epochs are shuffled; otherwise the sequences stay in order, and weighted
+            sources take turns.
+        lengths: The number of tokens in each sequence, to make batches of similar lengths; None
+            does not group.
+        global_batch: The number of sequences in a batch.
     """
 
     counts: Sequence[int]
@@ -108,7 +109,7 @@ class Epochs:
     global_batch: int
 
     def __post_init__(self) -> None:
-        """Refuse weights that leave out a source."""
+        """Raise if a source has too small a weight for a single sequence."""
         for number, (quota, weight) in enumerate(
             zip(self.quotas, self.weights or self.counts, strict=True), start=1
         ):
@@ -124,7 +125,7 @@ class Epochs:
 
     @functools.cached_property
     def quotas(self) -> list[int]:
-        """How many sequences of an epoch come from each source."""
+        """The number of sequences that each source gives to an epoch."""
         return list(self.counts) if self.weights is None else quotas(len(self), self.weights)
 
     def order(self, epoch: int) -> Order:
@@ -133,7 +134,7 @@ class Epochs:
 
     @functools.cached_property
     def _kept(self) -> Callable[[int], Order]:
-        """The orders of the last epochs asked for; steps ask for the same one again and again."""
+        """A cache of the last two orders, because many steps need the same one."""
         return functools.lru_cache(maxsize=2)(self._order)
 
     def _order(self, epoch: int) -> Order:
@@ -143,7 +144,7 @@ class Epochs:
         return order if self.lengths is None else self._grouped(order, self.lengths, epoch)
 
     def _mixed(self, epoch: int) -> Order:
-        """Return what each source gives to an epoch; sources take turns evenly."""
+        """Return the sequences that weighted sources give to an epoch, in even turns."""
         first = np.cumsum([0, *self.counts])
         own = [
             first[k]
@@ -154,9 +155,10 @@ class Epochs:
         return np.concatenate(own)[np.argsort(turns, kind="stable")]
 
     def _grouped(self, order: Order, lengths: Order, epoch: int) -> Order:
-        """Bring sequences of like length together into batches, whose order is then drawn.
+        """Bring sequences of similar length together into batches, and shuffle the batches.
 
-        What does not fill a batch stays at the end, so that it is not always the shortest ones.
+        Sequences that do not fill a batch stay at the end, so that these are not always the
+        shortest ones.
         """
         num_full = len(order) // self.global_batch * self.global_batch
         size = _BATCHES_SORTED * self.global_batch

@@ -1,8 +1,7 @@
-"""Which rows share a sequence, and to which lengths sequences are padded.
+"""The packing of examples into sequences, and the lengths to which sequences are padded.
 
-`pack([5, 2, 4], capacity=8)` puts rows 0 and 1 into one bin and row 2 into another. Separate from
-the loader because it is pure arithmetic on lengths. The invariant: every row stands in exactly one
-bin and no bin is fuller than its capacity.
+`pack([5, 2, 4], capacity=8)` puts examples 0 and 1 into one bin and example 2 into another. All of
+it is arithmetic on lengths. Every example is in exactly one bin, and no bin exceeds its capacity.
 """
 
 from __future__ import annotations
@@ -18,60 +17,60 @@ from jaxft.data.batches import order
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Bins:
-    """Bins of rows, none of them empty: two arrays, however many rows there are.
+    """Bins of examples, none of them empty, held as two arrays.
 
     Attributes:
-        rows: The rows of all bins, one bin after the other.
-        starts: Where each bin begins in `rows`, and where the last one ends.
+        examples: The numbers of the examples, one bin after the other.
+        starts: Where each bin begins in `examples`, and where the last one ends.
     """
 
-    rows: Int64[np.ndarray, " n"]
+    examples: Int64[np.ndarray, " n"]
     starts: Int64[np.ndarray, " m"]
 
     def __len__(self) -> int:
         return len(self.starts) - 1
 
     def __getitem__(self, index: int) -> Int64[np.ndarray, " r"]:
-        return self.rows[self.starts[index] : self.starts[index + 1]]
+        return self.examples[self.starts[index] : self.starts[index + 1]]
 
     def __iter__(self) -> Iterator[Int64[np.ndarray, " r"]]:
         return (self[index] for index in range(len(self)))
 
     def totals(self, counts: Integer[np.ndarray, " n"]) -> Int64[np.ndarray, " m"]:
-        """Return the sum of a count of the rows in each bin."""
-        return np.add.reduceat(counts[self.rows], self.starts[:-1], dtype=np.int64)
+        """Return, for each bin, the sum of the counts of its examples."""
+        return np.add.reduceat(counts[self.examples], self.starts[:-1], dtype=np.int64)
 
 
 def singles(count: int) -> Bins:
-    """Return bins of one row each, in order."""
+    """Return bins of one example each, in order."""
     return Bins(np.arange(count), np.arange(count + 1))
 
 
 def joined(parts: Sequence[Bins]) -> Bins:
-    """Return the bins of several sources as one list; rows are numbered source after source."""
-    offsets = np.cumsum([0] + [len(part.rows) for part in parts])
-    rows = [part.rows + offset for part, offset in zip(parts, offsets[:-1], strict=True)]
+    """Return the bins of several sources as one list; examples are numbered source after source."""
+    offsets = np.cumsum([0] + [len(part.examples) for part in parts])
+    examples = [part.examples + offset for part, offset in zip(parts, offsets[:-1], strict=True)]
     starts = [part.starts[1:] + offset for part, offset in zip(parts, offsets[:-1], strict=True)]
-    return Bins(np.concatenate(rows), np.concatenate([np.zeros(1, np.int64), *starts]))
+    return Bins(np.concatenate(examples), np.concatenate([np.zeros(1, np.int64), *starts]))
 
 
 def pack(lengths: Integer[np.ndarray, " n"], capacity: int, seed: int) -> Bins:
-    """Put rows into as few bins as best-fit decreasing finds.
+    """Put examples into few bins by the best-fit-decreasing algorithm.
 
-    The longest rows are placed first, each into the fullest bin that still has room. Rows of one
-    length are interchangeable to the algorithm; the seed decides among them, so how full the bins
-    are depends on the lengths alone.
+    The longest examples are placed first, each into the fullest bin that still has room. Examples
+    of equal length are interchangeable to the algorithm, and the seed decides their order. So the
+    number of tokens in each bin depends only on the lengths.
 
-    Takes O(n log n) for the sort, then for each row a few operations on integers of `capacity`
-    bits.
+    The sort takes O(n log n). After it each example takes a few operations on integers of
+    `capacity` bits.
 
     Args:
-        lengths: Tokens in each row, from 1 to `capacity`.
-        capacity: The most tokens in a bin.
-        seed: Decides which rows of equal length go together.
+        lengths: The number of tokens in each example, from 1 to `capacity`.
+        capacity: The largest number of tokens in a bin.
+        seed: Decides which examples of equal length go together.
 
     Returns:
-        The bins, each with its rows by falling length.
+        The bins; in each, the examples stand by falling length.
 
     Raises:
         ValueError: A length is below 1 or above the capacity.
@@ -82,12 +81,12 @@ def pack(lengths: Integer[np.ndarray, " n"], capacity: int, seed: int) -> Bins:
         raise ValueError(
             f"lengths from {lengths.min()} to {lengths.max()} for bins of {capacity} tokens"
         )
-    rows = _longest_first(lengths, seed)
-    bin_of = np.empty(len(rows), np.int64)
+    examples = _longest_first(lengths, seed)
+    bin_of = np.empty(len(examples), np.int64)
     bins_by_room: list[list[int]] = [[] for _ in range(capacity + 1)]
     rooms = 0  # bit r is set while some bin has room for exactly r more tokens
     num_bins = 0
-    for place, length in enumerate(map(int, lengths[rows])):
+    for position, length in enumerate(map(int, lengths[examples])):
         fitting = rooms >> length
         if fitting:
             room = length + (fitting & -fitting).bit_length() - 1
@@ -97,24 +96,24 @@ def pack(lengths: Integer[np.ndarray, " n"], capacity: int, seed: int) -> Bins:
         else:
             room, bin_index = capacity, num_bins
             num_bins += 1
-        bin_of[place] = bin_index
+        bin_of[position] = bin_index
         if room > length:
             bins_by_room[room - length].append(bin_index)
             rooms |= 1 << (room - length)
     sizes = np.bincount(bin_of, minlength=num_bins)
-    return Bins(rows[np.argsort(bin_of, kind="stable")], np.cumsum([0, *sizes]))
+    return Bins(examples[np.argsort(bin_of, kind="stable")], np.cumsum([0, *sizes]))
 
 
 def padded_lengths(
     lengths: Integer[np.ndarray, " n"], longest: int, multiple: int, most: int
 ) -> list[int]:
-    """Choose a few lengths such that padding each sequence to the next of them adds the least.
+    """Choose a few lengths so that padding each sequence to the next length adds the least padding.
 
     Args:
-        lengths: Tokens in each sequence.
-        longest: The last of the lengths; no sequence is longer.
-        multiple: What the others are multiples of.
-        most: How many lengths there may be.
+        lengths: The number of tokens in each sequence.
+        longest: The largest of the lengths; no sequence is longer.
+        multiple: The other lengths are multiples of this.
+        most: The largest number of lengths.
 
     Returns:
         The lengths, ascending.
@@ -122,7 +121,8 @@ def padded_lengths(
     rounded = np.minimum(-(-lengths.astype(np.int64) // multiple) * multiple, longest)
     values, counts = np.unique(np.append(rounded, longest), return_counts=True)
     num_within = np.cumsum(counts)
-    # least[j]: the fewest tokens that the sequences up to values[j] take, if values[j] is chosen.
+    # least[j] is the smallest number of tokens, padding included, of all sequences up to the length
+    # values[j], if values[j] is one of the chosen lengths.
     least = num_within * values
     steps: list[np.ndarray] = []
     for _ in range(most - 1):
@@ -138,18 +138,18 @@ def padded_lengths(
 
 
 def _chosen(values: np.ndarray, steps: Sequence[np.ndarray]) -> list[int]:
-    """Walk back from the longest length to those that were chosen before it."""
+    """Return the chosen lengths, found by walking back from the largest."""
     last = len(values) - 1
     chosen = [int(values[last])]
     for before in reversed(steps):
-        if before[last] >= 0:  # otherwise as many lengths as the step before had are enough
+        if before[last] >= 0:  # otherwise one length more does not help
             last = int(before[last])
             chosen.append(int(values[last]))
     return chosen[::-1]
 
 
 def _longest_first(lengths: Integer[np.ndarray, " n"], seed: int) -> Int64[np.ndarray, " n"]:
-    """Return the rows by falling length, those of one length in an order drawn from the seed."""
-    # No epoch is ever numbered -1, so this order is unlike any epoch's.
+    """Return the examples by falling length; the seed decides the order of equal lengths."""
+    # No epoch has the number -1, so this order differs from that of every epoch.
     drawn = order.shuffled(len(lengths), seed, stream=-1)
     return drawn[np.argsort(-lengths[drawn].astype(np.int64), kind="stable")]

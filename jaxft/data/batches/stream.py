@@ -1,14 +1,14 @@
-"""Batches of rows that are read while the run goes on, from sources without a known length.
+"""Batches of rows that are read during the run, from sources without a known length.
 
-`make_stream(sources, encodings, ...)` counts no epochs: global batch `n` has the sequences from
-`n * global_batch` on, of an endless row of them that begins anew where the sources end. What a
-block of rows leaves over stands in the next batch, before the sequences of the next block, so no
-row is lost and no batch has sequences of nothing but padding. Memory holds two blocks, however
-many rows there are.
+`make_stream(sources, encodings, ...)` counts no epochs. The sequences of all blocks form one
+endless stream, in which the sources begin again after their end. Global batch `n` has the sequences
+from number `n * global_batch` on. The last sequences of a block share a batch with the first ones
+of the next block, so no row is lost and no sequence is only padding. Memory holds two blocks,
+whatever the number of rows.
 
-`batch(step)` is the same whatever was asked before. Asked in order, each row is encoded once. For
-a step farther on, reading begins with the block that the journal names, and without a journal with
-the first.
+`batch(step)` does not depend on earlier calls. If steps are requested in order, each row is encoded
+once. For a step farther on, reading begins at the block that the journal names, or without a
+journal at the first block.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from jaxft.data.sources.source import RowSource
 
 
 class Reader:
-    """The sequences of a stream by their number, with the next block always being encoded."""
+    """The sequences of a stream by number. The next block is always being encoded in a thread."""
 
     def __init__(self, blocks: Blocks, journal: Journal) -> None:
-        """Read nothing yet.
+        """Keep the arguments; nothing is read yet.
 
         Args:
-            blocks: How rows become sequences.
-            journal: Where blocks begin; what is found out is noted there.
+            blocks: The blocks of the stream.
+            journal: Knows where blocks begin, and is told the mark of each block that is read.
         """
         self._blocks = blocks
         self._journal = journal
@@ -57,7 +57,7 @@ class Reader:
         self.tally = Tally()
 
     def sequences(self, start: int, count: int) -> list[Packed]:
-        """Return sequences from a number on.
+        """Return `count` sequences, from number `start` on.
 
         Raises:
             DataError: See `Blocks.read`.
@@ -72,21 +72,21 @@ class Reader:
             return self._held[:count]
 
     def _is_near(self, start: int) -> bool:
-        """Return whether reading on is the shortest way to a sequence."""
+        """Return whether reading on is the fastest way to a sequence."""
         end = self._first + len(self._held)
         return self._first <= start and (start <= end or self._journal.find(start).sequences <= end)
 
     def _begin(self, start: int) -> None:
-        """Begin with the last known block before a sequence."""
+        """Begin reading at the last known block before a sequence."""
         mark = self._journal.find(start)
         self._held, self._first = [], mark.sequences
         self._ahead = self._blocks.read(mark)
         self._next = self._pool.submit(next, self._ahead)
 
     def _read_block(self) -> None:
-        """Take the next block, and have the one after it encoded."""
+        """Take the next block, and start to encode the one after it."""
         assert self._next is not None
-        taken, self._next = self._next, None  # an error begins anew
+        taken, self._next = self._next, None  # so that after an error reading begins again
         block = taken.result()
         self._journal.note(block.mark)
         if block.mark.epoch == 0 and block.mark.block > self._counted:
@@ -96,7 +96,7 @@ class Reader:
         self._next = self._pool.submit(next, self._ahead)
 
     def _let_go(self, start: int) -> None:
-        """Forget the sequences before one that is wanted."""
+        """Forget the sequences before a number."""
         passed = min(start - self._first, len(self._held))
         del self._held[:passed]
         self._first += passed
@@ -107,34 +107,34 @@ class StreamBatches(Batches):
     """Batches of a stream.
 
     Attributes:
-        reader: Its sequences.
+        reader: Reads the sequences of the stream.
     """
 
-    # Steps are asked for in order, or each would be looked for from the start.
+    # One thread requests steps in order. Steps out of order would be searched from the start.
     num_threads: ClassVar[int] = 1
 
     reader: Reader
 
     @property
     def fill(self) -> None:
-        """Not known: nothing was read yet."""
+        """None, because nothing was read yet."""
 
     @property
     def report(self) -> Report:
-        """What became of the rows of the first epoch that were read so far."""
+        """The report on the rows of the first epoch that were read so far."""
         return self.reader.tally.report(self.sequence_length)
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """The tokens that end the supervised part of these rows."""
+        """The tokens that end the supervised parts of these rows."""
         return tuple(sorted(self.reader.tally.end_ids))
 
     def _sequences(
-        self, step: int, rows: Integer[np.ndarray, " r"]
+        self, step: int, row_ids: Integer[np.ndarray, " r"]
     ) -> tuple[Sequence[Packed], int]:
-        """Return rows of a step's batch; every process reads the whole stream."""
+        """Return sequences of a step's batch. Every process reads the whole stream."""
         whole = self.reader.sequences(step * self.global_batch, self.global_batch)
-        return [whole[row] for row in rows], self.sequence_length
+        return [whole[row] for row in row_ids], self.sequence_length
 
 
 def make_stream(
@@ -152,24 +152,24 @@ def make_stream(
     vocab_size: int,
     journal: Path | None,
 ) -> StreamBatches:
-    """Return the batches of rows that are read while they are asked for.
+    """Return the batches of a stream, whose rows are read when they are needed.
 
     Every sequence has `max_length` tokens, padding included.
 
     Args:
-        sources: The rows; one source is read after the other, and then all of them anew.
-        encodings: How the rows of each source become tokens, none longer than `max_length`.
-        max_length: The most tokens in a sequence.
-        packing: Whether several rows of a block share a sequence; otherwise each has its own.
+        sources: The sources of rows. They are read one after the other, and then all again.
+        encodings: The encoding of each source; no example is longer than `max_length`.
+        max_length: The largest number of tokens in a sequence.
+        packing: Whether several examples of a block share a sequence; otherwise each has its own.
         shuffle: Whether the sequences of a block are shuffled.
-        shuffle_buffer: Rows in a block.
-        seed: Decides the packing and every block's order.
-        global_batch: Sequences that one optimizer step sees.
-        accumulation: Micro-batches that a global batch is cut into.
-        shards: Parts that the data axes of the mesh cut a micro-batch into.
-        vocab_size: How many embeddings the model has.
-        journal: A file that remembers where blocks begin, so that a run that goes on need not
-            encode what it has seen. Each process has its own. None keeps nothing.
+        shuffle_buffer: The number of rows in a block.
+        seed: Decides the packing and the order of every block.
+        global_batch: The number of sequences in one optimizer step.
+        accumulation: The number of micro-batches in a global batch.
+        shards: The number of parts into which the data axes of the mesh divide a micro-batch.
+        vocab_size: The number of embeddings of the model.
+        journal: A file that keeps the beginnings of blocks, so that a resumed run need not encode
+            earlier blocks again. Each process has its own file. None keeps nothing.
 
     Raises:
         ConfigError: The global batch cannot be cut evenly.

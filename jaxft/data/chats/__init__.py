@@ -1,1 +1,1 @@
-"""Chats as a template writes them: where a reply stands, and what ends it."""
+"""Chats as the text of a template: the position of each reply, and the token that ends it."""

@@ -1,8 +1,7 @@
-"""Whether what a row says arrives in the text that the chat template writes.
+"""Checks that the text of a chat template contains everything that the row says.
 
-A template may have no place for the role `developer`, for tools or for their calls, and most
-templates then leave them out without a word. What would be lost is refused with its place, or
-noted.
+A template may have no place for the role `developer`, for tools or for tool calls, and most
+templates then leave them out silently. Such a row is refused, or a note is counted.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ _REMEDY = (
 
 
 def with_calls(chat: Chat, messages: Sequence[Message], layouts: dict[Any, Any]) -> Chat:
-    """Return a chat that writes the calls of tools among its messages.
+    """Return a chat whose template writes all tool calls in its messages.
 
-    Some templates write them only where the content beside them is null (DeepSeek R1), others fail
-    on null.
+    Some templates write a call only if the content beside it is null (DeepSeek R1); others fail on
+    a null content. So both are tried.
 
     Args:
-        chat: What writes the messages.
+        chat: Writes the messages.
         messages: The chat.
-        layouts: What earlier calls with the same tokenizer found out; it is added to.
+        layouts: A memory of results for the same tokenizer, which is added to.
 
     Raises:
-        DataError: The template writes a call in neither way.
+        DataError: The template leaves out a call in both cases.
     """
     calling = [index for index, message in enumerate(messages) if message.get("tool_calls")]
     if not calling:
@@ -61,14 +60,14 @@ def with_calls(chat: Chat, messages: Sequence[Message], layouts: dict[Any, Any])
 
 
 def lost_tools(chat: Chat, messages: Sequence[Message]) -> tuple[str, ...]:
-    """Return a note if the chat has tools and the template does not write them."""
+    """Return the note `tools_left_out` if the template does not write the chat's tools."""
     if chat.tools and chat.write(messages) == chat._replace(tools=()).write(messages):
         return ("tools_left_out",)
     return ()
 
 
 def lost_thoughts(text: str, replies: Iterable[Message]) -> tuple[str, ...]:
-    """Return a note if replies have thoughts in a field of their own that a text has not."""
+    """Return the note `reasoning_left_out` if a text lacks a thought from a field of a reply."""
     fields = [thought for reply in replies if (thought := thoughts.of_message(reply))]
     if not fields:
         return ()
@@ -78,10 +77,11 @@ def lost_thoughts(text: str, replies: Iterable[Message]) -> tuple[str, ...]:
 
 
 def check(chat: Chat, messages: Sequence[Message], wanted: Sequence[int]) -> None:
-    """Raise if what another than the assistant says is in no prompt of a wanted reply behind it.
+    """Raise if a message of a user, system or tool is in no prompt.
 
-    A prompt may lack what an earlier one has, since it is what generation is given: Mistral's
-    template writes the system's words only where a question is last.
+    Only messages before the last wanted reply count, and only the prompts of wanted replies. One
+    prompt may lack a message that another one has: Mistral's template writes the system message
+    only into the last question.
 
     Raises:
         DataError: The template leaves out a message.

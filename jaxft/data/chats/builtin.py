@@ -1,9 +1,9 @@
-"""Chat templates that jaxft brings, for models without one, and where a template is taken from.
+"""The built-in chat templates, for models without one; and the loading of templates from files.
 
-`alpaca` writes `### Instruction:`, the question, `### Response:` and the answer; `alpaca-ko` the
-same in Korean, and `qa-ko` with the headings question and answer; `chatml` puts each message
-between `<|im_start|>` and `<|im_end|>`. A template is made for a tokenizer: it ends a turn with a
-token that this tokenizer has.
+`alpaca` writes `### Instruction:`, the question, `### Response:` and the answer. `alpaca-ko` has
+these headings in Korean, and `qa-ko` the Korean words for question and answer. `chatml` puts each
+message between `<|im_start|>` and `<|im_end|>`. A template is made for one tokenizer: it ends a
+turn with a token that this tokenizer has.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def resolve(name: str, tokenizer: Tokenizer) -> str:
 
     Args:
         name: A built-in template's name, or the path of a Jinja file.
-        tokenizer: For which the template is.
+        tokenizer: The tokenizer that the template is made for.
 
     Raises:
         DataError: There is no such template or file, or the tokenizer has no end token.
@@ -46,7 +46,7 @@ def resolve(name: str, tokenizer: Tokenizer) -> str:
 
 
 def with_defaults(template: str, values: Mapping[str, Any]) -> str:
-    """Return a template in which variables have values unless the caller gives others.
+    """Return a template with default values for variables that the caller does not set.
 
     With `{"enable_thinking": False}` it begins with `{%- set enable_thinking = enable_thinking if
     enable_thinking is defined else false -%}`.
@@ -71,7 +71,7 @@ def _literal(value: Any) -> str:
 
 
 def _plain(question: str, answer: str) -> Callable[[Tokenizer], str]:
-    """Return the maker of a template in which each part stands under a heading."""
+    """Return a function that makes a template with headings for the question and the answer."""
 
     def make(tokenizer: Tokenizer) -> str:
         end = _end_token(tokenizer)
@@ -97,7 +97,7 @@ def _plain(question: str, answer: str) -> Callable[[Tokenizer], str]:
 
 
 def _chatml(tokenizer: Tokenizer) -> str:
-    """Return ChatML; a tokenizer without its end token ends turns with its own."""
+    """Return ChatML. If the tokenizer lacks `<|im_end|>`, turns end with its own end token."""
     has_tokens = {_IM_START, _IM_END} <= set(map(str, tokenizer.added_tokens_decoder.values()))
     end = _quoted((_IM_END if has_tokens else _end_token(tokenizer)) + "\n")
     return (
@@ -109,7 +109,7 @@ def _chatml(tokenizer: Tokenizer) -> str:
     )
 
 
-# Makers of templates by name.
+# Functions that make a template for a tokenizer, by the template's name.
 BUILT_IN: Mapping[str, Callable[[Tokenizer], str]] = {
     "chatml": _chatml,
     "alpaca": _plain("Instruction", "Response"),
@@ -119,7 +119,7 @@ BUILT_IN: Mapping[str, Callable[[Tokenizer], str]] = {
 
 
 def _start(tokenizer: Tokenizer) -> str:
-    """Return what writes the start token, if the tokenizer gives every text one."""
+    """Return Jinja for the start token if the tokenizer begins every text with one, else ""."""
     ids = tokenizer("a")["input_ids"]
     has_start = tokenizer.bos_token is not None and ids[:1] == [tokenizer.bos_token_id]
     return "{{ bos_token }}" if has_start else ""
@@ -129,7 +129,7 @@ def _end_token(tokenizer: Tokenizer) -> str:
     """Return the tokenizer's end token.
 
     Raises:
-        DataError: It has none.
+        DataError: The tokenizer has no end token.
     """
     if tokenizer.eos_token is None:
         raise DataError(

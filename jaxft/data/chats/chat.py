@@ -1,8 +1,8 @@
 r"""A chat as the text that the model's chat template writes.
 
 `write(chat)` of `user: 2 + 2?` and `assistant: 4` is, for ChatML, `<|im_start|>user\n2 +
-2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n`. Everything that reads a template passes through
-here, and nothing here knows which part is supervised.
+2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n`. This is the only file that renders or parses a
+template. It does not know which part of the text is supervised.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from jaxft.data.chats.encoding import Tokenizer
 from jaxft.data.rows.row import Message
 from jaxft.errors import DataError
 
-# What a template may run into on values that it was not written for.
+# Exceptions that a template can raise on values that it was not written for.
 _TEMPLATE_FAULTS = (TypeError, ValueError, KeyError, IndexError, AttributeError)
 
-# The tags around what generation gives, which are transformers' own.
+# The tags around generated text. Source: transformers defines them.
 _MARKS = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 
 Spans = tuple[tuple[int, int], ...]
 
 
 class Chat(NamedTuple):
-    """What a chat template is given, besides the messages.
+    """The arguments of a chat template other than the messages.
 
     Attributes:
         tokenizer: A tokenizer with a chat template.
         tools: Tools that may be called, as JSON schemas.
         template_kwargs: Further variables of the template.
-        place: What errors call the row.
-        has_null_contents: Whether a blank content beside a tool's call is passed as null.
+        place: The place of the row, for errors.
+        has_null_contents: Whether a blank content beside a tool call is passed as null.
     """
 
     tokenizer: Tokenizer
@@ -43,11 +43,11 @@ class Chat(NamedTuple):
     has_null_contents: bool = False
 
     def write(self, messages: Sequence[Message], *, is_prompt: bool = False) -> str:
-        """Return messages as the template writes them.
+        """Return the text that the template writes for messages.
 
         Args:
             messages: The chat, or its beginning.
-            is_prompt: Whether the text ends with the opening of a reply, as in generation.
+            is_prompt: Whether the text ends with the opening of a reply, as it does in generation.
 
         Raises:
             DataError: The tokenizer has no chat template, or its template refuses the messages.
@@ -55,12 +55,13 @@ class Chat(NamedTuple):
         return self._written(messages, is_prompt=is_prompt, has_marks=False)[0]
 
     def write_with_marks(self, messages: Sequence[Message]) -> tuple[str, Spans | None]:
-        """Return the text, and what of it stands between the template's `generation` marks.
+        """Return the text, and the spans of it between the template's `generation` marks.
 
-        The spans are pairs of character positions; None for a template without such marks.
+        A span is a pair of character positions. For a template without such marks the spans are
+        None.
 
         Raises:
-            DataError: As `write`.
+            DataError: See `write`.
 
         Source: transformers `utils/chat_template_utils.py: AssistantTracker`.
         """
@@ -84,7 +85,7 @@ class Chat(NamedTuple):
         return template
 
     def _given(self, message: Message) -> Message:
-        """Return a message as the template is given it."""
+        """Return a message in the form that is passed to the template."""
         is_null = self.has_null_contents and message.get("tool_calls")
         return (
             {**message, "content": None} if is_null and not message["content"].strip() else message
@@ -96,9 +97,9 @@ class Chat(NamedTuple):
         import jinja2
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        # As `apply_chat_template` calls it, which cannot return the marks' positions in the text.
+        # `apply_chat_template` makes this call, and cannot return the positions of the marks.
         tools: Any = [dict(tool) for tool in self.tools] or None
-        # It is annotated as a text, and returns texts and the positions of marks.
+        # The function is annotated to return a text. It returns texts and the positions of marks.
         render: Any = render_jinja_template
         try:
             texts, marks = render(
@@ -122,10 +123,10 @@ class Chat(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def tested_texts(template: str) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the literals that a template looks for in contents, and those it compares them with.
+    """Return the literals that a template searches for in contents, and those it compares them to.
 
-    A content that contains none of the first, and equals none of the second, is written like any
-    other content. For Qwen 3 `</think>` is among the first.
+    The template writes a content like any other one if the content contains none of the first and
+    equals none of the second. For Qwen 3 `</think>` is among the first.
     """
     import jinja2
     from jinja2 import nodes
@@ -134,7 +135,7 @@ def tested_texts(template: str) -> tuple[frozenset[str], frozenset[str]]:
         environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
         tree = environment.parse(_MARKS.sub("", template))
     except jinja2.TemplateError:
-        return frozenset(), frozenset()  # rendering says what is wrong with it
+        return frozenset(), frozenset()  # rendering will raise the error
     sought: set[str] = set()
     compared: set[str] = set()
     for call in tree.find_all((nodes.Call, nodes.Filter, nodes.Test)):
@@ -150,7 +151,7 @@ def tested_texts(template: str) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def _literals(node: Any) -> set[str]:
-    """Return the texts that are written out in a part of a template."""
+    """Return the string literals in a part of a template."""
     from jinja2 import nodes
 
     found = {each.value for each in node.find_all(nodes.Const)}

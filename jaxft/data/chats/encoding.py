@@ -1,7 +1,7 @@
-"""How rows become tokens: everything besides the rows that their tokens depend on.
+"""The `Encoding` of a source of rows: everything that decides its tokens, besides the rows.
 
-An `Encoding` is made once for each source of rows, from the recipe and the model, and is passed to
-whatever encodes. Equal keys give equal tokens, which is what the cache on disk relies on.
+It is made once for each source, from the recipe and the model, and passed to all functions that
+encode. Encodings with equal keys give equal tokens; the cache on disk relies on that.
 """
 
 from __future__ import annotations
@@ -12,30 +12,30 @@ import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
-# A transformers fast tokenizer; named, so that importing this file does not import transformers.
+# A fast tokenizer of transformers. It is Any so that this file need not import transformers.
 Tokenizer = Any
 
 TrainOn = Literal["assistant", "last_assistant", "completion", "all"]
 Overlong = Literal["truncate", "drop", "split", "error"]
 
-# By these, a chat template writes the day on which it is used. Source: transformers
+# A chat template that calls this function writes the current date. Source: transformers
 # `utils/chat_template_utils.py: _compile_jinja_template` defines the function.
 _DATE_FUNCTION = "strftime_now"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoding:
-    """How rows become tokens.
+    """The options that decide how rows become tokens.
 
     Attributes:
-        tokenizer: A fast tokenizer with the chat template and the end token that are used; None
-            where all rows are tokens already.
+        tokenizer: A fast tokenizer with the chat template and the end token to use; None if all
+            rows are tokens already.
         stop_ids: Tokens at which the model stops generating, such as `(151643, 151645)`.
         train_on: Which parts are supervised; see `DataConfig.train_on`.
         train_on_reasoning: Whether the thoughts of a reply are supervised.
         template_kwargs: Variables of the chat template, such as `{"enable_thinking": False}`.
-        max_length: The most tokens of an example.
-        overlong: What becomes of a longer one.
+        max_length: The largest number of tokens in an example.
+        overlong: The treatment of longer examples; see `DataConfig.overlong`.
     """
 
     tokenizer: Tokenizer | None
@@ -48,16 +48,19 @@ class Encoding:
 
     @functools.cached_property
     def layouts(self) -> dict[Any, Any]:
-        """What `turns` found out about dialogues of one outline; it starts empty."""
+        """A memory of layouts and other results for this tokenizer; it starts empty."""
         return {}
 
     @functools.cached_property
     def added_ids(self) -> frozenset[int]:
-        """The tokens that are one token wherever they stand in a text, special ones among them."""
+        """The ids of added tokens, which are one token wherever they stand in a text.
+
+        Special tokens are among them.
+        """
         return frozenset(self.tokenizer.added_tokens_decoder if self.tokenizer else ())
 
     def key(self) -> list[Any]:
-        """Return everything that the tokens of a row depend on, as JSON values."""
+        """Return everything that decides the tokens of a row, as JSON values."""
         return [
             None if self.tokenizer is None else _tokenizer_key(self.tokenizer),
             sorted(self.stop_ids),
@@ -70,10 +73,10 @@ class Encoding:
 
 
 def _tokenizer_key(tokenizer: Tokenizer) -> list[Any]:
-    """Return everything about a tokenizer that tokens depend on, the date included if it writes it.
+    """Return everything about a tokenizer that decides tokens: the date too, if it is written.
 
-    A call without padding and truncation clears what an earlier call left in the backend's state,
-    which would otherwise be a difference.
+    The call with an empty text resets padding and truncation, which an earlier call may have left
+    in the state of the backend.
     """
     tokenizer("")
     special_tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}

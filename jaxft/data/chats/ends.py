@@ -1,8 +1,8 @@
-r"""The token that ends a reply, found in what a chat template writes after it.
+r"""The token that ends a reply, found in the text that a chat template writes after the reply.
 
-In ChatML `<|im_end|>\n<|im_start|>user\n` follows a reply, and its end is `<|im_end|>`; in GLM-4,
-which writes no end, the reply ends with the `<|user|>` that opens the next turn. A model that is
-trained on a reply without its end never stops.
+In ChatML `<|im_end|>\n<|im_start|>user\n` follows a reply, and its end is `<|im_end|>`. GLM-4
+writes no end: there a reply ends with the `<|user|>` that opens the next turn. A model that is
+trained on replies without their ends never stops.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class End(NamedTuple):
 
 
 class Ends:
-    """Finds ends with one tokenizer."""
+    """Finds the ends of replies, for one tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer, stop_ids: Sequence[int]) -> None:
-        """Collect the tokens that can end a reply: those that are one token wherever they stand."""
+        """Collect the tokens that can end a reply: the added tokens of the tokenizer."""
         added = {str(token): id_ for id_, token in tokenizer.added_tokens_decoder.items()}
         self._ids = {text: id_ for text, id_ in added.items() if text.strip()}
         longest_first = sorted(self._ids, key=lambda text: (-len(text), text))
@@ -39,14 +39,14 @@ class Ends:
         self._eos_token: str | None = tokenizer.eos_token
 
     def after(self, following: str, own: str) -> End | None:
-        """Return the end of a reply, or None if nothing that follows it is one.
+        """Return the end of a reply, or None if no end follows it.
 
-        It is the first token after white space, where that is a token at which the model stops, or
-        where it belongs to the reply itself.
+        The end is the first added token behind the reply, with only white space between, if the
+        model stops at it or if the template writes it after the last reply too.
 
         Args:
-            following: What stands between the reply and the next content, or the text's end.
-            own: What follows the reply when it is the last one.
+            following: The text from the reply to the next content or to the end of the text.
+            own: The text that follows the same reply if it is the last message.
         """
         found = self._pattern.search(following)
         if found is None or following[: found.start()].strip():
@@ -58,11 +58,11 @@ class Ends:
         return None
 
     def first_stop(self, text: str, known: Sequence[str]) -> tuple[int, End] | None:
-        """Return where the first stop in a text begins, and it; None if there is none.
+        """Return the length of a reply's words and its end; None if there is no end.
 
         Args:
-            text: A reply and what follows it.
-            known: Tokens that end replies elsewhere in this template.
+            text: A reply and the text that follows it.
+            known: Tokens that end other replies of this template.
         """
         for found in self._pattern.finditer(text):
             token = found.group()
@@ -72,15 +72,16 @@ class Ends:
         return None
 
     def at_once(self, token: str) -> End:
-        """Return the end of a reply that a token follows at once."""
+        """Return the end of a reply that is directly followed by a token."""
         return End(token, len(token))
 
     def to_add(self, following: str) -> str | None:
-        """Return the token to put after a reply for which the template writes no end.
+        """Return the token to add to a reply for which the template writes no end.
 
         Args:
-            following: What the template would write before another user message: a stop that comes
-                first there is what the model should give. Else it is the tokenizer's end token.
+            following: The text that the template writes between the reply and a next user message.
+                If it begins with a token at which the model stops, that token is returned, else the
+                tokenizer's end token.
         """
         found = self.after(following, "")
         return found.token if found else self._eos_token

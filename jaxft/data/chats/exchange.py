@@ -1,6 +1,6 @@
-"""What a model is asked in a row, and what the row answers: to show what a model makes of it.
+"""The first question of a row and its answer, to be shown beside a model's own answer.
 
-`{"question": "2 + 2?", "answer": "4"}` asks `user: 2 + 2?` and answers `4`.
+`{"question": "2 + 2?", "answer": "4"}` has the prompt `user: 2 + 2?` and the answer `4`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy as np
 from jaxft.data.chats.encoding import Tokenizer
 from jaxft.data.rows.row import Dialogue, Message, Row, Text, TextCompletion, Tokenized
 
-# How much of a text is shown as a prompt to continue.
+# Characters of a plain text that are its prompt, at most.
 _OPENING_CHARACTERS = 60
 
 
 class Exchange(NamedTuple):
-    """What a model is asked in a row, and what the row answers."""
+    """A prompt for the model, and the answer that the row gives to it."""
 
     prompt: str | Sequence[Message]
     answer: str
@@ -27,7 +27,7 @@ class Exchange(NamedTuple):
 def first_exchange(row: Row, tokenizer: Tokenizer) -> Exchange:
     """Return the first question of a row and its answer.
 
-    A text, or tokens that are all supervised, are asked by how they begin.
+    For a text, and for tokens that are all supervised, the prompt is the beginning of the text.
     """
     match row:
         case Dialogue():
@@ -46,7 +46,7 @@ def first_exchange(row: Row, tokenizer: Tokenizer) -> Exchange:
 
 
 def _tokenized_exchange(row: Tokenized, tokenizer: Tokenizer) -> Exchange:
-    """Decode what stands before the first token that is supervised, and what begins there."""
+    """Decode the tokens before the first supervised one, and those from there on."""
     supervised = np.flatnonzero(row.loss_mask[1:]) + 1
     start = int(supervised[0]) if len(supervised) else len(row.input_ids)
     prompt, answer = (tokenizer.decode(ids.tolist()) for ids in np.split(row.input_ids, [start]))
@@ -54,7 +54,7 @@ def _tokenized_exchange(row: Tokenized, tokenizer: Tokenizer) -> Exchange:
 
 
 def _opening(text: str) -> Exchange:
-    """Return how a text begins, up to a space where there is one, and how it goes on."""
+    """Cut a text into its beginning and the rest, at a space if there is one."""
     stop = min(_OPENING_CHARACTERS, (len(text) + 1) // 2)
     space = text.rfind(" ", 1, stop + 1)
     stop = space if space > 0 else stop

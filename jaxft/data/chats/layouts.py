@@ -1,9 +1,10 @@
-"""How chats of one outline are written, if one text has all their replies as they are generated.
+"""The layout of chats with one outline: the fixed texts around contents, and where replies stand.
 
-The outline is everything but the words said: roles, blank contents, further fields. It is written
-once with markers, and again up to some replies, one for each kind of surroundings, so that the cost
-does not grow with the square of the turns. A chat of that outline is then one rendering, in which
-every reply is found by the texts around it.
+The outline of a chat is everything but its words: roles, blank contents, further fields. For each
+outline the template writes the chat once with markers as contents, and once more up to a reply for
+each kind of surroundings, so that the cost does not grow with the square of the turns. Each further
+chat of the outline needs one rendering, in which the replies are found by the texts around them.
+There is a layout only if one text contains all replies as they are generated.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from jaxft.data.rows.row import Message
 
 
 class ReplyLayout(NamedTuple):
-    """A reply around what its marker stands for.
+    """The parts of a reply around the words that its marker stands for.
 
     Attributes:
-        gap: Characters that are generated before it.
-        tail: Characters of the reply behind it, where it is the name of a call.
-        end: The token that ends the reply, None if the template writes none.
+        gap: Characters that are generated before these words.
+        tail: Characters of the reply behind them; not 0 only if they are the name of a call.
+        end: The token that ends the reply; None if the template writes none.
     """
 
     gap: int
@@ -34,21 +35,21 @@ class ReplyLayout(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How a chat of one outline is written.
+    """The layout of chats with one outline.
 
     Attributes:
-        segments: The texts before, between and after the words said.
-        order: Which messages say what is between them.
-        turns: The replies by their index; the last one may have no end.
+        segments: The fixed texts before, between and after the words of messages.
+        order: The indices of the messages whose words stand between the segments.
+        replies: The wanted replies by index; only the last one may have no end.
     """
 
     segments: tuple[str, ...]
     order: tuple[int, ...]
-    turns: dict[int, ReplyLayout]
+    replies: dict[int, ReplyLayout]
 
 
 def outline(chat: Chat, messages: Sequence[Message], wanted: Sequence[int]) -> Any:
-    """Return what the layout of a chat depends on, to look it up by."""
+    """Return the key of a chat's layout: everything that decides it besides the template."""
     further = [
         {name: value for name, value in message.items() if name != "content"}
         | {"is_blank": not message["content"].strip()}
@@ -61,18 +62,18 @@ def outline(chat: Chat, messages: Sequence[Message], wanted: Sequence[int]) -> A
 def find(
     chat: Chat, ends: Ends, messages: Sequence[Message], wanted: Sequence[int], known: Sequence[str]
 ) -> Layout | None:
-    """Find out how chats of this outline are written; None if not as one text.
+    """Find the layout of chats with the outline of a chat; None if it has none.
 
     Args:
-        chat: What writes the messages.
+        chat: Writes the messages.
         ends: Finds the ends of replies.
         messages: A chat of the outline.
-        wanted: Indices of the replies that are looked for.
+        wanted: Indices of the wanted replies.
         known: Tokens that end replies in this template.
     """
     marked = markers.all_marked(messages)
     for index in wanted:
-        if not markers.order(str(marked[index])):  # a blank reply: its place is found as another's
+        if not markers.order(str(marked[index])):  # a blank reply gets a marker like the others
             marked[index] = markers.with_content(messages[index], index)
         if messages[index].get("tool_calls") and messages[index]["content"].strip():
             return None
@@ -92,16 +93,16 @@ def find(
         found = looks[look]
         if found is None or not segments[at].endswith(found[0]):
             return None
-        turn = _turn(ends, messages[index], len(found[0]), segments[at + 1], found[1], known)
+        reply = _reply(ends, messages[index], len(found[0]), segments[at + 1], found[1], known)
         is_last = index == len(messages) - 1 and at == len(order) - 1
-        if turn is None or (turn.end is None and not is_last):
+        if reply is None or (reply.end is None and not is_last):
             return None
-        layout.turns[index] = turn
+        layout.replies[index] = reply
     return layout
 
 
 def place(layout: Layout, text: str, messages: Sequence[Message]) -> dict[int, Reply] | None:
-    """Return where the replies are in a text that has the layout; None if it has another."""
+    """Return the positions of the replies in a text; None if the text does not have the layout."""
     if not text.startswith(layout.segments[0]):
         return None
     found = {}
@@ -117,18 +118,18 @@ def place(layout: Layout, text: str, messages: Sequence[Message]) -> dict[int, R
         )
         if length is None:
             return None
-        if turn := layout.turns.get(index):
-            start, stop = at - turn.gap, at + length + turn.tail
-            # Before a content all that is generated is thought; before a call it need not be.
+        if reply := layout.replies.get(index):
+            start, stop = at - reply.gap, at + length + reply.tail
+            # Text that is generated before a content is thought; before a call it need not be.
             begin = start if messages[index].get("tool_calls") else at
             answer = begin + thoughts.length(text[begin:stop], messages[index])
-            found[index] = Reply(start, answer, stop, turn.end)
+            found[index] = Reply(start, answer, stop, reply.end)
         at += length + len(following)
     return found if at == len(text) else None
 
 
 def _as_written(said: str) -> Iterator[str]:
-    """Yield a content in the ways that templates write it: as it is, or without outer spaces."""
+    """Yield the forms in which templates write a content: unchanged, or stripped at either end."""
     yield said
     yield said.strip()
     yield said.lstrip()
@@ -136,7 +137,7 @@ def _as_written(said: str) -> Iterator[str]:
 
 
 def _surroundings(messages: Sequence[Message], index: int) -> Any:
-    """Return the features of a turn and its neighbours that its writing can depend on."""
+    """Return the features of a message and its neighbours that decide how it is written."""
     near = [
         (message["role"], not message["content"].strip(), sorted(message))
         for message in messages[max(index - 1, 0) : index + 2]
@@ -147,9 +148,9 @@ def _surroundings(messages: Sequence[Message], index: int) -> Any:
 def _gap_and_own(
     chat: Chat, marked: Sequence[Message], index: int, text: str
 ) -> tuple[str, str] | None:
-    """Return what is generated before a reply's marker, and what follows it when it is last.
+    """Return the text generated before a reply's marker, and the text after it if it is last.
 
-    None if the text of the whole chat does not have the reply as it is generated.
+    None if the reply does not stand in the text of the whole chat as it is generated.
     """
     prompt = chat.write(marked[:index], is_prompt=True)
     alone = chat.write(marked[: index + 1])
@@ -159,10 +160,10 @@ def _gap_and_own(
     return before[len(prompt) :], own
 
 
-def _turn(
+def _reply(
     ends: Ends, message: Message, gap: int, following: str, own: str, known: Sequence[str]
 ) -> ReplyLayout | None:
-    """Return a reply; None if it is a call whose end cannot be told."""
+    """Return the layout of a reply; None if it is a call whose end cannot be found."""
     if not message.get("tool_calls"):
         return ReplyLayout(gap, 0, ends.after(following, own))
     stop = ends.first_stop(following, known)

@@ -1,8 +1,8 @@
-"""Markers in place of what messages say, to see where a chat template writes it.
+"""Markers in place of the contents of messages, to find where a chat template writes them.
 
-`marked({"role": "user", "content": "2 + 2?"}, 0)` has the content `JaxftContent00000Here`; where
-that stands in the text, the content of message 0 does. A message that says nothing and calls a tool
-has its marker in place of the tool's name.
+`marked({"role": "user", "content": "2 + 2?"}, 0)` has the content `JaxftContent00000Here`. The
+template writes the content of message 0 at the place of this marker. In a message with a tool call
+and a blank content, the marker replaces the name of the tool.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from jaxft.data.rows.row import Message
 
-# It has no white space, so that a template which strips keeps it, and letters and digits alone, so
-# that one which escapes does too.
+# Without white space, so that stripping keeps it whole; letters and digits only, so that escaping
+# does too.
 _MARKER = "JaxftContent{:05d}Here"
 _MARKERS = re.compile(r"JaxftContent(\d{5})Here")
 
@@ -24,7 +24,10 @@ def of(index: int) -> str:
 
 
 def marked(message: Message, index: int) -> Message:
-    """Return a message with a marker in place of what it says; one that says nothing as it is."""
+    """Return a message with a marker in place of its words.
+
+    A message without content and without a call is returned unchanged.
+    """
     if message["content"].strip():
         return with_content(message, index)
     return with_call(message, index) if message.get("tool_calls") else message
@@ -43,14 +46,14 @@ def with_call(message: Message, index: int) -> Message:
 
 
 def said(message: Message) -> str:
-    """Return what the marker of a message stands for: its content, or the name of a call."""
+    """Return the words that the marker of a message replaces: its content, or a call's name."""
     if message["content"].strip() or not message.get("tool_calls"):
         return str(message["content"])
     return str(message["tool_calls"][0]["function"]["name"])
 
 
 def all_marked(messages: Sequence[Message]) -> list[Message]:
-    """Return messages with markers in place of what they say."""
+    """Return messages with markers in place of their words."""
     return [marked(message, index) for index, message in enumerate(messages)]
 
 

@@ -1,15 +1,15 @@
-"""What happens to rows on their way to tokens, as names to count and sentences to say.
+"""Notes: what can happen to a row when it is encoded, as a name to count and a sentence to show.
 
-For example `cut_into_replies`, counted once for each row, is said as "12 rows: cut into one example
-a reply, since the chat template writes earlier turns differently." The sentences live here, so that
-a report on disk holds names and numbers alone.
+For example `cut_into_replies`, counted once for each row, is shown as "12 rows: cut into one
+example a reply, since the chat template writes earlier turns differently." The sentences are kept
+here, so that a report on disk holds only names and numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-# That a row is a chat is counted and not said.
+# The note for every chat, which is counted and not shown.
 TEMPLATED = "templated"
 
 # Each sentence follows the number of rows and a colon.
@@ -31,5 +31,5 @@ NOTES: Mapping[str, str] = {
     "blank_reply": "a reply is blank, so that nothing but its end is learned",
 }
 
-# Notes that a person should look at: what the row says is not what is supervised.
+# Notes that a person should look at: something else is supervised than the row says.
 DOUBTFUL = frozenset({"reasoning_left_out", "words_left_out", "tools_left_out", "blank_reply"})

@@ -1,8 +1,9 @@
-r"""One reply of a chat as it is generated: what the model is given, and what it then writes.
+r"""One reply of a chat as it is generated: the prompt of the model, and the text that follows.
 
 For `user: 2 + 2?`, `assistant: 4` in ChatML the prompt ends with `<|im_start|>assistant\n` and the
-reply is `4<|im_end|>`. Nothing is assumed of the template: the prompt is its own generation prompt,
-and the reply is found by comparing it with the chat that ends there.
+reply is `4<|im_end|>`. Nothing is assumed about the template: the prompt is the template's own
+generation prompt, and the reply is found by comparing the prompt with the text of the chat up to
+the reply.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from jaxft.data.chats.ends import End, Ends
 from jaxft.data.rows.row import Message
 from jaxft.errors import DataError
 
-# How a generation prompt opens a thought, or opens and closes an empty one.
+# The end of a generation prompt that opens a thought, or that opens and closes an empty one.
 _OPENED = re.compile(r"<(\w+)>\s*(</\1>\s*)?\Z")
 
 
 class Reply(NamedTuple):
-    """A reply in a text, by character positions.
+    """The character positions of a reply in a text.
 
     Attributes:
         start: Where generation begins.
-        answer: Where thoughts end and the answer begins.
-        stop: Where its words end.
-        end: The token that ends it, None if the template writes none.
+        answer: Where the thoughts end and the answer begins.
+        stop: Where the words of the reply end.
+        end: The token that ends the reply; None if the template writes none.
     """
 
     start: int
@@ -43,14 +44,14 @@ class Reply(NamedTuple):
 
 
 class Written(NamedTuple):
-    """A chat up to a reply, as text.
+    """The text of a chat up to a reply.
 
     Attributes:
-        text: What is tokenized.
+        text: The text to be tokenized.
         reply: The reply in it.
-        own: What follows the reply's words.
-        marks: What the template marks as generated, None if it has no marks.
-        notes: What is worth counting.
+        own: The text that follows the words of the reply.
+        marks: The spans that the template marks as generated; None if it has no marks.
+        notes: Names from `notes.NOTES`.
     """
 
     text: str
@@ -63,18 +64,18 @@ class Written(NamedTuple):
 def write_reply(
     chat: Chat, ends: Ends, messages: Sequence[Message], index: int, known_ends: Sequence[str]
 ) -> Written:
-    """Return the chat up to the reply at `index` as it is when that reply is generated.
+    """Return the text of a chat up to a reply, with the reply as it is generated.
 
     Args:
-        chat: What writes it.
-        ends: Finds the end.
+        chat: Writes the messages.
+        ends: Finds the end of the reply.
         messages: The whole chat.
-        index: Which message; one of the assistant, and not the first.
+        index: The index of the reply, a message of the assistant that is not the first message.
         known_ends: Tokens that end replies in this template.
 
     Raises:
-        DataError: The template refuses the messages, or what it writes of the chat does not begin
-            with what it writes as the prompt.
+        DataError: The template refuses the messages, or the text of the chat does not begin with
+            the prompt.
     """
     message = messages[index]
     prompt = chat.write(messages[:index], is_prompt=True)
@@ -98,7 +99,7 @@ def write_reply(
         end = ends.after(own, own)
     words, notes = _words(message, rest[:stop], opened)
     if words != rest[:stop] or opened is not None:
-        marks = None  # they are positions in what the template wrote
+        marks = None  # they are positions in the template's own text
     start = len(prompt)
     answer = start + thoughts.length(words, message)
     reply = Reply(start, answer, start + len(words), end)
@@ -106,14 +107,14 @@ def write_reply(
 
 
 def _rest_after_question(chat: Chat, messages: Sequence[Message], index: int) -> str:
-    """Return what follows the prompt, where the template writes the prompt itself differently.
+    """Return the text after the prompt, for a chat whose text does not begin with its prompt.
 
-    Mistral's template puts the system's words into a question only while no answer follows it. The
-    prompt is then what generation is given, and the reply is what stands behind the question, after
-    all that the prompt has there.
+    Mistral's template, for example, puts the system message into a question only while no answer
+    follows it. In that case the text behind the question is compared instead: it must begin with
+    the text that the prompt has there, and the rest of it is returned.
 
     Raises:
-        DataError: The two do not agree behind the question.
+        DataError: The two texts differ behind the question.
     """
     question = markers.with_content(messages[index - 1], index - 1)
     before = [*messages[: index - 1], question]
@@ -129,9 +130,9 @@ def _rest_after_question(chat: Chat, messages: Sequence[Message], index: int) ->
 
 
 def _after_content(chat: Chat, messages: Sequence[Message], index: int, written: str) -> str | None:
-    """Return what the template writes after the words of a last message.
+    """Return the text that the template writes after the words of a last message.
 
-    None if that cannot be told: the content is blank, or is left out beside a call of a tool.
+    None if it cannot be found: the content is blank, or the message calls a tool.
     """
     message = messages[index]
     if not message["content"].strip() or message.get("tool_calls"):
@@ -148,9 +149,9 @@ def _words(
 
     Args:
         message: The reply.
-        written: What the template writes of it after the prompt, or after where the prompt opens a
-            thought that the template does not write.
-        opened: What the prompt opens (and perhaps closes) there.
+        written: The text that the template writes for the reply: after the prompt, or after the
+            thought's opening tag if the prompt has one that the text of the chat lacks.
+        opened: The match of such an opening tag, and perhaps its closing tag, in the prompt.
     """
     content, reasoning = message["content"], thoughts.of_message(message)
     thought = thoughts.split(content)
@@ -160,7 +161,7 @@ def _words(
             return content.lstrip().removeprefix(f"<{tag}>").removeprefix("\n").rstrip(), ()
         if reasoning:
             return f"{reasoning.strip()}\n</{tag}>\n\n{written.lstrip()}", ()
-        # A template that looks for the tag may cut a content that only speaks of it.
+        # A template that searches for the tag may cut a content that only mentions the tag.
         is_whole = _squeezed(content) in _squeezed(written)
         answer = written.lstrip() if is_whole else content
         return f"\n</{tag}>\n\n{answer}", ("thought_closed",)
@@ -171,7 +172,7 @@ def _words(
         return answer, ("reasoning_left_out",) if lost else ()
     here = _squeezed(written)
     if thought.tag and _squeezed(thought.answer) in here and _squeezed(thought.text) not in here:
-        # A template that leaves out thoughts does so for earlier turns; this one is generated.
+        # The template drops the thoughts of earlier turns. But here the reply is generated.
         return content.strip(), ()
     if _squeezed(thought.answer) not in here:
         return written, ("words_left_out",)

@@ -1,7 +1,7 @@
-r"""The thoughts of a reply, which come before its answer.
+r"""The thoughts of a reply, which stand before its answer.
 
-`<think>\nTwo and two.\n</think>\n\n4` has the thought `Two and two.` and the answer `4`. Models
-differ in who writes the opening tag (the model, or the generation prompt), so it may be missing.
+`<think>\nTwo and two.\n</think>\n\n4` has the thought `Two and two.` and the answer `4`. The
+opening tag may be missing, because with some models it is part of the generation prompt.
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ from typing import NamedTuple
 
 from jaxft.data.rows.row import Message
 
-# Tags that models think between, and the fields that trainers and servers keep thoughts in.
+# The names of tags around thoughts, and of the message fields in which trainers and servers keep
+# thoughts.
 _TAGS = ("think", "thinking", "thought", "reasoning")
 _FIELDS = ("reasoning_content", "reasoning", "thinking")
 
 
 class Thought(NamedTuple):
-    """A text cut at the end of its thought.
+    """A text that is cut at the end of its thought.
 
     Attributes:
         text: The thought, without tags.
-        tag: The name of its tag, "" if the text has no thought.
-        answer: What follows.
+        tag: The name of the tag; "" if the text has no thought.
+        answer: The text after the thought.
     """
 
     text: str
@@ -40,16 +41,16 @@ def split(text: str) -> Thought:
 
 
 def of_message(message: Message) -> str:
-    """Return the thought that a message has in a field of its own, or ""."""
+    """Return the thought that a message has in a separate field, or ""."""
     return next((message[name] for name in _FIELDS if message.get(name)), "")
 
 
 def length(words: str, message: Message) -> int:
-    """Return how many characters of a reply, as it is generated, come before its answer.
+    """Return the number of characters of a generated reply that stand before its answer.
 
     Args:
         words: The reply, from the end of the generation prompt.
-        message: The message that it is made of.
+        message: The message of the reply.
     """
     found = split(words)
     if found.tag:

@@ -1,12 +1,12 @@
-"""A chat as one text with all its replies, or as one text a reply where that is not exact.
+"""A chat as one text with all its replies, or as one text for each reply.
 
-Most templates write every turn the same wherever it stands, so that one text serves all replies.
+Most templates write a turn in the same way wherever it stands, so that one text serves all replies.
 Others rewrite earlier turns (Qwen 3 drops their thoughts) or write no end after them; then each
-reply has a text of its own, which ends with it. Which it is depends on the outline of a chat
-(roles, blank contents, further fields), not on its words, so it is found out once for each outline,
-with markers for contents, and a chat of a known outline is rendered once. A content with a text
-that the template looks for, such as `</think>`, is not taken on trust: there, every reply is
-written out on its own.
+reply gets a text of its own, which ends with this reply. Which of the two holds depends on the
+outline of the chat (roles, blank contents, further fields) and not on its words. So it is found out
+once for each outline, with markers as contents, and a chat with a known outline is rendered once.
+But if a content contains a text that the template searches for, such as `</think>`, every reply is
+rendered on its own.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from jaxft.errors import DataError
 
 
 class ChatText(NamedTuple):
-    """A text and the replies in it.
+    """The text of a chat or of its beginning, and the replies in it.
 
     Attributes:
-        text: What is tokenized.
-        replies: By the index of their message.
-        marks: What the template marks as generated, None if it has no marks.
-        notes: What is worth counting.
+        text: The text to be tokenized.
+        replies: The positions of the replies, by the index of their message.
+        marks: The spans that the template marks as generated; None if it has no marks.
+        notes: Names from `notes.NOTES`.
     """
 
     text: str
@@ -39,17 +39,17 @@ class ChatText(NamedTuple):
     notes: tuple[str, ...]
 
 
-def pieces(
+def texts(
     chat: Chat, ends: Ends, messages: Sequence[Message], wanted: Sequence[int], found_out: dict
 ) -> list[ChatText]:
     """Return texts in which each wanted reply stands once, as it is generated.
 
     Args:
-        chat: What writes the messages.
+        chat: Writes the messages.
         ends: Finds the ends of replies.
         messages: The chat.
-        wanted: Indices of the replies, all messages of the assistant.
-        found_out: What earlier calls with the same tokenizer found out; it is added to.
+        wanted: Indices of the wanted replies, all of them messages of the assistant.
+        found_out: A memory of results for the same tokenizer, which is added to.
 
     Raises:
         DataError: The template refuses the messages, leaves one of them out, or cannot be split.
@@ -80,7 +80,7 @@ def pieces(
 
 
 def _is_plain(chat: Chat, messages: Sequence[Message]) -> bool:
-    """Return whether no content has a text that the template looks for."""
+    """Return whether no content has a text that the template searches for."""
     sought, compared = chats.tested_texts(chat.template)
     return not any(
         message["content"] in compared or any(text in message["content"] for text in sought)
@@ -89,7 +89,7 @@ def _is_plain(chat: Chat, messages: Sequence[Message]) -> bool:
 
 
 def _merged(ends: Ends, text: str, alone: dict[int, Written]) -> dict[int, Reply] | None:
-    """Return the replies in the text of the whole chat, if each stands there as it is generated."""
+    """Return the replies in the text of the whole chat; None if one is not as it is generated."""
     found = {}
     last = max(alone, default=0)
     stops = [one.reply.stop for one in alone.values()]
@@ -107,7 +107,7 @@ def _merged(ends: Ends, text: str, alone: dict[int, Written]) -> dict[int, Reply
 
 
 def _known_ends(chat: Chat, ends: Ends, found_out: dict) -> tuple[str, ...]:
-    """Return the tokens that end plain replies of this template, where they can be told."""
+    """Return the tokens that end plain replies of this template, if they can be found."""
     key = ("known ends", chat.template)
     if key not in found_out:
         plain = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -122,9 +122,9 @@ def _known_ends(chat: Chat, ends: Ends, found_out: dict) -> tuple[str, ...]:
 
 
 def before_next_question(chat: Chat, messages: Sequence[Message], index: int) -> str:
-    """Return what the template writes between a reply and the content of a user's next message.
+    """Return the text that the template writes between a reply and a user's next content.
 
-    It is "" where the template takes no such message or writes it elsewhere.
+    It is "" if the template refuses such a message or writes it elsewhere.
     """
     ask = {"role": "user", "content": "a"}
     probes = [*messages[: index + 1], ask]

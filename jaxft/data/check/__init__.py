@@ -1,7 +1,7 @@
-"""The check of a data set before anything is trained on it.
+"""The check of a data set before training.
 
 `check(train, held_out, ...)` takes encoded rows and returns `Findings`: numbers, and sentences
-about what is wrong with them. What takes time is kept on disk beside the encoded rows.
+about problems. The slow parts of the check are kept on disk beside the encoded rows.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ def check(
     *,
     near_duplicates: bool,
     accepted: Collection[str],
-    count: Advance,
+    advance: Advance,
 ) -> Findings:
     """Check the rows of a run.
 
     Args:
         train: The training rows, encoded.
-        held_out: The held-out ones.
-        batches: The steps that are made of the training rows.
-        near_duplicates: Whether to look for examples that are almost alike.
-        accepted: Names of findings that are meant so.
-        count: Told how much more was looked at; `looks.work` is all of it.
+        held_out: The held-out rows, encoded.
+        batches: The figures of the training batches.
+        near_duplicates: Whether to look for examples that are almost equal.
+        accepted: Names of findings that are intended.
+        advance: Called with the amount of work done since the last call; `looks.work` is the total.
 
     Raises:
-        DataError: No finding has a name that is accepted.
+        DataError: A name in `accepted` is not the name of a finding.
     """
     import datasets
 
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "jaxft"
-    seen = looks.cached(train, held_out, folder, near=near_duplicates, count=count)
+    seen = looks.cached(train, held_out, folder, near=near_duplicates, advance=advance)
     train_figures = _figures(train)
     held_figures = None if held_out is None else _figures(held_out)
     found = judge.judge(train_figures, held_figures, seen, accepted)

@@ -1,10 +1,9 @@
-"""Examples that are the same, or almost, within the training rows and against the held-out ones.
+"""Copies: equal or almost equal examples, among the training rows and between both sides.
 
-Equal examples are found by a number made of all their tokens. Almost alike are two examples if at
-least four fifths of their token 5-grams are the same, both in the whole (without what most prompts
-share) and in the supervised part: two questions about one long text are not copies of each other,
-and
-neither are two answers to one question.
+Equal examples are found by a hash of their tokens. Two examples are almost equal if they share at
+least four fifths of their token 5-grams, both in the whole example (without the text that many
+prompts share) and in the supervised part. So two questions about one long text are not copies of
+each other, and neither are two answers to one question.
 """
 
 from __future__ import annotations
@@ -21,27 +20,27 @@ from jaxft.data.check.sweep import Form, Sweep
 from jaxft.data.examples.tokens import Example
 from jaxft.data.rows.row import RowPlace
 
-# As in the deduplication of web text: Lee et al. 2022, "Deduplicating training data makes language
-# models better", take 0.8 of 5-grams.
+# The share of equal 5-grams that makes two examples copies. Source: Lee et al. 2022, "Deduplicating
+# training data makes language models better", take 0.8 of 5-grams for web text.
 ALIKE = 0.8
-# Sketches differ from the truth by 0.07 on average where it is 0.8.
+# The similarity of sketches differs from the true one by 0.07 on average, where that is 0.8.
 _SEEMS_ALIKE = ALIKE - 0.2
-# Fewer grams than this are too little to tell whether two examples are alike.
+# Examples with fewer grams are too short to be called almost equal.
 _FEWEST_GRAMS = 5
-# Comparing tokens takes some 0.5 ms for each.
+# The largest number of examples whose tokens are compared, at about 0.5 ms each.
 _MAX_COMPARED = 2_000
 _NUM_SHOWN = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Copies:
-    """Examples that are copies of others.
+    """Copies of one kind.
 
     Attributes:
-        count: How many.
-        of: Among so many that were looked at.
-        is_exact: Whether the count is exact, not an estimate.
-        first: Places of the first of them, each with that of its original.
+        count: The number of copies.
+        of: The number of examples that were searched.
+        is_exact: Whether the count is exact, and not an estimate.
+        first: The places of the first copies, each with the place of its original.
     """
 
     count: int
@@ -56,11 +55,13 @@ class Duplicates:
 
     Attributes:
         exact: Training examples that are equal to an earlier one.
-        near: Training examples that are almost an earlier one; None if that was not asked.
-        held_out: Held-out examples that are equal to a training example; None without any.
-        near_held_out: Held-out examples that are almost a training example, likewise.
-        num_distinct: How many different training examples there are.
-        num_distinct_supervised: How many different texts are supervised in them.
+        near: Training examples that are almost equal to an earlier one; None if not searched.
+        held_out: Held-out examples that are equal to a training example; None without held-out
+            rows.
+        near_held_out: Held-out examples that are almost equal to a training example; None without
+            held-out rows, or if not searched.
+        num_distinct: The number of different training examples.
+        num_distinct_supervised: The number of different supervised parts of training examples.
     """
 
     exact: Copies
@@ -78,10 +79,10 @@ def find(
 
     Args:
         train: The training examples.
-        swept: What a pass over them found.
+        swept: The results of the pass over them.
         held_out: The held-out examples.
-        held_sweep: What a pass over them found.
-        form: Grams that say nothing of an example; None not to look for what is almost alike.
+        held_sweep: The results of the pass over them.
+        form: The grams that many prompts share; None to find equal examples only.
     """
     originals, first = np.unique(swept.whole, return_index=True)
     exact = _copies_within(train, swept.whole, originals, first)
@@ -104,7 +105,7 @@ def _copies_within(
     count, shown = 0, list[tuple[RowPlace, RowPlace]]()
     for copy in np.flatnonzero(original != np.arange(len(hashes))).tolist():
         place, place_before = pool.place(copy), pool.place(int(original[copy]))
-        # A long row may be cut into several examples that say the same.
+        # A long row may have been cut into several equal examples, which are not copies.
         if place != place_before:
             count += 1
             shown += [(place, place_before)] if count <= _NUM_SHOWN else []
@@ -130,7 +131,7 @@ def _copies_across(
 def _near(
     train: Pool, swept: Sweep, held_out: Pool | None, held_sweep: Sweep | None, form: Form
 ) -> tuple[Copies, Copies | None]:
-    """Find what is almost alike and not equal, in all sketches at once."""
+    """Find almost equal examples that are not equal, from all sketches at once."""
     old = swept.sketched[_firsts(swept.whole[swept.sketched])]
     sketch = swept.sketch[np.searchsorted(swept.sketched, old)]
     new = np.zeros(0, np.int64)
@@ -157,17 +158,18 @@ def _compared(
     pairs: Int64[np.ndarray, "p 2"],
     form: Form,
 ) -> Copies:
-    """Count the examples on the right of pairs that really are alike with one on the left.
+    """Compare the tokens of candidate pairs, and count the second examples that are copies.
 
-    Beyond `_MAX_COMPARED` of them, an evenly spaced part is compared, and stands for all.
+    If there are more than `_MAX_COMPARED` of them, an evenly spaced sample is compared, and the
+    count is an estimate.
 
     Args:
-        train: The examples on the left.
-        other: Those on the right.
-        old: Their numbers in `train`.
-        new: Their numbers in `other`.
-        pairs: Positions in `old` and `new`.
-        form: Grams that say nothing of an example.
+        train: The pool of the first example of each pair.
+        other: The pool of the second example.
+        old: The numbers in `train` of the examples that have sketches.
+        new: The numbers in `other` of the examples that have sketches.
+        pairs: The candidate pairs, as positions in `old` and `new`.
+        form: The grams that many prompts share.
     """
     copies = np.unique(pairs[:, 1])
     step = max(1, -(-len(copies) // _MAX_COMPARED))
@@ -184,7 +186,7 @@ def _compared(
 
 
 def _are_alike(one: Example, other: Example, form: Form) -> bool:
-    """Return whether two examples share enough, in the whole and in the supervised part."""
+    """Return whether two examples are almost equal, as a whole and in their supervised parts."""
     content = _content(one, form), _content(other, form)
     return (
         min(map(len, content)) >= _FEWEST_GRAMS
@@ -204,7 +206,7 @@ def _supervised(example: Example) -> UInt64[np.ndarray, " g"]:
 
 
 def _firsts(hashes: UInt64[np.ndarray, " n"]) -> Int64[np.ndarray, " m"]:
-    """Return the positions at which a number stands for the first time, in order."""
+    """Return the positions of the first occurrence of each hash, in order."""
     return np.sort(np.unique(hashes, return_index=True)[1])
 
 

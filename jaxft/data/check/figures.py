@@ -1,7 +1,7 @@
-"""How much there is: rows, tokens and lengths of one side of a data set, as numbers.
+"""The figures of one side of a data set: its numbers of rows and tokens, and its lengths.
 
 For example: 1,000 training rows with 52,300 tokens, 41 % of them supervised, 12 to 256 a row, and a
-histogram of the lengths. Everything here comes from counts that encoding kept, so it takes no time.
+histogram of the lengths. Everything here is added up from the reports of encoding, which is quick.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from jaxtyping import Integer
 
 from jaxft.data.examples.report import Report
 
-# Bars of a histogram that hold 99 of 100 examples; a last one holds the rest.
+# The largest number of bars for 99 of 100 examples; one more bar holds the rest.
 _MOST_BARS = 10
 _NARROWEST = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """Examples of like length.
+    """A bar of a histogram: the examples with lengths in one range.
 
     Attributes:
-        low: Their fewest tokens.
-        high: Their most tokens.
-        count: How many there are.
+        low: The smallest number of tokens in the range.
+        high: The largest number of tokens in the range.
+        count: The number of examples.
     """
 
     low: int
@@ -37,28 +37,28 @@ class Bar:
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """The training rows, or the held-out ones, in numbers.
+    """The figures of the training rows, or of the held-out rows.
 
     Attributes:
-        source: What the rows were read from, such as "train.jsonl".
-        rows: Rows read.
-        examples: Examples that were made of them.
-        tokens: Tokens in the examples.
-        targets: Those of them that are supervised.
-        shortest: Tokens in the shortest example.
-        median: Tokens in the middle one.
-        longest: Tokens in the longest one.
-        longest_row: The same before any was cut.
-        max_length: The most tokens of an example.
-        truncated: Examples that were cut at that length.
+        source: The names of the sources, such as "train.jsonl".
+        rows: The number of rows read.
+        examples: The number of examples that were made of them.
+        tokens: The number of tokens in the examples.
+        targets: The number of supervised tokens in them.
+        shortest: The number of tokens in the shortest example.
+        median: The median number of tokens in an example.
+        longest: The number of tokens in the longest example.
+        longest_row: The number of tokens in the longest example before any was cut.
+        max_length: The largest number of tokens in an example.
+        truncated: Examples that were cut at `max_length`.
         split: Examples that were cut into several.
-        too_long: Examples left out for being longer.
-        cut_off: Examples left out since everything supervised in them was beyond it.
-        without_target: Examples left out since nothing in them is supervised.
-        lengths: How many examples have how many tokens.
-        notes: Rows by what encoding noted of them.
-        unused: Rows by the fields of them that nothing was made of.
-        first: Where the first of each of the counts above stands, by its name.
+        too_long: Examples left out because they are longer than `max_length`.
+        cut_off: Examples left out because all their supervised tokens are beyond `max_length`.
+        without_target: Examples left out because they have no supervised token.
+        lengths: The histogram of the lengths.
+        notes: The number of rows with each note of encoding, by its name.
+        unused: The number of rows with each unused field, by its name.
+        first: The place of the first row of each of the counts above, by the name of the count.
     """
 
     source: str
@@ -82,20 +82,20 @@ class Figures:
     first: dict[str, str]
 
     @property
-    def learned(self) -> float:
+    def supervised_share(self) -> float:
         """The share of the tokens that are supervised."""
         return self.targets / self.tokens if self.tokens else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchFigures:
-    """The batches of a run in numbers.
+    """The figures of a run's batches.
 
     Attributes:
-        sequences: Sequences in a step.
-        sequence_length: Tokens in a sequence.
-        fill: The share of them that are not padding; None if it is not known.
-        steps_per_epoch: Steps in which every example is seen once; None where nobody knows.
+        sequences: The number of sequences in a step.
+        sequence_length: The number of tokens in a sequence.
+        fill: The share of tokens that are not padding; None if it is not known.
+        steps_per_epoch: The number of steps in an epoch; None if it is not known.
     """
 
     sequences: int
@@ -105,12 +105,12 @@ class BatchFigures:
 
 
 def figures(source: str, reports: Sequence[Report], lengths: Integer[np.ndarray, " n"]) -> Figures:
-    """Return the numbers of one side.
+    """Return the figures of one side.
 
     Args:
-        source: What the rows were read from.
-        reports: What encoding made of each source.
-        lengths: Tokens in each example, of all sources.
+        source: The names of the sources.
+        reports: The report on the encoding of each source.
+        lengths: The number of tokens in each example of all sources.
     """
     first: dict[str, str] = {}
     for report in reports:
@@ -140,9 +140,9 @@ def figures(source: str, reports: Sequence[Report], lengths: Integer[np.ndarray,
 
 
 def histogram(lengths: Integer[np.ndarray, " n"]) -> list[Bar]:
-    """Return how many examples have how many tokens, in bars as wide as a power of two.
+    """Return a histogram of lengths, in bars whose width is a power of two.
 
-    Bars at either end that would be empty are left out; the last one goes up to the longest.
+    Empty bars at either end are left out. The last bar reaches to the longest example.
     """
     if not len(lengths):
         return []

@@ -1,4 +1,4 @@
-"""What a check of a data set found: its numbers, and sentences about what is wrong or doubtful.
+"""The findings of a check: the figures of a data set, and sentences about problems in it.
 
 A finding is, for example, `near_duplicates`, a warning: "120 of 1,000 training examples are almost
 copies of earlier ones", and what to do about it. Everything here can be written as JSON.
@@ -19,15 +19,15 @@ LEVELS: tuple[Level, ...] = ("stop", "warning", "note")
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing to know of a data set.
+    """One fact about a data set.
 
     Attributes:
-        name: What it is called in `data.accept`, such as "near_duplicates".
+        name: Its name in `data.accept`, such as "near_duplicates".
         level: How bad it is.
-        count: How many rows or examples it is true of.
-        found: What was found, a sentence.
-        remedy: What to do about it, a sentence; "" where nothing needs to be done.
-        places: Where the first of them stand, and what there is to say of each.
+        count: The number of rows or examples that it is about.
+        found: A sentence about the fact.
+        remedy: A sentence about what to do; "" if nothing needs to be done.
+        places: The places of the first of these rows, each perhaps with an excerpt.
     """
 
     name: str
@@ -40,13 +40,13 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What a check found.
+    """The results of a check.
 
     Attributes:
-        train: The training rows in numbers.
-        held_out: The held-out ones, or None.
-        batches: The steps that are made of the training rows; None where nobody asked.
-        findings: What there is to know, the worst first.
+        train: The figures of the training rows.
+        held_out: The figures of the held-out rows; None without any.
+        batches: The figures of the training batches; None if they were not made.
+        findings: The findings, the worst first.
     """
 
     train: Figures
@@ -59,10 +59,10 @@ class Findings:
         return [finding for finding in self.findings if finding.level == level]
 
     def raise_if_meaningless(self) -> None:
-        """Raise if these rows have nothing to learn from, or to measure on.
+        """Raise if training or evaluation on these rows would be meaningless.
 
         Raises:
-            DataError: The first finding of the level "stop".
+            DataError: There is a finding of the level "stop". The error is the first of them.
         """
         for finding in self.of_level("stop"):
             raise DataError(finding.found, f"{finding.remedy} {how_to_accept([finding])}")
@@ -73,6 +73,6 @@ class Findings:
 
 
 def how_to_accept(findings: list[Finding]) -> str:
-    """Return how to go on without the data being changed."""
+    """Return how to accept findings in a recipe, for data that is not to be changed."""
     names = ", ".join(dict.fromkeys(finding.name for finding in findings))
     return f"If it is meant so: 'data.accept=[{names}]'."

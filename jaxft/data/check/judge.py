@@ -1,6 +1,6 @@
-"""Which of what was counted is meaningless, doubtful or worth knowing, and what to do about it.
+"""The findings that follow from counts: their level, their sentences, and the remedies.
 
-Every threshold of the check stands here or in `odd_texts`, with its reason.
+The thresholds of the check stand here and in `odd_texts`, each with its reason.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from jaxft.errors import DataError
 
 # Fewer copies than one in 100 change a run less than its seed does.
 _DOUBTFUL_SHARE = 0.01
-# One row again and again is one row: it can be meant to be learned by heart, but from so many
-# copies on it rather is a column that was read instead of another one.
+# Few copies of a single row may be intended, to be learned by heart. From this number on it is more
+# likely that the wrong column was read.
 _MANY_COPIES = 100
-# So many examples with one and the same answer are no accident.
+# If this many examples all have the same answer, that is no accident.
 _MANY_ANSWERS = 20
-# Where most tokens are unknown, the tokenizer is for another language.
+# If most tokens are unknown, the tokenizer is for another language.
 _MOSTLY = 0.5
-# An emoji here and there is unknown to old tokenizers.
+# Old tokenizers do not know some emoji, which a few rows may have.
 _UNKNOWN_SHARE = 0.001
-# Below this, nearly all of the time goes into reading prompts.
-_LEARNED_SHARE = 0.01
-# A reply that is cut has no end, and a model that saw many of them may not stop; and where this
-# many rows are left out, what is left may be of another kind.
+# Below this share of supervised tokens, nearly all of the time goes into reading prompts.
+_SUPERVISED_SHARE = 0.01
+# A reply that is cut has no end, and a model that saw many of them may not stop. And if this many
+# rows are left out, the others may differ in kind.
 _TOO_LONG_SHARE = 0.05
-# The loss of so few examples moves by a tenth when one of them is another one.
+# With fewer examples than this, each one decides more than a tenth of the held-out loss.
 _FEW_HELD_OUT = 10
 
 _HOLD_OUT = "Hold out other rows, or remove these from the training rows."
@@ -52,7 +52,7 @@ _COPIES = {
     ),
 }
 
-# Every name that `data.accept` may have.
+# All names that `data.accept` may have.
 NAMES: tuple[str, ...] = (
     *("nothing_learned", "one_row", "one_answer", "blank_answers_only"),
     *("unknown_tokens", "cut_off", "without_target", "truncated", "split", "too_long"),
@@ -66,16 +66,16 @@ NAMES: tuple[str, ...] = (
 def judge(
     train: Figures, held_out: Figures | None, looks: Looks, accepted: Collection[str]
 ) -> tuple[Finding, ...]:
-    """Return what there is to know, the worst first.
+    """Return the findings, the worst first.
 
     Args:
-        train: The training rows in numbers.
-        held_out: The held-out ones.
-        looks: What was seen in tokens and texts.
-        accepted: Names of findings that are meant so: they become notes.
+        train: The figures of the training rows.
+        held_out: The figures of the held-out rows.
+        looks: The results of looking at all tokens and texts.
+        accepted: Names of findings that are intended; these become notes.
 
     Raises:
-        DataError: No finding has one of these names.
+        DataError: A name in `accepted` is not the name of a finding.
     """
     for name in accepted:
         if name not in NAMES:
@@ -107,7 +107,7 @@ def judge(
 
 
 def _of_side(label: str, figures: Figures, look: SideLook) -> Iterator[Finding]:
-    """Yield what there is to know of one side by itself."""
+    """Yield the findings about one side."""
     rows = f"{label} rows"
     if not figures.targets:
         yield Finding(
@@ -135,7 +135,7 @@ def _of_side(label: str, figures: Figures, look: SideLook) -> Iterator[Finding]:
 
 
 def _of_notes(rows: str, figures: Figures) -> Iterator[Finding]:
-    """Yield what encoding noted of rows."""
+    """Yield the findings for the notes of encoding."""
     blank = figures.notes.get("blank_reply", 0)
     if blank and blank == figures.rows:
         yield Finding(
@@ -163,7 +163,7 @@ def _of_notes(rows: str, figures: Figures) -> Iterator[Finding]:
 
 
 def _of_lengths(examples: str, figures: Figures) -> Iterator[Finding]:
-    """Yield what became of examples that are too long, or have nothing to learn."""
+    """Yield the findings about examples that are too long, or have no supervised token."""
     limit = f"{figures.max_length:,} tokens"
     left_out = figures.cut_off + figures.without_target + figures.too_long
     total = figures.examples + left_out
@@ -205,14 +205,14 @@ def _of_lengths(examples: str, figures: Figures) -> Iterator[Finding]:
     for name, what, how_bad, remedy in kinds:
         count = getattr(figures, name)
         if count:
-            # How many there would be uncut is not counted.
+            # The number of examples before splitting is not known.
             of = f"{count:,} {examples}" if name == "split" else _of(count, total, examples)
             found = f"{what}: {of}."
             yield Finding(name, how_bad, count, found, remedy, _first(figures, name))
 
 
 def _of_tokens(examples: str, figures: Figures, look: SideLook) -> Iterator[Finding]:
-    """Yield what is doubtful about tokens."""
+    """Yield the findings about tokens."""
     if look.num_unknown:
         share = look.num_unknown / figures.tokens
         yield Finding(
@@ -235,7 +235,7 @@ def _of_tokens(examples: str, figures: Figures, look: SideLook) -> Iterator[Find
             "the generation marks of the template.",
             tuple(look.unended.first),
         )
-    if figures.learned < _LEARNED_SHARE:
+    if figures.supervised_share < _SUPERVISED_SHARE:
         yield Finding(
             "little_learned",
             "warning",
@@ -246,7 +246,7 @@ def _of_tokens(examples: str, figures: Figures, look: SideLook) -> Iterator[Find
 
 
 def _of_copies(train: Figures, copies: Duplicates) -> Iterator[Finding]:
-    """Yield what is there more than once."""
+    """Yield the findings about copies."""
     if train.examples >= _MANY_COPIES and copies.num_distinct == 1:
         yield Finding(
             "one_row",
@@ -276,7 +276,7 @@ def _of_copies(train: Figures, copies: Duplicates) -> Iterator[Finding]:
 
 
 def _copies(name: str, copies: Copies) -> Finding:
-    """Return the finding of copies of one kind; few of them are a note."""
+    """Return the finding about copies of one kind: a warning, or a note if they are few."""
     what, examples, remedy = _COPIES[name]
     about = "" if copies.is_exact else "about "
     sign = "~" if "near" in name else "="

@@ -1,7 +1,7 @@
-"""Everything that takes a look at each token or each text, kept on disk once it was done.
+"""The parts of the check that look at every token and every text, with a cache on disk.
 
-The second run over the same data finds the result under the name of the data's fingerprints, of
-what else it depends on, and of the code in this folder, and takes no time.
+The cache's file is named by a digest of the data's fingerprints, of everything else that decides
+the result, and of the code in this folder. So the second check of the same data takes no time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,7 +23,7 @@ from jaxft.data.chats.encoding import Encoding, Tokenizer
 from jaxft.data.check import duplicates, sweep, texts
 from jaxft.data.check.duplicates import Duplicates
 from jaxft.data.check.pool import Pool
-from jaxft.data.check.sweep import Sweep
+from jaxft.data.check.sweep import Advance, Sweep
 from jaxft.data.check.texts import TextScan
 from jaxft.data.examples import encode
 from jaxft.data.examples.encode import Examples
@@ -31,30 +31,27 @@ from jaxft.data.sources.source import RowSource
 
 _NUM_SHOWN = 5
 
-# Told how much more was done, in tokens or rows; `work` is all of it.
-Advance = Callable[[int], None]
-
 
 @runtime_checkable
 class EncodedSide(Protocol):
-    """The training rows or the held-out ones: `reading.Side`."""
+    """The training rows or the held-out rows, encoded, as in `training.prepare.reading.Side`."""
 
     @property
     def sources(self) -> Sequence[RowSource]:
-        """Where the rows are read."""
+        """The sources of the rows."""
 
     @property
     def encodings(self) -> Sequence[Encoding]:
-        """How the rows of each become tokens."""
+        """The encoding of each source."""
 
     @property
     def examples(self) -> Sequence[Examples]:
-        """The tokens of each."""
+        """The examples of each source."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Marked:
-    """Examples that something is true of: how many, and the places of the first of them."""
+    """The number of examples with some property, and the places of the first ones."""
 
     count: int
     first: list[str]
@@ -62,13 +59,13 @@ class Marked:
 
 @dataclasses.dataclass(frozen=True)
 class SideLook:
-    """What was seen of one side.
+    """The results for one side.
 
     Attributes:
         unended: Examples whose last reply does not end with a token that stops generation.
-        unknown: Examples with tokens for what the tokenizer does not know.
-        num_unknown: How many such tokens there are.
-        texts: What is odd in the rows.
+        unknown: Examples with the tokenizer's unknown token.
+        num_unknown: The number of unknown tokens.
+        texts: The odd texts in the rows.
     """
 
     unended: Marked
@@ -79,56 +76,58 @@ class SideLook:
 
 @dataclasses.dataclass(frozen=True)
 class Looks:
-    """What was seen of both sides."""
+    """The results for both sides."""
 
     train: SideLook
     held_out: SideLook | None
     copies: Duplicates
 
 
-def look(train: EncodedSide, held_out: EncodedSide | None, *, near: bool, count: Advance) -> Looks:
+def look(
+    train: EncodedSide, held_out: EncodedSide | None, *, near: bool, advance: Advance
+) -> Looks:
     """Look at every token and every text.
 
     Args:
         train: The training rows.
-        held_out: The held-out ones.
-        near: Whether to look for examples that are almost alike.
-        count: Told how much more was done.
+        held_out: The held-out rows.
+        near: Whether to look for examples that are almost equal.
+        advance: Called with the amount of work done since the last call.
     """
     pool = Pool(train.examples)
     form = sweep.find_form(pool) if near else None
-    swept = _swept(train, pool, form, count)
+    swept = _swept(train, pool, form, advance)
     held_pool = held_sweep = held_look = None
     if held_out is not None:
         held_pool = Pool(held_out.examples)
-        held_sweep = _swept(held_out, held_pool, form, count)
-        held_look = _side_look(held_out, held_pool, held_sweep, count)
+        held_sweep = _swept(held_out, held_pool, form, advance)
+        held_look = _side_look(held_out, held_pool, held_sweep, advance)
     return Looks(
-        _side_look(train, pool, swept, count),
+        _side_look(train, pool, swept, advance),
         held_look,
         duplicates.find(pool, swept, held_pool, held_sweep, form),
     )
 
 
 def work(train: EncodedSide, held_out: EncodedSide | None) -> int:
-    """Return how much `look` counts to, when texts are looked at to the end."""
+    """Return the total work of `look`, if it looks at all texts: the number of tokens and rows."""
     reports = [each.report for side in (train, held_out) if side for each in side.examples]
     return sum(report.tokens + report.rows for report in reports)
 
 
 def cached(
-    train: EncodedSide, held_out: EncodedSide | None, folder: Path, *, near: bool, count: Advance
+    train: EncodedSide, held_out: EncodedSide | None, folder: Path, *, near: bool, advance: Advance
 ) -> Looks:
-    """Return what `look` returns, from a file in a folder if an earlier call left it there.
+    """Return the result of `look`, read from a file in a folder if an earlier call wrote it there.
 
-    A folder that cannot be written costs the time again in the next run, and nothing else.
+    If the folder cannot be written, the next call takes the full time again.
     """
     path = folder / f"{_key(train, held_out, near)}.check.json"
     reader = pydantic.TypeAdapter(Looks)
     try:
         return reader.validate_json(path.read_bytes())
     except (OSError, pydantic.ValidationError):
-        found = look(train, held_out, near=near, count=count)
+        found = look(train, held_out, near=near, advance=advance)
     unfinished = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -139,19 +138,19 @@ def cached(
     return found
 
 
-def _swept(side: EncodedSide, pool: Pool, form: sweep.Form | None, count: Advance) -> Sweep:
+def _swept(side: EncodedSide, pool: Pool, form: sweep.Form | None, advance: Advance) -> Sweep:
     return sweep.run(
-        pool, form, _ends(side), _unknown_id(_tokenizer(side)), _max_length(side), count
+        pool, form, _ends(side), _unknown_id(_tokenizer(side)), _max_length(side), advance
     )
 
 
-def _side_look(side: EncodedSide, pool: Pool, swept: Sweep, count: Advance) -> SideLook:
+def _side_look(side: EncodedSide, pool: Pool, swept: Sweep, advance: Advance) -> SideLook:
     rows = itertools.chain.from_iterable(side.sources)
     return SideLook(
         _marked(pool, swept.unended),
         _marked(pool, swept.unknown),
         swept.num_unknown,
-        texts.scan(rows, *_special_tokens(_tokenizer(side)), count),
+        texts.scan(rows, *_special_tokens(_tokenizer(side)), advance),
     )
 
 
@@ -160,7 +159,7 @@ def _marked(pool: Pool, numbers: Integer[np.ndarray, " n"]) -> Marked:
 
 
 def _tokenizer(side: EncodedSide) -> Tokenizer | None:
-    """Return the tokenizer of a side; that of its sources differs in the chat template alone."""
+    """Return the tokenizer of a side. Those of its sources differ only in the chat template."""
     return next((each.tokenizer for each in side.encodings if each.tokenizer is not None), None)
 
 
@@ -175,7 +174,7 @@ def _ends(side: EncodedSide) -> set[int]:
 
 
 def _unknown_id(tokenizer: Tokenizer | None) -> int | None:
-    """Return the token for what a tokenizer does not know; some name their end token for it."""
+    """Return the unknown token of a tokenizer; None if it is also its start, end or pad token."""
     if tokenizer is None:
         return None
     used = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
@@ -183,7 +182,7 @@ def _unknown_id(tokenizer: Tokenizer | None) -> int | None:
 
 
 def _special_tokens(tokenizer: Tokenizer | None) -> tuple[list[str], str, str]:
-    """Return the special tokens as text, and which of them begins and ends a text, or ""."""
+    """Return the special tokens as text, and the start and end tokens of a text, or ""."""
     if tokenizer is None:
         return [], "", ""
     special = sorted(
@@ -193,7 +192,7 @@ def _special_tokens(tokenizer: Tokenizer | None) -> tuple[list[str], str, str]:
 
 
 def _key(train: EncodedSide, held_out: EncodedSide | None, near: bool) -> str:
-    """Return a digest of everything that the result depends on."""
+    """Return a digest of everything that decides the result."""
     sides = [_side_key(side) for side in (train, held_out) if side is not None]
     return hashlib.sha256(
         json.dumps([encode.code_digest(Path(__file__).parent), near, sides]).encode()
@@ -205,7 +204,7 @@ def _side_key(side: EncodedSide) -> list[Any]:
     return [
         [source.digest() for source in side.sources],
         [examples.fingerprint for examples in side.examples],
-        # A moved file has other places.
+        # The places in the result have these names.
         [source.name for source in side.sources],
         sorted(_ends(side)),
         _unknown_id(tokenizer),

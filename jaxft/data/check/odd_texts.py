@@ -1,7 +1,7 @@
-"""What to say of odd text: one finding for each kind that `texts` counted.
+"""The findings about odd text: one for each kind of oddity that `texts` counted.
 
 Three rows of mojibake become the warning "Letters that were decoded wrongly: 3 of 1,000 training
-rows", with their places and what to do.
+rows", with their places and a remedy.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from jaxft.data.check.texts import TextScan
 
 _REPLACE = "Replace them in the data."
 
-# By kind: what rows have, and what to do about it. "" for the second makes it a note.
+# For each kind, the words for the finding and the remedy. A kind without a remedy is a note.
 SENTENCES: Mapping[str, tuple[str, str]] = {
     "replaced": (
         "The character U+FFFD, which stands for what could not be decoded",
@@ -60,8 +60,8 @@ def judge(rows: str, scan: TextScan) -> Iterator[Finding]:
     """Yield a finding for each kind of odd text.
 
     Args:
-        rows: What the rows are, such as "training rows".
-        scan: What was counted.
+        rows: The words for the rows, such as "training rows".
+        scan: The counts of odd texts.
     """
     for name, (what, remedy) in SENTENCES.items():
         seen = scan.odd.get(name)

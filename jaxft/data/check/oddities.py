@@ -1,7 +1,8 @@
-"""Kinds of odd text: what each looks like, and what ordinary text it must not be taken for.
+"""The kinds of odd text, each with tests that do not take ordinary text for odd.
 
-Each has two tests. One takes no time, on much text at once, and may be wrong in one direction only;
-the other says where in one text it is. `may_be_in("naïve 안녕")` of decomposed text is False.
+Each kind has two tests. `may_be_in` is quick and runs on much text at once. It may be true for text
+without the oddity, but is never false for text with it: `may_be_in("naïve 안녕")` is False for
+decomposed text. `find` returns the position of the oddity in one text.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ class Oddity(NamedTuple):
     """One kind of odd text.
 
     Attributes:
-        name: What it is called.
-        may_be_in: Whether much text may have it.
-        find: Where in one text it is first, or None.
+        name: Its name, such as "mojibake".
+        may_be_in: Returns False only if a text does not have it.
+        find: Returns the first span of it in a text, or None.
     """
 
     name: str
@@ -29,10 +30,10 @@ class Oddity(NamedTuple):
     find: Callable[[str], Span | None]
 
 
-# What the bytes 0x80 to 0xBF are read as, by Windows-1252 and by Latin-1.
+# The characters that Windows-1252 and Latin-1 have for the bytes 0x80 to 0xBF.
 _RAW = bytes(range(0x80, 0xC0))
 _CONTINUATIONS = "".join(sorted({*_RAW.decode("cp1252", "ignore"), *_RAW.decode("latin-1")}))
-# The punctuation among them that follows letters in ordinary text; all others are signs.
+# The punctuation among them, which follows letters in ordinary text. The others are signs.
 _PUNCTUATION = "\u00a0\u00ab\u00b7\u00bb\u2013\u2014\u2018-\u201e\u2022\u2026\u2039\u203a"
 _SIGNS = re.sub(f"[{_PUNCTUATION}]", "", _CONTINUATIONS)
 # Two UTF-8 bytes for a letter with a mark ("Ã©"); three for a quotation mark ("â€™"); and two
@@ -43,7 +44,7 @@ _MOJIBAKE = re.compile(
     # EUC-KR read as Latin-1, "¾È³çÇÏ¼¼": six characters of its range, a sign among them.
     "|(?=[\u00b0-\u00c8][\u00a1-\u00fe]{0,4}[\u00a1-\u00bf])(?:[\u00b0-\u00c8][\u00a1-\u00fe]){3}"
 )
-# All of these begin so, which is quicker to look for.
+# Two characters with which all of these begin; they are quicker to search for.
 _MAY_BE_MOJIBAKE = re.compile(f"[\u00b0-\u00ef][\u00c0-\u00fe{_CONTINUATIONS}]")
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ufffe\uffff]")
 _NO_CONTROLS = bytes(sorted({*range(256)} - {*range(9), 11, *range(14, 32), 127}))
@@ -55,7 +56,7 @@ _TEMPLATE_MARKS = re.compile(
     r"(?<![${\\])\{\{-?\s*[A-Za-z_][\w.]*\s*(?:\|\s*\w+[^{}]*)?-?\}\}(?!\})"
     r"|\{%-?\s*(?:if|for|set|block|include|end\w+|else|elif)\b[^{}]*%\}"
 )
-# Text about programs may speak of templates, and of HTML.
+# Signs of text about programs, which may mention templates and HTML.
 _CODE = re.compile(
     r"```|`[^`\n]*\{\{|</?[a-zA-Z][^<>\n]*>|[;{]\s*$|\\[a-zA-Z]+\{"
     r"|^\s*(?:def|class|import|from|function|var|let|const|package|#include)\b"
@@ -70,7 +71,7 @@ _DECOMPOSED = re.compile(f"[^\\W{_MARKS}][{_MARKS}]+|[\u1100-\u1112][{_VOWELS}]"
 
 
 def _has_controls(text: str) -> bool:
-    """Return whether there may be a control character; the first 32 are searched as bytes."""
+    """Return whether a text may have a control character. The ASCII ones are searched as bytes."""
     raw = text.encode("utf-8", "surrogatepass")
     if raw.translate(None, _NO_CONTROLS):
         return True
@@ -97,13 +98,13 @@ def _find_entity(text: str) -> Span | None:
 
 
 def _find_mark(text: str) -> Span | None:
-    """Return the first mark of a template in a text that is about no program."""
+    """Return the first mark of a template in a text that is not about programs."""
     found = _TEMPLATE_MARKS.search(text)
     return found.span() if found and not _CODE.search(text) else None
 
 
 def _find_decomposed(text: str) -> Span | None:
-    """Return the first letter that is written in parts and has a sign of its own."""
+    """Return the first letter that is written in parts although a single character exists."""
     for found in _DECOMPOSED.finditer(text):
         if len(unicodedata.normalize("NFC", found.group())) < len(found.group()):
             return found.span()

@@ -1,4 +1,4 @@
-"""The lengths of a data set as a picture, with matplotlib, which jaxft does not depend on."""
+"""A picture of the lengths of a data set, drawn with matplotlib, an optional dependency."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _BINS = 50
 
 
 def save(pool: Pool, max_length: int, title: str, file: Path) -> None:
-    """Draw how long examples are and how much of them is supervised, and write the picture.
+    """Draw histograms of the lengths and the supervised shares of examples, and write the picture.
 
     Args:
         pool: The examples.
-        max_length: The most tokens of an example, which is marked.
-        title: Stands above.
-        file: Its ending says the format: .png, .svg or .pdf.
+        max_length: The largest number of tokens in an example, drawn as a line.
+        title: The title of the picture.
+        file: The file to write. Its ending names the format: .png, .svg or .pdf.
 
     Raises:
-        ConfigError: matplotlib is not installed, it does not know the ending, or the file cannot
-            be written.
+        ConfigError: matplotlib is not installed or does not know the ending, or the file cannot be
+            written.
     """
     try:
         from matplotlib.figure import Figure

@@ -1,7 +1,7 @@
-"""Examples of several sources as one list, and in blocks that numpy can work on at once.
+"""The examples of several sources as one list, and in blocks for numpy.
 
-Example 1,204 of a run with two sources of 1,000 examples is example 204 of the second. A block is
-some 65,000 tokens of whole examples, end to end, which fit into the cache of one processor core.
+With two sources of 1,000 examples, example 1,204 is example 204 of the second source. A block is
+about 65,000 tokens of whole examples, end to end, which fit into the cache of a processor core.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _BLOCK_TOKENS = 65_536
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ExampleBlock:
-    """Some examples, end to end.
+    """Consecutive examples, end to end.
 
     Attributes:
-        start: The number of the first of them.
-        ids: Their tokens.
-        mask: 1 where one is supervised.
-        lengths: Tokens in each of them.
+        start: The number of the first example.
+        ids: The tokens of the examples.
+        mask: 1 where a token is supervised.
+        lengths: The number of tokens in each example.
     """
 
     start: int
@@ -39,7 +39,7 @@ class ExampleBlock:
 
 
 class Pool:
-    """The examples of several sources, numbered through."""
+    """The examples of several sources, numbered source after source."""
 
     def __init__(self, parts: Sequence[Examples]) -> None:
         """Keep the sources, in order."""
@@ -57,17 +57,17 @@ class Pool:
         return self._parts[part][own]
 
     def place(self, index: int) -> RowPlace:
-        """Return where the row of an example stands."""
+        """Return the place of the row that an example was made of."""
         part, own = self.locate(index)
         return self._parts[part].place(own)
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Return which source an example is of, and its number there."""
+        """Return the number of an example's source, and the example's number in that source."""
         part = bisect.bisect_right(self._stops, index)
         return part, index - self._stops[part] + len(self._parts[part])
 
     def blocks(self) -> Iterator[ExampleBlock]:
-        """Yield all examples, in order."""
+        """Yield all examples in order, in blocks."""
         start, held, num_tokens = 0, list[Example](), 0
         for index in range(len(self)):
             held.append(self[index])

@@ -1,7 +1,7 @@
-"""Parts of a data set as text for people: bars of a histogram, and examples with marks.
+"""Parts of a data set as text for people: the bars of a histogram, and examples.
 
-Three of 12 examples in a bar of at most 8 characters: `█▋`. A text of 10,000 characters is shown as
-its beginning and its end with `... (9,200 characters) ...` between them.
+If the longest bar is 8 characters for 15 examples, the bar of 3 examples is `█▋`. A text of 10,000
+characters is shown as its beginning and its end with `... (9,400 characters) ...` between them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jaxft.data.examples.tokens import Example
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
-# As much as fits on a screen with two others.
+# Characters of an example, so that three examples fit on a screen.
 SHORT = 600
 
 
@@ -29,9 +29,9 @@ class Shown:
 
     Attributes:
         place: Where its row stands.
-        tokens: How many it has.
-        targets: How many of them are supervised.
-        pieces: Its text in parts, and whether each is supervised.
+        tokens: The number of its tokens.
+        targets: The number of its supervised tokens.
+        pieces: The pieces of its text, and whether each is supervised.
     """
 
     place: str
@@ -41,12 +41,12 @@ class Shown:
 
 
 def bar_lines(bars: Sequence[Bar], width: int, *, has_blocks: bool) -> list[str]:
-    """Return a line for each bar of a histogram: its range, how many it holds, and the bar.
+    """Return a line for each bar of a histogram: the range, the number of examples, and the bar.
 
     Args:
         bars: The bars.
-        width: Characters of the longest one.
-        has_blocks: Whether block characters can be written.
+        width: The length of the longest bar, in characters.
+        has_blocks: Whether block characters can be written; otherwise bars are made of `#`.
     """
     most = max((bar.count for bar in bars), default=0)
     labels = [f"{bar.low:,} - {bar.high:,}" for bar in bars]
@@ -59,11 +59,11 @@ def bar_lines(bars: Sequence[Bar], width: int, *, has_blocks: bool) -> list[str]
 
 
 def shortened(pieces: Sequence[tuple[str, bool]], most: int) -> tuple[tuple[str, bool], ...]:
-    """Return parts of a text, with the middle of the whole left out where it is long.
+    """Return the pieces of a text without its middle if the text is long.
 
     Args:
-        pieces: The parts, and whether each is supervised.
-        most: Characters that are kept at most, half at each end.
+        pieces: The pieces, and whether each is supervised.
+        most: The largest number of characters to keep, half at each end.
     """
     length = sum(len(text) for text, _ in pieces)
     if length <= most:
@@ -79,7 +79,7 @@ def shortened(pieces: Sequence[tuple[str, bool]], most: int) -> tuple[tuple[str,
 
 
 def show(example: Example, place: str, tokenizer: Tokenizer | None, most: int) -> Shown:
-    """Return an example as text, at most so many characters of it; as numbers without tokenizer."""
+    """Return an example as text with at most `most` characters; as ids if there is no tokenizer."""
     if tokenizer is None:
         pieces = [
             (f"{token} ", bool(mask))
@@ -98,14 +98,14 @@ def show(example: Example, place: str, tokenizer: Tokenizer | None, most: int) -
 
 
 def typical(pool: Pool) -> list[int]:
-    """Return the first example, the shortest and the longest, each once."""
+    """Return the numbers of the first, the shortest and the longest example, without repetition."""
     if not len(pool):
         return []
     return list(dict.fromkeys([0, int(np.argmin(pool.lengths)), int(np.argmax(pool.lengths))]))
 
 
 def _bar(share: float, width: int, has_blocks: bool) -> str:
-    """Return a bar; whatever is not nothing can be seen."""
+    """Return a bar. A share above 0 has a visible bar."""
     eighths = max(round(share * width * 8), 1 if share else 0)
     if not has_blocks:
         return "#" * -(-eighths // 8)

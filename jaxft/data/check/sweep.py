@@ -1,7 +1,7 @@
-"""One pass over the tokens of a data set: what can be seen of every example without decoding it.
+"""One pass over the tokens of a data set, for everything that needs no decoding.
 
-For a million examples it keeps two numbers and a sketch of each, 80 bytes together, and no tokens.
-Beyond that many, sketches are kept of evenly spaced ones only.
+For each example it keeps two hashes and a sketch, together 80 bytes, and no tokens. Of more than a
+million examples, only evenly spaced ones get a sketch.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from jaxtyping import Bool, Int64, Integer, UInt16, UInt64
 from jaxft.data.check import minhash
 from jaxft.data.check.pool import ExampleBlock, Pool
 
-# Told how many more tokens were looked at.
+# Called with the amount of work done since the last call, in tokens or rows.
 Advance = Callable[[int], None]
 
 # Sketches are 64 bytes each: 64 MB for so many.
 MAX_SKETCHES = 1_000_000
 
-# A gram outside the supervised part is form, not content (a system message, words of a template)
-# if it stands in more than one of 50 examples, and in more than 4 of them.
+# A gram outside the supervised part is form (a system message, words of a template) and not content
+# if it stands in more than one of 50 examples, and in more than 4 examples.
 _FORM_SHARE = 0.02
 _FORM_LEAST = 4
 _FORM_SAMPLE = 2_000
@@ -31,18 +31,19 @@ _FILTER_BITS = 20
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Form:
-    """Grams that so many prompts have that they say nothing about one of them.
+    """The grams that many prompts share, which do not distinguish one example from another.
 
     Attributes:
-        grams: Their numbers, sorted.
-        may_be: Whether a number with these last 20 bits is among them; spares most searches.
+        grams: The hashes of these grams, sorted.
+        may_be: For each value of the last 20 bits, whether one of the hashes has it. This makes
+            most searches unnecessary.
     """
 
     grams: UInt64[np.ndarray, " g"]
     may_be: Bool[np.ndarray, " 1048576"]
 
     def is_content(self, hashes: UInt64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-        """Return which grams are not form."""
+        """Return whether each gram is content, and not form."""
         doubtful = np.flatnonzero(self.may_be[_last_bits(hashes)])
         kept = np.ones(len(hashes), bool)
         kept[doubtful] = ~np.isin(hashes[doubtful], self.grams)
@@ -51,16 +52,16 @@ class Form:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sweep:
-    """What a pass found.
+    """The results of a pass.
 
     Attributes:
-        whole: A number for each example; equal examples have equal ones.
-        supervised: The same of the supervised part of each.
-        sketched: The examples that have a sketch.
-        sketch: Their sketches.
+        whole: A hash of each example.
+        supervised: A hash of the supervised part of each example.
+        sketched: The numbers of the examples that have a sketch.
+        sketch: The sketches of these examples.
         unended: Examples whose last reply does not end with a token that stops generation.
-        unknown: Examples with tokens that stand for anything the tokenizer does not know.
-        num_unknown: How many such tokens there are.
+        unknown: Examples with the tokenizer's unknown token.
+        num_unknown: The number of unknown tokens.
     """
 
     whole: UInt64[np.ndarray, " n"]
@@ -73,7 +74,7 @@ class Sweep:
 
 
 def find_form(pool: Pool) -> Form:
-    """Return the grams that many prompts share, judged by up to 2,000 evenly spaced examples."""
+    """Return the grams that many prompts share, from up to 2,000 evenly spaced examples."""
     seen = []
     chosen = np.unique(np.linspace(0, len(pool) - 1, min(len(pool), _FORM_SAMPLE)).astype(int))
     for index in chosen:
@@ -94,7 +95,7 @@ def run(
     ends: Collection[int],
     unknown_id: int | None,
     max_length: int,
-    count: Advance,
+    advance: Advance,
 ) -> Sweep:
     """Look at every example once.
 
@@ -102,9 +103,9 @@ def run(
         pool: The examples.
         form: Grams to leave out of sketches; None to make no sketches.
         ends: Tokens that end a reply.
-        unknown_id: The token for what the tokenizer does not know, if it has one.
+        unknown_id: The unknown token of the tokenizer, if it has one.
         max_length: Examples of this length may have been cut, and need no end.
-        count: Told how many more tokens were looked at.
+        advance: Called with the number of tokens of each block.
     """
     step = max(1, -(-len(pool) // MAX_SKETCHES))
     whole, supervised = np.empty(len(pool), np.uint64), np.empty(len(pool), np.uint64)
@@ -114,10 +115,10 @@ def run(
     end_ids = np.array(sorted(ends), np.int64)
     for block in pool.blocks():
         numbers = np.arange(block.start, block.start + len(block.lengths))
-        whole[numbers] = minhash.row_hashes(block.ids, block.lengths)
+        whole[numbers] = minhash.example_hashes(block.ids, block.lengths)
         is_supervised = block.mask == 1
         supervised_lengths = _sums(block.mask, block.lengths)
-        supervised[numbers] = minhash.row_hashes(block.ids[is_supervised], supervised_lengths)
+        supervised[numbers] = minhash.example_hashes(block.ids[is_supervised], supervised_lengths)
         if len(end_ids):
             unended.append(numbers[_has_no_end(block, supervised_lengths, end_ids, max_length)])
         if unknown_id is not None:
@@ -128,7 +129,7 @@ def run(
             own, is_sketched = _sketches(block, form, numbers % step == 0)
             sketch.append(own)
             sketched.append(numbers[is_sketched])
-        count(len(block.ids))
+        advance(len(block.ids))
     return Sweep(
         whole,
         supervised,
@@ -146,9 +147,9 @@ def _has_no_end(
     ends: Int64[np.ndarray, " e"],
     max_length: int,
 ) -> Bool[np.ndarray, " r"]:
-    """Return which examples learn a reply, and not where it ends.
+    """Return whether each example has a supervised reply without a supervised end.
 
-    An example of which everything is supervised is a text, or a piece of one, and need not end.
+    An example that is supervised as a whole is a text or a piece of one, and needs no end.
     """
     stops = np.cumsum(block.lengths)
     at = np.arange(len(block.ids))
@@ -161,7 +162,7 @@ def _has_no_end(
 def _sketches(
     block: ExampleBlock, form: Form, is_chosen: Bool[np.ndarray, " r"]
 ) -> tuple[UInt16[np.ndarray, "s 32"], Bool[np.ndarray, " r"]]:
-    """Return sketches of chosen examples, and which examples have one."""
+    """Return the sketches of chosen examples, and whether each example of the block has one."""
     hashes, first = minhash.grams(block.ids, block.lengths)
     owners = np.repeat(np.arange(len(block.lengths)), block.lengths)[first]
     kept = is_chosen[owners] & form.is_content(hashes)
@@ -172,7 +173,7 @@ def _sketches(
 def _sums(
     values: Integer[np.ndarray, " t"] | Bool[np.ndarray, " t"], lengths: Int64[np.ndarray, " r"]
 ) -> Int64[np.ndarray, " r"]:
-    """Return the sum over each row."""
+    """Return the sum of the values of each example."""
     before = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
     stops = np.cumsum(lengths)
     return before[stops] - before[stops - lengths]

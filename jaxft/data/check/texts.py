@@ -1,9 +1,9 @@
-"""Odd text in rows, as it was written: broken encodings, invisible characters, unrendered marks.
+"""The search for odd text in rows: broken encodings, invisible characters, unrendered marks.
 
 `{"answer": "The cafÃ© is &amp; remains open."}` has two oddities: UTF-8 that was read as Latin-1,
-and an entity of HTML. Rows are read, not decoded tokens, because a tokenizer repairs some of this
-and a chat template adds special tokens of its own. Almost all text is ordinary, so rows are looked
-at some 256 kB at once, and one by one only for an oddity that some of them may have.
+and an entity of HTML. The search reads rows and not decoded tokens, because a tokenizer repairs
+some oddities and a chat template adds special tokens. Almost all text is ordinary, so about 256 kB
+of rows are tested at once, and single rows only for an oddity that some of them may have.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jaxft.data.check.oddities import Oddity
 from jaxft.data.rows.row import Dialogue, Row, Text, TextCompletion
 
 _BATCH_CHARACTERS = 1 << 18
-# A minute or so of reading. What comes later is not looked at, which the findings say.
+# Reading this takes about a minute. Later rows are not searched, and a finding says so.
 MAX_CHARACTERS = 2_000_000_000
 _NUM_SHOWN = 5
 _SNIPPET = 30
@@ -26,11 +26,11 @@ _SNIPPET = 30
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """One kind of oddity.
+    """The rows with one kind of oddity.
 
     Attributes:
-        count: Rows that have it.
-        first: Places of the first of them, each with what stands there.
+        count: The number of rows.
+        first: The places of the first rows, each with an excerpt.
     """
 
     count: int
@@ -39,13 +39,13 @@ class Seen:
 
 @dataclasses.dataclass(frozen=True)
 class TextScan:
-    """What the texts of rows have.
+    """The results of the search.
 
     Attributes:
-        rows: Rows that were looked at.
-        characters: Characters in them.
+        rows: The number of rows that were searched.
+        characters: The number of characters in them.
         is_whole: Whether these are all rows.
-        odd: What was found, by its name in `oddities.ODDITIES`, or in `ROW_KINDS`.
+        odd: The rows with each kind of oddity, by its name in `odd_texts.SENTENCES`.
     """
 
     rows: int
@@ -54,7 +54,7 @@ class TextScan:
     odd: dict[str, Seen]
 
 
-# Answers that a program wrote where there was none.
+# Answers that programs write when there is no answer.
 _NO_ANSWERS = frozenset({"nan", "NaN", "null", "None", "undefined", "[deleted]", "[removed]"})
 
 
@@ -63,16 +63,16 @@ def scan(
     special_tokens: Iterable[str],
     bos_token: str,
     eos_token: str,
-    count: Callable[[int], None],
+    advance: Callable[[int], None],
 ) -> TextScan:
-    """Look at the texts of rows.
+    """Search the texts of rows for oddities.
 
     Args:
-        rows: The rows, read once.
+        rows: The rows, which are read once.
         special_tokens: Texts that the tokenizer takes for special tokens, wherever they stand.
-        bos_token: The one that may well begin a plain text, or "".
-        eos_token: The one that may well end it, or "".
-        count: Told how many more rows were looked at.
+        bos_token: The start token, which may begin a plain text, or "".
+        eos_token: The end token, which may end a plain text, or "".
+        advance: Called with the number of rows of each batch.
     """
     watched = [*oddities.ODDITIES, oddities.spelled(special_tokens)]
     found: dict[str, Seen] = {}
@@ -85,12 +85,12 @@ def scan(
         num_rows += len(batch)
         num_characters += sum(len(text) for _, text in batch)
         _look(batch, watched, found)
-        count(len(batch))
+        advance(len(batch))
     return TextScan(num_rows, num_characters, is_whole, found)
 
 
 def text_of(row: Row) -> str:
-    """Return everything that a row says, a line between its parts; "" for a row of tokens."""
+    """Return all text of a row, with line feeds between its parts; "" for a row of tokens."""
     match row:
         case Dialogue():
             return "\n".join(message["content"] for message in row.messages)
@@ -104,7 +104,7 @@ def text_of(row: Row) -> str:
 def _batches(
     rows: Iterable[Row], bos_token: str, eos_token: str
 ) -> Iterator[list[tuple[Row, str]]]:
-    """Yield rows with their texts, so many at once that they make a batch."""
+    """Yield rows with their texts, in batches of limited size."""
     batch: list[tuple[Row, str]] = []
     size = 0
     for row in rows:
@@ -123,7 +123,7 @@ def _batches(
 def _look(
     batch: Sequence[tuple[Row, str]], watched: Sequence[Oddity], found: dict[str, Seen]
 ) -> None:
-    """Add what a batch of rows has to what was found."""
+    """Search a batch of rows, and add the oddities to `found`."""
     whole = "\n".join(text for _, text in batch)
     for oddity in watched:
         if oddity.may_be_in(whole):
@@ -137,13 +137,13 @@ def _look(
 
 
 def _name(oddity: Oddity, row: Row) -> str:
-    """Return what an oddity is called in a row: a plain text with special tokens may be a chat."""
+    """Return the name of an oddity in a row. Special tokens in a plain text may mean a chat."""
     is_chat = oddity.name == "special_tokens" and isinstance(row, Text)
     return "written_chat" if is_chat else oddity.name
 
 
 def _kinds(row: Row, text: str) -> Iterator[str]:
-    """Yield what is odd about a row as a whole."""
+    """Yield the oddities of a row as a whole, such as `blank_answer`."""
     match row:
         case Dialogue():
             replies = [each for each in row.messages if each["role"] == "assistant"]
@@ -176,5 +176,5 @@ def _add(found: dict[str, Seen], name: str, row: Row, snippet: str) -> None:
 
 
 def _snippet(text: str, start: int, stop: int) -> str:
-    """Return the surroundings of something odd, with the invisible made visible."""
+    """Return an excerpt around an oddity, with escapes for invisible characters."""
     return console.printable(text[max(0, start - _SNIPPET) : stop + _SNIPPET])

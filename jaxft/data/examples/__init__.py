@@ -1,1 +1,1 @@
-"""Rows as tokens and masks of the supervised tokens, kept on disk."""
+"""Examples: the tokens of rows with masks of the supervised tokens, kept on disk."""

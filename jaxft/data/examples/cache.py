@@ -1,11 +1,11 @@
-"""Encoded rows on disk: written chunk by chunk, and read by index without being loaded.
+"""Examples on disk: written chunk by chunk, and memory-mapped for reading.
 
 A folder holds `tokens` (int32, all examples one after the other), `masks` (uint8, one for each
 token), `table` (a line of `chunk.TABLE` for each example) and `facts.json`: the report, the
-fingerprint and the exact sizes of the other three. It gets its name in one step, when it is whole
-and on the disk, so a run that is killed, or one of two that write the same, leaves nothing that
-could be taken for more than it is. Plain files rather than Arrow: an example is two slices, read
-in a tenth of the time that a row of a `datasets.Dataset` takes.
+fingerprint and the exact sizes of the other three files. The folder is renamed to its final name
+in one step, when it is complete and on the disk. So a killed run leaves no incomplete folder under
+that name, and two runs may write the same folder at once. The files are plain arrays and not Arrow:
+an example is two slices, read in a tenth of the time that a row of a `datasets.Dataset` takes.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from jaxft.data.rows.row import RowPlace
 _DTYPES: dict[str, np.dtype] = {"tokens": np.dtype("<i4"), "masks": np.dtype("u1"), "table": TABLE}
 _FACTS = "facts.json"
 
-# A writer touches its files every few seconds; what is older was left by one that was killed.
+# A writer changes its files every few seconds; older unfinished folders are from killed writers.
 _UNFINISHED = ".unfinished"
 _DEAD_AFTER_S = 24 * 3600
 
 
 class StoredExamples(NamedTuple):
-    """Encoded rows, mapped from disk.
+    """Examples that are memory-mapped from disk.
 
     Attributes:
         input_ids: The tokens of all examples, one after the other.
-        loss_mask: 1 where they are supervised.
+        loss_mask: 1 where a token is supervised.
         table: A line of `chunk.TABLE` for each example.
-        files: What the places of the rows are in.
-        report: What became of the rows.
+        files: The files in which the rows stand.
+        report: The report on the encoding of the rows.
         fingerprint: A digest of all tokens and masks, see `Fingerprint`.
-        end_ids: The tokens that end the supervised part.
+        end_ids: The tokens that end supervised parts.
         maps: The files behind the arrays.
     """
 
@@ -63,10 +63,10 @@ class StoredExamples(NamedTuple):
     maps: tuple[mmap.mmap, ...]
 
     def release(self) -> None:
-        """Give back the memory of all that was read; it is there again when it is read again.
+        """Free the memory of the pages that were read; they are loaded again when needed.
 
-        The system would do so only when there is no room left, and until then a run would seem to
-        take as much as its files have.
+        The system would free them only when no memory is left. Until then the run would seem to use
+        as much memory as its files have bytes.
         """
         for each in self.maps:
             if hasattr(mmap, "MADV_DONTNEED"):
@@ -74,10 +74,10 @@ class StoredExamples(NamedTuple):
 
 
 class Fingerprint:
-    """A digest of the tokens and targets of examples, in order, by which a run knows its data."""
+    """A digest of the tokens and masks of examples, in order. It identifies the data of a run."""
 
     def __init__(self) -> None:
-        """Begin with no example."""
+        """Start without examples."""
         self._digest = hashlib.sha256()
 
     def add(self, input_ids: Int32[np.ndarray, " t"], loss_mask: UInt8[np.ndarray, " t"]) -> None:
@@ -87,16 +87,16 @@ class Fingerprint:
         self._digest.update(loss_mask.data)
 
     def hexdigest(self) -> str:
-        """Return the digest of what was added."""
+        """Return the digest of the examples that were added."""
         return self._digest.hexdigest()
 
 
 def load(folder: Path, files: Sequence[str]) -> StoredExamples | None:
-    """Map what an earlier run wrote; None if there is nothing, or not all of it.
+    """Map the examples in a folder; None if the folder is missing or incomplete.
 
     Args:
-        folder: As given to `write`.
-        files: What the places of the rows name now: the same files may have been moved since.
+        folder: The folder that `write` was given.
+        files: The present names of the files of rows, which may have been moved since `write`.
     """
     try:
         facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
@@ -130,16 +130,16 @@ def _map(path: Path) -> mmap.mmap:
 
 
 def write(folder: Path, chunks: Iterable[Chunk], max_length: int, files: Sequence[str]) -> Report:
-    """Write chunks, and keep them under the folder's name if they hold any example.
+    """Write chunks into a folder, unless they hold no example at all, and return the report.
 
     Args:
-        folder: Where to; `load` finds nothing there.
-        chunks: What to write, computed as it is written.
-        max_length: The most tokens of an example, for the report.
-        files: What the places of the rows name.
+        folder: The folder, in which `load` found nothing.
+        chunks: The chunks, which may be computed while they are written.
+        max_length: The largest number of tokens in an example, for the report.
+        files: The names of the files of rows.
 
     Raises:
-        OSError: There is no room, or no permission.
+        OSError: The disk is full, or writing is not permitted.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(folder.parent)
@@ -160,7 +160,7 @@ def write(folder: Path, chunks: Iterable[Chunk], max_length: int, files: Sequenc
 
 
 def _write_chunks(folder: Path, chunks: Iterable[Chunk]) -> tuple[Tally, dict[str, Any]]:
-    """Write the three large files; return what was counted and the facts about them."""
+    """Write the three large files; return the tally and the facts for `facts.json`."""
     total, fingerprint = Tally(), Fingerprint()
     files: dict[File, int] = {}
     with contextlib.ExitStack() as stack:
@@ -189,13 +189,13 @@ def _write_chunks(folder: Path, chunks: Iterable[Chunk]) -> tuple[Tally, dict[st
 
 
 def _sync(file: IO[Any]) -> None:
-    """Have a file's bytes on the disk before its name is."""
+    """Wait until the bytes of a file are on the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def _rename(unfinished: Path, folder: Path, files: Sequence[str]) -> None:
-    """Give a whole folder its name, unless another run was faster."""
+    """Give a complete folder its final name, unless another run was faster."""
     if load(folder, files) is not None:
         return
     with contextlib.suppress(FileNotFoundError):
@@ -210,12 +210,12 @@ def _rename(unfinished: Path, folder: Path, files: Sequence[str]) -> None:
 
 
 def _beside(folder: Path) -> Path:
-    """Return a name that no other run uses."""
+    """Return a path beside the folder that no other run uses."""
     return folder.with_name(f"{folder.name}.{uuid.uuid4().hex}{_UNFINISHED}")
 
 
 def _remove_leftovers(parent: Path) -> None:
-    """Remove what killed writers left."""
+    """Remove the unfinished folders of killed writers."""
     for folder in parent.glob(f"*{_UNFINISHED}"):
         with contextlib.suppress(OSError):  # another run removes it, or finishes it
             times = [file.stat().st_mtime for file in (folder, *folder.iterdir())]

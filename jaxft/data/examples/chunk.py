@@ -1,8 +1,8 @@
-"""A few hundred rows, encoded: what is computed of them at once and then written to the cache.
+"""A chunk: the examples of a few hundred rows, encoded together and then written to the cache.
 
-Three texts of 5, 2 and 4 tokens become one array of 11 tokens, one of 11 masks, a table of three
-lines with their places and lengths, and a tally of what was counted. A chunk is computed in this
-process or in another, and knows nothing of files.
+Three texts of 5, 2 and 4 tokens become an array of 11 tokens, a mask of 11 numbers, a table of
+three lines with their lengths and places, and a tally. A chunk may be computed in this process or
+in a worker, and does not know about the cache's files.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from jaxft.data.examples.tokens import Example
 from jaxft.data.rows.row import Dialogue, Row, RowPlace, Text, TextCompletion, Tokenized, Unit
 from jaxft.errors import DataError
 
-# A batch ends at either: so many rows, or so many characters (or tokens) in them.
+# A batch of rows ends at this number of rows, or at this number of characters (or tokens).
 _BATCH_ROWS = 256
 _BATCH_SIZE = 1_000_000
 
-# A line for each example: where its tokens begin in the array of all of them, how many there are,
-# how many there were before it was cut, how many are supervised, the highest id, and its place:
-# an index into a list of files, and a line or row.
+# A line for each example: the start of its tokens in the array of all tokens, their number, their
+# number before the example was cut, the number of supervised ones, the highest id, and the place of
+# its row as an index into a list of files and a line or row number.
 TABLE = np.dtype(
     [
         ("start", "<i8"),
@@ -43,14 +43,14 @@ File = tuple[str, Unit]
 
 
 class Chunk(NamedTuple):
-    """Rows as tokens.
+    """The examples of some rows.
 
     Attributes:
         input_ids: The tokens of all examples, one after the other.
-        loss_mask: 1 where they are supervised.
+        loss_mask: 1 where a token is supervised.
         table: A line of `TABLE` for each example.
-        files: What the places of the rows are in.
-        tally: What was counted.
+        files: The files in which the rows stand.
+        tally: The counts of rows, examples and tokens.
     """
 
     input_ids: Int32[np.ndarray, " t"]
@@ -61,7 +61,7 @@ class Chunk(NamedTuple):
 
 
 def batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """Yield rows in lists of a bounded size."""
+    """Yield rows in lists of limited size."""
     held: list[Row] = []
     size = 0
     for row in rows:
@@ -75,10 +75,10 @@ def batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def encode_chunk(rows: Sequence[Row], encoding: Encoding) -> Chunk:
-    """Encode rows, fit them into the maximum length, and count.
+    """Encode rows, fit the examples into the maximum length, and count.
 
     Raises:
-        DataError: A row cannot be encoded, or is too long where that is an error.
+        DataError: A row cannot be encoded, or is too long and `encoding.overlong` is "error".
     """
     tally = Tally()
     files: dict[File, int] = {}
@@ -110,15 +110,15 @@ def encode_chunk(rows: Sequence[Row], encoding: Encoding) -> Chunk:
 
 
 def check_ids(table: Shaped[np.ndarray, " n"], files: Sequence[File], vocab_size: int) -> None:
-    """Raise unless a model with `vocab_size` embeddings has one for every token of some examples.
+    """Raise if an example has a token id that is not below `vocab_size`.
 
     Args:
         table: A line of `TABLE` for each example.
-        files: What the places in it are in.
-        vocab_size: How many embeddings there are.
+        files: The files of the table's places.
+        vocab_size: The number of embeddings of the model.
 
     Raises:
-        DataError: An example has a higher token.
+        DataError: An example has a token without an embedding.
     """
     wrong = table[table["highest_id"] >= vocab_size]
     if len(wrong):
@@ -132,7 +132,7 @@ def check_ids(table: Shaped[np.ndarray, " n"], files: Sequence[File], vocab_size
 
 
 def _size(row: Row) -> int:
-    """Return about how many characters, or tokens, a row has."""
+    """Return the approximate number of characters, or tokens, in a row."""
     match row:
         case Dialogue():
             return sum(len(message["content"]) for message in row.messages)

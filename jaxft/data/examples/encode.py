@@ -1,9 +1,10 @@
-"""A source's rows as tokens on disk, encoded once and found again.
+"""The examples of a source: its rows are encoded once, and later read from the cache on disk.
 
-`encode_source(rows, encoding)` of a million rows returns examples read by index from mapped
-files; memory does not grow with the rows, neither while they are written nor later. What is found
-on disk is what encoding anew would give: it lies under a digest of everything that tokens depend
-on, the source code of this folder included. No example is without a target.
+`encode_source(rows, encoding)` returns examples that are read by index from memory-mapped files.
+The memory does not grow with the number of rows, neither while encoding nor later. The cache's
+folder is named by a digest of everything that decides the tokens, the source code of `data/`
+included, so it always holds the same tokens that encoding again would give. Every example has at
+least one target, which is a supervised token.
 """
 
 from __future__ import annotations
@@ -31,32 +32,32 @@ from jaxft.data.rows.row import Row, RowPlace
 from jaxft.data.sources.source import RowSource
 from jaxft.errors import DataError
 
-# Given the number of rows done and of all rows, if that is known, every so often.
+# Called now and then with the number of encoded rows, and the number of all rows if it is known.
 Progress = Callable[[int, int | None], None]
 
-# After so many, the memory of examples that were read is given back. Reading one maps what stands
-# around it too, up to 2 MiB.
+# After this many reads, the memory of read examples is freed. Each read can map up to 2 MiB around
+# the example.
 _READS_HELD = 32
 
-# Starting processes takes some seconds, in which one alone encodes so many batches.
+# Starting processes takes some seconds. In that time this process alone encodes so many batches.
 _BATCHES_ALONE = 48
 _MOST_WORKERS = 16
 
 
 class Examples:
-    """Rows as tokens, memory-mapped and read by index; every one has a target.
+    """The examples of a source, memory-mapped and read by index.
 
     Attributes:
-        lengths: Tokens in each example.
-        targets: Targets in each example, at least 1.
-        full_lengths: Tokens in each before it was cut.
-        report: What became of all rows.
-        fingerprint: A digest of all tokens and targets, by which a resumed run knows its data.
-        end_ids: The tokens that end the supervised part.
+        lengths: The number of tokens in each example.
+        targets: The number of supervised tokens in each example, at least 1.
+        full_lengths: The number of tokens in each example before it was cut.
+        report: The report on the encoding of the rows.
+        fingerprint: A digest of all tokens and masks. A resumed run recognises its data by it.
+        end_ids: The tokens that end supervised parts.
     """
 
     def __init__(self, stored: StoredExamples) -> None:
-        """Read the table of what is stored."""
+        """Read the table of the stored examples."""
         self._stored = stored
         self._num_read = 0
         self._starts = stored.table["start"]
@@ -79,18 +80,18 @@ class Examples:
         return Example(self._stored.input_ids[part], self._stored.loss_mask[part])
 
     def place(self, index: int) -> RowPlace:
-        """Return where the row of an example stands."""
+        """Return the place of the row that an example was made of."""
         line = self._stored.table[index]
         source, unit = self._stored.files[line["file"]]
         return RowPlace(source, int(line["number"]), unit)
 
     def check_ids(self, vocab_size: int) -> None:
-        """Raise unless a model with `vocab_size` embeddings has one for every token.
+        """Raise if an example has a token id that is not below `vocab_size`.
 
-        JAX reads the nearest embedding where there is none, and training would look like training.
+        For such a token JAX would silently read another embedding, and the run would go on.
 
         Raises:
-            DataError: A row has a higher token.
+            DataError: An example has a token without an embedding.
         """
         chunk.check_ids(self._stored.table, self._stored.files, vocab_size)
 
@@ -101,20 +102,20 @@ def encode_source(
     progress: Progress | None = None,
     num_workers: int | None = None,
 ) -> Examples:
-    """Encode the rows of a source, or map what an earlier call with the same arguments wrote.
+    """Encode the rows of a source, or map the examples that an earlier call wrote to the cache.
 
-    The cache lies in the folder `jaxft` of datasets' own (environment variable
+    The cache is the folder `jaxft` in the cache of datasets (environment variable
     `HF_DATASETS_CACHE`).
 
     Args:
         source: The rows.
-        encoding: How they become tokens, and what becomes of those that are too long.
-        progress: Told now and then how far encoding is; never called when the cache serves.
-        num_workers: Processes that encode; 1 is this one. None starts more when there are many rows
-            and more than two cores. What is encoded is the same.
+        encoding: Decides the tokens of the rows.
+        progress: See `Progress`. It is not called if the examples come from the cache.
+        num_workers: The number of processes that encode; 1 uses this process only. None starts
+            more if there are many rows and more than two cores. The examples do not depend on it.
 
     Raises:
-        DataError: A row cannot be read or encoded, no row has a target, or the cache cannot be
+        DataError: A row cannot be read or encoded, no example has a target, or the cache cannot be
             written.
     """
     import datasets
@@ -140,7 +141,7 @@ def encode_source(
 
 
 def cache_key(source: RowSource, encoding: Encoding) -> str:
-    """Return a digest of everything that the encoded rows of a source depend on."""
+    """Return a digest of everything that decides the examples of a source."""
     import jinja2
     import tokenizers
     import transformers
@@ -157,7 +158,7 @@ def cache_key(source: RowSource, encoding: Encoding) -> str:
 
 @functools.cache
 def code_digest(folder: Path) -> str:
-    """Return a digest of the Python files in a folder: other code may make other tokens."""
+    """Return a digest of the Python files in a folder, because other code may give other tokens."""
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*.py")):
         digest.update(hashlib.sha256(file.read_bytes()).digest())
@@ -182,7 +183,7 @@ def nothing_left(name: str, report: Report) -> DataError:
 def _chunks(
     batches: Iterator[list[Row]], encoding: Encoding, num_workers: int | None
 ) -> Iterator[Chunk]:
-    """Yield each batch encoded, in order."""
+    """Yield a chunk for each batch of rows, in order."""
     chosen = num_workers
     if chosen is None:
         chosen = min(_num_cores() - 1, _MOST_WORKERS)  # one core is kept busy by reading
@@ -197,13 +198,13 @@ def _chunks(
 
 
 def _num_cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     has_affinity = hasattr(os, "sched_getaffinity")
     return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
 def _told(chunks: Iterable[Chunk], progress: Progress | None) -> Generator[Chunk, None, None]:
-    """Pass chunks on, and tell how many rows they are."""
+    """Yield the chunks, and report the number of rows so far after each."""
     done = 0
     for each in chunks:
         yield each

@@ -1,7 +1,8 @@
-"""What becomes of an example that is longer than a sequence.
+"""The treatment of examples that are longer than the maximum length.
 
-With 10 tokens and a maximum length of 4, `truncate` keeps 4, `split` makes examples of 4, 4 and 2,
-`drop` keeps nothing and `error` stops. Whatever is kept has at least one target.
+For an example of 10 tokens and a maximum length of 4, `truncate` keeps 4 tokens, `split` makes
+examples of 4, 4 and 2, `drop` keeps nothing and `error` raises. Every kept example has at least one
+supervised token.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from jaxft.data.examples.tokens import Example
 from jaxft.data.rows.row import RowPlace
 from jaxft.errors import DataError
 
-# Names of counts in a report; "" for an example that is kept as it is.
+# The names of counts in a report; "" for an example that is kept unchanged.
 Outcome = Literal["", "truncated", "split", "too_long", "cut_off", "without_target"]
 
 
 class FittedExample(NamedTuple):
-    """The pieces kept of an example, and the name of the treatment in a report."""
+    """The kept pieces of an example, and the name of the treatment in a report."""
 
     examples: tuple[Example, ...]
     outcome: Outcome
@@ -28,13 +29,13 @@ def fit(example: Example, max_length: int, overlong: Overlong, place: RowPlace) 
     """Return the pieces that are kept of an example.
 
     Args:
-        example: At full length.
-        max_length: The most tokens that are kept in one piece.
-        overlong: What becomes of more.
+        example: The example at full length.
+        max_length: The largest number of tokens in one piece.
+        overlong: The treatment of a longer example.
         place: Where its row stands.
 
     Raises:
-        DataError: It is longer, and `overlong` is "error".
+        DataError: The example is longer, and `overlong` is "error".
     """
     length = len(example.input_ids)
     if not example.loss_mask.any():
@@ -61,7 +62,7 @@ def fit(example: Example, max_length: int, overlong: Overlong, place: RowPlace) 
 def split(example: Example, max_length: int) -> list[Example]:
     """Cut an example into pieces, all but the last of `max_length` tokens.
 
-    The first token of a piece is not a target, because nothing stands before it there.
+    The first token of a piece is not supervised, because no token stands before it there.
     """
     pieces = []
     for start in range(0, len(example.input_ids), max_length):

@@ -1,8 +1,8 @@
-"""A row as text, with the spans of it that are supervised.
+"""A row as text, with the spans of the text that are supervised.
 
 `{"prompt": "2 + 2 =", "completion": " 4"}` becomes `2 + 2 = 4</s>`, and ` 4</s>` is supervised.
-This file decides which part is supervised; `turns` finds its place in a chat, and `tokens` which
-tokens it is.
+This file decides which part is supervised; `turns` finds the position of that part in a chat, and
+`tokens` finds its tokens.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from jaxft.errors import DataError
 
 
 class Rendered(NamedTuple):
-    """One example as text.
+    """The text of one example.
 
     Attributes:
-        text: What the tokenizer is given.
-        spans: Pairs of character positions, start and stop, of the supervised part.
-        is_plain: Whether the tokenizer adds its own start token; a chat template wrote it already.
-        ends: The tokens that end the supervised part, as text.
-        notes: What is worth counting; see `notes.NOTES`.
+        text: The text for the tokenizer.
+        spans: The supervised spans, as pairs of character positions (start and stop).
+        is_plain: Whether the tokenizer adds its own start and end tokens. It does not for a chat,
+            because the template writes them.
+        ends: The tokens that end supervised spans, as text.
+        notes: Names from `notes.NOTES`.
     """
 
     text: str
@@ -40,14 +41,14 @@ class Rendered(NamedTuple):
 
 
 def render_row(row: Row, encoding: Encoding) -> list[Rendered]:
-    """Return the examples of a row as text; more than one where a chat is cut into its replies.
+    """Return the text of each example of a row; several if a chat is cut into its replies.
 
     Args:
-        row: The row, of any shape but tokens.
-        encoding: The supervised part, and the tokenizer.
+        row: A row that is not tokens.
+        encoding: Names the supervised part and the tokenizer.
 
     Raises:
-        DataError: The tokenizer lacks what the row needs, or its template refuses the row.
+        DataError: The tokenizer has no template or no end token, or its template refuses the row.
     """
     match row:
         case Dialogue():
@@ -58,13 +59,13 @@ def render_row(row: Row, encoding: Encoding) -> list[Rendered]:
             return [text._replace(spans=((0, len(text.text)),)) if is_all else text]
         case Text():
             rendered = _closed("", row.text, row, encoding.tokenizer)
-            # Nothing but an end token would teach the model to say nothing.
+            # The end token alone would teach the model to write nothing.
             return [rendered if row.text.strip() else rendered._replace(spans=(), ends=())]
     raise TypeError(f"no such row: {type(row).__name__}")
 
 
 def _closed(prompt: str, completion: str, row: Row, tokenizer: Tokenizer) -> Rendered:
-    """Join prompt and completion and close them with the end token.
+    """Join prompt and completion, and append the end token.
 
     Source: TRL 1.16, `SFTTrainer`: the end token is appended to rows that are not conversational,
     unless they end with it; a chat template is not applied to them.
@@ -101,8 +102,8 @@ def _render_dialogue(row: Dialogue, encoding: Encoding) -> list[Rendered]:
     if encoding.train_on == "all":
         rendered = [_whole(chat, ends, row, chosen)]
     elif chosen:
-        found = turns.pieces(chat, ends, row.messages, chosen, encoding.layouts)
-        rendered = [_render_piece(chat, ends, row, piece, encoding) for piece in found]
+        found = turns.texts(chat, ends, row.messages, chosen, encoding.layouts)
+        rendered = [_render_text(chat, ends, row, each, encoding) for each in found]
     else:
         rendered = [Rendered(chat.write(row.messages), (), False, (), ())]
     has_blank = any(_is_blank(row.messages[index]) for index in chosen)
@@ -141,11 +142,11 @@ def _is_blank(reply: Message) -> bool:
 
 
 def _whole(chat: Chat, ends: Ends, row: Dialogue, chosen: Sequence[int]) -> Rendered:
-    """Return a chat of which every token is supervised."""
+    """Return the text of a chat that is supervised as a whole."""
     text = chat.write(row.messages)
     if not chosen or chosen[-1] != len(row.messages) - 1:
         return Rendered(text, ((0, len(text)),), False, (), ())
-    (last,) = turns.pieces(chat, ends, row.messages, chosen[-1:], {})
+    (last,) = turns.texts(chat, ends, row.messages, chosen[-1:], {})
     closed, reply, added = _with_end(chat, ends, row, last, chosen[-1])
     if last.text == text:
         text = closed
@@ -153,43 +154,43 @@ def _whole(chat: Chat, ends: Ends, row: Dialogue, chosen: Sequence[int]) -> Rend
     return Rendered(text, ((0, len(text)),), False, ends_with, added)
 
 
-def _render_piece(
-    chat: Chat, ends: Ends, row: Dialogue, piece: ChatText, encoding: Encoding
+def _render_text(
+    chat: Chat, ends: Ends, row: Dialogue, found: ChatText, encoding: Encoding
 ) -> Rendered:
-    """Return the spans of the replies in a piece, the last of which gets an end if it has none."""
-    last = max(piece.replies)
-    text, reply, added = _with_end(chat, ends, row, piece, last)
-    replies = {**piece.replies, last: reply}
+    """Return the text and the spans of its replies. A last reply without an end gets one."""
+    last = max(found.replies)
+    text, reply, added = _with_end(chat, ends, row, found, last)
+    replies = {**found.replies, last: reply}
     spans: list[tuple[int, int]] = []
     for each in replies.values():
         start = each.start if encoding.train_on_reasoning else each.answer
-        spans += _marked(start, each, piece.marks)
+        spans += _marked(start, each, found.marks)
     tokens = dict.fromkeys(each.end.token for each in replies.values() if each.end)
-    return Rendered(text, tuple(spans), False, tuple(tokens), (*piece.notes, *added))
+    return Rendered(text, tuple(spans), False, tuple(tokens), (*found.notes, *added))
 
 
 def _with_end(
-    chat: Chat, ends: Ends, row: Dialogue, piece: ChatText, index: int
+    chat: Chat, ends: Ends, row: Dialogue, found: ChatText, index: int
 ) -> tuple[str, Reply, tuple[str, ...]]:
-    """Return a text whose last reply has an end, and that reply.
+    """Return the text with an end after its last reply, that reply, and the notes about it.
 
     Raises:
-        DataError: The template writes none, and the tokenizer has none to add.
+        DataError: The template writes no end, and the tokenizer has no end token to add.
     """
-    reply = piece.replies[index]
+    reply = found.replies[index]
     if reply.end is not None:
-        return piece.text, reply, ()
+        return found.text, reply, ()
     following = turns.before_next_question(chat, row.messages, index)
     token = ends.to_add(following) or _eos_token(row, chat.tokenizer)
-    text = piece.text[: reply.stop] + token
+    text = found.text[: reply.stop] + token
     return text, reply._replace(end=ends.at_once(token)), ("end_added",)
 
 
 def _marked(start: int, reply: Reply, marks: Spans | None) -> Spans:
-    """Return the supervised part of a reply: all of it, or the part that the template marks.
+    """Return the supervised spans of a reply: all of it, or the parts that the template marks.
 
-    Marks that reach the end of its words take the token with them that ends it; without it a model
-    could not learn to stop.
+    If the marks reach the end of the reply's words, its end token is supervised too. Without that a
+    model could not learn to stop.
     """
     if marks is None:
         return ((start, reply.last),)

@@ -1,9 +1,9 @@
-"""What became of a source's rows, and one row of it, for people to look at.
+"""The report on the encoding of a source, and the decoding of one example for people to read.
 
 A report counts: 1,000 rows, 52,300 tokens, 3 examples cut at 1,024 tokens, the first of them at
-`train.jsonl:17`. It is kept with the encoded rows, so it holds names and numbers alone. Training on
-the wrong tokens looks like training, so the supervised part is shown too, decoded from the arrays
-that the step is given.
+`train.jsonl:17`. It is kept on disk beside the examples, so it holds only names and numbers. A run
+on the wrong tokens looks like any other run, so an example is also shown with its supervised
+parts marked, decoded from the arrays of the training step.
 """
 
 from __future__ import annotations
@@ -21,27 +21,28 @@ from jaxft.data.examples.tokens import Example
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What encoding made of a source; a row gives one example or more.
+    """Counts of the rows of a source and of their examples; a row gives one example or more.
 
     All fields are JSON values: `dataclasses.asdict` writes a report, `Report(**values)` reads it.
 
     Attributes:
-        rows: Rows read.
-        examples: Examples kept.
-        tokens: Tokens in them.
-        targets: Those of them that are supervised.
-        longest: Tokens in the longest example with a target, before it was cut or left out.
-        max_length: The most tokens of an example.
-        truncated: Examples kept, but cut at that length.
-        split: Examples cut into several.
-        too_long: Examples left out for being longer.
-        cut_off: Examples left out because all that is supervised in them was beyond that length.
-        without_target: Examples left out because nothing in them is supervised at any length.
+        rows: The number of rows read.
+        examples: The number of examples kept.
+        tokens: The number of tokens in the kept examples.
+        targets: The number of supervised tokens in them.
+        longest: The number of tokens in the longest example with a supervised token, before it was
+            cut or left out.
+        max_length: The largest number of tokens in an example.
+        truncated: Examples that were cut at `max_length` and kept.
+        split: Examples that were cut into several.
+        too_long: Examples left out because they are longer than `max_length`.
+        cut_off: Examples left out because all their supervised tokens are beyond `max_length`.
+        without_target: Examples left out because they have no supervised token at all.
         dropped: Examples left out for any of these reasons.
-        notes: How many rows each name of `notes.NOTES` is true of.
-        unused: How many rows have a field that nothing was made of, by the field's name.
-        first: Where the first of each stands: of the counts from `truncated` to `dropped`, of each
-            note by its name, and of each unused field as `unused.NAME`.
+        notes: The number of rows with each note of `notes.NOTES`, by its name.
+        unused: The number of rows with an unused field, by the field's name.
+        first: The place of the first row of each count: for the counts from `truncated` to
+            `dropped`, for each note by its name, and for each unused field as `unused.NAME`.
     """
 
     rows: int
@@ -62,14 +63,14 @@ class Report:
 
 
 class Piece(NamedTuple):
-    """A run of text that is supervised as a whole or not at all."""
+    """A part of an example's text that is supervised as a whole or not at all."""
 
     text: str
     is_target: bool
 
 
 def describe(report: Report) -> str:
-    """Return the report as one sentence, and a line below it for each thing worth a look."""
+    """Return the report as one sentence, and below it a line for each unusual count."""
     amount = _amount(report.rows, "row")
     if report.examples + report.dropped > report.rows:
         amount += f" as {_amount(report.examples, 'example')}"
@@ -101,16 +102,16 @@ def _amount(count: int, name: str) -> str:
 
 
 def _first(report: Report, count: int, name: str) -> str:
-    """Return where what is counted begins, as `train.jsonl:17` or `the first: train.jsonl:17`."""
+    """Return the first place of a count, as `train.jsonl:17` or `the first: train.jsonl:17`."""
     place = report.first[name]
     return place if count == 1 else f"the first: {place}"
 
 
 def split_pieces(example: Example, tokenizer: Tokenizer) -> list[Piece]:
-    """Decode a row into runs of text that are supervised and runs that are not.
+    """Decode an example into pieces of text that are supervised and pieces that are not.
 
-    Each run is what it adds to the decoded text before it, because some tokenizers drop the space
-    of a first word.
+    The whole text up to a piece's end is decoded each time, and the piece is what this adds to the
+    text. A piece that is decoded on its own would lose its first space with some tokenizers.
     """
     mask = example.loss_mask
     stops = [*(np.flatnonzero(np.diff(mask)) + 1).tolist(), len(mask)]
@@ -124,13 +125,13 @@ def split_pieces(example: Example, tokenizer: Tokenizer) -> list[Piece]:
 
 
 def mark_targets(example: Example, tokenizer: Tokenizer, *, before: str, after: str) -> str:
-    """Return a row's text with each supervised run between two marks.
+    """Return the text of an example with each supervised piece between two marks.
 
     Args:
-        example: The row.
-        tokenizer: The tokenizer it was encoded with.
-        before: Put before each supervised run, such as an opening mark or a colour.
-        after: Put after it.
+        example: The example.
+        tokenizer: The tokenizer that it was encoded with.
+        before: The text before each supervised piece, such as `[[` or a colour.
+        after: The text after it.
     """
     return "".join(
         f"{before}{piece.text}{after}" if piece.is_target else piece.text

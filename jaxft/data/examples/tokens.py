@@ -1,9 +1,9 @@
-"""Rows to token ids and the masks of the supervised ones.
+"""The token ids of rows, with masks of the supervised tokens.
 
-`2 + 2 = 4</s>`, of which ` 4</s>` is supervised, becomes `input_ids` `[17, 10, 17, 28, 220, 19, 2]`
-and `loss_mask` `[0, 0, 0, 0, 1, 1, 1]`. A whole text is tokenized at once, as generation and every
-other trainer do, and the supervised spans are found by the tokens' offsets: none is added, merged
-or cut differently for being near a span's edge, and no text has two start tokens.
+`2 + 2 = 4</s>` with the supervised span ` 4</s>` becomes `input_ids` `[17, 10, 17, 28, 220, 19, 2]`
+and `loss_mask` `[0, 0, 0, 0, 1, 1, 1]`. A text is tokenized as a whole, as in generation and in
+other trainers, and the tokens of the supervised spans are found by their offsets. So no token is
+added, merged or cut differently at the edge of a span. No text gets two start tokens.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ _NO_NOTES: tuple[str, ...] = ()
 
 
 class Example(NamedTuple):
-    """One example as tokens.
+    """One encoded training text: a row, or a reply or piece of it.
 
     Attributes:
         input_ids: The tokens, special ones included.
-        loss_mask: 1 where the token is a target, predicted from those before it; never at 0.
+        loss_mask: 1 where the token is supervised: it is a target, to be predicted from the tokens
+            before it. The first token never is.
     """
 
     input_ids: Int32[np.ndarray, " t"]
@@ -37,12 +38,12 @@ class Example(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """What became of one row.
+    """The encoding of one row.
 
     Attributes:
-        examples: At full length; more than one where a chat is cut into its replies.
-        end_ids: The tokens that end the supervised part of them.
-        notes: What is worth counting; see `notes.NOTES`.
+        examples: The examples at full length; several if a chat is cut into its replies.
+        end_ids: The tokens that end the supervised parts of the examples.
+        notes: Names from `notes.NOTES`.
     """
 
     examples: tuple[Example, ...]
@@ -51,14 +52,14 @@ class Encoded(NamedTuple):
 
 
 def encode_rows(rows: Sequence[Row], encoding: Encoding) -> list[Encoded]:
-    """Return the tokens and targets of rows, tokenized as one batch.
+    """Return the examples of rows, tokenized as one batch.
 
     Args:
         rows: Rows of any shape.
-        encoding: The tokenizer, and the supervised part.
+        encoding: Names the tokenizer and the supervised part.
 
     Raises:
-        DataError: The tokenizer lacks what a row needs, or its template refuses the row.
+        DataError: The tokenizer has no template or no end token, or its template refuses a row.
     """
     rendered = [_rendered(row, encoding) for row in rows]
     flat = [(row, each) for row, some in zip(rows, rendered, strict=True) for each in some]
@@ -72,7 +73,7 @@ def encode_rows(rows: Sequence[Row], encoding: Encoding) -> list[Encoded]:
 
 
 def encode_row(row: Row, encoding: Encoding) -> Encoded:
-    """Return the tokens and targets of one row; see `encode_rows`."""
+    """Return the examples of one row; see `encode_rows`."""
     return encode_rows([row], encoding)[0]
 
 
@@ -82,10 +83,10 @@ def encode_prompt(
     template_kwargs: Mapping[str, Any] | None = None,
     tools: Sequence[Mapping[str, Any]] = (),
 ) -> list[int]:
-    """Return the tokens from which a model generates an answer, as in training.
+    """Return the tokens of a prompt, which are the same as in training.
 
     Args:
-        prompt: Plain text, which no template touches, or the messages of a chat.
+        prompt: Plain text, to which no template is applied, or the messages of a chat.
         tokenizer: A fast tokenizer; chats need one with a chat template.
         template_kwargs: Variables of the chat template.
         tools: Tools that may be called, as JSON schemas.
@@ -118,7 +119,7 @@ def _rendered(row: Row, encoding: Encoding) -> list[Rendered]:
 
 
 def _own_tokens(row: Tokenized, encoding: Encoding) -> Encoded:
-    """Return a row that came as tokens; the first of them has nothing to be predicted from."""
+    """Return the example of a row of tokens. Its first token is never supervised."""
     mask = row.loss_mask.copy()
     mask[:1] = 0
     ends = frozenset(row.input_ids[mask == 1].tolist()) & frozenset(encoding.stop_ids)
@@ -134,7 +135,7 @@ def _encoded(
 
 
 def _tokenized(texts: Sequence[tuple[Row, Rendered]], encoding: Encoding) -> list[Example]:
-    """Return the tokens of texts, in their order."""
+    """Return the examples of texts, in order."""
     examples: dict[int, Example] = {}
     for is_plain in (False, True):
         chosen = [index for index, (_, each) in enumerate(texts) if each.is_plain == is_plain]
@@ -149,9 +150,9 @@ def _tokenized(texts: Sequence[tuple[Row, Rendered]], encoding: Encoding) -> lis
 
 
 def _encodings(texts: Sequence[str], tokenizer: Tokenizer, *, is_plain: bool) -> Any:
-    """Return what the Rust tokenizer makes of texts, whose positions it keeps.
+    """Return the encodings of texts by the Rust tokenizer, which know the offsets of tokens.
 
-    A call through transformers would turn every offset into a Python object.
+    A call through transformers would convert every offset to a Python object.
     """
     if not tokenizer.is_fast:
         raise DataError(
@@ -159,7 +160,7 @@ def _encodings(texts: Sequence[str], tokenizer: Tokenizer, *, is_plain: bool) ->
             "Use a fast tokenizer, one with a tokenizer.json.",
         )
     backend = tokenizer.backend_tokenizer
-    # What an earlier caller may have left on; transformers sets all three in each call.
+    # An earlier caller may have left these on. transformers sets all three in each call.
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = tokenizer.split_special_tokens
@@ -167,11 +168,21 @@ def _encodings(texts: Sequence[str], tokenizer: Tokenizer, *, is_plain: bool) ->
 
 
 def _example(row: Row, rendered: Rendered, encoded: Any, encoding: Encoding) -> Example:
-    """Return one text's tokens and which of them are supervised."""
+    """Return the tokens of one text, with a mask of the supervised ones.
+
+    Args:
+        row: The row, for errors.
+        rendered: The text and its supervised spans.
+        encoded: The text's encoding by the Rust tokenizer.
+        encoding: Names the tokenizer.
+
+    Raises:
+        DataError: The offsets of the tokens do not follow the text.
+    """
     tokenizer: Tokenizer = encoding.tokenizer
     ids = np.asarray(encoded.ids, np.int32)
     mask = np.zeros(len(ids), np.uint8)
-    # The text's own tokens; the tokenizer may have put others before and behind them.
+    # The tokenizer added the tokens from `own_stop` on. Tokens outside of `kept` are removed.
     own_stop = len(ids)
     kept = slice(0, len(ids))
     if rendered.is_plain and len(ids) > 1:
@@ -189,8 +200,8 @@ def _example(row: Row, rendered: Rendered, encoded: Any, encoding: Encoding) -> 
                 f"{row.place}: the tokenizer's offsets do not follow the text.",
                 "Targets cannot be located with it; use the model's own tokenizer.json.",
             )
-        # A token of the prompt that swallows the white space behind it is still the prompt's; any
-        # other token across the start is supervised, as in TRL.
+        # An added token that ends the prompt may include the white space behind it, and is not
+        # supervised. Any other token across the start of a span is supervised, as in TRL.
         if ids[first] in encoding.added_ids and encoded.token_to_chars(first)[0] < start:
             first += 1
         mask[first : own_stop if behind is None else behind] = 1
@@ -200,10 +211,10 @@ def _example(row: Row, rendered: Rendered, encoded: Any, encoding: Encoding) -> 
 
 
 def _first_ending_after(start: int, encoded: Any, text: str) -> int | None:
-    """Return the first token that ends behind a position of the text; None if none does.
+    """Return the first token that ends behind a position of the text; None if there is none.
 
-    Byte-level tokenizers trim spaces off the offsets, so that a space may stand in no token, a
-    token that is nothing but spaces is empty, and one that opens the text seems to end at 0.
+    Byte-level tokenizers leave spaces out of the offsets. So a space may belong to no token, a
+    token of spaces is empty, and such a token at the start of the text seems to end at 0.
     """
     token = _token_at(start, encoded, text)
     while token and (chars := encoded.token_to_chars(token - 1)) and max(chars[1], 1) > start:
@@ -212,9 +223,10 @@ def _first_ending_after(start: int, encoded: Any, text: str) -> int | None:
 
 
 def _first_beginning_at(stop: int, encoded: Any, text: str) -> int | None:
-    """Return the first token that begins at a position or behind it; None if none does.
+    """Return the first token that begins at a position or behind it; None if there is none.
 
-    An end token that swallows the white space behind it begins before that.
+    The token at the position may begin before it: an end token that includes the white space behind
+    it does. Then the next token is returned.
     """
     token = _token_at(stop, encoded, text)
     if token is None:
@@ -227,7 +239,7 @@ def _first_beginning_at(stop: int, encoded: Any, text: str) -> int | None:
 
 
 def _token_at(start: int, encoded: Any, text: str) -> int | None:
-    """Return the token of the first character from `start` on that has one."""
+    """Return the token of the first character from `start` on that belongs to a token."""
     for position in range(start, len(text)):
         token: int | None = encoded.char_to_token(position)
         if token is not None:

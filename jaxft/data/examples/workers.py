@@ -1,9 +1,9 @@
-"""Chunks of rows, encoded while further rows are read, and returned in their order.
+"""Encoding in a thread or in worker processes, while further rows are read.
 
-That is done in a thread of this process, or in several processes. A worker is another Python that
-runs this file: it reads pickled lists of rows from its standard input and writes pickled chunks to
-its standard output. It is neither a fork, which JAX's threads do not survive, nor one of
-multiprocessing's, which would run the caller's script once more.
+The chunks are returned in the order of the rows. A worker is another Python process that runs this
+file: it reads pickled lists of rows from its standard input and writes pickled chunks to its
+standard output. It is not a fork, because JAX's threads do not survive one, and not a process of
+multiprocessing, which would run the caller's script again.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from jaxft.data.examples.chunk import Chunk, encode_chunk
 from jaxft.data.rows.row import Row
 from jaxft.errors import DataError
 
-# The next rows are waiting when those before are done.
+# Batches in the queue for each thread, so that the next rows are ready when one batch is done.
 _BATCHES_AHEAD = 2
 
-# A worker has a core of its own: the tokenizer starts no threads in it. It has no accelerator.
+# A worker uses one core, so its tokenizer starts no threads. It uses no accelerator.
 _ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "JAX_PLATFORMS": "cpu"}
 
 
@@ -38,11 +38,11 @@ def encode_here(batches: Iterable[list[Row]], encoding: Encoding) -> Iterator[Ch
     Meanwhile the next rows are read, and the tokenizer's own threads use the other cores.
 
     Args:
-        batches: The rows.
-        encoding: How they become tokens.
+        batches: Batches of rows.
+        encoding: Decides the tokens of the rows.
 
     Raises:
-        DataError: A row cannot be read or encoded, the first of those that cannot.
+        DataError: A row cannot be read or encoded. The error is that of the first such row.
     """
     return _in_order(batches, lambda rows: encode_chunk(rows, encoding), 1)
 
@@ -50,16 +50,16 @@ def encode_here(batches: Iterable[list[Row]], encoding: Encoding) -> Iterator[Ch
 def encode_in_processes(
     batches: Iterable[list[Row]], encoding: Encoding, num_workers: int
 ) -> Iterator[Chunk]:
-    """Yield a chunk for each batch of rows, in order, encoded in processes.
+    """Yield a chunk for each batch of rows, in order, encoded in worker processes.
 
     Args:
-        batches: The rows.
-        encoding: How they become tokens.
-        num_workers: How many processes.
+        batches: Batches of rows.
+        encoding: Decides the tokens of the rows.
+        num_workers: The number of processes.
 
     Raises:
-        DataError: A row cannot be read or encoded, the first of those that cannot; or a worker
-            was ended.
+        DataError: A row cannot be read or encoded (the error is that of the first such row), or a
+            worker was killed.
     """
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
 
@@ -79,7 +79,7 @@ def encode_in_processes(
 def _in_order(
     batches: Iterable[list[Row]], encode: Callable[[list[Row]], Chunk], num_threads: int
 ) -> Iterator[Chunk]:
-    """Call `encode` in threads; read only a little ahead of what is yielded."""
+    """Call `encode` in threads and yield its results in order, reading only a little ahead."""
     waiting: collections.deque[Future[Chunk]] = collections.deque()
     with ThreadPoolExecutor(num_threads) as pool:
         try:
@@ -96,7 +96,7 @@ def _in_order(
 def _submitted(
     batches: Iterable[list[Row]], submit: Callable[[list[Row]], Future[Chunk]]
 ) -> Iterator[Future[Chunk]]:
-    """Yield what becomes of each batch; where reading fails, the failure takes its place."""
+    """Yield the future of each batch. If reading fails, the last future holds the error."""
     try:
         for rows in batches:
             yield submit(rows)
@@ -110,7 +110,7 @@ class _Worker:
     """A process that encodes one batch at a time."""
 
     def __init__(self, encoding: Encoding) -> None:
-        """Start it, and send it what it needs; what the encoding found out so far is left here."""
+        """Start the process, and send it a copy of the encoding without its memory of layouts."""
         paths = os.pathsep.join(filter(None, sys.path))
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__],
@@ -124,7 +124,7 @@ class _Worker:
         """Return the chunk of a batch of rows.
 
         Raises:
-            DataError: A row cannot be encoded, or the process was ended.
+            DataError: A row cannot be encoded, or the process was killed.
         """
         self._send(rows)
         assert self._process.stdout is not None
@@ -137,12 +137,12 @@ class _Worker:
         return answer
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """Kill the process."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
-            with contextlib.suppress(BrokenPipeError):  # what it was not sent any more
+            with contextlib.suppress(BrokenPipeError):  # from data that was not sent yet
                 pipe.close()
 
     def _send(self, value: object) -> None:
@@ -162,10 +162,10 @@ class _Worker:
 
 
 def main() -> None:
-    """Be a worker: answer each list of rows with a chunk, or with what is wrong with a row."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it will end it
+    """Run as a worker: answer each list of rows with a chunk, or with the error of a row."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process will kill this one
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever prints must not come between the answers
+    os.dup2(2, 1)  # printed text must not mix with the answers
     encoding: Encoding = pickle.load(requests)
     while True:
         try:

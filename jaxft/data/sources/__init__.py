@@ -1,1 +1,1 @@
-"""Where rows come from: files, the Hub, Python objects, and which of them are held out."""
+"""Sources of rows: files, the Hub and Python objects; and the rows of them that are held out."""

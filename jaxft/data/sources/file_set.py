@@ -1,8 +1,8 @@
-"""The files that a path, a folder or a pattern in a recipe stands for, as one origin of rows.
+"""The files of a path, a folder or a pattern in a recipe, as one origin of rows.
 
-`data/` is all files of rows in it and below, `data/*.jsonl` those that match, in the order of their
-names. Separate from files, which reads one of them. The invariant: a file that is named or matched
-is read as a whole or refused; what a folder holds besides is listed in `ignored`.
+`data/` stands for all files of rows in the folder and below it, `data/*.jsonl` for the files that
+match, both in the order of their names. `files` reads a single file. A file that is named or
+matched is read to its end or refused; other files in a folder are listed in `ignored`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jaxft.data.rows.row import RowPlace
 from jaxft.data.sources import files, origin
 from jaxft.errors import DataError
 
-# Files in a data set's folder that describe the rows and hold none.
+# Names of files in a data set's folder that describe the rows and hold none.
 _NO_ROWS = {"readme", "license", "licence", "notice", "citation", "dataset_info", "dataset_infos"}
 
 _TRAIN_WORD = re.compile(r"(?<![a-z])(train|training)(?![a-z])")
@@ -27,22 +27,22 @@ _HELD_OUT_WORD = re.compile(r"(?<![a-z])(test|val|valid|validation|dev|eval)(?![
 
 
 class FileSet:
-    """Files whose rows follow each other.
+    """Files that are read one after the other.
 
     Attributes:
-        name: What errors call them: the file, or such as "3 files in data".
+        name: Their name in errors: the path of the file, or a text such as "3 files in data".
         paths: The files, in order.
         ignored: Other files in the folder, which hold no rows.
     """
 
     def __init__(self, name: str, paths: Sequence[Path], ignored: Sequence[Path] = ()) -> None:
-        """Keep what was found."""
+        """Keep the paths; nothing is read yet."""
         self.name = name
         self.paths = tuple(paths)
         self.ignored = tuple(ignored)
 
     def values(self) -> Iterator[tuple[RowPlace, object]]:
-        """Yield the values of all files.
+        """Yield the values of all files with their places.
 
         Raises:
             DataError: A file cannot be read, is not of the kind that its name says, or is empty.
@@ -61,7 +61,7 @@ class FileSet:
                 )
 
     def content(self) -> str:
-        """Return a digest of the files' bytes and kinds, in order.
+        """Return a digest of the bytes and the endings of the files, in order.
 
         Raises:
             DataError: A file cannot be read.
@@ -84,7 +84,7 @@ def find(path: str) -> FileSet:
         path: A file, a folder, or a pattern.
 
     Raises:
-        DataError: There is none, or a folder holds rows for training and for testing.
+        DataError: There is no such file, or a folder has files both for training and for testing.
     """
     if paths.is_pattern(path):
         found = paths.matches(path)
@@ -101,7 +101,7 @@ def find(path: str) -> FileSet:
 
 
 def _folder(folder: Path) -> FileSet:
-    """Return the files of rows in a folder and below."""
+    """Return the files of rows in a folder and below it."""
     every = sorted(_visible_files(folder))
     rows = [path for path in every if files.ending(path) and path.stem.lower() not in _NO_ROWS]
     if not rows:
@@ -124,7 +124,7 @@ def _folder(folder: Path) -> FileSet:
 
 
 def _visible_files(folder: Path) -> Iterator[Path]:
-    """Yield the files in a folder and below, without those that a dot hides."""
+    """Yield the files in a folder and below it, except those whose names begin with a dot."""
     for at, names_of_folders, names in os.walk(folder):
         names_of_folders[:] = [name for name in names_of_folders if not name.startswith(".")]
         yield from (Path(at, name) for name in names if not name.startswith("."))

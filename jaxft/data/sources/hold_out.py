@@ -1,9 +1,9 @@
-"""Which rows are held out: a part of the training rows that is decided by their content.
+"""The division of training rows into two sides: rows to train on, and held-out rows.
 
 With `{fraction: 0.1, by: book}` all rows of one book are on one side, the same in every run and on
-every machine. Nothing is drawn: groups are taken in the order of a hash of their value until their
-rows are as near to the fraction as whole groups allow, in each source. A group that is held out in
-one source is held out in all. Only hashes and counts are kept in memory.
+every machine. No random numbers are drawn: in each source, groups are held out in the order of
+their hashes until their rows are as near to the fraction as whole groups allow. A group that is
+held out in one source is held out in all. Only hashes and counts are kept in memory.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class HoldOut:
     """The rows of several sources, divided into two sides."""
 
     def __init__(self, config: HoldOutConfig, origins: Sequence[Origin]) -> None:
-        """Keep what is to be divided; nothing is read yet."""
+        """Keep the origins that are to be divided; nothing is read yet."""
         self._config = config
         self._origins = tuple(origins)
 
     def values(self, source: Origin, side: SideName) -> Iterator[tuple[RowPlace, object]]:
-        """Yield the values of one of the sources that are on one side.
+        """Yield the values of one source that are on one side.
 
         Raises:
             DataError: A row has no such field, or a side of a source would be empty.
@@ -47,13 +47,13 @@ class HoldOut:
                 yield place, value
 
     def key(self, side: SideName) -> list[object]:
-        """Return everything that a side depends on besides the source, as JSON values."""
+        """Return everything besides the source that decides a side, as JSON values."""
         contents = [source.content() for source in self._origins]
         return [self._config.fraction, self._config.by, side, contents]
 
     @functools.cached_property
     def _held_out(self) -> frozenset[int]:
-        """The groups that are held out; finding them takes a reading of all sources."""
+        """The hashes of the held-out groups. Finding them means reading all sources once."""
         groups = [self._groups(source) for source in self._origins]
         chosen = [choose(ids, counts, self._config.fraction) for ids, counts in groups]
         held_out = np.unique(np.concatenate(chosen))
@@ -64,7 +64,7 @@ class HoldOut:
         return frozenset(held_out.tolist())
 
     def _groups(self, source: Origin) -> tuple[UInt64[np.ndarray, " g"], Int64[np.ndarray, " g"]]:
-        """Return the groups of a source, in the order of their hash, and how many rows each has."""
+        """Return the groups of a source as sorted hashes, and the number of rows in each."""
         ids = array.array("Q")
         for place, value in source.values():
             ids.append(group_of(value, self._config.by, place))
@@ -77,7 +77,7 @@ class HoldOut:
         ids: UInt64[np.ndarray, " g"],
         counts: Int64[np.ndarray, " g"],
     ) -> None:
-        """Raise the error for a source of which a side is empty."""
+        """Raise the error for a source that would have an empty side."""
         by = "of equal rows" if self._config.by is None else f'by "{self._config.by}"'
         groups = f"{len(ids):,} group{'' if len(ids) == 1 else 's'} {by}"
         raise DataError(
@@ -92,14 +92,14 @@ def group_of(value: object, by: str | None, place: RowPlace) -> int:
 
     Args:
         value: A row, as it was read.
-        by: The field that names its group; None for the whole content.
+        by: The field whose value decides the group; None for the whole content.
         place: Where it stands.
 
     Raises:
         DataError: The row has no such field.
     """
     named = value if by is None else _field(value, by, place)
-    # A number in JSON is a text in CSV, and the same group.
+    # 7 in JSON and "7" in CSV are the same group.
     is_plain = isinstance(named, str | int) and not isinstance(named, bool)
     content = str(named).encode("utf-8", "backslashreplace") if is_plain else None
     if content is None:
@@ -110,15 +110,16 @@ def group_of(value: object, by: str | None, place: RowPlace) -> int:
 def choose(
     ids: UInt64[np.ndarray, " g"], counts: Int64[np.ndarray, " g"], fraction: float
 ) -> UInt64[np.ndarray, " h"]:
-    """Return the groups to hold out: each in turn, if it brings their rows nearer to the fraction.
+    """Return the groups to hold out.
 
-    One group at least is left to learn from, if there are two. If none comes nearer, since all are
-    large, the first one of the smallest is held out.
+    The groups are looked at in order, and a group is held out if that brings the number of held-out
+    rows nearer to the fraction. With two groups or more, at least one remains for training. If all
+    groups are too large to bring the number nearer, the first of the smallest groups is held out.
 
     Args:
-        ids: The groups, in order.
-        counts: How many rows each has.
-        fraction: Share of all rows that is wanted.
+        ids: The hashes of the groups, in order.
+        counts: The number of rows in each.
+        fraction: The wanted share of held-out rows.
     """
     missing = fraction * counts.sum()
     chosen: list[int] = []

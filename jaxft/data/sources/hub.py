@@ -1,8 +1,7 @@
-"""Data sets of the Hub, and folders that `Dataset.save_to_disk` wrote, as origins of rows.
+"""Data sets on the Hub, and folders that `Dataset.save_to_disk` wrote, as origins of rows.
 
 `{path: owner/name, config: main, split: train, revision: v1}` is fetched once and then read from
-the cache on disk. The invariant: without the network, or without such a data set, there is one
-error that says each reason.
+the cache on disk. If that fails, one error gives the reason, such as a missing network.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _MOST_NAMES = 20  # in a message
 
 
 def is_saved(folder: Path) -> bool:
-    """Say whether `save_to_disk` wrote a folder."""
+    """Return whether `save_to_disk` wrote a folder."""
     return any((folder / name).is_file() for name in _SAVED)
 
 
@@ -29,11 +28,11 @@ def load_saved(source: SourceConfig) -> DatasetTable:
     """Open a folder that `save_to_disk` wrote.
 
     Raises:
-        DataError: It is damaged, or has no such split.
+        DataError: The folder is damaged, or has no such split.
     """
     import datasets
 
-    # What a damaged folder raises depends on what is damaged in it.
+    # A damaged folder can raise many exceptions, depending on the damage.
     try:
         found = datasets.load_from_disk(source.path)
     except Exception as error:
@@ -52,7 +51,7 @@ def load(source: SourceConfig) -> DatasetTable:
     """
     import datasets
 
-    # What a lost connection raises depends on the HTTP library of the day.
+    # A lost connection raises different exceptions under different HTTP libraries.
     try:
         found = datasets.load_dataset(
             source.path, name=source.config, split=source.split, revision=source.revision
@@ -67,7 +66,7 @@ def load(source: SourceConfig) -> DatasetTable:
 
 
 def _table(found: Any, source: SourceConfig) -> DatasetTable:
-    """Return the split that the recipe names of what was found."""
+    """Return one split of a loaded data set: the split that the recipe names, or `train`."""
     import datasets
 
     if isinstance(found, datasets.Dataset):
@@ -87,7 +86,7 @@ def _name(source: SourceConfig, split: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Say in one line why there is no such data set."""
+    """Return in one line why there is no such data set."""
     import datasets
 
     kind = type(error).__name__
@@ -97,7 +96,7 @@ def _reason(error: Exception) -> str:
 
 
 def _remedy(error: Exception) -> str:
-    """Say what to do about it."""
+    """Return what to do about an error of `datasets`."""
     text = str(error)
     if "Config name is missing" in text or "BuilderConfig" in text:
         return "Set `config:` of the source to one of the configurations named there."
@@ -110,6 +109,6 @@ def _remedy(error: Exception) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    """Return what an error says, on one line and without a full stop."""
+    """Return the message of an error, on one line and without a full stop."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2])[:300].rstrip(".") or type(error).__name__

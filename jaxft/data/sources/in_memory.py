@@ -1,8 +1,9 @@
 """A data set that a Python program holds, as an origin of rows.
 
-`[{"text": "a"}, {"text": "b"}]` has the values of its two items, at `train_dataset row 0` and `row
-1`. Separate from tables, since here an item is whatever the data set says it is. The invariant:
-what can be iterated over only once is read once, and every reading gives the same.
+`[{"text": "a"}, {"text": "b"}]` yields its two items, at `train_dataset row 0` and `train_dataset
+row 1`. Items are what the data set returns when it is iterated over or indexed; `table` reads the
+stored table instead. A data set that can be iterated over only once is copied into a list, so that
+every reading gives the same.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ class InMemory:
     """The items of a data set.
 
     Attributes:
-        name: What errors call it, such as `train_dataset`.
+        name: Its name in errors, such as `train_dataset`.
     """
 
     def __init__(self, dataset: Any, name: str) -> None:
-        """Look at what the data set is, and read it if that can be done only once.
+        """Check the type of the data set, and read it if it can be read only once.
 
         Raises:
             DataError: It is not a set of rows.
@@ -58,7 +59,7 @@ class InMemory:
 
 
 def _rereadable(dataset: Any, name: str) -> Any:
-    """Return a data set that can be read again and again."""
+    """Return a data set that can be read any number of times."""
     if isinstance(dataset, Mapping):
         keys = ", ".join(f'"{key}"' for key in dataset) or "none"
         raise DataError(
@@ -77,7 +78,7 @@ def _rereadable(dataset: Any, name: str) -> Any:
 
 
 def _items(dataset: Any) -> Iterable[Any]:
-    """Return what to iterate over; data sets of torch are indexed and have no iterator."""
+    """Return the items as an iterable. Data sets of torch are indexed, and have no iterator."""
     if hasattr(dataset, "__iter__"):
         items: Iterable[Any] = dataset
         return items

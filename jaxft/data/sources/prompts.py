@@ -1,7 +1,7 @@
 """Prompts to answer, from a file: `{"prompt": "Why?"}`, `{"messages": [...]}`, or paragraphs.
 
-Separate from rows to learn from, which need answers. What a prompt is, a question or messages, is
-said by its row alone; whether a question becomes a chat is the model's.
+Prompts are not training rows, because they have no answers. Each row says whether its prompt is a
+text or the messages of a chat; whether a text is asked as a chat depends on the model.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _EXPECTED = 'Expected "prompt", a text or messages, or "messages", in each row o
 
 
 def read(path: str) -> list[str | Sequence[Message]]:
-    """Return the prompts of a file, a folder or a pattern: texts, and the messages of chats.
+    """Return the prompts in a file, a folder or a pattern: texts, or the messages of chats.
 
-    What stands after the last message of a user or tool is left away: it is an answer.
+    Replies at the end of a chat are removed: they are answers.
 
     Raises:
-        DataError: There is no such file, it cannot be read, or a row of it has no prompt.
+        DataError: There is no such file, it cannot be read, or one of its rows has no prompt.
     """
     return [_prompt(value, place) for place, value in file_set.find(path).values()]
 

@@ -1,9 +1,9 @@
-"""Rows from files, the Hub, or Python objects: what is found where a recipe points, as rows.
+"""Rows from files, the Hub, or Python objects.
 
-`open_rows(config.data.train, None, "train")` returns a `RowSource` for each source, over which one
-iterates as often as one likes. Separate from origins and shapes, which it puts together. The
-invariant: every value there is becomes one row, in order, or is refused by its place, and a source
-is read lazily, in memory that does not grow with it.
+`open_rows(config.data.train, None, "train")` returns a `RowSource` for each source in a recipe,
+which can be iterated over any number of times. A `RowSource` puts an origin and `shapes` together:
+every value becomes one row, in order, or an error names its place. Sources are read lazily, and the
+memory does not grow with their size.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from jaxft.errors import DataError
 
 
 class RowSource:
-    """Rows that are read lazily, again with each iteration.
+    """Rows that are read lazily, and again with each iteration.
 
     Attributes:
-        name: What messages call it, such as `train.jsonl` or `3 files in data`.
-        files: What the places of its rows name, in order.
+        name: Its name in messages, such as `train.jsonl` or `3 files in data`.
+        files: The names of files that the places of its rows have, in order.
         ignored: Files in its folder that hold no rows.
     """
 
@@ -38,13 +38,13 @@ class RowSource:
         hold_out: HoldOut | None = None,
         side: SideName = "train",
     ) -> None:
-        """Keep where the rows are; nothing is read yet.
+        """Keep the origin; nothing is read yet.
 
         Args:
-            found: The values that rows are made of.
-            columns: Other names of fields, as `SourceConfig.columns`.
-            hold_out: How rows are divided; None takes all.
-            side: Which side of it the rows are on.
+            found: The origin of the values.
+            columns: Other names of fields, as in `SourceConfig.columns`.
+            hold_out: The division of the rows; None takes all rows.
+            side: The side of the division to take.
         """
         self.name = found.name
         self.files: tuple[str, ...] = tuple(map(str, getattr(found, "paths", (found.name,))))
@@ -58,8 +58,8 @@ class RowSource:
         """Yield the rows in order.
 
         Raises:
-            DataError: Something there cannot be read, is not a row of a known shape, or there is
-                no row.
+            DataError: A file cannot be read, a value is not a row of a known shape, or there are
+                no rows.
         """
         values = (
             self._origin.values()
@@ -72,10 +72,10 @@ class RowSource:
     def digest(self) -> str:
         """Return a digest of all content, and of the options that the rows depend on.
 
-        Names of files are no part of it.
+        The names of files do not change it.
 
         Raises:
-            DataError: Something there cannot be read.
+            DataError: A file cannot be read.
         """
         divided = None if self._hold_out is None else self._hold_out.key(self._side)
         return origin.digest_of([self._origin.content(), sorted(self._columns.items()), divided])
@@ -87,12 +87,12 @@ def open_rows(
     """Find the rows of a recipe, one `RowSource` for each source.
 
     Args:
-        sources: Where they are, as `data.train` or `data.eval` has it.
-        hold_out: How the training rows are divided; None takes all.
-        side: Which part is wanted: the rows to learn from, or those that are held out.
+        sources: The sources in `data.train` or `data.eval`.
+        hold_out: The division of the training rows; None takes all rows.
+        side: The wanted side: the rows to train on ("train"), or the held-out ones ("eval").
 
     Raises:
-        DataError: A file is missing, or a data set is neither here nor on the Hub.
+        DataError: A file is missing, or a data set is neither on this machine nor on the Hub.
     """
     found = [_origin(source) for source in sources]
     divided = None if hold_out is None else HoldOut(hold_out, found)
@@ -106,20 +106,21 @@ def rows_of(dataset: Any, name: str) -> RowSource:
     """Return the rows of a data set in Python.
 
     Args:
-        dataset: A list of mappings, a `datasets.Dataset`, any iterable that ends, or whatever has
-            a length and is indexed from 0, as torch's data sets. Items have the shapes of rows in
-            files, or are tokens already: `input_ids`, with or without `labels`. What can be
-            iterated over only once is read into memory, anything else each time anew.
-        name: What errors call the data set, such as `train_dataset`.
+        dataset: A list of mappings, a `datasets.Dataset`, any finite iterable, or an object that
+            has a length and is indexed from 0, such as a data set of torch. Items have the shapes
+            of rows in files, tokens (`input_ids`, with or without `labels`) among them. A data set
+            that can be iterated over only once is read into memory; others are read again each
+            time.
+        name: The name of the data set in errors, such as `train_dataset`.
 
     Raises:
-        DataError: It is neither.
+        DataError: The data set is none of these.
     """
     return RowSource(InMemory(dataset, name))
 
 
 def _origin(source: SourceConfig) -> Origin:
-    """Return what a source of a recipe points at."""
+    """Return the origin that a source in a recipe names."""
     is_here = paths.leads_somewhere(source.path)
     is_of_hub = any((source.config, source.split, source.revision))
     if not is_here and (is_of_hub or paths.may_be_on_hub(source.path, [Path.cwd()])):

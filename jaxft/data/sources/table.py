@@ -1,7 +1,7 @@
-"""A table of `datasets`, memory-mapped, as an origin of rows.
+"""A memory-mapped table of `datasets`, as an origin of rows.
 
-Rows are taken from the table itself, not through the features of `datasets`, so that pictures are
-not decoded and no package for them is needed. A few rows are in memory at a time.
+Rows are read from the table itself and not through the features of `datasets`. So pictures are not
+decoded, and no package for pictures is needed. Only a few rows are in memory at a time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class DatasetTable:
     """The rows of a table.
 
     Attributes:
-        name: What errors call it, such as `owner/name train`.
+        name: Its name in errors, such as `owner/name train`.
     """
 
     def __init__(self, dataset: Dataset, name: str) -> None:
@@ -55,19 +55,19 @@ class DatasetTable:
 
 
 def is_plain(dataset: Any) -> bool:
-    """Say whether the items of a data set are the rows of its table, as they stand there."""
-    datasets = sys.modules.get("datasets")  # whoever has a data set of its kind has loaded it
+    """Return whether the items of a data set are the rows of its table, unchanged."""
+    datasets = sys.modules.get("datasets")  # a `datasets.Dataset` exists only if it was imported
     is_its = datasets is not None and isinstance(dataset, datasets.Dataset)
     return is_its and dataset.format["type"] is None
 
 
 def digest(dataset: Dataset) -> str:
-    """Return a digest of a table's values, whatever file and chunks they lie in."""
+    """Return a digest of a table's values. Its files and chunks do not change it."""
     import pyarrow
 
     found = origin.new_hash()
     for part in _tables(dataset):
-        # A copy: slices of one table and of another may differ in what lies around their values.
+        # Copied, because the buffers of a slice also hold the bytes around its values.
         plain = part.take(np.arange(part.num_rows)).combine_chunks().replace_schema_metadata(None)
         sink = pyarrow.BufferOutputStream()
         with pyarrow.ipc.new_stream(sink, plain.schema) as writer:

@@ -29,14 +29,14 @@ def run_check(config: DataConfig, data: Data, batches: Batches | None) -> Findin
         DataError: `data.accept` names what is no finding.
     """
     total = looks.work(data.train, data.eval)
-    with console.loading("Checking the rows", total, silent_s=_SILENT_S) as count:
+    with console.loading("Checking the rows", total, silent_s=_SILENT_S) as advance:
         return check.check(
             data.train,
             data.eval,
             None if batches is None else _figures(batches),
             near_duplicates=config.near_duplicates,
             accepted=config.accept,
-            count=count,
+            advance=advance,
         )
 
 
@@ -67,7 +67,7 @@ def summary(figures: Figures) -> str:
         rows += f" as {figures.examples:,} examples"
     return (
         f"{rows} of {figures.shortest:,} to {figures.longest:,} tokens, {figures.tokens:,} together"
-        f", {figures.learned:.0%} of them learned."
+        f", {figures.supervised_share:.0%} of them learned."
     )
 
 

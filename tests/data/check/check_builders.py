@@ -29,7 +29,7 @@ def run_check(train, held_out=None, *, near=True, accepted=()):
         None,
         near_duplicates=near,
         accepted=accepted,
-        count=lambda amount: None,
+        advance=lambda amount: None,
     )
 
 

@@ -43,7 +43,7 @@ def test_figures_are_those_of_the_examples():
     assert (found.shortest, found.median, found.longest) == tuple(lengths)
     assert found.unused == {"id": 1}
     assert found.source == "made"
-    assert found.learned == found.targets / found.tokens
+    assert found.supervised_share == found.targets / found.tokens
 
 
 def test_figures_of_several_sources_are_added_up():

@@ -249,5 +249,5 @@ def test_what_is_damaged_on_disk_is_looked_at_again(cache_folder):
 def test_progress_counts_to_all_there_is():
     train, held_out = make_side(chats(20)), make_side(chats(12, start=500), "eval")
     counted = []
-    looks.look(train, held_out, near=True, count=counted.append)
+    looks.look(train, held_out, near=True, advance=counted.append)
     assert sum(counted) == looks.work(train, held_out)

@@ -41,15 +41,15 @@ def changed(row, share, random):
 
 @hypothesis.given(ROWS)
 def test_hashes_of_rows_are_equal_where_the_rows_are(rows):
-    hashes = minhash.row_hashes(*flat(rows))
+    hashes = minhash.example_hashes(*flat(rows))
     for (one, row), (other, row_too) in itertools.combinations(zip(hashes, rows, strict=True), 2):
         assert (one == other) == (row == row_too)
 
 
 @hypothesis.given(ROWS)
 def test_a_hash_does_not_depend_on_the_rows_around_it(rows):
-    together = minhash.row_hashes(*flat(rows))
-    alone = [minhash.row_hashes(*flat([row]))[0] for row in rows]
+    together = minhash.example_hashes(*flat(rows))
+    alone = [minhash.example_hashes(*flat([row]))[0] for row in rows]
     assert together.tolist() == alone
 
 

@@ -1,10 +1,9 @@
-"""What stands in a file of rows, by the ending of its name: `values(Path("rows.jsonl.gz"))`.
+"""The values in a file of rows, by the ending of its name: `values(Path("rows.jsonl.gz"))`.
 
-Public here: `values`, `ending`, `ENDINGS`, and `columns`, which reads tables from elsewhere too.
-One private file for each kind of format, and `opening` for bytes and lines. Separate from shapes,
-which knows rows and no files, and from sources, which puts both together. The invariant: a file is
-read as its format has it or refused by line or row; nothing is repaired or left out except blank
-lines, every value leaves with its place, and no file is held as a whole.
+Public here: `values`, `ending`, `ENDINGS`, and `columns`, which also reads tables from elsewhere.
+There is one file for each format, and `opening` for bytes and lines. A file is read exactly as its
+format says, or refused with the line or row: nothing is repaired, and only blank lines are left
+out. Every value comes with its place, and no file is held in memory as a whole.
 """
 
 from __future__ import annotations
@@ -23,7 +22,12 @@ Values = Iterator[tuple[RowPlace, object]]
 
 
 class _RowFormat(NamedTuple):
-    """How a kind of file is read, and the kinds that its first bytes show if it is not text."""
+    """A format of files.
+
+    Attributes:
+        read: Yields the values of a file.
+        kinds: The kinds in `opening.check_kind` that its first bytes may show; none for text.
+    """
 
     read: Callable[[Path], Values]
     kinds: tuple[str, ...] = ()
@@ -44,9 +48,9 @@ ENDINGS = tuple(_FORMATS)
 
 
 def ending(path: Path) -> str:
-    """Return what a file's name says about its format, such as `.jsonl` of `rows.JSONL.gz`.
+    """Return the ending that says a file's format, such as `.jsonl` for `rows.JSONL.gz`.
 
-    Empty if it says nothing that is known here.
+    It is "" if the format is not known.
     """
     is_compressed = path.suffix.lower() in opening.COMPRESSIONS
     found = Path(path.stem if is_compressed else path.name).suffix.lower()
@@ -54,7 +58,7 @@ def ending(path: Path) -> str:
 
 
 def values(path: Path) -> Values:
-    """Yield what a file holds and where, by its ending: see `ENDINGS`.
+    """Yield the values of a file with their places; its ending decides the format.
 
     Args:
         path: The file; UTF-8, unless it is Parquet or Arrow. It may be compressed: `.jsonl.gz`.

@@ -1,8 +1,8 @@
 """The rows of Parquet and Arrow files, and of any table of pyarrow.
 
-A table with the columns `text` and `id` gives `{"text": "a", "id": 1}`. All columns are read, so
-that those which are not used can be named; a few rows at a time. The invariant: a damaged file is
-refused, and a value that Python has no type for stands there as a `ForeignValue`.
+A table with the columns `text` and `id` yields `{"text": "a", "id": 1}`. All columns are read, so
+that unused ones can be named, and a few rows at a time. A damaged file is refused. A value that
+has no type in Python becomes a `ForeignValue`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jaxft.data.rows.row import RowPlace
 from jaxft.data.sources.files import opening
 from jaxft.errors import DataError
 
-# Rows that are turned into Python objects at once; one of them may be a megabyte long.
+# Rows that are converted to Python objects at once. One row may be a megabyte long.
 _NUM_ROWS = 256
 
 _ARROW_FILE_START = b"ARROW1"
@@ -27,7 +27,7 @@ _ARROW_FILE_START = b"ARROW1"
 
 @dataclasses.dataclass(frozen=True)
 class ForeignValue:
-    """A value that Python has no type for, such as a date after the year 9999."""
+    """A value that has no type in Python, such as a date after the year 9999."""
 
     kind: str
 
@@ -44,7 +44,7 @@ def parquet_file(path: Path) -> Iterator[tuple[RowPlace, object]]:
 
 
 def arrow_file(path: Path) -> Iterator[tuple[RowPlace, object]]:
-    """Yield an object for each row of an Arrow file, or of an Arrow stream as `datasets` writes."""
+    """Yield an object for each row of an Arrow file, or of an Arrow stream from `datasets`."""
     import pyarrow
 
     def batches() -> Iterator[Any]:
@@ -65,7 +65,7 @@ def rows(batch: Any) -> Iterator[dict[str, object]]:
     """Yield the rows of a record batch or a table.
 
     Raises:
-        ValueError: Two of its columns have one name.
+        ValueError: Two of its columns have the same name.
     """
     names = batch.schema.names
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -78,13 +78,18 @@ def rows(batch: Any) -> Iterator[dict[str, object]]:
 
 
 def _checked(batches: Iterator[Any], path: Path, kind: str) -> Iterator[tuple[RowPlace, object]]:
-    """Yield the rows of batches, or refuse the file."""
+    """Yield the rows of record batches with their places.
+
+    Raises:
+        DataError: The file is damaged.
+        OSError: The file cannot be read.
+    """
     import pyarrow
 
     number = 0
     try:
         for batch in batches:
-            # Damaged offsets would be followed into memory that is not the file's.
+            # Reading with damaged offsets would read memory outside of the file.
             batch.validate(full=True)
             for value in rows(batch):
                 yield RowPlace(str(path), number, "row"), value
@@ -101,7 +106,7 @@ def _checked(batches: Iterator[Any], path: Path, kind: str) -> Iterator[tuple[Ro
 
 @contextlib.contextmanager
 def _seekable(path: Path) -> Iterator[Any]:
-    """Open a file to read it from any position; one that is compressed is unpacked elsewhere."""
+    """Open a file for reading at any position. A compressed file is unpacked to a temporary one."""
     import pyarrow
 
     with contextlib.ExitStack() as stack:
@@ -117,7 +122,7 @@ def _seekable(path: Path) -> Iterator[Any]:
 
 def _python_values(column: Any) -> list[Any]:
     """Return the values of a column as Python has them."""
-    # What a conversion raises depends on the type of the column.
+    # The exception of a failed conversion depends on the type of the column.
     try:
         values: list[Any] = column.to_pylist(maps_as_pydicts="strict")
     except Exception:

@@ -2,7 +2,7 @@
 
 A line `{"text": "a"}` of a .jsonl file is one value. A .json file is a list of values, an object
 around one list (`{"data": [...]}`), or objects one after another, each on any number of lines.
-The invariant: an object that has a key twice is refused, since one of the two would be lost.
+An object with a key that stands twice is refused, because one of the two values would be lost.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _LINE_REMEDY = (
 )
 _FILE_REMEDY = 'A .json file is a list of objects, {"data": [...]}, or objects one after another.'
 
-# The least that is read at once, in characters.
+# Characters that are read at once, at least.
 _WINDOW = 1 << 16
 
-# No token of JSON but a string is longer than this.
+# The longest token of JSON other than a string, in characters.
 _LONGEST_TOKEN = 16
 
 
 class _DoubledKeyError(ValueError):
-    """An object has the key twice."""
+    """An object has a key twice; the message is the key."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -46,7 +46,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def json_lines(path: Path) -> Iterator[tuple[RowPlace, object]]:
-    """Yield an object a line; blank lines are skipped."""
+    """Yield the value of each line; blank lines are skipped."""
     for number, line in opening.lines(path):
         text = line.strip()
         if text:
@@ -82,13 +82,13 @@ def _parse_line(text: str, place: RowPlace) -> object:
         found = f"{error.msg} at column {error.pos + 1}"
     except _DoubledKeyError as error:
         raise _doubled(str(error), place) from error
-    except (ValueError, RecursionError) as error:  # a number or a nesting beyond all bounds
+    except (ValueError, RecursionError) as error:  # a number too long, or nesting too deep
         found = str(error).partition("\n")[0]
     raise DataError(f"{place}: not JSON ({found}): {_excerpt(text)}", _LINE_REMEDY)
 
 
 def _items(window: _Window) -> Iterator[object]:
-    """Yield the items of the list that begins where the window stands."""
+    """Yield the items of the list that begins at the window's position."""
     window.skip()
     if window.peek() == "]":
         window.skip()
@@ -106,9 +106,9 @@ def _items(window: _Window) -> Iterator[object]:
 
 
 def _wrapped_rows(value: object, path: Path) -> list[Any] | None:
-    """Return the rows that the only object of a file is wrapped around; None if it is a row itself.
+    """Return the rows inside the only object of a file; None if the object is a row itself.
 
-    It is a row if it has a field of rows, or messages under another name.
+    The object is a row if it has a field that rows have, or a list of messages under any name.
     """
     if not isinstance(value, Mapping) or value.keys() & shapes.FIELDS:
         return None
@@ -123,16 +123,16 @@ def _wrapped_rows(value: object, path: Path) -> list[Any] | None:
 
 
 def _is_list_of_rows(name: str, items: object) -> bool:
-    """Say whether a field holds rows, and not the messages of one row."""
+    """Return whether a field holds a list of rows, and not the messages of one row."""
     if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
         return False
     return name == "data" if not items else not items[0].keys() & {"role", "from"}
 
 
 class _Window:
-    """The part of a JSON file around the value that is being read.
+    """The part of a JSON file that holds the value being read.
 
-    It grows until the value is whole, by doubling, so that a value is parsed few times.
+    It doubles until the value is complete, so that a value is parsed only a few times.
     """
 
     def __init__(self, path: Path) -> None:
@@ -140,7 +140,7 @@ class _Window:
         self._pieces = opening.pieces(path)
         self._text = ""
         self._at = 0
-        self._mark = 0  # where the line and the column are known
+        self._mark = 0  # the index whose line and column are the two values below
         self._line = 1
         self._column = 1
 
@@ -156,7 +156,7 @@ class _Window:
                 return ""
 
     def skip(self) -> None:
-        """Move over the character that was peeked at."""
+        """Move past the character that `peek` returned."""
         self._at += 1
 
     def place(self) -> RowPlace:
@@ -165,10 +165,10 @@ class _Window:
         return RowPlace(str(self._path), self._line)
 
     def value(self) -> object:
-        """Return the value that begins here, and move behind it.
+        """Return the value that begins at the position, and move past it.
 
         Raises:
-            DataError: There is none.
+            DataError: No valid value begins there.
         """
         self.peek()
         while True:
@@ -180,7 +180,7 @@ class _Window:
                 raise self.error(error.msg, error.pos) from None
             except _DoubledKeyError as error:
                 raise _doubled(str(error), self.place()) from error
-            except (ValueError, RecursionError) as error:  # beyond all bounds, as above
+            except (ValueError, RecursionError) as error:  # too long or too deep, as above
                 raise self.error(str(error).partition("\n")[0]) from error
             is_near_end = end >= len(self._text) - len("e+")
             if is_near_end and self._grow():  # a number may go on: 1 as 12, 1.5 or 1e+3
@@ -189,7 +189,7 @@ class _Window:
             return found
 
     def error(self, found: str, at: int | None = None) -> DataError:
-        """Word what is wrong with the text, here or at another index of it."""
+        """Return the error for text that is not JSON, at the position or at another index."""
         index = self._at if at is None else at
         line, column = self._position(index)
         start = self._text.rfind("\n", 0, index) + 1
@@ -199,24 +199,27 @@ class _Window:
         )
 
     def _position(self, index: int) -> tuple[int, int]:
-        """Return the line and the column of a character that is not before the mark."""
+        """Return the line and the column at an index, which is at or after the mark."""
         num_before = self._text.count("\n", self._mark, index)
         if num_before == 0:
             return self._line, self._column + index - self._mark
         return self._line + num_before, index - self._text.rfind("\n", 0, index)
 
     def _move_mark(self) -> None:
-        """Remember the line and the column of the next character."""
+        """Move the mark to the position, and remember its line and column."""
         self._line, self._column = self._position(self._at)
         self._mark = self._at
 
     def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
-        """Say whether an error may come from the end of the window alone."""
+        """Return whether an error may be due only to the end of the window."""
         is_near_end = error.pos >= len(self._text) - _LONGEST_TOKEN
         return is_near_end or error.msg.startswith("Unterminated string")
 
     def _grow(self) -> bool:
-        """Read on, and let go of what was read; False, and nothing else, at the end of the file."""
+        """Read more of the file, and forget the text before the position.
+
+        At the end of the file, return False and change nothing.
+        """
         wanted = max(_WINDOW, len(self._text) - self._at)
         more: list[str] = []
         while wanted > 0 and (piece := next(self._pieces, "")):

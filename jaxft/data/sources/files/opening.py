@@ -1,8 +1,8 @@
-r"""The bytes and the lines of a file, whether it is compressed or not.
+r"""The bytes and the lines of a file, compressed or not.
 
 `lines(Path("rows.txt.gz"))` yields `(1, "Once.\n")`, `(2, "Twice.\n")`. Nothing here knows JSON or
-CSV. The invariant: what is not the text that its name promises (UTF-16, a zip archive, damaged
-gzip) is refused in words, and never more than a line is held.
+CSV. A file that is not the text that its name promises (UTF-16, a zip archive, damaged gzip) is
+refused with the reason. No more than one line is held in memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _UTF8_REMEDY = "Save the file as UTF-8."
 _COMPRESSED_REMEDY = "Unpack it, or give it the ending .gz or .zst if it is of that kind."
 
-# How files of other kinds begin, what such a file is, and what to do about it.
+# The first bytes of files of other kinds, the kind, and what to do about it.
 _SIGNATURES = (
     (b"PAR1", "Parquet", "Give it the ending .parquet."),
     (b"ARROW1", "Arrow", "Give it the ending .arrow."),
@@ -50,11 +50,11 @@ _WESTERN = frozenset(
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a file, unpacked if its name ends in .gz or .zst.
+    """Open a file, and decompress it if its name ends in .gz or .zst.
 
     Raises:
-        DataError: It is not of the compression that its name says, or is damaged.
-        OSError: It cannot be read.
+        DataError: The file does not have the compression that its name says, or is damaged.
+        OSError: The file cannot be read.
     """
     compression = COMPRESSIONS.get(path.suffix.lower())
     if compression is None:
@@ -77,14 +77,14 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def check_kind(path: Path, own: tuple[str, ...] = ()) -> None:
-    """Refuse a file whose first bytes are those of another kind.
+    """Raise if the first bytes of a file show another kind than its name.
 
     Args:
         path: The file.
         own: The kinds that its name promises, such as `("Parquet",)`; none for text.
 
     Raises:
-        DataError: It is of another kind.
+        DataError: The file is of another kind.
     """
     with opened(path) as file:
         start = file.read(_START_BYTES)
@@ -99,10 +99,10 @@ def check_kind(path: Path, own: tuple[str, ...] = ()) -> None:
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines, whatever ends them included, with their numbers.
+    """Yield the lines with their numbers, from 1, and with their line endings.
 
-    Bytes are split at line feeds alone: `str.splitlines` would also cut at U+2028 and its like,
-    which JSON allows inside strings. A byte order mark at the start is left out.
+    Lines end at line feeds only: `str.splitlines` would also cut at U+2028 and similar characters,
+    which JSON allows inside strings. A byte order mark at the start is removed.
 
     Raises:
         DataError: A line is not UTF-8, or the file is damaged.
@@ -120,7 +120,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def pieces(path: Path, num_bytes: int = 1 << 16) -> Iterator[str]:
-    """Yield the text of a file a piece at a time, however long its lines are.
+    """Yield the text of a file in pieces of limited size, however long its lines are.
 
     Raises:
         DataError: The file is not UTF-8, or is damaged.
@@ -133,13 +133,13 @@ def pieces(path: Path, num_bytes: int = 1 << 16) -> Iterator[str]:
                 yield decoder.decode(data)
             yield decoder.decode(b"", final=True)
     except UnicodeDecodeError:
-        for _ in lines(path):  # which knows the line
+        for _ in lines(path):  # raises an error with the number of the line
             pass
         raise
 
 
 def _not_utf8(data: bytes, position: int, place: str) -> DataError:
-    """Word a line that is not UTF-8, with a guess of what it is."""
+    """Return the error for a line that is not UTF-8, with a guess of its encoding."""
     guess = _likely_encoding(data)
     hint = (
         f" It looks like {guess}: `iconv -f {guess} -t UTF-8 OLD > NEW` does it." if guess else ""
@@ -151,7 +151,7 @@ def _not_utf8(data: bytes, position: int, place: str) -> DataError:
 
 
 def _likely_encoding(data: bytes) -> str:
-    """Return the encoding in which a line reads like Korean or a Western language, or ""."""
+    """Return an encoding in which a line is Korean or Western text; "" if there is none."""
     for name, letters in (("CP949", _HANGUL), ("CP1252", _WESTERN)):
         with contextlib.suppress(UnicodeDecodeError):
             if letters.issuperset(letter for letter in data.decode(name) if ord(letter) > 127):

@@ -1,7 +1,7 @@
-r"""The rows of a text file: its paragraphs.
+r"""The rows of a text file, one for each paragraph.
 
-Blocks of lines with blank lines between them are one row each, `{"text": "two\nlines"}`. No line
-feed within a block is lost.
+A paragraph is a block of lines between blank lines, and becomes `{"text": "two\nlines"}`. Line
+feeds inside a paragraph are kept.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxft.data.sources.files import opening
 
 
 def paragraphs(path: Path) -> Iterator[tuple[RowPlace, object]]:
-    """Yield blocks of lines with blank lines between them, each as one text."""
+    """Yield each paragraph as a row of text, with the place of its first line."""
     for is_blank, block in itertools.groupby(opening.lines(path), lambda line: not line[1].strip()):
         if not is_blank:
             numbers, lines = zip(*block, strict=True)

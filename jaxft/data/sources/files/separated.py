@@ -1,7 +1,7 @@
-"""The rows of CSV and TSV files, each cell a text under the name of its column.
+"""The rows of CSV and TSV files. Each cell is a text under the name of its column.
 
 The header `prompt,completion` and the line `hi,ho` give `{"prompt": "hi", "completion": "ho"}`.
-The invariant: a row has as many cells as the header, or the file is refused by line.
+A row with more or fewer cells than the header is refused with its line.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxft.data.rows.row import RowPlace
 from jaxft.data.sources.files import opening
 from jaxft.errors import DataError
 
-# In characters. csv's own limit is 128 Ki, and texts to train on can be longer.
+# The longest cell, in characters. csv's own limit is 128 Ki, and training texts can be longer.
 _LONGEST_CELL = 2**31 - 1
 
 _NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
@@ -49,8 +49,8 @@ def _rows(path: Path, delimiter: str) -> Iterator[tuple[RowPlace, object]]:
 
 
 def _next_cells(reader: Iterator[list[str]], place: RowPlace, delimiter: str) -> list[str] | None:
-    """Return the next row's cells, none for a blank line, or None at the end."""
-    # The limit holds for the whole process, so it is lifted for this one row.
+    """Return the cells of the next row: an empty list for a blank line, None at the end."""
+    # The limit is global to the process, so it is raised for this row only.
     limit = csv.field_size_limit(_LONGEST_CELL)
     try:
         return next(reader, None)
@@ -66,7 +66,7 @@ def _next_cells(reader: Iterator[list[str]], place: RowPlace, delimiter: str) ->
 
 
 def _header(names: list[str], place: RowPlace, delimiter: str) -> list[str]:
-    """Return the names of the columns."""
+    """Return the names of the columns, after a check of the delimiter and of doubled names."""
     other = next((sign for sign in _NAMES if sign in names[0] and len(names) == 1), None)
     if other is not None:
         wanted, found = _NAMES[delimiter], _NAMES[other]
