@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jaxft.models.families import FAMILIES
+from jaxft.models.spec import ModelSpec
 
 _OF_GPT = {"vocab_size": 112, "n_embd": 64, "n_head": 4, "n_layer": 3}
 _OF_LLAMA = {
@@ -68,3 +69,11 @@ CONFIGS += [
     for family in FAMILIES
     if family.text_families
 ]
+
+
+def field_of(spec: ModelSpec, name: str) -> Any:
+    """Return a field of a spec, or of the MLP that all of its layers have."""
+    of_mlp = {"mlp_dim": "dim", "mlp_bias": "bias", "activation": "activation"}
+    if name in of_mlp:
+        return getattr(spec.blocks[0].mlp, of_mlp[name])
+    return getattr(spec, name)

@@ -15,7 +15,7 @@ import numpy as np
 import tiny
 
 from jaxft.models.network import Network
-from jaxft.models.spec import Alibi, ConvSpec, Learned, ModelSpec, Rope, Sinusoidal
+from jaxft.models.spec import Alibi, ConvSpec, Learned, MLPSpec, ModelSpec, Rope, Sinusoidal
 
 
 def logits(network: Network, tree: Any, micro: Mapping[str, Any], xp: Any = np) -> Any:
@@ -27,12 +27,12 @@ def logits(network: Network, tree: Any, micro: Mapping[str, Any], xp: Any = np) 
     for block, leaves in zip(spec.blocks, tiny.layers_of(network, tree), strict=True):
 
         def attend(y: Any, block: Any = block, leaves: Any = leaves) -> Any:
-            if isinstance(block, ConvSpec):
+            if isinstance(block.mixer, ConvSpec):
                 return _convolution(leaves, y, micro, xp)
             return _attention(spec, block, leaves, y, micro, xp)
 
-        def feed(y: Any, leaves: Any = leaves) -> Any:
-            return _mlp(spec, leaves, y, xp)
+        def feed(y: Any, mlp: Any = block.mlp, leaves: Any = leaves) -> Any:
+            return _mlp(mlp, leaves, y, xp)
 
         x = _block(spec, leaves, x, attend, feed, xp)
     if spec.final_norm:
@@ -271,15 +271,15 @@ def _constant(values: Any) -> Any:
     return values if isinstance(values, np.ndarray) else jax.lax.stop_gradient(values)
 
 
-def _mlp(spec: ModelSpec, leaves: Mapping[str, Any], x: Any, xp: Any) -> Any:
+def _mlp(mlp: MLPSpec, leaves: Mapping[str, Any], x: Any, xp: Any) -> Any:
     """Apply SwiGLU, or two linear maps with a ReLU or xIELU between them; nothing else."""
-    if spec.activation == "xielu":
+    if mlp.activation == "xielu":
         y = _linear(leaves, "mlp/up", x)
         p, n = (xp.log(1 + xp.exp(leaves[f"mlp/act/alpha_{sign}"])) for sign in "pn")
         beta = leaves["mlp/act/beta"]
         bent = xp.where(y > 0, p * y * y, (xp.exp(xp.minimum(y, 0)) - 1 - y) * (beta + n))
         return _linear(leaves, "mlp/down", bent + beta * y)
-    if spec.mlp == "plain":
+    if mlp.kind == "plain":
         return _linear(leaves, "mlp/down", xp.maximum(_linear(leaves, "mlp/up", x), 0))
     gate, up = _linears(leaves, "mlp/gate_up", ["mlp/gate", "mlp/up"], x, xp)
     return _linear(leaves, "mlp/down", gate / (1 + xp.exp(-gate)) * up)

@@ -36,7 +36,7 @@ CONFIG = tiny.SMOLLM2_CONFIG | {
     "num_attention_heads": SPEC.num_heads,
     "num_key_value_heads": SPEC.num_kv_heads,
     "head_dim": SPEC.head_dim,
-    "intermediate_size": SPEC.mlp_dim,
+    "intermediate_size": SPEC.blocks[0].mlp.dim,
     "num_hidden_layers": len(SPEC.blocks),
 }
 LORA = LoraConfig(r=4, target_modules=["q_proj", "down_proj"])

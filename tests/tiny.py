@@ -31,9 +31,11 @@ from jaxft.models.network import (
 )
 from jaxft.models.spec import (
     Alibi,
+    AttentionSpec,
     BlockSpec,
     ConvSpec,
     Learned,
+    MLPSpec,
     ModelSpec,
     NormSpec,
     QueryScaling,
@@ -74,7 +76,24 @@ SMOLLM2_CONFIG = {
     "vocab_size": 49152,
 }
 
+
+def with_mixers(spec: ModelSpec, *mixers: AttentionSpec | ConvSpec) -> ModelSpec:
+    """Return a spec with one layer for each mixer, and the MLP that its first layer had."""
+    mlp = spec.blocks[0].mlp
+    return dataclasses.replace(spec, blocks=tuple(BlockSpec(each, mlp) for each in mixers))
+
+
+def with_mlp(spec: ModelSpec, **changes: Any) -> ModelSpec:
+    """Return a spec whose layers have another MLP."""
+    blocks = (
+        dataclasses.replace(block, mlp=dataclasses.replace(block.mlp, **changes))
+        for block in spec.blocks
+    )
+    return dataclasses.replace(spec, blocks=tuple(blocks))
+
+
 ROPE = Rope(100_000.0, rotary_dim=20, interleaved=False, scaling=None)
+MLP = MLPSpec("gated", 160, "silu", bias=False)
 SPEC: ModelSpec = dataclasses.replace(
     llama.llama_spec(SMOLLM2_CONFIG),
     vocab_size=112,
@@ -84,22 +103,18 @@ SPEC: ModelSpec = dataclasses.replace(
     num_kv_heads=2,
     head_dim=20,
     attn_scale=20**-0.5,
-    mlp_dim=160,
-    blocks=(BlockSpec(None, ROPE),) * 3,
+    blocks=(BlockSpec(AttentionSpec(None, ROPE), MLP),) * 3,
 )
 BASE = base_network(SPEC)
 # What OPT and GPT-2 have and a Llama has not, but for what `POST` adds.
 LEARNED: ModelSpec = dataclasses.replace(
     SPEC,
     num_kv_heads=4,
-    mlp="plain",
-    activation="relu",
     norm=NormSpec("layer", 0.1, scale="plain", bias=True),
     positions=Learned(rows=46, offset=2),
-    blocks=(BlockSpec(None, None),) * 3,
+    blocks=(BlockSpec(AttentionSpec(None, None), MLPSpec("plain", 160, "relu", bias=True)),) * 3,
     qkv_bias=True,
     out_bias=True,
-    mlp_bias=True,
 )
 # As the 350m OPT: norms after each sublayer and none at the end, a narrower embedding.
 POST: ModelSpec = dataclasses.replace(
@@ -121,7 +136,10 @@ SANDWICH: ModelSpec = dataclasses.replace(
     qk_norm="head",
     norm=NormSpec("rms", 0.1, scale="offset", bias=False),
     norm_placement="sandwich",
-    blocks=(BlockSpec(7, Rope(100.0, 20, False, None)), BlockSpec(None, ROPE), BlockSpec(7, None)),
+    blocks=tuple(
+        BlockSpec(AttentionSpec(window, rope), MLP)
+        for window, rope in ((7, Rope(100.0, 20, False, None)), (None, ROPE), (7, None))
+    ),
 )
 # GPT-J's, and Cohere's: attention and MLP beside each other after one norm, a biased head. And
 # Hunyuan's norms of what has been turned.
@@ -133,7 +151,7 @@ PARALLEL: ModelSpec = dataclasses.replace(
     head_bias=True,
     logit_scale=0.25,
     tied_head=False,
-    blocks=(BlockSpec(None, Rope(100.0, 12, True, None)),) * 3,
+    blocks=(BlockSpec(AttentionSpec(None, Rope(100.0, 12, True, None)), MLP),) * 3,
 )
 # GPT-NeoX's, and XGLM's: a norm for each, positions as sines; Granite's factor on both.
 TWO_NORMS: ModelSpec = dataclasses.replace(
@@ -142,7 +160,7 @@ TWO_NORMS: ModelSpec = dataclasses.replace(
     residual_scale=0.5,
     norm=NormSpec("layer", 0.1, scale="none", bias=False),
     positions=Sinusoidal(offset=2),
-    blocks=(BlockSpec(None, None),) * 3,
+    blocks=(BlockSpec(AttentionSpec(None, None), MLP),) * 3,
 )
 # BLOOM's: a penalty on distance, a normed embedding, the normed stream as residual.
 ALIBI: ModelSpec = dataclasses.replace(
@@ -151,7 +169,7 @@ ALIBI: ModelSpec = dataclasses.replace(
 # OLMo 2's: norms of what attention and MLP give, and of all heads together.
 OUTPUT: ModelSpec = dataclasses.replace(SPEC, norm_placement="output", qk_norm="full")
 # Apertus's: an activation that is learned.
-LEARNED_ACT: ModelSpec = dataclasses.replace(SPEC, mlp="plain", activation="xielu")
+LEARNED_ACT: ModelSpec = with_mlp(SPEC, kind="plain", activation="xielu")
 # Muse Glimmer's: a gate on attention, and norms of several kinds.
 GATED: ModelSpec = dataclasses.replace(
     SPEC,
@@ -169,9 +187,19 @@ GATED: ModelSpec = dataclasses.replace(
 )
 # LFM2's: convolutions beside attention, the first layer with one.
 CONVOLUTIONS: ModelSpec = dataclasses.replace(
-    SPEC, qk_norm="head", blocks=(ConvSpec(4, True), BlockSpec(None, ROPE), ConvSpec(4, True))
+    with_mixers(SPEC, ConvSpec(4, True), AttentionSpec(None, ROPE), ConvSpec(4, True)),
+    qk_norm="head",
+)
+# No model's yet: each layer's MLP has a kind, a width, an activation and biases of its own.
+SEVERAL_MLPS: ModelSpec = dataclasses.replace(
+    SPEC,
+    blocks=tuple(
+        BlockSpec(AttentionSpec(None, ROPE), mlp)
+        for mlp in (MLP, MLPSpec("plain", 144, "relu", True), MLPSpec("gated", 96, "silu", True))
+    ),
 )
 SPECS = {
+    "several MLPs": SEVERAL_MLPS,
     "convolutions": CONVOLUTIONS,
     "gated": GATED,
     "sandwich": SANDWICH,
@@ -185,8 +213,8 @@ SPECS = {
 
 def with_windows(windows: Sequence[int | None], *, rope: Rope = ROPE, **changes: Any) -> ModelSpec:
     """Return the tiny spec with one layer for each window, and other fields changed."""
-    blocks = tuple(BlockSpec(window, rope) for window in windows)
-    return dataclasses.replace(SPEC, blocks=blocks, **changes)
+    mixers = (AttentionSpec(window, rope) for window in windows)
+    return dataclasses.replace(with_mixers(SPEC, *mixers), **changes)
 
 
 def adapted(

@@ -10,19 +10,17 @@ from jaxft.models.cache import Cached
 from jaxft.models.convolution import ShortConv
 from jaxft.models.layers import MLP, Attention, Context, Norm
 from jaxft.models.network import Layer
-from jaxft.models.spec import BlockSpec, ConvSpec, ModelSpec
+from jaxft.models.spec import AttentionSpec, BlockSpec, ConvSpec, ModelSpec
 
 # What mixes the tokens of a layer, by the type of its spec: its name in the tree, and its class.
 # A class says with `empty_state` what a layer of its kind keeps of earlier tokens in decoding.
 _MIXERS: dict[type, tuple[str, Any]] = {
-    BlockSpec: ("attn", Attention),
+    AttentionSpec: ("attn", Attention),
     ConvSpec: ("conv", ShortConv),
 }
 
 
-def empty_state(
-    spec: ModelSpec, block: BlockSpec | ConvSpec, batch: int, slots: int, dtype: Any
-) -> Any:
+def empty_state(spec: ModelSpec, block: BlockSpec, batch: int, slots: int, dtype: Any) -> Any:
     """Return what a layer keeps before there are tokens, a tree of arrays.
 
     Args:
@@ -32,8 +30,8 @@ def empty_state(
         slots: The most tokens of a row.
         dtype: The dtype computed in.
     """
-    _, mixer = _MIXERS[type(block)]
-    return mixer.empty_state(spec, block, batch, slots, dtype)
+    _, mixer = _MIXERS[type(block.mixer)]
+    return mixer.empty_state(spec, block.mixer, batch, slots, dtype)
 
 
 class Block(nnx.Module):
@@ -48,19 +46,16 @@ class Block(nnx.Module):
         for name in norms:
             setattr(self, name, Norm(spec.norm_of(name), spec.model_dim))
         adapters = dict(layer.adapters)
-        if isinstance(layer.block, ConvSpec):
-            self.conv = ShortConv(spec, layer.block, adapters, rngs)
-        else:
-            self.attn = Attention(spec, layer, rngs)
-        self.mlp = MLP(spec, adapters, rngs)
+        self.mixer, mixer = _MIXERS[type(layer.block.mixer)]
+        setattr(self, self.mixer, mixer(spec, layer.block.mixer, adapters, rngs))
+        self.mlp = MLP(spec, layer.block.mlp, adapters, rngs)
 
     def __call__(
         self, x: Float[Array, "b t d"], context: Context, layer: Any, cached: Cached | None
     ) -> tuple[Float[Array, "b t d"], Any]:
         """Apply; arguments, and what is returned, as in what mixes tokens here."""
         read = self._read("attn", x)
-        mixer = self.conv if hasattr(self, "conv") else self.attn
-        mixed, states = mixer(read, context, layer, cached)
+        mixed, states = getattr(self, self.mixer)(read, context, layer, cached)
         if self.spec.parallel != "no":
             mlp_read = read if self.spec.parallel == "one_norm" else self._read("mlp", x)
             x = self._added("attn", x, read, mixed)

@@ -31,11 +31,11 @@ class LastInputs(NamedTuple):
 class Taps(nnx.Module):
     """The factors of a convolution of each channel by itself, the latest token's last."""
 
-    def __init__(self, channels: int, block: ConvSpec, rngs: nnx.Rngs):
+    def __init__(self, channels: int, conv: ConvSpec, rngs: nnx.Rngs):
         """Make the leaves, the kernel as torch's `Conv1d` has it: [channels, 1, width]."""
-        shape = (channels, 1, block.width)
-        self.kernel = nnx.Param(jax.random.normal(rngs.params(), shape) * block.width**-0.5)
-        if block.bias:
+        shape = (channels, 1, conv.width)
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), shape) * conv.width**-0.5)
+        if conv.bias:
             self.bias = nnx.Param(jnp.zeros(channels))
 
 
@@ -48,7 +48,7 @@ class ShortConv(nnx.Module):
     def __init__(
         self,
         spec: ModelSpec,
-        block: ConvSpec,
+        conv: ConvSpec,
         adapters: Mapping[str, Adapter],
         rngs: nnx.Rngs,
     ):
@@ -56,19 +56,19 @@ class ShortConv(nnx.Module):
         dims = (spec.model_dim, spec.model_dim)
 
         def projection(name: str) -> Linear:
-            return Linear(f"conv/{name}", dims, block.bias, adapters.get(f"conv/{name}"), rngs)
+            return Linear(f"conv/{name}", dims, conv.bias, adapters.get(f"conv/{name}"), rngs)
 
         self.b, self.c, self.x = projection("b"), projection("c"), projection("x")
         self.o = projection("o")
         self.bcx = Lora("conv/bcx", (spec.model_dim, 3 * spec.model_dim), adapters.get("conv/bcx"))
-        self.taps = Taps(spec.model_dim, block, rngs)
+        self.taps = Taps(spec.model_dim, conv, rngs)
 
     @staticmethod
     def empty_state(
-        spec: ModelSpec, block: ConvSpec, batch: int, slots: int, dtype: Any
+        spec: ModelSpec, conv: ConvSpec, batch: int, slots: int, dtype: Any
     ) -> LastInputs:
         """Return what the layer keeps before there are tokens: inputs of 0, however many slots."""
-        return LastInputs(jnp.zeros((batch, block.width - 1, spec.model_dim), dtype))
+        return LastInputs(jnp.zeros((batch, conv.width - 1, spec.model_dim), dtype))
 
     def __call__(
         self, x: Float[Array, "b t d"], context: Context, layer: Any, cached: Cached | None

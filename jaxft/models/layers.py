@@ -25,8 +25,8 @@ from jaxft.models.attention import scores
 from jaxft.models.attention.attend import attend
 from jaxft.models.attention.layout import Layout, Slots
 from jaxft.models.cache import Cached, KeysValues
-from jaxft.models.network import Adapter, Layer
-from jaxft.models.spec import Alibi, BlockSpec, ModelSpec, NormSpec, Rope
+from jaxft.models.network import Adapter
+from jaxft.models.spec import Alibi, AttentionSpec, MLPSpec, ModelSpec, NormSpec, Rope
 from jaxft.parallel import rules
 
 
@@ -206,15 +206,20 @@ class Norm(nnx.Module):
 class Attention(nnx.Module):
     """Grouped-query causal self-attention."""
 
-    def __init__(self, spec: ModelSpec, layer: Layer, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        spec: ModelSpec,
+        attention: AttentionSpec,
+        adapters: Mapping[str, Adapter],
+        rngs: nnx.Rngs,
+    ):
         """Make the four projections, and the adapter over three of them where they are fused."""
-        self.spec, self.rope = spec, layer.block.rope
+        self.spec, self.rope = spec, attention.rope
         is_alibi = isinstance(spec.positions, Alibi)
         slopes = scores.alibi_slopes(spec.num_heads) if is_alibi else None
-        self.scoring = scores.Scores(layer.block.window, spec.attn_scale, spec.attn_softcap, slopes)
+        self.scoring = scores.Scores(attention.window, spec.attn_scale, spec.attn_softcap, slopes)
         model, width = spec.model_dim, spec.num_heads * spec.head_dim
         kv_width = spec.num_kv_heads * spec.head_dim
-        adapters = dict(layer.adapters)
 
         def projection(name: str, dims: tuple[int, int], bias: bool) -> Linear:
             return Linear(f"attn/{name}", dims, bias, adapters.get(f"attn/{name}"), rngs)
@@ -234,7 +239,7 @@ class Attention(nnx.Module):
 
     @staticmethod
     def empty_state(
-        spec: ModelSpec, block: BlockSpec, batch: int, slots: int, dtype: Any
+        spec: ModelSpec, attention: AttentionSpec, batch: int, slots: int, dtype: Any
     ) -> KeysValues:
         """Return what the layer keeps before there are tokens: empty slots for keys and values."""
         empty = jnp.zeros((batch, spec.num_kv_heads, slots, spec.head_dim), dtype)
@@ -303,27 +308,28 @@ class MLP(nnx.Module):
     Source: Shazeer 2020, "GLU Variants Improve Transformer", eq. 6, for the gate.
     """
 
-    def __init__(self, spec: ModelSpec, adapters: Mapping[str, Adapter], rngs: nnx.Rngs):
+    def __init__(
+        self, spec: ModelSpec, mlp: MLPSpec, adapters: Mapping[str, Adapter], rngs: nnx.Rngs
+    ):
         """Make the projections, and the adapter over two of them where they are fused."""
-        self.spec = spec
-        wide, narrow = (spec.model_dim, spec.mlp_dim), (spec.mlp_dim, spec.model_dim)
-        bias = spec.mlp_bias
-        if spec.mlp == "gated":
-            self.gate = Linear("mlp/gate", wide, bias, adapters.get("mlp/gate"), rngs)
-        self.up = Linear("mlp/up", wide, bias, adapters.get("mlp/up"), rngs)
-        self.down = Linear("mlp/down", narrow, bias, adapters.get("mlp/down"), rngs)
-        if spec.activation == "xielu":
+        self.mlp = mlp
+        wide, narrow = (spec.model_dim, mlp.dim), (mlp.dim, spec.model_dim)
+        if mlp.kind == "gated":
+            self.gate = Linear("mlp/gate", wide, mlp.bias, adapters.get("mlp/gate"), rngs)
+        self.up = Linear("mlp/up", wide, mlp.bias, adapters.get("mlp/up"), rngs)
+        self.down = Linear("mlp/down", narrow, mlp.bias, adapters.get("mlp/down"), rngs)
+        if mlp.activation == "xielu":
             self.act = activations.Xielu()
         fused = adapters.get("mlp/gate_up")
-        self.gate_up = Lora("mlp/gate_up", (spec.model_dim, 2 * spec.mlp_dim), fused)
+        self.gate_up = Lora("mlp/gate_up", (spec.model_dim, 2 * mlp.dim), fused)
 
     def __call__(
         self, x: Float[Array, "b t d"], context: Context, layer: Any
     ) -> Float[Array, "b t d"]:
         """Apply to activations."""
-        is_learned = self.spec.activation == "xielu"
+        is_learned = self.mlp.activation == "xielu"
         activation: Any = (
-            activations.xielu if is_learned else activations.ACTIVATIONS[self.spec.activation]
+            activations.xielu if is_learned else activations.ACTIVATIONS[self.mlp.activation]
         )
 
         # Recomputed in the backward pass: a residual of width f for each operand, no more.
@@ -333,7 +339,7 @@ class MLP(nnx.Module):
 
         if self.gate_up.adapter is None:
             up = self.up(x, context, layer)
-            gate = self.gate(x, context, layer) if self.spec.mlp == "gated" else None
+            gate = self.gate(x, context, layer) if self.mlp.kind == "gated" else None
         else:
             gate, up = self.gate_up.outputs([self.gate, self.up], x, context, layer)
         numbers = self.act.numbers() if is_learned else ()

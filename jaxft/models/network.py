@@ -11,7 +11,7 @@ from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from jaxft.leaves import address
-from jaxft.models.spec import BlockSpec, ConvSpec, ModelSpec
+from jaxft.models.spec import BlockSpec, ModelSpec
 
 _MAX_PERIOD = 12  # the longest alternation looked for; every extra layer adds to compile time
 
@@ -75,7 +75,7 @@ class Layer:
         trained: Its own leaves that are trained, such as "attn/q/bias", sorted.
     """
 
-    block: BlockSpec | ConvSpec
+    block: BlockSpec
     adapters: Adapters
     trained: tuple[str, ...]
 

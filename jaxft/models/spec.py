@@ -5,7 +5,7 @@ feature cannot be forgotten and then silently take somebody else's value.
 """
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,8 +203,8 @@ class NormSpec:
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockSpec:
-    """What may differ from one layer to the next.
+class AttentionSpec:
+    """A layer's attention, in what may differ from one layer to the next.
 
     Attributes:
         window: A position sees itself and the ``window - 1`` positions before it; `None` means
@@ -218,7 +218,7 @@ class BlockSpec:
 
 @dataclasses.dataclass(frozen=True)
 class ConvSpec:
-    """A layer that mixes tokens by a short convolution, in the place of attention.
+    """A short convolution that mixes tokens, in the place of attention.
 
     Attributes:
         width: How many tokens it mixes: each one and the ``width - 1`` before it.
@@ -229,9 +229,46 @@ class ConvSpec:
 
     width: int
     bias: bool
-    # What attention has, and it has not.
-    window: ClassVar[None] = None
-    rope: ClassVar[None] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class MLPSpec:
+    """A layer's MLP.
+
+    Attributes:
+        kind: "gated" is ``down(act(gate(x)) * up(x))``, "plain" is ``down(act(up(x)))``.
+        dim: Width of the hidden layer.
+        activation: The nonlinearity; "xielu" has numbers of its own that are learned.
+        bias: Whether the projections add a bias.
+    """
+
+    kind: Literal["gated", "plain"]
+    dim: int
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "xielu"]
+    bias: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSpec:
+    """One layer, in what may differ from one layer to the next.
+
+    Attributes:
+        mixer: What mixes the tokens.
+        mlp: What each token then goes through by itself.
+    """
+
+    mixer: AttentionSpec | ConvSpec
+    mlp: MLPSpec
+
+    @property
+    def window(self) -> int | None:
+        """The window of its attention; `None` also where there is no attention."""
+        return self.mixer.window if isinstance(self.mixer, AttentionSpec) else None
+
+    @property
+    def rope(self) -> Rope | None:
+        """How its attention turns queries and keys; `None` also where there is no attention."""
+        return self.mixer.rope if isinstance(self.mixer, AttentionSpec) else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,9 +292,6 @@ class ModelSpec:
         attn_softcap: Scores s become ``cap * tanh(s / cap)``; `None` leaves them.
         qk_norm: Whether queries and keys are normed: "head" each head by itself, "full" all heads
             together, both before they are turned; "turned" each head after that; "none" not.
-        mlp_dim: Width of the MLP's hidden layer.
-        mlp: "gated" is ``down(act(gate(x)) * up(x))``, "plain" is ``down(act(up(x)))``.
-        activation: The MLP's nonlinearity; "xielu" has numbers of its own that are learned.
         norm: Every norm of the model but those below.
         other_norms: By the name of their module, "final_norm", the norms that are not as `norm`.
         norm_placement: "pre" norms what attention and MLP read; "pre_residual" does so too, and
@@ -270,12 +304,11 @@ class ModelSpec:
         positions: How positions enter, other than by a layer's `rope`.
         qkv_bias: Whether the query, key and value projections add a bias.
         out_bias: Whether the attention output projection adds a bias.
-        mlp_bias: Whether the MLP's projections add a bias.
         tied_head: Whether the head is the transposed embedding table.
         head_bias: Whether the head adds a bias.
         logit_scale: Factor on logits.
         logit_softcap: Logits l become ``cap * tanh(l / cap)``; `None` leaves them.
-        blocks: What may differ from layer to layer, one for each.
+        blocks: The layers, one after the other.
     """
 
     vocab_size: int
@@ -291,9 +324,6 @@ class ModelSpec:
     query_scaling: QueryScaling | None
     attn_softcap: float | None
     qk_norm: Literal["none", "head", "full", "turned"]
-    mlp_dim: int
-    mlp: Literal["gated", "plain"]
-    activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "xielu"]
     norm: NormSpec
     other_norms: tuple[tuple[str, NormSpec], ...]
     norm_placement: Literal["pre", "pre_residual", "post", "output", "sandwich"]
@@ -303,12 +333,11 @@ class ModelSpec:
     positions: Learned | Sinusoidal | Alibi | None
     qkv_bias: bool
     out_bias: bool
-    mlp_bias: bool
     tied_head: bool
     head_bias: bool
     logit_scale: float
     logit_softcap: float | None
-    blocks: tuple[BlockSpec | ConvSpec, ...]
+    blocks: tuple[BlockSpec, ...]
 
     def norm_of(self, module: str) -> NormSpec:
         """Return how the norm of a module's name is, of a layer's "mlp_norm" as of "final_norm"."""

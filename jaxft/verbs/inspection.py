@@ -341,9 +341,11 @@ def _facts(model: Inspection) -> Iterable[tuple[str, str]]:
     yield "family", model.model_type + (f" ({model.architecture})" if model.architecture else "")
     tables = "the embedding" if spec.tied_head else "embedding and head"
     yield "parameters", f"{model.num_parameters:,}, {model.num_in_tables:,} of them in {tables}"
-    num_convs = sum(isinstance(block, ConvSpec) for block in spec.blocks)
+    num_convs = sum(isinstance(block.mixer, ConvSpec) for block in spec.blocks)
     convs = f", {num_convs} with a convolution for attention" if num_convs else ""
-    yield "layers", f"{len(spec.blocks)}{convs}, width {spec.model_dim:,}, MLP {spec.mlp_dim:,}"
+    mlp_dims = {block.mlp.dim for block in spec.blocks}
+    mlp = " to ".join(f"{dim:,}" for dim in sorted({min(mlp_dims), max(mlp_dims)}))
+    yield "layers", f"{len(spec.blocks)}{convs}, width {spec.model_dim:,}, MLP {mlp}"
     is_grouped = spec.num_kv_heads != spec.num_heads
     grouped = f", {spec.num_kv_heads} for keys and values" if is_grouped else ""
     yield "heads", f"{spec.num_heads} of width {spec.head_dim}{grouped}"

@@ -76,7 +76,7 @@ def test_the_logits_of_a_divided_vocabulary_are_not_collected():
     mesh = meshes.make_mesh(1, 1, 4, devices=jax.devices()[:4])
     function, arguments = gradients(TIED, mesh)
     found = programs.collectives(function.lower(*arguments).compile().as_text())
-    assert any(tiny.SPEC.mlp_dim // 4 in shape or POSITIONS in shape for _, shape in found)
+    assert any(tiny.MLP.dim // 4 in shape or POSITIONS in shape for _, shape in found)
     assert not {shape for _, shape in found if TABLE[0] in shape and POSITIONS in shape}
 
 

@@ -27,14 +27,16 @@ MICRO = tiny.micro_batch(3, 37)
 REAL = MICRO["segment_ids"] > 0
 # Two windows that alternate, biases everywhere, a head of its own with an adapter.
 FULL = tiny.adapted(
-    tiny.with_windows(
-        [None, 8] * 2,
-        tied_head=False,
-        qkv_bias=True,
-        out_bias=True,
-        mlp_bias=True,
-        norm=dataclasses.replace(tiny.SPEC.norm, eps=0.1),
-        rope=dataclasses.replace(tiny.ROPE, theta=300.0),
+    tiny.with_mlp(
+        tiny.with_windows(
+            [None, 8] * 2,
+            tied_head=False,
+            qkv_bias=True,
+            out_bias=True,
+            norm=dataclasses.replace(tiny.SPEC.norm, eps=0.1),
+            rope=dataclasses.replace(tiny.ROPE, theta=300.0),
+        ),
+        bias=True,
     ),
     modules=("attn/q", "attn/k", "attn/v", "attn/o", "mlp/gate", "mlp/up", "mlp/down"),
     head=True,
@@ -191,7 +193,7 @@ def scaled(scaling):
 
 
 UNKNOWN = {
-    "activation": tiny.with_windows([None], activation="gelu"),
+    "activation": tiny.with_mlp(tiny.with_windows([None]), activation="gelu"),
     "linear rope": scaled(LinearScaling(2.0)),
     "llama3 rope": scaled(Llama3Scaling(8.0, 1.0, 4.0, 64)),
     "dynamic rope": scaled(DynamicScaling(3.0, 3)),

@@ -18,7 +18,9 @@ from jaxft.parallel import mesh as meshes
 from jaxft.parallel import rules
 
 PROJECTIONS = ("attn/q", "attn/k", "attn/v", "attn/o", "mlp/gate", "mlp/up", "mlp/down")
-FULL = dataclasses.replace(tiny.SPEC, tied_head=False, qkv_bias=True, out_bias=True, mlp_bias=True)
+FULL = dataclasses.replace(
+    tiny.with_mlp(tiny.SPEC, bias=True), tied_head=False, qkv_bias=True, out_bias=True
+)
 NETWORKS = {
     "tied": tiny.adapted(),
     "everything": tiny.adapted(FULL, modules=PROJECTIONS, head=True),

@@ -49,9 +49,9 @@ _QK_NORM = {
 def features(spec: ModelSpec) -> list[str]:
     """Return the features of a model, in the order of the spec."""
     found = [_POSITIONS[type(spec.positions)]] if spec.positions is not None else []
-    convolves = [isinstance(block, ConvSpec) for block in spec.blocks]
+    convolves = [isinstance(block.mixer, ConvSpec) for block in spec.blocks]
     found += ["short convolutions in some layers"] if any(convolves) else []
-    blocks = [block for block in spec.blocks if not isinstance(block, ConvSpec)]
+    blocks = [block for block in spec.blocks if not isinstance(block.mixer, ConvSpec)]
     ropes = dict.fromkeys(block.rope for block in blocks)
     for rope in filter(None, ropes):
         found += ["rope"]
@@ -72,11 +72,16 @@ def features(spec: ModelSpec) -> list[str]:
     found += [
         table[value] for table, value in (*tables, (_QK_NORM, spec.qk_norm)) if value in table
     ]
-    found += ["learned activation"] if spec.activation == "xielu" else []
+    found += (
+        ["learned activation"]
+        if any(block.mlp.activation == "xielu" for block in spec.blocks)
+        else []
+    )
     found += ["layer norm"] if spec.norm.kind == "layer" else []
     found += ["scales from one"] if spec.norm.scale == "offset" else []
-    biases = {"qkv_bias": "qkv", "out_bias": "out", "mlp_bias": "MLP"}
+    biases = {"qkv_bias": "qkv", "out_bias": "out"}
     has = [name for field, name in biases.items() if getattr(spec, field)]
+    has += ["MLP"] if any(block.mlp.bias for block in spec.blocks) else []
     found += [f"biases ({', '.join(has)})"] if has else []
     found += ["narrow embedding"] if spec.embed_dim != spec.model_dim else []
     return list(dict.fromkeys(found))

@@ -51,11 +51,13 @@ def test_a_spelling_means_what_it_means_in_transformers(said: dict[str, Any]) ->
     config = transformers.Lfm2Config(**SIZES, **said)
     with torch.device("meta"):
         model = transformers.Lfm2ForCausalLM(config)
-    assert spec.mlp_dim == model.model.layers[0].feed_forward.w1.out_features
+    assert spec.blocks[0].mlp.dim == model.model.layers[0].feed_forward.w1.out_features
     assert spec.tied_head == config.tie_word_embeddings
-    kinds = ["conv" if isinstance(block, ConvSpec) else "full_attention" for block in spec.blocks]
+    kinds = [
+        "conv" if isinstance(block.mixer, ConvSpec) else "full_attention" for block in spec.blocks
+    ]
     assert kinds == config.layer_types
-    widths = {block.width for block in spec.blocks if isinstance(block, ConvSpec)}
+    widths = {block.mixer.width for block in spec.blocks if isinstance(block.mixer, ConvSpec)}
     assert widths <= {config.conv_L_cache}
 
 

@@ -29,6 +29,7 @@ from jaxft.models.network import base_network
 from jaxft.models.spec import (
     Alibi,
     AlphaScaling,
+    AttentionSpec,
     BlockSpec,
     ConvSpec,
     DynamicScaling,
@@ -36,6 +37,7 @@ from jaxft.models.spec import (
     LinearScaling,
     Llama3Scaling,
     LongScaling,
+    MLPSpec,
     ModelSpec,
     NormSpec,
     QueryScaling,
@@ -46,6 +48,7 @@ from jaxft.models.spec import (
 
 pytestmark = pytest.mark.reference
 
+MLP = MLPSpec("gated", 88, "silu", bias=False)  # that of the Llamas here
 # By case, other values that move its logits.
 OTHER_VALUES: dict[str, dict[type, dict[str, Any]]] = {
     "llama-rope-llama3": {
@@ -54,7 +57,6 @@ OTHER_VALUES: dict[str, dict[type, dict[str, Any]]] = {
             "attn_scale": 0.4,
             "other_norms": (("final_norm", NormSpec("rms", 1e4, scale="plain", bias=False)),),
             "attn_softcap": 2.0,
-            "activation": "gelu",
             "norm": NormSpec("layer", 1e-2, scale="plain", bias=False),
             "norm_placement": "post",
             "parallel": "two_norms",
@@ -62,10 +64,12 @@ OTHER_VALUES: dict[str, dict[type, dict[str, Any]]] = {
             "positions": Alibi(),
             "logit_scale": 0.5,
             "logit_softcap": 20.0,
-            "blocks": (BlockSpec(window=9, rope=None),) * 3,
+            "blocks": (BlockSpec(AttentionSpec(9, None), MLP),) * 3,
         },
         NormSpec: {"kind": "layer", "eps": 2e-2, "scale": "offset"},
-        BlockSpec: {"window": 9, "rope": None},
+        BlockSpec: {"mixer": AttentionSpec(9, None)},
+        AttentionSpec: {"window": 9, "rope": None},
+        MLPSpec: {"activation": "gelu"},
         Rope: {"theta": 8_000.0, "rotary_dim": 8, "interleaved": True, "scaling": None},
         Llama3Scaling: {
             "factor": 6.0,
@@ -117,19 +121,18 @@ MISFITS: dict[str, dict[type, dict[str, Any]]] = {
             "head_dim": 24,
             "qk_norm": "head",
             "attn_gate": True,
-            "mlp_dim": 89,
-            "mlp": "plain",
             "norm_placement": "sandwich",
             "parallel": "one_norm",
             "final_norm": False,
             "positions": Learned(rows=256, offset=0),
             "qkv_bias": True,
             "out_bias": True,
-            "mlp_bias": True,
             "tied_head": True,
             "head_bias": True,
-            "blocks": (BlockSpec(window=None, rope=None),) * 2,
+            "blocks": (BlockSpec(AttentionSpec(None, None), MLP),) * 2,
         },
+        BlockSpec: {"mlp": MLPSpec("plain", 88, "silu", bias=False)},
+        MLPSpec: {"kind": "plain", "dim": 89, "bias": True},
         NormSpec: {"scale": "none", "bias": True},
     },
     "lfm2": {ConvSpec: {"width": 4, "bias": True}},
@@ -219,12 +222,13 @@ def test_heads_cut_otherwise_from_the_same_matrices_move_the_logits(
     assert moved(case, changed(spec, ModelSpec, **heads)) > 100 * TOLERANCE
 
 
-@pytest.mark.parametrize("field", ["qkv_bias", "out_bias", "mlp_bias", "tied_head"])
+@pytest.mark.parametrize("field", ["qkv_bias", "out_bias", "bias", "tied_head"])
 def test_weights_that_the_spec_does_not_want_do_not_load(
     field: str, tiny_model: Callable[..., TinyModel], one_device: Mesh
 ) -> None:
-    names = {"mlp_bias": "llama-mlp-bias-gelu-tanh", "tied_head": "llama"}
+    names = {"bias": "llama-mlp-bias-gelu-tanh", "tied_head": "llama"}
     model = tiny_model(names.get(field, "llama-attention-bias-gelu"))
-    spec = dataclasses.replace(model.spec, **{field: not getattr(model.spec, field)})
+    part = model.spec.blocks[0].mlp if field == "bias" else model.spec
+    spec = changed(model.spec, type(part), **{field: not getattr(part, field)})
     with pytest.raises(WeightsError):
         model.load(base_network(spec), one_device)

@@ -155,7 +155,7 @@ def test_donating_the_tree_corrupts_nothing_and_neither_does_reusing_what_was_re
 
 
 def test_on_the_host_nothing_is_compiled(caplog, monkeypatch):
-    network = base_network(dataclasses.replace(tiny.SPEC, mlp_dim=144))
+    network = base_network(tiny.with_mlp(tiny.SPEC, dim=144))
     lent = Lent(tensors_of(network))
     with jax.log_compiles():
         loaded(lent, network)
@@ -167,7 +167,7 @@ def test_on_the_host_nothing_is_compiled(caplog, monkeypatch):
 
 # A quarter of its largest tensor is more than what Python takes for itself, some 0.5 MB.
 LARGE = base_network(
-    dataclasses.replace(tiny.SPEC, vocab_size=16000, mlp_dim=6400, tied_head=False)
+    dataclasses.replace(tiny.with_mlp(tiny.SPEC, dim=6400), vocab_size=16000, tied_head=False)
 )
 
 

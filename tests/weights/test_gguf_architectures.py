@@ -149,7 +149,12 @@ def test_a_key_of_another_model_is_refused(
 @pytest.mark.parametrize("architecture", BLOCKS)
 def test_the_family_reads_the_config(architecture: str, write_gguf: Write) -> None:
     spec = spec_of(write_gguf(architecture, metadata(architecture)))
-    assert (spec.model_dim, spec.mlp_dim, len(spec.blocks), spec.vocab_size) == (64, 96, 3, 300)
+    assert (spec.model_dim, spec.blocks[0].mlp.dim, len(spec.blocks), spec.vocab_size) == (
+        64,
+        96,
+        3,
+        300,
+    )
     assert (spec.num_heads, spec.num_kv_heads, spec.tied_head) == (4, 2, True)
     assert spec.head_dim == (24 if architecture in ("qwen3", "gemma3") else 16)
     assert spec.norm.eps == 0.5

@@ -13,7 +13,9 @@ from jaxft.models.network import base_network
 from jaxft.models.spec import Learned
 from jaxft.weights import names
 
-FULL = dataclasses.replace(tiny.SPEC, tied_head=False, qkv_bias=True, out_bias=True, mlp_bias=True)
+FULL = dataclasses.replace(
+    tiny.with_mlp(tiny.SPEC, bias=True), tied_head=False, qkv_bias=True, out_bias=True
+)
 NETWORKS = {
     "plain": base_network(tiny.SPEC),
     "everything": base_network(FULL),

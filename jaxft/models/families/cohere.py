@@ -24,7 +24,7 @@ from jaxft.models.families.llama import (
     read_llama,
 )
 from jaxft.models.families.windows import each_nth_full, read_windows, windows_config
-from jaxft.models.spec import BlockSpec, ModelSpec
+from jaxft.models.spec import ModelSpec
 
 _DEFAULTS = {"tie_word_embeddings": True}
 # What the published files of Cohere 2 say beyond what transformers reads.
@@ -47,11 +47,12 @@ _KEYS = with_keys(
 )
 
 
-def _read(reader: ConfigReader, theta: float) -> ModelSpec:
+def _read(reader: ConfigReader, **features: Any) -> ModelSpec:
+    """Read what both share, without `finish`; `features` are arguments of `read_llama`."""
     for key in ("cache_implementation", "model_max_length", "use_parallel_embedding"):
         reader.get(key, None)  # of generation, of the tokenizer, of how it was trained
     norm = dataclasses.replace(LAYER_NORM, bias=False)
-    return read_llama(reader, _KEYS, norm=norm, theta=theta, interleaved=True, parallel="one_norm")
+    return read_llama(reader, _KEYS, norm=norm, interleaved=True, parallel="one_norm", **features)
 
 
 def cohere_spec(config: Mapping[str, Any]) -> ModelSpec:
@@ -68,14 +69,12 @@ def cohere2_spec(config: Mapping[str, Any]) -> ModelSpec:
     reader = ConfigReader(_DEFAULTS | dict(config))
     for key, value in _UNUSED.items():
         reader.require(key, (value,), value)
-    spec = _read(reader, theta=10_000.0)
     every = reader.get("sliding_window_pattern", None) or 4
-    default = each_nth_full(len(spec.blocks), every)
+    default = each_nth_full(reader.get("num_hidden_layers"), every)
     windows = read_windows(reader, default, reader.get("sliding_window", 4096))
+    spec = _read(reader, windows=windows, is_turned=list(map(bool, windows)))
     reader.finish()
-    rope = spec.blocks[0].rope
-    blocks = (BlockSpec(window, rope if window else None) for window in windows)
-    return dataclasses.replace(spec, blocks=tuple(blocks))
+    return spec
 
 
 def cohere2_config(spec: ModelSpec) -> dict[str, Any]:

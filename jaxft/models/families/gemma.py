@@ -10,13 +10,13 @@ Source: transformers `configuration_gemma.py`, `configuration_gemma2.py`,
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
-from jaxft.models.families.activation_names import activation_name, read_activation
 from jaxft.models.families.config_reader import ConfigReader
 from jaxft.models.families.family import Family, Tensor, norm, replaced
-from jaxft.models.families.keys import with_keys
+from jaxft.models.families.keys import Key, activation, with_keys
 from jaxft.models.families.llama import (
     ATTENTION_BIAS,
     KEYS,
@@ -28,10 +28,28 @@ from jaxft.models.families.llama import (
 )
 from jaxft.models.families.rope_config import read_ropes, ropes_config
 from jaxft.models.families.windows import each_nth_full, read_windows, windows_config
-from jaxft.models.spec import ModelSpec, Rope
+from jaxft.models.spec import ModelSpec
 
-_KEYS = with_keys(KEYS, ATTENTION_BIAS)
 _ACTIVATION = "gelu_pytorch_tanh"
+_KEYS = with_keys(KEYS, ATTENTION_BIAS)
+_GEMMA2_KEYS = with_keys(
+    _KEYS,
+    activation("hidden_activation", _ACTIVATION),
+    Key(
+        "query_pre_attn_scalar",
+        "attn_scale",
+        256,
+        read=lambda width: width**-0.5,
+        write=lambda scale: round(scale**-2),
+    ),
+    Key("attn_logit_softcapping", "attn_softcap", 50.0),
+    Key("final_logit_softcapping", "logit_softcap", 30.0),
+)
+# Gemma 3 caps no scores, whatever config.json says.
+_GEMMA3_KEYS = with_keys(
+    tuple(key for key in _GEMMA2_KEYS if key.ours != "attn_softcap"),
+    Key("final_logit_softcapping", "logit_softcap", None),
+)
 _GEMMA_DEFAULTS = {"num_key_value_heads": 16, "head_dim": 256, "tie_word_embeddings": True}
 _GEMMA2_DEFAULTS = _GEMMA_DEFAULTS | {"num_key_value_heads": 4}
 # Files of Gemma 3's text part leave out what is the class's default, sizes included.
@@ -55,15 +73,11 @@ def gemma_tensors(base: str) -> tuple[Tensor, ...]:
     )
 
 
-def _read_gemma(
-    reader: ConfigReader,
-    windows: tuple[int | None, ...] | None = None,
-    ropes: tuple[Rope, ...] | None = None,
-) -> ModelSpec:
+def _read_gemma(reader: ConfigReader, keys: tuple[Key, ...] = _KEYS, **features: Any) -> ModelSpec:
     """Read what all Gemmas share, without `finish`; arguments as of `read_llama`."""
     reader.require("use_bidirectional_attention", (False, None))
     norm = dataclasses.replace(RMS_NORM, scale="offset")
-    spec = read_llama(reader, _KEYS, norm=norm, windows=windows, ropes=ropes)
+    spec = read_llama(reader, keys, norm=norm, **features)
     return dataclasses.replace(spec, embed_scale=spec.model_dim**0.5)
 
 
@@ -79,59 +93,24 @@ def gemma_spec(config: Mapping[str, Any]) -> ModelSpec:
     return spec
 
 
-def gemma_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of a Gemma 1 says of `spec`."""
-    return llama_config(spec, _KEYS)
-
-
 def _read_windows(reader: ConfigReader, period: int) -> tuple[int | None, ...]:
     """Return the window of each layer: unless it is listed, all but each `period`-th has one."""
     default = each_nth_full(reader.get("num_hidden_layers"), period)
     return read_windows(reader, default, reader.get("sliding_window", 4096))
 
 
-def _with_gemma2(
-    spec: ModelSpec, reader: ConfigReader, *, final_cap: float | None, placement: Any
-) -> ModelSpec:
-    """Return `spec` with what Gemmas from 2 on have and the first had not."""
-    return dataclasses.replace(
-        spec,
-        attn_scale=reader.get("query_pre_attn_scalar", 256) ** -0.5,
-        activation=read_activation(reader.get("hidden_activation", _ACTIVATION)),
-        logit_softcap=reader.get("final_logit_softcapping", final_cap),
-        norm_placement=placement,
-    )
-
-
 def _gemma2_spec(config: Mapping[str, Any], placement: str) -> ModelSpec:
     reader = ConfigReader(_GEMMA2_DEFAULTS | dict(config))
-    spec = _read_gemma(reader, _read_windows(reader, 2))
-    spec = _with_gemma2(spec, reader, final_cap=30.0, placement=placement)
-    cap = reader.get("attn_logit_softcapping", 50.0)
+    reader.get("hidden_act", None)  # nothing reads it
+    windows = _read_windows(reader, 2)
+    spec = _read_gemma(reader, _GEMMA2_KEYS, windows=windows, norm_placement=placement)
     reader.finish()
-    return dataclasses.replace(spec, attn_softcap=cap)
-
-
-def gemma2_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """Read the config.json of a Gemma 2."""
-    return _gemma2_spec(config, "sandwich")
-
-
-def vaultgemma_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """Read the config.json of a VaultGemma."""
-    return _gemma2_spec(config, "pre")
+    return spec
 
 
 def gemma2_config(spec: ModelSpec) -> dict[str, Any]:
     """Return what the config.json of a Gemma 2 or a VaultGemma says of `spec`."""
-    written = gemma_config(spec) | windows_config(spec)
-    del written["hidden_act"]
-    return written | {
-        "hidden_activation": activation_name(spec.activation),
-        "query_pre_attn_scalar": round(spec.attn_scale**-2),
-        "attn_logit_softcapping": spec.attn_softcap,
-        "final_logit_softcapping": spec.logit_softcap,
-    }
+    return llama_config(spec, _GEMMA2_KEYS) | windows_config(spec)
 
 
 def gemma3_text_spec(config: Mapping[str, Any]) -> ModelSpec:
@@ -146,12 +125,18 @@ def gemma3_text_spec(config: Mapping[str, Any]) -> ModelSpec:
         local_theta=10_000.0,
         local_key="rope_local_base_freq",
     )
-    spec = _read_gemma(reader, windows, ropes)
-    spec = _with_gemma2(spec, reader, final_cap=None, placement="sandwich")
-    for key in ("attn_logit_softcapping", "_sliding_window_pattern"):
-        reader.get(key, None)  # transformers keeps both and uses neither
+    spec = _read_gemma(
+        reader,
+        _GEMMA3_KEYS,
+        windows=windows,
+        ropes=ropes,
+        norm_placement="sandwich",
+        qk_norm="head",
+    )
+    for key in ("attn_logit_softcapping", "_sliding_window_pattern", "hidden_act"):
+        reader.get(key, None)  # transformers keeps the first two; it uses none of them
     reader.finish()
-    return dataclasses.replace(spec, qk_norm="head")
+    return spec
 
 
 def gemma3_text_config(spec: ModelSpec) -> dict[str, Any]:
@@ -161,7 +146,11 @@ def gemma3_text_config(spec: ModelSpec) -> dict[str, Any]:
 
 _TENSORS = gemma_tensors("model")
 
-GEMMA = Family("gemma", gemma_spec, gemma_config, TENSORS)
-GEMMA2 = Family("gemma2", gemma2_spec, gemma2_config, _TENSORS)
+GEMMA = Family("gemma", gemma_spec, functools.partial(llama_config, keys=_KEYS), TENSORS)
+GEMMA2 = Family(
+    "gemma2", functools.partial(_gemma2_spec, placement="sandwich"), gemma2_config, _TENSORS
+)
 GEMMA3_TEXT = Family("gemma3_text", gemma3_text_spec, gemma3_text_config, _TENSORS)
-VAULTGEMMA = Family("vaultgemma", vaultgemma_spec, gemma2_config, _TENSORS)
+VAULTGEMMA = Family(
+    "vaultgemma", functools.partial(_gemma2_spec, placement="pre"), gemma2_config, _TENSORS
+)

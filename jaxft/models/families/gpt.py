@@ -1,12 +1,12 @@
 """What decoders before Llama share: layer norms with a bias, and an MLP without a gate."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader
 from jaxft.models.families.family import ABSENT
-from jaxft.models.families.keys import Key, read_keys
-from jaxft.models.spec import BlockSpec, Learned, ModelSpec, NormSpec, Rope
+from jaxft.models.families.keys import Key, read_keys, spec_of
+from jaxft.models.spec import Learned, ModelSpec, NormSpec, Rope
 
 BIASES = ("qkv_bias", "out_bias", "mlp_bias")
 
@@ -16,6 +16,7 @@ def read_gpt(
     keys: Iterable[Key],
     *,
     rope: Rope | None = None,
+    windows: Sequence[int | None] | None = None,
     padding_rows: int = 0,
     **features: Any,
 ) -> ModelSpec:
@@ -25,8 +26,9 @@ def read_gpt(
         reader: The config.json.
         keys: What it says; positions are learned where there is one for "max_tokens".
         rope: How every layer turns queries and keys.
+        windows: Of each layer; if not given, none has one.
         padding_rows: Rows of the table of positions before that of position 0.
-        features: Fields of `ModelSpec` that are not as in GPT-2; they count before those of the
+        features: Fields as of `spec_of` that are not as in GPT-2; they count before those of the
             keys.
     """
     fields = read_keys(reader, keys) | features
@@ -45,8 +47,7 @@ def read_gpt(
         "norm_placement": "pre",
         "final_norm": True,
         "positions": positions,
-        "blocks": (BlockSpec(None, rope),) * num_layers,
         **dict.fromkeys(BIASES, True),
     }
     fields["mlp_dim"] = fields.get("mlp_dim") or 4 * model_dim
-    return ModelSpec(**usual | fields)
+    return spec_of(usual | fields, windows or (None,) * num_layers, (rope,) * num_layers)

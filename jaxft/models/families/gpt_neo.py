@@ -13,7 +13,7 @@ from jaxft.models.families.config_reader import ConfigReader
 from jaxft.models.families.family import IGNORED, Family, linear, norm, plain
 from jaxft.models.families.gpt import read_gpt
 from jaxft.models.families.keys import Key, activation, keys_config
-from jaxft.models.spec import BlockSpec, ModelSpec
+from jaxft.models.spec import ModelSpec
 
 _LAYER = "transformer.h.{layer}"
 _ATTENTION = f"{_LAYER}.attn.attention"
@@ -64,8 +64,8 @@ def gpt_neo_spec(config: Mapping[str, Any]) -> ModelSpec:
             f"Handled here: {_GLOBAL} or {_LOCAL} for each layer.",
         )
     reader.get("attention_layers", None)  # what follows from attention_types
-    blocks = tuple(BlockSpec(window if kind == _LOCAL else None, None) for kind in kinds)
-    spec = read_gpt(reader, KEYS, attn_scale=1.0, qkv_bias=False, blocks=blocks)
+    windows = [window if kind == _LOCAL else None for kind in kinds]
+    spec = read_gpt(reader, KEYS, windows=windows, attn_scale=1.0, qkv_bias=False)
     reader.finish()
     return spec
 

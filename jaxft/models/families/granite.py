@@ -7,7 +7,6 @@ Source: transformers `configuration_granite.py`, `configuration_granitemoehybrid
 `configuration_hyperclovax.py` and their `modeling_*.py` (defaults and names).
 """
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +25,7 @@ from jaxft.models.families.llama import (
     read_llama,
 )
 from jaxft.models.families.windows import FULL, read_layer_types
-from jaxft.models.spec import BlockSpec, ModelSpec
+from jaxft.models.spec import ModelSpec
 
 # A factor on embeddings, attention scores and residuals each.
 _FACTORS = (
@@ -40,41 +39,41 @@ GRANITE = llama_family("granite", ATTENTION_BIAS, MLP_BIAS, *_FACTORS, _DIVISOR)
 
 
 _OLD_KIND = "attention"  # of layers with full attention
-_GRANITE4_KEYS = with_keys(KEYS, ATTENTION_BIAS, *_FACTORS, _DIVISOR)
+_GRANITE4_KEYS = with_keys(
+    KEYS,
+    ATTENTION_BIAS,
+    *_FACTORS,
+    _DIVISOR,
+    Key("shared_intermediate_size", "mlp_dim", 1024),
+)
 _NO_MIXTURE = {"num_experts_per_tok", "output_router_logits", "router_aux_loss_coef"}
+# Of experts, of how it began, of state spaces; and what `layer_types` says.
+_UNREAD = {"intermediate_size", "init_method", "layers_block_type", "time_step_limit"}
 
 
 def granite4_spec(config: Mapping[str, Any]) -> ModelSpec:
     """Read the config.json of a dense Granite 4."""
     layers = config.get("layer_types") or config.get("layers_block_type") or ["mamba"]
-    renamed = dict(config) | {
-        "intermediate_size": config.get("shared_intermediate_size", 1024),
-        "layer_types": [FULL if kind == _OLD_KIND else kind for kind in layers],
-    }
-    reader = ConfigReader(renamed)
+    kinds = [FULL if kind == _OLD_KIND else kind for kind in layers]
+    reader = ConfigReader(dict(config) | {"layer_types": kinds})
     reader.require("num_local_experts", (0,), 8)
     reader.require("normalization_function", ("rmsnorm",), "rmsnorm")
-    read_layer_types(reader, [FULL] * reader.get("num_hidden_layers"))
+    num_layers = len(read_layer_types(reader, [FULL] * reader.get("num_hidden_layers")))
     unused = {key for key in config if key.startswith("mamba_")} | _NO_MIXTURE
-    for key in unused | {"layers_block_type", "init_method", "time_step_limit"}:
+    for key in unused | _UNREAD:
         reader.get(key, None)
-    reader.get("shared_intermediate_size", None)
-    spec = read_llama(reader, _GRANITE4_KEYS)
-    if reader.get("position_embedding_type", None) != "rope":
-        spec = dataclasses.replace(spec, blocks=(BlockSpec(None, None),) * len(spec.blocks))
+    is_turned = [reader.get("position_embedding_type", None) == "rope"] * num_layers
+    spec = read_llama(reader, _GRANITE4_KEYS, is_turned=is_turned)
     reader.finish()
     return spec
 
 
 def granite4_config(spec: ModelSpec) -> dict[str, Any]:
     """Return what the config.json of a dense Granite 4 says of `spec`."""
-    written = llama_config(spec, _GRANITE4_KEYS)
-    del written["intermediate_size"]
-    return written | {
+    return llama_config(spec, _GRANITE4_KEYS) | {
         "layer_types": [FULL] * len(spec.blocks),
         "num_local_experts": 0,
         "position_embedding_type": "rope" if spec.blocks[0].rope else None,
-        "shared_intermediate_size": spec.mlp_dim,
     }
 
 

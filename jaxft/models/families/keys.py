@@ -13,18 +13,23 @@ hand, beside these.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxft.models.families.activation_names import activation_name, read_activation
 from jaxft.models.families.config_reader import REQUIRED, ConfigReader
-from jaxft.models.spec import ModelSpec
+from jaxft.models.spec import AttentionSpec, BlockSpec, MLPSpec, ModelSpec, Rope
 
-# What lines name beside the fields of `ModelSpec` (and its property `max_tokens`).
+# What lines name beside the fields of `ModelSpec` (and its property `max_tokens`). Those of a layer
+# are one and the same for all layers.
 _INSIDE: Mapping[str, Callable[[ModelSpec], Any]] = {
     "norm_eps": lambda spec: spec.norm.eps,
     "num_layers": lambda spec: len(spec.blocks),
-    "window": lambda spec: spec.blocks[0].window,  # one for all layers
+    "window": lambda spec: spec.blocks[0].window,
+    "mlp": lambda spec: spec.blocks[0].mlp.kind,
+    "mlp_dim": lambda spec: spec.blocks[0].mlp.dim,
+    "mlp_bias": lambda spec: spec.blocks[0].mlp.bias,
+    "activation": lambda spec: spec.blocks[0].mlp.activation,
 }
 
 
@@ -38,8 +43,8 @@ class Key:
 
     Attributes:
         theirs: The key.
-        ours: The field of `ModelSpec`, or "norm_eps", "num_layers", "window" or "max_tokens";
-            several where the key's value is that of each.
+        ours: The field of `ModelSpec`, or "max_tokens", or one of `_INSIDE`; several where the
+            key's value is that of each.
         default: What transformers' config class has; without one, the key must be there.
         read: Turns their value into ours.
         write: Turns our value into theirs.
@@ -86,6 +91,27 @@ def read_keys(reader: ConfigReader, keys: Iterable[Key]) -> dict[str, Any]:
 def keys_config(spec: ModelSpec, keys: Iterable[Key]) -> dict[str, Any]:
     """Return what config.json says of `spec` at these keys, the inverse of `read_keys`."""
     return {key.theirs: key.write(_value(spec, key.fields[0])) for key in keys}
+
+
+def spec_of(
+    fields: Mapping[str, Any], windows: Sequence[int | None], ropes: Sequence[Rope | None]
+) -> ModelSpec:
+    """Return a spec whose layers have attention, and an MLP that is the same in all of them.
+
+    Args:
+        fields: Those of `ModelSpec` but `blocks`, and "mlp", "mlp_dim", "mlp_bias" and
+            "activation" of the MLP.
+        windows: Of each layer.
+        ropes: Of each layer.
+    """
+    own = dict(fields)
+    kind, dim, bias = (own.pop(name) for name in ("mlp", "mlp_dim", "mlp_bias"))
+    mlp = MLPSpec(kind, dim, own.pop("activation"), bias)
+    blocks = (
+        BlockSpec(AttentionSpec(window, rope), mlp)
+        for window, rope in zip(windows, ropes, strict=True)
+    )
+    return ModelSpec(**own, blocks=tuple(blocks))
 
 
 def _value(spec: ModelSpec, field: str) -> Any:

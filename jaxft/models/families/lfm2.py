@@ -12,7 +12,7 @@ from jaxft.models.families.config_reader import ConfigReader
 from jaxft.models.families.family import Family, linear, norm, plain, replaced
 from jaxft.models.families.llama import TENSORS, llama_config, read_llama
 from jaxft.models.families.windows import FULL
-from jaxft.models.spec import ConvSpec, ModelSpec
+from jaxft.models.spec import BlockSpec, ConvSpec, ModelSpec
 
 _CONV = "conv"
 _LAYER = "model.layers.{layer}"
@@ -51,15 +51,17 @@ def lfm2_spec(config: Mapping[str, Any]) -> ModelSpec:
     act = {"hidden_act": "silu"}  # its class asks for no other
     reader = ConfigReader(said | {"rms_norm_eps": said["norm_eps"]} | act)
     reader.get("norm_eps")
-    spec = read_llama(reader, theta=1_000_000.0)
+    spec = read_llama(reader, theta=1_000_000.0, qk_norm="head")
     conv = ConvSpec(reader.get("conv_L_cache", 3), reader.get("conv_bias", False))
-    kinds = _read_kinds(reader)
-    blocks = [
-        conv if kind == _CONV else block for kind, block in zip(kinds, spec.blocks, strict=True)
-    ]
-    mlp_dim = _adjusted(spec.mlp_dim, reader)
+    mlp = spec.blocks[0].mlp
+    mlp = dataclasses.replace(mlp, dim=_adjusted(mlp.dim, reader))
+    blocks = (
+        BlockSpec(conv if kind == _CONV else block.mixer, mlp)
+        for kind, block in zip(_read_kinds(reader), spec.blocks, strict=True)
+    )
+    spec = dataclasses.replace(spec, blocks=tuple(blocks))
     reader.finish()
-    return dataclasses.replace(spec, qk_norm="head", mlp_dim=mlp_dim, blocks=tuple(blocks))
+    return spec
 
 
 def _read_kinds(reader: ConfigReader) -> list[str]:
@@ -99,7 +101,8 @@ def lfm2_config(spec: ModelSpec) -> dict[str, Any]:
     """Return what the config.json of an LFM2 says of `spec`."""
     written = llama_config(spec)
     del written["hidden_act"]
-    convs = [block for block in spec.blocks if isinstance(block, ConvSpec)]
+    convs = [block.mixer for block in spec.blocks if isinstance(block.mixer, ConvSpec)]
+    kinds = [_CONV if isinstance(block.mixer, ConvSpec) else FULL for block in spec.blocks]
     conv = {"conv_L_cache": convs[0].width, "conv_bias": convs[0].bias} if convs else {}
     return (
         written
@@ -107,7 +110,7 @@ def lfm2_config(spec: ModelSpec) -> dict[str, Any]:
         | {
             "norm_eps": written.pop("rms_norm_eps"),
             "block_auto_adjust_ff_dim": False,
-            "layer_types": [_CONV if isinstance(each, ConvSpec) else FULL for each in spec.blocks],
+            "layer_types": kinds,
         }
     )
 

@@ -14,9 +14,16 @@ from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader
 from jaxft.models.families.family import ABSENT, Family, Tensor, linear, norm, plain
-from jaxft.models.families.keys import Key, activation, keys_config, read_keys, with_keys
+from jaxft.models.families.keys import (
+    Key,
+    activation,
+    keys_config,
+    read_keys,
+    spec_of,
+    with_keys,
+)
 from jaxft.models.families.rope_config import context_config, read_rope, rope_config
-from jaxft.models.spec import BlockSpec, ModelSpec, NormSpec, Rope
+from jaxft.models.spec import ModelSpec, NormSpec, Rope
 
 
 def llama_tensors(base: str) -> tuple[Tensor, ...]:
@@ -71,6 +78,7 @@ def read_llama(
     norm: NormSpec = RMS_NORM,
     windows: Sequence[int | None] | None = None,
     ropes: Sequence[Rope] | None = None,
+    is_turned: Sequence[bool] | None = None,
     theta: float = 10_000.0,
     partial: float | None = None,
     interleaved: bool = False,
@@ -84,10 +92,11 @@ def read_llama(
         norm: The kind of every norm.
         windows: Of each layer; if not given, the one of `keys` for all, or none.
         ropes: Of each layer; if not given, config.json has one for all.
+        is_turned: Which layers turn queries and keys; if not given, all do.
         theta: The family's default base of rotary positions.
         partial: As in `read_rope`.
         interleaved: Whether the pairs that are turned are neighbours, as in `Rope`.
-        features: Fields of `ModelSpec` that are not as in Llama; they count before those of the
+        features: Fields as of `spec_of` that are not as in Llama; they count before those of the
             keys.
     """
     fields = read_keys(reader, keys) | features
@@ -97,6 +106,10 @@ def read_llama(
             reader, head_dim=head_dim, theta=theta, partial=partial, interleaved=interleaved
         )
         ropes = (rope,) * num_layers
+    turned = [
+        rope if turns else None
+        for rope, turns in zip(ropes, is_turned or [True] * num_layers, strict=True)
+    ]
     windows = windows or (fields.pop("window", None),) * num_layers
     usual = ABSENT | {
         "embed_dim": fields["model_dim"],
@@ -109,11 +122,10 @@ def read_llama(
         "qkv_bias": False,
         "out_bias": False,
         "mlp_bias": False,
-        "blocks": tuple(map(BlockSpec, windows, ropes)),
     }
     fields["head_dim"] = head_dim
     fields["num_kv_heads"] = fields["num_kv_heads"] or fields["num_heads"]
-    return ModelSpec(**usual | fields)
+    return spec_of(usual | fields, windows, turned)
 
 
 def read_head_dim(config: ConfigReader) -> int:

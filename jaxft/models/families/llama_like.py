@@ -8,7 +8,6 @@ queries, keys and values.
 Source: transformers `configuration_*.py` and `modeling_*.py` of each (defaults and names).
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,7 +25,7 @@ from jaxft.models.families.llama import (
 )
 from jaxft.models.families.rope_config import with_rope
 from jaxft.models.families.windows import FULL, SLIDING, read_windows, windows_config
-from jaxft.models.spec import BlockSpec, ModelSpec
+from jaxft.models.spec import ModelSpec
 
 _LAYER = "model.layers.{layer}"
 
@@ -44,12 +43,13 @@ def exaone4_spec(config: Mapping[str, Any]) -> ModelSpec:
         SLIDING if is_hybrid and pattern[layer % len(pattern)] == "L" else FULL
         for layer in range(reader.get("num_hidden_layers"))
     ]
-    spec = read_llama(reader, windows=read_windows(reader, kinds, window))
-    blocks = tuple(
-        block if block.window or not is_hybrid else BlockSpec(None, None) for block in spec.blocks
+    windows = read_windows(reader, kinds, window)
+    is_turned = [bool(each) or not is_hybrid for each in windows]
+    spec = read_llama(
+        reader, windows=windows, is_turned=is_turned, norm_placement="output", qk_norm="head"
     )
     reader.finish()
-    return dataclasses.replace(spec, norm_placement="output", qk_norm="head", blocks=blocks)
+    return spec
 
 
 def exaone4_config(spec: ModelSpec) -> dict[str, Any]:

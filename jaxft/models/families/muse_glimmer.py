@@ -8,17 +8,24 @@ Source: transformers `configuration_muse_glimmer.py: MuseGlimmerTextConfig`,
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from jaxft.errors import UnsupportedModelError
 from jaxft.models.families import gemma
 from jaxft.models.families.config_reader import ConfigReader
 from jaxft.models.families.family import Family, Tensor, linear
-from jaxft.models.families.keys import Key, with_keys
-from jaxft.models.families.llama import ATTENTION_BIAS, KEYS, llama_config, read_llama
+from jaxft.models.families.keys import Key, activation, with_keys
+from jaxft.models.families.llama import (
+    ATTENTION_BIAS,
+    KEYS,
+    llama_config,
+    read_head_dim,
+    read_llama,
+)
+from jaxft.models.families.rope_config import read_rope
 from jaxft.models.families.windows import FULL, SLIDING, read_windows, windows_config
-from jaxft.models.spec import BlockSpec, ConvSpec, ModelSpec, NormSpec
+from jaxft.models.spec import ModelSpec, NormSpec
 
 _DEFAULTS = {
     "vocab_size": 202_048,
@@ -29,11 +36,11 @@ _DEFAULTS = {
     "num_key_value_heads": 2,
     "head_dim": 128,
     "rms_norm_eps": 1e-5,
-    "hidden_activation": "silu",
 }
 _KEYS = with_keys(
     KEYS,
     ATTENTION_BIAS,
+    activation("hidden_activation", "silu"),
     Key("output_multiplier", "logit_scale", 0.19611613513818404),
     Key("final_logit_softcapping", "logit_softcap", 20.0),
 )
@@ -49,17 +56,16 @@ def muse_tensors(base: str) -> tuple[Tensor, ...]:
 
 def muse_spec(config: Mapping[str, Any]) -> ModelSpec:
     """Read the config.json of the text part of a Muse Glimmer."""
-    settled = _DEFAULTS | dict(config)
-    reader = ConfigReader(settled | {"hidden_act": settled["hidden_activation"]})
-    reader.get("hidden_activation")
+    reader = ConfigReader(_DEFAULTS | dict(config))
+    reader.get("hidden_act", None)  # nothing reads it
     num_layers = reader.get("num_hidden_layers")
     is_open = [(num_layers - 1 - layer) % _PERIOD == 0 for layer in range(num_layers)]
     default = [FULL if each else SLIDING for each in is_open]
     windows = read_windows(reader, default, reader.get("sliding_window", 2048))
-    spec = read_llama(reader, _KEYS, windows=windows)
+    is_turned = _read_turned(reader, is_open)
+    spec = read_llama(reader, _KEYS, windows=windows, is_turned=is_turned)
     factor, eps = reader.get("qk_scale_factor", 3.87), spec.norm.eps
     output_eps = reader.get("post_norm_eps", 1e-8)
-    blocks = _without_positions(spec.blocks, reader.get("layer_rope_theta", None), is_open)
     reader.finish()
     weightless = NormSpec("rms", eps, scale="none", bias=False)
     output = NormSpec("rms", output_eps, scale="offset", bias=False)
@@ -79,44 +85,33 @@ def muse_spec(config: Mapping[str, Any]) -> ModelSpec:
             ("q_norm", weightless),
         ),
         norm_placement="sandwich",
-        blocks=blocks,
     )
 
 
-def _without_positions(
-    blocks: Sequence[BlockSpec | ConvSpec],
-    thetas: Sequence[float | int] | None,
-    is_open: list[bool],
-) -> tuple[BlockSpec | ConvSpec, ...]:
-    """Return the blocks with a rope only where there is a base that is not 0.
+def _read_turned(reader: ConfigReader, is_open: list[bool]) -> list[bool]:
+    """Return which layers turn queries and keys: those with a base that is not 0.
 
     Raises:
         UnsupportedModelError: If a layer has a base of its own: transformers turns all by one.
     """
+    thetas = reader.get("layer_rope_theta", None)
     if thetas is None:
-        has_rope = [not each for each in is_open]
-    else:
-        rope = blocks[0].rope
-        assert rope is not None
-        has_rope = [bool(theta) for theta in thetas]
-        if len(thetas) != len(blocks) or {*filter(None, thetas)} - {rope.theta}:
-            raise UnsupportedModelError(
-                f"The model's config.json has {len(thetas)} layer_rope_theta, "
-                f"{sorted(set(thetas))}.",
-                f"Handled here: one for each of its {len(blocks)} layers, 0 or the rope_theta of "
-                f"them all, {rope.theta}.",
-            )
-    return tuple(
-        block if keeps else BlockSpec(block.window, None)
-        for block, keeps in zip(blocks, has_rope, strict=True)
-    )
+        return [not each for each in is_open]
+    theta = read_rope(reader, head_dim=read_head_dim(reader), theta=10_000.0).theta
+    if len(thetas) != len(is_open) or {*filter(None, thetas)} - {theta}:
+        raise UnsupportedModelError(
+            f"The model's config.json has {len(thetas)} layer_rope_theta, {sorted(set(thetas))}.",
+            f"Handled here: one for each of its {len(is_open)} layers, 0 or the rope_theta of "
+            f"them all, {theta}.",
+        )
+    return [bool(theta) for theta in thetas]
 
 
 def muse_config(spec: ModelSpec) -> dict[str, Any]:
     """Return what the config.json of the text part of a Muse Glimmer says of `spec`."""
-    written = llama_config(spec, _KEYS) | windows_config(spec)
-    return written | {
-        "hidden_activation": written.pop("hidden_act"),
+    return {
+        **llama_config(spec, _KEYS),
+        **windows_config(spec),
         "post_norm_eps": spec.norm_of("attn_out_norm").eps,
         "qk_scale_factor": float(f"{spec.attn_scale * spec.head_dim**0.5:.{_DIGITS}g}"),
         "layer_rope_theta": [block.rope.theta if block.rope else 0 for block in spec.blocks],

@@ -3,7 +3,6 @@
 Source: transformers `configuration_smollm3.py`, `modeling_smollm3.py` (defaults and names).
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +19,7 @@ from jaxft.models.families.llama import (
     read_llama,
 )
 from jaxft.models.families.windows import FULL, SLIDING, read_windows, windows_config
-from jaxft.models.spec import BlockSpec, ModelSpec
+from jaxft.models.spec import ModelSpec
 
 _DEFAULTS = {"num_key_value_heads": 4, "tie_word_embeddings": True}
 _INTERVAL = 4
@@ -36,13 +35,9 @@ def smollm3_spec(config: Mapping[str, Any]) -> ModelSpec:
     has_windows = reader.get("use_sliding_window", False) and window is not None
     default = [SLIDING if has_windows and not turned else FULL for turned in is_turned]
     windows = read_windows(reader, default, window)
-    spec = read_llama(reader, _KEYS, windows=windows, theta=2_000_000.0)
+    spec = read_llama(reader, _KEYS, windows=windows, is_turned=is_turned, theta=2_000_000.0)
     reader.finish()
-    blocks = (
-        block if turned else BlockSpec(block.window, None)
-        for block, turned in zip(spec.blocks, is_turned, strict=True)
-    )
-    return dataclasses.replace(spec, blocks=tuple(blocks))
+    return spec
 
 
 def _read_turned(reader: ConfigReader) -> list[bool]:

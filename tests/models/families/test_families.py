@@ -4,12 +4,21 @@ from pathlib import Path
 
 import pytest
 import tiny
+from family_configs import field_of
 
 from jaxft.errors import UnsupportedModelError
 from jaxft.models import families
 from jaxft.models.families import llama, refused
 from jaxft.models.families.config_reader import unapplied_dropout
-from jaxft.models.spec import BlockSpec, LinearScaling, Llama3Scaling, NormSpec, Rope
+from jaxft.models.spec import (
+    AttentionSpec,
+    BlockSpec,
+    LinearScaling,
+    Llama3Scaling,
+    MLPSpec,
+    NormSpec,
+    Rope,
+)
 
 MISTRAL_CONFIG = {
     "model_type": "mistral",
@@ -38,11 +47,12 @@ def spec_of(**changes):
 
 def test_smollm2_is_read_as_what_it_is():
     spec = spec_of()
-    assert (spec.vocab_size, spec.model_dim, spec.mlp_dim) == (49152, 576, 1536)
+    assert (spec.vocab_size, spec.model_dim) == (49152, 576)
     assert (spec.num_heads, spec.num_kv_heads, spec.head_dim) == (9, 3, 64)
-    assert (spec.norm.eps, spec.activation, spec.tied_head) == (1e-5, "silu", True)
-    assert spec.blocks == (BlockSpec(None, Rope(100000.0, 64, False, None)),) * 30
-    assert (spec.qkv_bias, spec.out_bias, spec.mlp_bias) == (False, False, False)
+    assert (spec.norm.eps, spec.tied_head) == (1e-5, True)
+    attention = AttentionSpec(None, Rope(100000.0, 64, False, None))
+    assert spec.blocks == (BlockSpec(attention, MLPSpec("gated", 1536, "silu", False)),) * 30
+    assert (spec.qkv_bias, spec.out_bias) == (False, False)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +70,7 @@ def test_smollm2_is_read_as_what_it_is():
 )
 def test_each_key_reaches_its_field(changes, fields):
     spec = spec_of(**changes)
-    assert {name: getattr(spec, name) for name in fields} == fields
+    assert {name: field_of(spec, name) for name in fields} == fields
 
 
 @pytest.mark.parametrize(
@@ -131,9 +141,12 @@ def test_a_missing_key_without_a_default_is_named():
 
 def test_mistral_has_its_window_on_every_layer():
     rope = Rope(10_000.0, 128, False, None)
-    assert llama.mistral_spec(MISTRAL_CONFIG).blocks == (BlockSpec(4096, rope),) * 32
+    mlp = MLPSpec("gated", 14336, "silu", False)
+    assert llama.mistral_spec(MISTRAL_CONFIG).blocks == (
+        (BlockSpec(AttentionSpec(4096, rope), mlp),) * 32
+    )
     without = {**MISTRAL_CONFIG, "sliding_window": None}
-    assert llama.mistral_spec(without).blocks == (BlockSpec(None, rope),) * 32
+    assert llama.mistral_spec(without).blocks == (BlockSpec(AttentionSpec(None, rope), mlp),) * 32
 
 
 def test_model_type_finds_the_family():

@@ -150,9 +150,9 @@ def test_ministral_3_grows_queries_and_stretches_its_rope_unless_it_says_otherwi
 
 def test_an_apertus_learns_its_activation_and_stretches_its_rope_unless_it_says_otherwise():
     spec = spec_of("apertus")
-    assert (spec.mlp, spec.activation) == ("plain", "xielu")
+    assert (spec.blocks[0].mlp.kind, spec.blocks[0].mlp.activation) == ("plain", "xielu")
     assert spec.blocks[0].rope == Rope(12e6, 16, False, Llama3Scaling(8.0, 1.0, 4.0, 8192))
-    assert spec_of("apertus", hidden_act="gelu_new").activation == "gelu_tanh"
+    assert spec_of("apertus", hidden_act="gelu_new").blocks[0].mlp.activation == "gelu_tanh"
     plain = {"rope_parameters": {"rope_type": "default"}}
     assert spec_of("apertus", **plain).blocks[0].rope == Rope(12e6, 16, False, None)
 
