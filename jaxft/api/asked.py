@@ -93,14 +93,14 @@ def recipe(
     Raises:
         ConfigError: If its parts contradict each other.
     """
-    lora = model.lora if isinstance(model, PeftModel) and tuning.method == "lora" else LoraConfig()
+    lora = model.asked if isinstance(model, PeftModel) and tuning.method == "lora" else LoraConfig()
     try:
         return RunConfig(
             model=ModelConfig(
                 path=model.source.name,
                 revision=model.source.revision,
                 quantization=model.quantization,  # type: ignore[arg-type]  # checked there
-                calibration_tokens=0,  # it was read before there were rows
+                calibration_tokens=model.calibration_tokens,
             ),
             tuning=tuning,
             lora=lora,

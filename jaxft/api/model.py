@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import pydantic
 from jax.sharding import Mesh
 
 from jaxft import config as configs
@@ -28,12 +27,15 @@ from jaxft.generation.sampling import Sampling
 from jaxft.lora import mask, starts, tuning
 from jaxft.models import forward
 from jaxft.models.bind import abstract_tree
-from jaxft.models.network import Network, base_network
+from jaxft.models.network import Network, base_network, is_adapter_leaf
 from jaxft.parallel import mesh as meshes
 from jaxft.parallel import rules
+from jaxft.training.prepare.leaves import Held, overlaid
+from jaxft.training.prepare.plan import Plan
+from jaxft.training.prepare.request import InMemory
 from jaxft.weights import base
 from jaxft.weights.base import Base
-from jaxft.weights.places import chat_format, new_tokens, source
+from jaxft.weights.places import chat_format
 from jaxft.weights.places.chat_format import ChatFormat
 from jaxft.weights.places.source import Source
 
@@ -57,18 +59,27 @@ class CausalLM:
         network: It, and what is trained of it.
         dtype: dtype of its weights and of activations.
         quantization: To what the frozen matrices of its layers are quantized; `None` for nothing.
+        calibration_tokens: How many tokens of training rows the model reads to be rounded anew to 4
+            bits when it is trained; before, weights have the nearest codes.
     """
 
     def __init__(
-        self, found: Source, network: Network | None, dtype: str, quantization: str | None
+        self,
+        found: Source,
+        network: Network | None,
+        dtype: str,
+        quantization: str | None,
+        calibration_tokens: int,
     ) -> None:
         """Describe the model; `network` is the base's own unless adapters are put on."""
         self.source, self.dtype, self.quantization = found, dtype, quantization
+        self.calibration_tokens = calibration_tokens
         self.family, spec = base.read_spec(found)
         self.network = base_network(spec) if network is None else network
         self._start: Mapping[str, Any] | None = None
         self._tree: trees.Tree | None = None
         self._mesh: Mesh | None = None
+        self._is_calibrated = False
         self.chat_format = chat_format.BASE_FORMAT  # until it is trained, or an adapter says more
 
     @functools.cached_property
@@ -101,7 +112,6 @@ class CausalLM:
         if rows != self.network.spec.vocab_size:
             self.source = resizing.resized(self, rows)
             self.network, self._tree = base_network(base.read_spec(self.source)[1]), None
-            self.__dict__.pop("_logits", None)
 
     def tree(self, mesh: Mesh | None = None) -> trees.Tree:
         """Return all leaves, read on first use and moved if they lie on another mesh.
@@ -121,21 +131,51 @@ class CausalLM:
         return self._tree
 
     def _first_tree(self, mesh: Mesh) -> trees.Tree:
-        spec = self.network.spec
-        held = Base(self.source, self.family, spec, mesh, self.dtype, self.quantization)
-        own = held.load(self.network)
+        own = self.held_on(mesh).load(self.network)
+        self._is_calibrated = False
         base.note_quantized(own)
         if self._start is None:
             return self._begun(own, mesh)
-        return self._with(own, self._start, mesh)
+        return overlaid(own, self._start, mesh)
 
     def _begun(self, own: trees.Tree, mesh: Mesh) -> trees.Tree:
         """Return all leaves as they are before training, from those that the model's files have."""
         return own
 
-    def _with(self, tree: trees.Tree, trained: Mapping[str, Any], mesh: Mesh) -> trees.Tree:
-        placed = jax.device_put(trained, rules.shardings(trained, mesh))
-        return trees.unflatten({**trees.flatten(tree), **trees.flatten(placed)})
+    def held_on(self, mesh: Mesh) -> Base:
+        """Return the base model as it is held on a mesh."""
+        spec = self.network.spec
+        return Base(self.source, self.family, spec, mesh, self.dtype, self.quantization)
+
+    def held(self, mesh: Mesh) -> Held | None:
+        """Return the base's leaves on a mesh, if they are in memory as the model's files have them.
+
+        They are not where they were rounded to suit the rows of a run before.
+        """
+        if self._tree is None or self._is_calibrated:
+            return None
+        leaves = trees.flatten(starts.without(self.tree(mesh)))
+        own = {path: leaf for path, leaf in leaves.items() if not is_adapter_leaf(path)}
+        return Held(self.network, trees.unflatten(own))
+
+    @property
+    def in_memory(self) -> InMemory | None:
+        """What was read or trained, and is trained on; `None` for a fresh start."""
+        return None if self._start is None else InMemory(configs.LoraConfig(), self._start)
+
+    @property
+    def network_to_train(self) -> Network:
+        """The network that training is asked for."""
+        return self.network
+
+    def let_go(self) -> None:
+        """Forget the leaves that are in memory: others are about to be there."""
+        self._tree = None
+
+    def take(self, plan: Plan, tree: trees.Tree) -> None:
+        """Have the leaves that a run begins with."""
+        self.network, self._tree, self._mesh = plan.network, tree, plan.mesh
+        self._is_calibrated = plan.config.model.is_calibrated
 
     def tune(self, how: configs.TuningConfig) -> None:
         """Say what of the model itself is trained: all of it, or a part.
@@ -155,7 +195,6 @@ class CausalLM:
                 "Write it with save_pretrained, and tune what from_pretrained reads from there.",
             )
         self.network, self._tree = network, None
-        self.__dict__.pop("_logits", None)
 
     @property
     def is_tuned(self) -> bool:
@@ -171,7 +210,7 @@ class CausalLM:
         """Replace the leaves that are trained, and what adapters began as if it comes with them."""
         tree = self.tree()
         assert self._mesh is not None
-        self._start, self._tree = trained, self._with(tree, trained, self._mesh)
+        self._start, self._tree = trained, overlaid(tree, trained, self._mesh)
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """Return the number of trained parameters, and of all."""
@@ -244,7 +283,8 @@ class CausalLM:
         # As many rows as the mesh divides them into, or a multiple: the last one repeated.
         missing = -len(ids) % meshes.row_shards(self._mesh)
         padded = (np.pad(a, ((0, missing), (0, 0)), mode="edge") for a in (ids, seen, positions))
-        return ModelOutput(self._logits(tree, *padded)[: len(ids)])
+        logits = _logits(self.network, tree, *padded, mesh=self._mesh, dtype=self.dtype)
+        return ModelOutput(logits[: len(ids)])
 
     def _checked(self, input_ids: Any, attention_mask: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return tokens and mask, int32 [b t].
@@ -261,17 +301,6 @@ class CausalLM:
             )
         check_below(ids, self.network.spec.vocab_size, "token")
         return ids, seen
-
-    @functools.cached_property
-    def _logits(self) -> Any:
-        network, dtype = self.network, self.dtype
-
-        def logits(tree: Any, ids: Any, segments: Any, positions: Any) -> jax.Array:
-            assert self._mesh is not None
-            mesh = self._mesh
-            return forward.logits(network, tree, ids, segments, positions, mesh=mesh, dtype=dtype)
-
-        return jax.jit(logits)
 
     def generate(
         self,
@@ -341,39 +370,8 @@ class CausalLM:
         return sorted({*own, *self.chat_format.stop_ids})
 
 
-class AutoModelForCausalLM:
-    """Finds models; what it returns is a `CausalLM`."""
-
-    @staticmethod
-    def from_pretrained(
-        path: str | Path,
-        *,
-        revision: str | None = None,
-        dtype: str = "auto",
-        quantization: str | None = None,
-        **others: Any,
-    ) -> CausalLM:
-        """Find a model; its weights are read when they are first needed.
-
-        Args:
-            path: A folder, a GGUF file, or a Hub id.
-            revision: Branch, tag or commit on the Hub.
-            dtype: "float32", "bfloat16", or "auto" for the faster one here.
-            quantization: To what the frozen matrices of the layers are quantized: "nf4", "int4",
-                "int8", "fp8"; `None` for not at all.
-            **others: Names of transformers', if they ask for nothing.
-
-        Raises:
-            ConfigError: If an option is unknown or not supported, or a value is none of its own.
-            WeightsError: If the model cannot be found.
-            UnsupportedModelError: If its architecture is not handled.
-        """
-        values = {"path": str(path), "revision": revision, "dtype": dtype} | others
-        values["quantization"] = quantization
-        try:
-            wanted = configs.ModelConfig(**values)
-        except pydantic.ValidationError as invalid:
-            raise configs.section_error(invalid, "model", values) from None
-        found = source.resolve(wanted.path, wanted.revision, console.note)
-        found = new_tokens.with_new_tokens(found, wanted.new_tokens, console.note)
-        return CausalLM(found, None, base.resolve_dtype(wanted.dtype), wanted.quantization)
+@functools.partial(jax.jit, static_argnames=("network", "mesh", "dtype"))
+def _logits(
+    network: Network, tree: Any, ids: Any, segments: Any, positions: Any, mesh: Mesh, dtype: str
+) -> jax.Array:
+    return forward.logits(network, tree, ids, segments, positions, mesh=mesh, dtype=dtype)

@@ -16,8 +16,10 @@ from jaxft.api.model import CausalLM
 from jaxft.artifacts import loaded, verify
 from jaxft.artifacts.adapter import write_adapter
 from jaxft.errors import AdapterError, ConfigError
-from jaxft.leaves.address import Address
 from jaxft.lora import starts, targets, tying
+from jaxft.models.network import Network
+from jaxft.training.prepare.plan import Plan
+from jaxft.training.prepare.request import InMemory
 from jaxft.weights.places import chat_format
 
 
@@ -26,7 +28,8 @@ class PeftModel(CausalLM):
 
     Attributes:
         base: The model that the adapter is on.
-        lora: What the adapter is.
+        asked: What the adapter is asked to be.
+        lora: What it is: the same, but for ranks that a `Trainer` has measured (`eva`).
         is_trainable: Whether a `Trainer` may train it.
     """
 
@@ -49,9 +52,11 @@ class PeftModel(CausalLM):
                 "Write it with save_pretrained, and put the adapter on what is read from there.",
             )
         network = targets.adapted_network(lora, model.family, model.network.spec)
-        super().__init__(model.source, network, model.dtype, model.quantization)
-        self.base, self.lora, self.is_trainable = model, lora, is_trainable
-        self._start, self._seed = trained, 0
+        super().__init__(
+            model.source, network, model.dtype, model.quantization, model.calibration_tokens
+        )
+        self.base, self.asked, self.lora, self.is_trainable = model, lora, lora, is_trainable
+        self._start = trained
 
     @classmethod
     def from_pretrained(
@@ -68,7 +73,7 @@ class PeftModel(CausalLM):
         loaded.note_other_base(content, model.source, origin)
         found, lora, own = fitting.fitted(model.source, lora, tensors, origin)
         if found is not model.source:
-            model = CausalLM(found, None, model.dtype, model.quantization)
+            model = CausalLM(found, None, model.dtype, model.quantization, model.calibration_tokens)
         loaded.network_of(lora, own, model.family, model.network.spec, origin)
         self = cls(model, lora, None, is_trainable=is_trainable)
         self._start = peft_format.from_tensors(own, self.family, self.network, origin)
@@ -86,19 +91,27 @@ class PeftModel(CausalLM):
             "Train the adapter (tuning='lora'), or pass the base model, without one.",
         )
 
-    def start_from(self, seed: int) -> None:
-        """Draw the adapter from a seed, unless it was read from a folder or trained."""
-        self._seed = seed
-        if self._start is None and self._tree is not None and self._mesh is not None:
-            adapters = trees.map_with_path(
-                lambda path, _: Address.parse(path).is_adapter, self._tree
-            )
-            own = starts.without(trees.partition(self._tree, adapters)[1])
-            self._tree = self._begun(own, self._mesh)
+    @property
+    def in_memory(self) -> InMemory | None:
+        """What was read or trained, and is trained on; `None` for a fresh adapter."""
+        return None if self._start is None else InMemory(self.lora, self._start)
+
+    @property
+    def network_to_train(self) -> Network:
+        """The network that training is asked for, in which no ranks were measured."""
+        if self.is_tuned:
+            return self.network
+        return targets.adapted_network(self.asked, self.family, self.network.spec)
+
+    def take(self, plan: Plan, tree: trees.Tree) -> None:
+        """Have the leaves that a run begins with, in the ranks that they have there."""
+        super().take(plan, tree)
+        self.lora = plan.config.lora
 
     def _begun(self, own: trees.Tree, mesh: Mesh) -> trees.Tree:
-        kind, seed = self.lora.init_lora_weights, self._seed
-        return starts.with_adapters(own, self.family, self.network, kind=kind, seed=seed, mesh=mesh)
+        # Drawn anew from the run's seed when training begins.
+        kind = self.lora.init_lora_weights
+        return starts.with_adapters(own, self.family, self.network, kind=kind, seed=0, mesh=mesh)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the adapter in PEFT's format, read back and compared.
@@ -130,17 +143,12 @@ def get_peft_model(model: CausalLM, peft_config: object) -> PeftModel:
     Raises:
         AdapterError: If a target matches nothing or is a module to save as well, or the model has
             an adapter already.
-        ConfigError: If the configuration is another library's, or measures rows (`eva`).
+        ConfigError: If the configuration is another library's, or names an adapter to go on from.
     """
     if not isinstance(peft_config, configs.LoraConfig):
         raise ConfigError(
             f"peft_config is a {type(peft_config).__module__}.{type(peft_config).__qualname__}.",
             "Expected a jaxft.LoraConfig, which takes the same names.",
-        )
-    if peft_config.eva_config is not None:
-        raise ConfigError(
-            "peft_config has init_lora_weights='eva', which measures training rows beforehand.",
-            "From Python that is not supported yet: train with a recipe (jaxft train).",
         )
     if peft_config.init_from is not None:
         raise ConfigError(

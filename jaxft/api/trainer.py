@@ -1,8 +1,8 @@
 """`Trainer`: the same training as `jaxft train`, from objects in Python.
 
-It plans like a recipe (`training.setup.plan_rows`) and runs the same loop
-(`training.trainer.Trainer`); here is only what Python adds: data sets in memory, callbacks,
-metrics of the user's own, a loss of the user's own.
+It is prepared like a recipe (`training.prepare.preparation`) and makes the same steps
+(`training.run.loop.train`); here is only what Python adds: data sets in memory, callbacks, metrics
+of the user's own, a loss of the user's own.
 """
 
 import inspect
@@ -10,46 +10,34 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
+from jax.sharding import Mesh
 
 from jaxft import config as configs
 from jaxft import tree as trees
-from jaxft.api import asked, loss, resizing
+from jaxft.api import asked, loss, predictions, resizing
 from jaxft.api import callbacks as told
 from jaxft.api.callbacks import TrainerCallback, TrainerControl, TrainerState
 from jaxft.api.loss import ComputeLoss
 from jaxft.api.model import CausalLM
 from jaxft.api.peft_model import PeftModel
+from jaxft.api.predictions import EvalPrediction
 from jaxft.config import TrainConfig, TuningConfig
+from jaxft.data.batches.loader import PlannedBatches
 from jaxft.data.rows.row import Tokenized
-from jaxft.data.rows.tokenized import IGNORED
-from jaxft.data.sources.source import rows_of
+from jaxft.data.sources.source import RowSource, rows_of
 from jaxft.errors import ConfigError
 from jaxft.lora import starts
-from jaxft.models import forward
 from jaxft.parallel import devices
 from jaxft.parallel import mesh as meshes
-from jaxft.training import objective
 from jaxft.training import step as steps
-from jaxft.training.evaluate import Evaluation, evaluate
+from jaxft.training.evaluate import evaluate
 from jaxft.training.objective import CAUSAL_LM, Objective
-from jaxft.training.prepare import reading, setup
-from jaxft.training.prepare.setup import Plan
-from jaxft.training.run import finish, folder, metrics, trainer
+from jaxft.training.prepare import preparation
+from jaxft.training.prepare.plan import Plan
+from jaxft.training.prepare.reading import OpenRows
+from jaxft.training.prepare.request import Request
+from jaxft.training.run import finish, loop, metrics
 from jaxft.training.run.watcher import Watcher
-
-
-class EvalPrediction(NamedTuple):
-    """What `compute_metrics` is given.
-
-    Attributes:
-        predictions: float32 [rows t v], or what `preprocess_logits_for_metrics` made of them.
-        label_ids: int32 [rows t], not shifted: the token itself where it is a target, else -100.
-    """
-
-    predictions: Any
-    label_ids: np.ndarray
 
 
 class TrainOutput(NamedTuple):
@@ -171,17 +159,15 @@ class Trainer:
         Raises:
             JaxftError: If the data, the folder or the model is not what training needs.
         """
-        plan = self._plan(self.train_dataset, "train_dataset")
-        folder.check(plan)
-        if isinstance(self.model, PeftModel):
-            self.model.start_from(self.args.seed)
+        request = self._request()
+        plan, leaves = preparation.prepare(request, self.model.held(request.mesh))
+        self.model.let_go()  # where other leaves are read, there is no room for both
+        tree = leaves.begin(plan)
+        self.model.take(plan, tree)
         self.state, self.control = _new_state(), TrainerControl()
         self.state.max_steps = plan.num_steps
-        tree = self.model.tree(plan.mesh)
         self.tell("on_train_begin")
-        with folder.open_checkpoints(plan) as checkpoints:
-            run = trainer.Trainer(plan, tree, _Listener(self, plan), self._objective())
-            outcome = run.run(checkpoints)
+        outcome = loop.train(plan, tree, _Listener(self, plan), self._objective())
         began = starts.of(outcome.frozen)
         self.model.set_chat_format(plan.data.chat_format)
         self.model.set_trained_leaves(trees.combine(outcome.trainable, began))
@@ -209,23 +195,24 @@ class Trainer:
         Raises:
             DataError: If there are none.
         """
-        rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        plan = self._plan(rows, "eval_dataset", is_eval_only=True)
-        tree = self.model.tree(plan.mesh)
-        assert plan.eval is not None
+        found = self.eval_dataset if eval_dataset is None else eval_dataset
+        rows = _rows(found, "eval_dataset")
+        mesh, tokenizer = self._make_mesh(), self._tokenizer([rows])
+        held_by = self.model.held_on(mesh)
+        batches = preparation.held_out_batches(self._recipe, held_by, [rows], tokenizer)
+        tree = self.model.tree(mesh)
         program = steps.Program(
-            plan.network, plan.mesh, plan.dtype, plan.eval.target_capacity, False, self._objective()
+            self.model.network,
+            mesh,
+            self.model.dtype,
+            batches.target_capacity,
+            False,
+            self._objective(),
         )
-        found = evaluate(
-            steps.make_eval_step(program),
-            plan.eval,
-            {},
-            tree,
-            lambda _: None,
-            lambda: False,
-        )
-        assert isinstance(found, Evaluation)
-        figures = {**self.measure(plan, {}, tree), "eval_loss": found.loss}
+        eval_step = steps.make_eval_step(program)
+        seen = evaluate(eval_step, batches, {}, tree, lambda _: None, lambda: False)
+        assert seen is not None, "nothing stops it"
+        figures = {**self.measure(program, batches, {}, tree), "eval_loss": seen.loss}
         self.tell("on_evaluate", metrics=dict(figures))
         return figures
 
@@ -249,62 +236,62 @@ class Trainer:
         assert plan.train.steps_per_epoch, "rows in Python have an end"
         self.state.epoch = step / plan.train.steps_per_epoch
 
-    def measure(self, plan: Plan, trainable: trees.Tree, frozen: trees.Tree) -> dict[str, float]:
+    def measure(
+        self,
+        program: steps.Program,
+        batches: PlannedBatches,
+        trainable: trees.Tree,
+        frozen: trees.Tree,
+    ) -> dict[str, float]:
         """Return what `compute_metrics` makes of all held-out logits, names led by "eval_"."""
-        if self._compute_metrics is None or plan.eval is None:
+        if self._compute_metrics is None:
             return {}
-        kept, labels = [], []
-        logits_of = _make_logits(plan)
-        shardings = objective.batch_shardings(CAUSAL_LM, plan.mesh)
-        num_rows = plan.eval.num_sequences
-        for _, batch in plan.eval.iterate(0, plan.eval.steps_per_epoch):
-            truth = _unshifted(batch["labels"][0])
-            logits = logits_of(trainable, frozen, jax.device_put(batch, shardings))
-            kept.append(jax.tree.map(np.asarray, self._preprocess(logits, truth)))
-            labels.append(truth)
-        # The last batch is filled up with empty rows.
-        predictions = jax.tree.map(lambda *parts: np.concatenate(parts)[:num_rows], *kept)
-        given = EvalPrediction(predictions, np.concatenate(labels)[:num_rows])
+        given = predictions.of_batches(program, batches, trainable, frozen, self._preprocess)
         figures = self._compute_metrics(given)
         return {
             name if name.startswith("eval_") else f"eval_{name}": float(value)
             for name, value in figures.items()
         }
 
-    def _plan(self, dataset: Any, name: str, *, is_eval_only: bool = False) -> Plan:
+    def _request(self) -> Request:
+        """Return what is asked of a run.
+
+        Raises:
+            ConfigError: If there are no rows to train on.
+            DeviceError: If the devices do not suit the mesh.
+        """
+        rows = _rows(self.train_dataset, "train_dataset")
+        held_out = None
+        if self.eval_dataset is not None:
+            held_out = _rows(self.eval_dataset, "eval_dataset")
+        mesh = self._make_mesh()
+        tokenizer = self._tokenizer([rows] if held_out is None else [rows, held_out])
         model = self.model
-        if dataset is None:
-            raise ConfigError(f"The Trainer was given no {name}.", f"Pass {name}=...")
+        return Request(
+            config=self._recipe,
+            base=model.held_on(mesh),
+            network=model.network_to_train,
+            tokenizer=tokenizer,
+            rows=OpenRows([rows], None if held_out is None else [held_out]),
+            initial=None,
+            tuned=model.in_memory,
+        )
+
+    def _make_mesh(self) -> Mesh:
         devices.check()
         wanted = self._recipe.mesh
-        mesh = meshes.make_mesh(wanted.data, wanted.fsdp, wanted.tensor)
-        rows = rows_of(dataset, name)
-        held_out = None
-        if is_eval_only:
-            held_out = rows
-        elif self.eval_dataset is not None:
-            held_out = rows_of(self.eval_dataset, "eval_dataset")
-        tokenizer = self.processing_class
-        if tokenizer is not None:
-            resizing.with_tokenizer(model, tokenizer)
-        given = [rows] if held_out is None else [rows, held_out]
-        if tokenizer is None and any(
-            not isinstance(row, Tokenized) for source in given for row in source
-        ):
-            tokenizer = model.source.tokenizer()
-        train = [rows]
-        of_eval = train if is_eval_only else None if held_out is None else [held_out]
-        opened = reading.OpenRows(train, of_eval)
-        return setup.plan_rows(
-            self._recipe,
-            model.source,
-            model.family,
-            model.network,
-            tokenizer,
-            mesh,
-            model.dtype,
-            opened,
-        )
+        return meshes.make_mesh(wanted.data, wanted.fsdp, wanted.tensor)
+
+    def _tokenizer(self, sources: Sequence[RowSource]) -> Any:
+        """Return the tokenizer for some rows, with which the model is then written.
+
+        Without one that was given it is the model's own, and `None` where all rows are tokens.
+        """
+        if self.processing_class is not None:
+            resizing.with_tokenizer(self.model, self.processing_class)
+            return self.processing_class
+        is_text = any(not isinstance(row, Tokenized) for source in sources for row in source)
+        return self.model.source.tokenizer() if is_text else None
 
     def _objective(self) -> Objective:
         own = getattr(self, "compute_loss", None)  # of a subclass, as transformers has it
@@ -313,6 +300,17 @@ class Trainer:
         if self._compute_loss_func is not None:
             return loss.of_function(self._compute_loss_func)
         return CAUSAL_LM
+
+
+def _rows(dataset: Any, name: str) -> RowSource:
+    """Return the rows of a data set.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    if dataset is None:
+        raise ConfigError(f"The Trainer was given no {name}.", f"Pass {name}=...")
+    return rows_of(dataset, name)
 
 
 def _new_state() -> TrainerState:
@@ -341,26 +339,15 @@ class _Listener(Watcher):
         self._owner.tell("on_save")
 
     def measure(self, trainable: trees.Tree, frozen: trees.Tree) -> dict[str, float]:
-        return self._owner.measure(self._plan, trainable, frozen)
+        plan = self._plan
+        if plan.eval is None:
+            return {}
+        program = steps.Program(
+            plan.network, plan.mesh, plan.dtype, plan.eval.target_capacity, False, CAUSAL_LM
+        )
+        return self._owner.measure(program, plan.eval, trainable, frozen)
 
     def evaluated(self, step: int, line: Any) -> None:
         self._owner._reached(self._plan, step)
         self._owner.state.log_history.append({"step": step, **line})
         self._owner.tell("on_evaluate", metrics=dict(line))
-
-
-def _make_logits(plan: Plan) -> Callable[..., jax.Array]:
-    def logits(trainable: Any, frozen: Any, batch: Any) -> jax.Array:
-        tree = trees.combine(trainable, frozen)
-        names = ("input_ids", "segment_ids", "positions")
-        rows = (batch[name][0] for name in names)
-        return forward.logits(plan.network, tree, *rows, mesh=plan.mesh, dtype=plan.dtype)
-
-    return jax.jit(logits, out_shardings=meshes.replicated(plan.mesh))
-
-
-def _unshifted(labels: np.ndarray) -> np.ndarray:
-    """Return labels as Hugging Face has them: at the token itself, not at the one before."""
-    moved = np.roll(labels, 1, axis=1)
-    moved[:, 0] = IGNORED
-    return moved

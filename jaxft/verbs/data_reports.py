@@ -75,7 +75,8 @@ def _open(config: RunConfig) -> _Opened:
     tokenizer = model.tokenizer()
     stop_ids = base.read_stop_ids(model, tokenizer)
     data = reading.read_data(config.data, rows, tokenizer, stop_ids)
-    data.check_ids(spec.vocab_size)
+    for side in data.sides:
+        side.check_ids(spec.vocab_size)
     try:
         mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     except DeviceError as error:

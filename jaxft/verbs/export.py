@@ -14,8 +14,7 @@ from jaxft.config import DataConfig, SourceConfig
 from jaxft.errors import JaxftError
 from jaxft.parallel import devices
 from jaxft.parallel import mesh as meshes
-from jaxft.training.prepare import reading
-from jaxft.training.run import folder
+from jaxft.training.prepare import folder, reading
 from jaxft.weights import base, save
 from jaxft.weights.places.source import Source
 

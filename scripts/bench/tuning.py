@@ -83,13 +83,14 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     from jaxft.training import state as states
     from jaxft.training import step as steps
     from jaxft.training.objective import CAUSAL_LM, batch_shardings
-    from jaxft.training.prepare import setup
+    from jaxft.training.prepare import preparation, request
 
     options = ["train.output_dir=unused", *args.overrides]
     if args.worker == "full":
         options += ["lora=null", "tuning=full", f"train.learning_rate={args.full_rate}"]
-    plan = setup.make_plan(load_config(args.recipe, options))
-    tree = setup.load_tree(plan)
+    asked = request.of_recipe(load_config(args.recipe, options))
+    plan, leaves = preparation.prepare(asked, None)
+    tree = leaves.begin(plan)
     config = plan.config.train
     hyper, make = optimizers.hyper_of(config, plan.num_steps), optimizers.make_optimizer
     trainable, frozen = trees.partition(tree, mask.trainable_mask(plan.network, tree))
@@ -139,7 +140,7 @@ def rows_to_measure(args: argparse.Namespace, plan: Any, tree: Any) -> dict[str,
     from jaxft.generation import completion
     from jaxft.generation.decoding import Decoder
     from jaxft.generation.sampling import GREEDY
-    from jaxft.training.prepare import setup
+    from jaxft.training.prepare import preparation, request
     from jaxft.weights import base
 
     questions = [json.loads(line)["messages"][0] for line in args.general.open()]
@@ -164,7 +165,8 @@ def rows_to_measure(args: argparse.Namespace, plan: Any, tree: Any) -> dict[str,
 
         def batches(path: Path) -> Any:
             options = ["train.output_dir=unused", *args.overrides, f"data.eval={path.absolute()}"]
-            return setup.make_plan(load_config(args.recipe, options)).eval
+            asked = request.of_recipe(load_config(args.recipe, options))
+            return preparation.prepare(asked, None).plan.eval
 
         return {"held_out": plan.eval, "own": batches(own), "general": batches(args.general)}
 

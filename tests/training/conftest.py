@@ -9,8 +9,8 @@ import runs
 
 from jaxft import tree as trees
 from jaxft.lora import mask
-from jaxft.training.prepare import setup
-from jaxft.training.run import folder, trainer
+from jaxft.training.prepare import folder, preparation, request
+from jaxft.training.run import trainer
 from jaxft.training.run.watcher import Watcher
 
 
@@ -33,15 +33,35 @@ def recipe(workshop):
 
 
 @pytest.fixture(scope="session")
-def plan_of(recipe):
-    """Return a function that plans the recipe's run, with overrides."""
-    return lambda *overrides: setup.make_plan(runs.load(recipe, *overrides))
+def prepared_of(recipe):
+    """Return a function that prepares the recipe's run, with overrides, in a folder of its own."""
+    place = f"train.output_dir={recipe.parent / 'prepared'}"
+    return lambda *overrides: preparation.prepare(
+        request.of_recipe(runs.load(recipe, place, *overrides)), None
+    )
 
 
 @pytest.fixture(scope="session")
-def leaves(plan_of):
-    """All leaves as the run begins, on the mesh of all devices."""
-    return setup.load_tree(plan_of())
+def plan_of(prepared_of):
+    """Return a function that plans the recipe's run, with overrides."""
+    return lambda *overrides: prepared_of(*overrides).plan
+
+
+@pytest.fixture(scope="session")
+def tree_of(prepared_of):
+    """Return a function that gives all leaves as the run begins, with overrides."""
+
+    def tree_of(*overrides):
+        plan, begun = prepared_of(*overrides)
+        return begun.begin(plan)
+
+    return tree_of
+
+
+@pytest.fixture(scope="session")
+def leaves(tree_of):
+    """All leaves as the recipe's run begins, on the mesh of all devices."""
+    return tree_of()
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +98,6 @@ def train(plan_of, leaves, make_trainer, tmp_path):
 
     def run(*overrides, prepare=lambda trainer: None, leaves=leaves):
         plan = plan_of(f"train.output_dir={tmp_path / 'run'}", *overrides)
-        folder.check(plan)
         with folder.open_checkpoints(plan) as checkpoints:
             started = make_trainer(plan, leaves)
             prepare(started)

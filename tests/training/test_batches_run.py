@@ -12,7 +12,7 @@ import runs
 
 from jaxft.errors import Stopped
 from jaxft.training.objective import CAUSAL_LM, batch_shardings
-from jaxft.training.run import folder
+from jaxft.training.prepare import folder
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +32,6 @@ def run(plan_of, leaves, make_trainer, tmp_path):
 
     def run(name, *overrides, stop_after=None):
         plan = plan_of(f"train.output_dir={tmp_path / name}", *overrides)
-        folder.check(plan)
         with folder.open_checkpoints(plan) as checkpoints:
             trainer = make_trainer(plan, leaves)
             begin, begun = trainer._step, []

@@ -18,8 +18,7 @@ from jaxft.models.network import base_network
 from jaxft.models.quantized import Quantized
 from jaxft.parallel import mesh as meshes
 from jaxft.training.objective import CAUSAL_LM, batch_shardings
-from jaxft.training.prepare import calibrate, inputs, setup
-from jaxft.training.run import folder
+from jaxft.training.prepare import calibrate, inputs
 
 pytestmark = pytest.mark.slow
 
@@ -28,8 +27,8 @@ NEAREST = (NF4, "model.calibration_tokens=0")
 
 
 @pytest.fixture(scope="module")
-def tree(plan_of):
-    return setup.load_tree(plan_of(NF4))
+def tree(tree_of):
+    return tree_of(NF4)
 
 
 def codes(tree):
@@ -43,7 +42,7 @@ def assert_same(tree, other):
         jax.tree.map(np.testing.assert_array_equal, leaf, theirs[path])
 
 
-def test_what_training_rows_give_is_nearer_the_original(plan_of, tree, leaves):
+def test_what_training_rows_give_is_nearer_the_original(plan_of, tree_of, tree, leaves):
     plan = plan_of()
     batch = plan.train.batch(0)
     rows = [jnp.asarray(batch[name][0]) for name in ("input_ids", "segment_ids", "positions")]
@@ -52,17 +51,17 @@ def test_what_training_rows_give_is_nearer_the_original(plan_of, tree, leaves):
         found = forward.logits(plan.network, tree, *rows, mesh=plan.mesh, dtype="float32")
         return np.asarray(found)[np.asarray(rows[1]) > 0]
 
-    nearest, original = setup.load_tree(plan_of(*NEAREST)), logits(leaves)
+    nearest, original = tree_of(*NEAREST), logits(leaves)
     change, of_nearest = (np.linalg.norm(logits(each) - original) for each in (tree, nearest))
     assert change < 0.9 * of_nearest
 
 
-def test_reading_again_gives_the_same_codes(plan_of, tree):
-    assert_same(tree, setup.load_tree(plan_of(NF4)))
+def test_reading_again_gives_the_same_codes(tree_of, tree):
+    assert_same(tree, tree_of(NF4))
 
 
-def test_zero_tokens_are_the_nearest_codes(plan_of, tree, leaves):
-    nearest = codes(setup.load_tree(plan_of(*NEAREST)))
+def test_zero_tokens_are_the_nearest_codes(tree_of, tree, leaves):
+    nearest = codes(tree_of(*NEAREST))
     originals = trees.flatten(leaves)
     for path, leaf in nearest.items():
         made = [quantized.quantize(each, "nf4") for each in originals[path]]
@@ -72,14 +71,15 @@ def test_zero_tokens_are_the_nearest_codes(plan_of, tree, leaves):
     assert any((leaf.codes != nearest[path].codes).any() for path, leaf in codes(tree).items())
 
 
-def test_layers_that_are_cut_into_groups_have_the_same_codes(plan_of, tree):
-    plan = plan_of(NF4, "lora.layers_to_transform=[1]", "lora.target_modules=[q_proj,v_proj]")
+def test_layers_that_are_cut_into_groups_have_the_same_codes(plan_of, prepared_of, tree):
+    words = ("lora.layers_to_transform=[1]", "lora.target_modules=[q_proj,v_proj]")
+    plan, begun = prepared_of(NF4, *words)
     assert len(plan.network.groups) > 1
-    cut, whole = codes(setup.load_tree(plan)), codes(tree)
+    cut, whole = codes(begun.begin(plan)), codes(tree)
     for layer, (prefix, repeat, _) in plan.network.places().items():
         if layer is None:
             continue
-        theirs, other, _ = plan_of(NF4).network.places()[layer]
+        theirs, other, _ = plan_of(*NEAREST).network.places()[layer]
         for path, leaf in cut.items():
             if path.startswith(prefix):
                 same = whole[path.replace(prefix, theirs)]
@@ -157,4 +157,4 @@ def test_checkpoints_of_another_calibration_are_refused_and_its_own_go_on_to_the
     train("run", *words)
     assert "not to the bit the one that this run began with" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match="calibration_tokens"):
-        folder.check(plan_of(*NEAREST, f"train.output_dir={tmp_path / 'run'}", *words))
+        plan_of(*NEAREST, f"train.output_dir={tmp_path / 'run'}", *words)

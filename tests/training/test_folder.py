@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from jaxft.config import TrainConfig, load_config
 from jaxft.errors import CheckpointError, ConfigError, WeightsError
-from jaxft.training.run import folder
+from jaxft.training.prepare import folder
 
 # Another value for every option of the recipe's train section.
 OTHER = {
@@ -62,11 +62,11 @@ NUMERIC = {
 @pytest.fixture(scope="module")
 def known(plan_of):
     """The fingerprint of the recipe's run."""
-    return folder.fingerprint(plan_of())
+    return plan_of().identity.fingerprint
 
 
 def differing(known, plan):
-    now = folder.fingerprint(plan)
+    now = plan.identity.fingerprint
     assert now.keys() == known.keys()
     return {key for key in known if now[key] != known[key]}
 
@@ -75,11 +75,16 @@ def test_every_option_of_the_section_is_tried():
     assert OTHER.keys() | NOT_TRIED == TrainConfig.model_fields.keys()
 
 
-def test_what_numbers_depend_on_is_in_the_fingerprint_and_nothing_else(plan_of, known):
+def test_what_numbers_depend_on_is_in_the_fingerprint_and_nothing_else(plan_of, known, tmp_path):
+    place = f"train.output_dir={tmp_path / 'run'}"
+    folder.open_checkpoints(plan_of(place)).close()
+    pretend_a_checkpoint(tmp_path)  # which is this run's, if its fingerprint is
     for option, value in OTHER.items():
         words = [f"train.{option}={value}"]
         if option == "per_device_train_batch_size":
             words.append("train.gradient_accumulation_steps=1")
+        if option == "resume_from_checkpoint":
+            words.append(place)
         changed = differing(known, plan_of(*words))
         expected = {f"train.{option}"} if option in NUMERIC else set()
         # Dropping the last batch changes the steps of an epoch, not those of the run.
@@ -120,7 +125,7 @@ def test_rows_are_known_by_their_tokens_and_not_by_their_file(plan_of, known, re
 def test_another_tuning_of_the_same_model_in_the_same_place_is_noticed(plan_of, tmp_path):
     model = runs.write_model(tmp_path / "model")
     plan = plan_of(f"model.path={model}")
-    before = folder.fingerprint(plan)
+    before = plan.identity.fingerprint
     tensors = safetensors.numpy.load_file(model / "model.safetensors")
     tensors["model.layers.0.self_attn.v_proj.weight"][0, 0] += np.float32(1e-3)
     safetensors.numpy.save_file(tensors, model / "model.safetensors")
@@ -133,7 +138,6 @@ def open_run(plan_of, tmp_path):
 
     def open_run(*overrides):
         plan = plan_of(f"train.output_dir={tmp_path / 'run'}", *overrides)
-        folder.check(plan)
         return folder.open_checkpoints(plan)
 
     return open_run
@@ -217,10 +221,9 @@ def test_a_recipe_that_no_run_wrote_is_not_overwritten(open_run, tmp_path):
 
 
 def test_a_folder_that_cannot_be_made_is_said(plan_of, tmp_path, monkeypatch):
-    plan = plan_of(f"train.output_dir={tmp_path / 'run'}")
     monkeypatch.setattr(folder.os, "access", lambda path, mode: False)
     with pytest.raises(ConfigError, match="is not yours to write"):
-        folder.check(plan)
+        plan_of(f"train.output_dir={tmp_path / 'run'}")
 
 
 @pytest.mark.parametrize(
@@ -231,14 +234,14 @@ def test_the_base_models_folder_is_not_written_to(plan_of, recipe, where):
     if not link.is_symlink():
         link.symlink_to(recipe.parent / "model")
     with pytest.raises(ConfigError, match="is the base model's folder, lies in it"):
-        folder.check(plan_of(f"train.output_dir={recipe.parent / where}"))
+        plan_of(f"train.output_dir={recipe.parent / where}")
 
 
 @pytest.mark.parametrize("name", ["adapter", "checkpoints", "model"])
 def test_a_base_model_that_the_run_would_write_over_is_refused(plan_of, tmp_path, name):
     model = runs.write_model(tmp_path / "run" / name)
     with pytest.raises(ConfigError, match="or has it inside"):
-        folder.check(plan_of(f"model.path={model}", f"train.output_dir={tmp_path / 'run'}"))
+        plan_of(f"model.path={model}", f"train.output_dir={tmp_path / 'run'}")
 
 
 def test_the_rows_of_a_run_are_found_by_its_recipe_while_they_are_there(plan_of, tmp_path):
@@ -260,11 +263,12 @@ def test_the_rows_of_a_run_are_found_by_its_recipe_while_they_are_there(plan_of,
     ],
 )
 def test_what_lies_in_the_place_of_the_result_is_said_at_once(plan_of, tmp_path, name, mark, words):
-    plan = plan_of(f"train.output_dir={tmp_path / 'run'}", *words)
-    (plan.folder / name).mkdir(parents=True)
-    folder.check(plan)
-    (plan.folder / name / "mine").touch()
+    words = (f"train.output_dir={tmp_path / 'run'}", *words)
+    place = tmp_path / "run" / name
+    place.mkdir(parents=True)
+    plan_of(*words)
+    (place / "mine").touch()
     with pytest.raises(WeightsError, match=f"{name} exists and is not empty"):
-        folder.check(plan)
-    (plan.folder / name / mark).touch()
-    folder.check(plan)
+        plan_of(*words)
+    (place / mark).touch()
+    plan_of(*words)

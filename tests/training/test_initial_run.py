@@ -14,8 +14,8 @@ import safetensors.numpy
 from jaxft import tree as trees
 from jaxft.adapters import peft_format
 from jaxft.errors import AdapterError, CheckpointError, ConfigError, Stopped
-from jaxft.training.prepare import setup
-from jaxft.training.run import finish, folder
+from jaxft.training.prepare import folder
+from jaxft.training.run import finish
 
 pytestmark = pytest.mark.slow
 
@@ -99,13 +99,12 @@ def test_another_adapter_than_the_recipe_describes_is_refused(first, plan_of):
 
 
 def test_what_is_written_over_is_not_gone_on_from(first, plan_of):
-    plan = plan_of(going_on(first), f"train.output_dir={first[0]}")
     with pytest.raises(ConfigError, match="would be written over"):
-        folder.check(plan)
+        plan_of(going_on(first), f"train.output_dir={first[0]}")
 
 
 def test_an_embedding_beside_the_adapter_is_part_of_the_base_and_is_written_again(
-    first, train, plan_of, tmp_path
+    first, train, plan_of, prepared_of, tmp_path
 ):
     shutil.copytree(first[0] / "adapter", tmp_path / "beside")
     file = tmp_path / "beside" / peft_format.TENSOR_FILE
@@ -114,8 +113,8 @@ def test_an_embedding_beside_the_adapter_is_part_of_the_base_and_is_written_agai
     tensors[EMBED] = (plain * np.float32(1.25)).astype(np.float32)
     safetensors.numpy.save_file(tensors, file)
     words = (f"lora.init_from={tmp_path / 'beside'}", STILL)
-    plan = plan_of(f"train.output_dir={tmp_path / 'run'}", *words)
-    tree = setup.load_tree(plan)
+    plan, begun = prepared_of(f"train.output_dir={tmp_path / 'run'}", *words)
+    tree = begun.begin(plan)
     np.testing.assert_array_equal(tree["embed"]["kernel"], tensors[EMBED])
     _, outcome = train(*words, leaves=tree)
     assert outcome.before != first[1].before

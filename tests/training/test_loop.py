@@ -10,7 +10,7 @@ import pytest
 import runs
 
 from jaxft.errors import WeightsError
-from jaxft.training.prepare import setup
+from jaxft.training.prepare.leaves import Leaves
 from jaxft.training.run import finish, loop
 
 
@@ -22,14 +22,14 @@ def config(recipe, tmp_path):
 @pytest.fixture
 def seen(monkeypatch):
     """The leaves that the run loads, and begins with."""
-    leaves, load = [], setup.load_tree
+    seen, begin = [], Leaves.begin
 
-    def load_and_keep(plan):
-        leaves.append(load(plan))
-        return leaves[0]
+    def begin_and_keep(self, plan):
+        seen.append(begin(self, plan))
+        return seen[0]
 
-    monkeypatch.setattr(setup, "load_tree", load_and_keep)
-    return leaves
+    monkeypatch.setattr(Leaves, "begin", begin_and_keep)
+    return seen
 
 
 def digest(tree):
@@ -63,10 +63,10 @@ def test_a_run_leaves_the_base_as_it_was_and_says_results_last(
 
 
 def test_weights_that_cannot_be_loaded_leave_no_folder(config, monkeypatch):
-    def fail(plan):
+    def fail(self, plan):
         raise WeightsError("found", "remedy")
 
-    monkeypatch.setattr(setup, "load_tree", fail)
+    monkeypatch.setattr(Leaves, "begin", fail)
     with pytest.raises(WeightsError):
         loop.run(config)
     assert not config.train.output_dir.exists()

@@ -12,8 +12,8 @@ import safetensors.numpy
 from jaxft import tree as trees
 from jaxft.adapters import peft_format
 from jaxft.errors import AdapterError, CheckpointError
-from jaxft.training.prepare import measure, setup
-from jaxft.training.run import folder, loop
+from jaxft.training.prepare import measure
+from jaxft.training.run import loop
 
 pytestmark = pytest.mark.slow
 
@@ -28,8 +28,13 @@ def words(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def plan(plan_of, words):
-    return measure.decided(plan_of(*words))
+def prepared(prepared_of, words):
+    return prepared_of(*words)
+
+
+@pytest.fixture(scope="module")
+def plan(prepared):
+    return prepared.plan
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +54,11 @@ def ranks_of(plan):
     return {name: len(a) for name, a in plan.directions.items()}
 
 
-def test_the_budget_is_kept_and_a_is_orthonormal_and_b_zero(plan, plan_of):
-    asked = plan_of(*EVA, *SHORT)
-    assert asked.directions is None
+def test_the_budget_is_kept_and_a_is_orthonormal_and_b_zero(prepared):
+    plan, leaves = prepared
     assert sum(ranks_of(plan).values()) == 14 * 4
     assert len(set(ranks_of(plan).values())) > 1
-    tree = trees.flatten(setup.load_tree(plan))
+    tree = trees.flatten(leaves.begin(plan))
     for path, leaf in tree.items():
         if path.endswith("lora_a"):
             for a in np.asarray(leaf):
@@ -64,7 +68,7 @@ def test_the_budget_is_kept_and_a_is_orthonormal_and_b_zero(plan, plan_of):
 
 
 def test_measuring_again_gives_the_same_bytes(plan, plan_of, elsewhere):
-    again = measure.decided(plan_of(*elsewhere)).directions
+    again = plan_of(*elsewhere).directions
     assert again.keys() == plan.directions.keys()
     for name, a in plan.directions.items():
         assert a.tobytes() == again[name].tobytes()
@@ -72,7 +76,7 @@ def test_measuring_again_gives_the_same_bytes(plan, plan_of, elsewhere):
 
 def test_how_devices_share_the_work_changes_nothing_but_rounding(plan, plan_of, elsewhere):
     mesh = ["mesh.data=1", "mesh.fsdp=2", "mesh.tensor=2", "train.per_device_train_batch_size=8"]
-    shared = measure.decided(plan_of(*elsewhere, *mesh))
+    shared = plan_of(*elsewhere, *mesh)
     assert ranks_of(shared) == ranks_of(plan)
     for name, a in plan.directions.items():
         np.testing.assert_allclose(shared.directions[name], a, atol=2e-3)
@@ -82,8 +86,7 @@ def test_packing_and_padding_change_nothing_but_the_order(plan_of, elsewhere):
     """Over an epoch of one batch, the same tokens are measured."""
     one_batch = ["train.gradient_accumulation_steps=1", "train.per_device_train_batch_size=15"]
     packed, apart = (
-        measure.decided(plan_of(*elsewhere, *one_batch, f"data.packing={packing}"))
-        for packing in ("true", "false")
+        plan_of(*elsewhere, *one_batch, f"data.packing={packing}") for packing in ("true", "false")
     )
     assert packed.train.steps_per_epoch == apart.train.steps_per_epoch == 1
     assert packed.train.fill != apart.train.fill
@@ -106,7 +109,7 @@ def test_the_run_writes_its_start_and_an_adapter_of_these_ranks(run, plan):
         if "lora_A" in name
     }
     lora = peft_format.read_lora_config(content, run)
-    assert lora.rank_pattern == plan.lora.rank_pattern
+    assert lora.rank_pattern == plan.config.lora.rank_pattern
     assert (run / "config.yaml").read_text().count("rank_pattern: {}") == 1
 
 
@@ -151,25 +154,25 @@ def test_checkpoints_without_their_ranks_are_refused(run, plan_of, words, damage
         else:
             safetensors.numpy.save_file(written[damage], path)
         with pytest.raises(CheckpointError, match=rf"eva\.safetensors, with the ranks.*{found}"):
-            measure.decided(plan_of(*words))
+            plan_of(*words)
     finally:
         path.write_bytes(content)
 
 
 def test_checkpoints_of_another_measurement_are_refused(run, plan_of, words):
-    folder.check(plan_of(*words))
+    plan_of(*words)
     with pytest.raises(CheckpointError, match="lora"):
-        folder.check(plan_of(*words, "lora.eva_config.tau=0.9"))
+        plan_of(*words, "lora.eva_config.tau=0.9")
 
 
 def test_too_few_tokens_are_refused(plan_of, elsewhere, tmp_path):
     rows = runs.write_rows(tmp_path / "rows.jsonl", runs.make_rows(1, seed=9))
     with pytest.raises(AdapterError, match="tokens were measured, in which to find up to 32 dir"):
-        measure.decided(plan_of(*elsewhere, f"data.train={rows}", "lora.r=16"))
+        plan_of(*elsewhere, f"data.train={rows}", "lora.r=16")
 
 
 def test_what_modules_get_is_said_and_what_did_not_come_to_rest(plan_of, elsewhere, capsys):
-    measure.decided(plan_of(*elsewhere, "lora.eva_config.tau=1.0"))
+    plan_of(*elsewhere, "lora.eva_config.tau=1.0")
     said = capsys.readouterr().err
     assert "EVA: " in said
     assert "56 over 14 modules" in said
@@ -178,14 +181,13 @@ def test_what_modules_get_is_said_and_what_did_not_come_to_rest(plan_of, elsewhe
 
 
 def test_a_quantized_base_is_measured_quantized(plan, plan_of, elsewhere):
-    quantized = measure.decided(plan_of(*elsewhere, "model.quantization=nf4"))
+    quantized = plan_of(*elsewhere, "model.quantization=nf4")
     name = "model.layers.1.mlp.down_proj"
     assert np.abs(quantized.directions[name][0] - plan.directions[name][0]).max() > 1e-4
 
 
 def test_without_the_label_mask_every_token_counts(plan_of, elsewhere, capsys):
     plan = plan_of(*elsewhere, "lora.eva_config.use_label_mask=false")
-    measure.decided(plan)
     tokens = int(plan.data.train.examples[0].lengths.sum())
     said = capsys.readouterr().err.partition("EVA: ")[2]
     num_batches = int(said.partition(" tokens in ")[2].split()[0])

@@ -12,8 +12,6 @@ import safetensors.numpy
 from jaxft import tree as trees
 from jaxft.errors import ConfigError
 from jaxft.models.quantized import Quantized
-from jaxft.training.prepare import setup
-from jaxft.training.run import folder
 
 pytestmark = pytest.mark.slow
 
@@ -41,9 +39,8 @@ def test_the_quantization_is_active_and_no_base_is_in_checkpoint_or_adapter(run,
     assert saved < 2 * (3 * 3 * trained + 50_000)  # at most 2 kept: weights, two moments; JSON
 
 
-def test_matrices_of_layers_are_quantized_and_nothing_else(plan_of, leaves):
-    plan = plan_of("model.quantization=int8")
-    tree = trees.flatten(setup.load_tree(plan))
+def test_matrices_of_layers_are_quantized_and_nothing_else(tree_of, leaves):
+    tree = trees.flatten(tree_of("model.quantization=int8"))
     quantized = {path for path, leaf in tree.items() if isinstance(leaf, Quantized)}
     assert quantized == {
         f"groups/0/0/{module}/kernel"
@@ -58,9 +55,8 @@ def test_matrices_of_layers_are_quantized_and_nothing_else(plan_of, leaves):
 
 
 def test_checkpoints_of_another_quantization_are_refused(plan_of, run):
-    plan = plan_of(f"train.output_dir={run}", "train.max_steps=3")
     with pytest.raises(Exception, match="quantization"):
-        folder.check(plan)
+        plan_of(f"train.output_dir={run}", "train.max_steps=3")
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,7 @@ from jaxft import tree as trees
 from jaxft.adapters import conversion, peft_format
 from jaxft.errors import AdapterError, CheckpointError, Stopped
 from jaxft.lora import mask, starts, targets
-from jaxft.training.prepare import setup
-from jaxft.training.run import finish, folder
+from jaxft.training.run import finish
 from jaxft.training.run.trainer import Outcome
 
 pytestmark = pytest.mark.slow
@@ -56,16 +55,16 @@ def same_leaves(tree, other):
 
 
 def test_a_run_goes_on_to_the_bit_whatever_a_decomposition_would_give_now(
-    straight, plan_of, train, leaves, tmp_path, monkeypatch
+    straight, plan_of, tree_of, train, leaves, tmp_path, monkeypatch
 ):
     again = f"train.output_dir={tmp_path / 'again'}"
-    tree = setup.load_tree(plan_of(*WORDS))
+    tree = tree_of(*WORDS)
     _, whole = train(*WORDS, leaves=tree)
     with pytest.raises(Stopped):
         train(*WORDS, again, prepare=stops_after_the_first, leaves=tree)
     assert runs.saved_steps(tmp_path / "again") == [1]
     flipped(monkeypatch)
-    other = setup.load_tree(plan_of(*WORDS))
+    other = tree_of(*WORDS)
     assert not same_leaves(starts.of(tree), starts.of(other))
     _, outcome = train(*WORDS, again, leaves=other)
     assert same_leaves(outcome.trainable, whole.trainable)
@@ -89,10 +88,10 @@ def test_a_run_goes_on_to_the_bit_whatever_a_decomposition_would_give_now(
 
 
 @pytest.fixture
-def moved(plan_of):
+def moved(prepared_of):
     """A plan of a run, and what it would leave had it moved A and B somewhere."""
-    plan = plan_of(*WORDS, "lora.use_rslora=true")
-    tree = setup.load_tree(plan)
+    plan, begun = prepared_of(*WORDS, "lora.use_rslora=true")
+    tree = begun.begin(plan)
     start, frozen = trees.partition(tree, mask.trainable_mask(plan.network, tree))
     rng = np.random.default_rng(0)
     draw = lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape).astype(np.float32)  # noqa: E731
@@ -124,24 +123,23 @@ def test_the_written_adapter_is_compared_with_the_live_model(moved, tmp_path, ca
         finish.write_adapter(plan, outcome)
 
 
-def test_checkpoints_of_another_start_are_refused(plan_of, tmp_path, train):
+def test_checkpoints_of_another_start_are_refused(plan_of, tree_of, tmp_path, train):
     words = ["train.max_steps=1", "train.eval_strategy=no"]
-    train("lora.init_lora_weights=olora", *words, leaves=_tree(plan_of, "olora", words))
+    train(
+        "lora.init_lora_weights=olora",
+        *words,
+        leaves=tree_of("lora.init_lora_weights=olora", *words),
+    )
     for kind in ("pissa", "pissa_niter_2", "true"):
         place = f"train.output_dir={tmp_path / 'run'}"
-        plan = plan_of(f"lora.init_lora_weights={kind}", place, *words)
         with pytest.raises(CheckpointError, match="it differs in lora"):
-            folder.check(plan)
+            plan_of(f"lora.init_lora_weights={kind}", place, *words)
 
 
-def _tree(plan_of, kind, words):
-    return setup.load_tree(plan_of(f"lora.init_lora_weights={kind}", *words))
-
-
-def test_layers_of_one_group_stay_in_it_though_their_files_agree_with_other_layers(plan_of):
+def test_layers_of_one_group_stay_in_it_though_their_files_agree_with_other_layers(prepared_of):
     # Two alphas make two groups; in what is written, both have a scaling of 1.
-    plan = plan_of(*WORDS, "lora.alpha_pattern={model.layers.0.mlp.down_proj: 3}")
-    tree = setup.load_tree(plan)
+    plan, begun = prepared_of(*WORDS, "lora.alpha_pattern={model.layers.0.mlp.down_proj: 3}")
+    tree = begun.begin(plan)
     assert len(plan.network.groups) == 2
     content, _ = conversion.to_peft(
         plan.config.lora, plan.family, plan.network, tree, base_model="here", revision=None

@@ -14,7 +14,7 @@ from jaxft import tree as trees
 from jaxft.adapters import peft_format
 from jaxft.errors import Stopped, TrainingError
 from jaxft.parallel import mesh as meshes
-from jaxft.training.prepare import setup
+from jaxft.training.prepare import request
 from jaxft.training.run import finish
 from jaxft.training.run import trainer as trainers
 from jaxft.training.run.watcher import Watcher
@@ -187,11 +187,11 @@ def test_the_micro_batch_may_change_between_two_parts_of_a_run(straight, train, 
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
-def test_one_device_and_four_train_the_same(straight, plan_of, train, tmp_path, monkeypatch):
+def test_one_device_and_four_train_the_same(straight, tree_of, train, tmp_path, monkeypatch):
     mesh = meshes.single_device_mesh()
-    monkeypatch.setattr(setup.meshes, "make_mesh", lambda *sizes: mesh)
+    monkeypatch.setattr(request.meshes, "make_mesh", lambda *sizes: mesh)
     words = ("train.per_device_train_batch_size=4", "train.save_strategy=no")
-    train(*words, leaves=setup.load_tree(plan_of(*words)))
+    train(*words, leaves=tree_of(*words))
     ours, theirs = runs.records(tmp_path / "run"), runs.records(straight[0])
     for name in ("loss", "eval_loss", "grad_norm"):
         np.testing.assert_allclose(
@@ -268,7 +268,7 @@ def test_a_run_that_was_killed_between_saving_and_evaluating_makes_up_for_it(
 
 
 def test_a_run_that_trains_biases_and_whole_modules_goes_on_as_if_it_had_not_been_stopped(
-    train, plan_of, tmp_path
+    train, prepared_of, tmp_path
 ):
     model = runs.write_model(tmp_path / "model", biases=True)
     words = [
@@ -280,8 +280,8 @@ def test_a_run_that_trains_biases_and_whole_modules_goes_on_as_if_it_had_not_bee
         "train.eval_strategy=no",
     ]
     again = f"train.output_dir={tmp_path / 'again'}"
-    plan = plan_of(*words, again)
-    tree = setup.load_tree(plan)
+    plan, begun = prepared_of(*words, again)
+    tree = begun.begin(plan)
     with pytest.raises(Stopped):
         train(*words, again, prepare=after_step(1, send(signal.SIGTERM)), leaves=tree)
     _, outcome = train(*words, again, leaves=tree)

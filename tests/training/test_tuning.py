@@ -15,8 +15,6 @@ from jaxft.config import LoraConfig, TuningConfig
 from jaxft.errors import CheckpointError, ConfigError
 from jaxft.lora import mask, tuning
 from jaxft.models import bind
-from jaxft.training.prepare import setup
-from jaxft.training.run import folder
 from jaxft.weights import base
 
 pytestmark = pytest.mark.slow
@@ -90,9 +88,8 @@ def test_freeze_trains_what_is_named_and_leaves_the_rest_bit_for_bit(run_of, wor
 
 def test_another_kind_of_tuning_does_not_go_on_from_its_checkpoints(run_of, plan_of):
     run = run_of("tuning=full")
-    plan = plan_of(f"train.output_dir={run}", *NO_ADAPTER, *SHORT)
     with pytest.raises(CheckpointError, match="tuning"):
-        folder.check(plan)
+        plan_of(f"train.output_dir={run}", *NO_ADAPTER, *SHORT)
 
 
 @pytest.mark.parametrize(
@@ -145,10 +142,10 @@ def test_layers_cut_the_groups_and_a_tied_head_is_its_embedding(plan_of):
     assert by_regex.trained_leaves() == {f"groups/0/0/attn/{part}/kernel" for part in "qv"}
 
 
-def test_masters_are_float32_over_a_bfloat16_base(plan_of):
+def test_masters_are_float32_over_a_bfloat16_base(tree_of):
 
     config = ["model.dtype=bfloat16", "tuning={method: freeze, layers: [1]}", *NO_ADAPTER]
-    tree = setup.load_tree(plan_of(*config))
+    tree = tree_of(*config)
     dtypes = {path: str(leaf.dtype) for path, leaf in trees.flatten(tree).items()}
     assert {dtypes[path] for path in dtypes if path.startswith("groups/1/")} == {"float32"}
     assert {dtypes[path] for path in dtypes if not path.startswith("groups/1/")} == {"bfloat16"}

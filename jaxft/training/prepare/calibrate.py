@@ -1,10 +1,11 @@
 """Before the first step over a 4-bit base: how its matrices are rounded to suit the training rows.
 
 The weights are read twice. First each is rounded to the nearest code, and this model reads training
-rows while the moments of its matrices' inputs are gathered; then they are read again and rounded by
-these. So at no time is there more of the base than its codes and one tensor. The invariant: the
-same rows, in the same order, give the same codes on the same devices, so a run that goes on there
-has the base it began with. Where sums are rounded otherwise a code may differ; `folder` says so.
+rows while the moments of its matrices' inputs are gathered; then, as training begins, they are read
+again and rounded by these. So at no time is there more of the base than its codes and one tensor.
+The invariant: the same rows, in the same order, give the same codes on the same devices, so a run
+that goes on there has the base it began with. Where sums are rounded otherwise a code may differ;
+`folder` says so.
 """
 
 import functools
@@ -31,20 +32,22 @@ from jaxft.weights.gptq import RoundingPlan
 from jaxft.weights.quantizing import Plans
 
 
-def rounding(base: Base, network: Network, batches: Batches, num_tokens: int) -> Plans:
+def rounding(
+    base: Base, tree: Mapping[str, Any], network: Network, batches: Batches, num_tokens: int
+) -> Plans:
     """Return how each matrix of a network is rounded to 4 bits, by what the base reads.
 
     Args:
         base: The model, quantized to "nf4" or "int4".
-        network: Its network, with adapters or without.
+        tree: The leaves of the base without anything trained, rounded to the nearest codes.
+        network: The model's network, with adapters or without.
         batches: Training rows; they are read in their order, no further than one epoch.
         num_tokens: How many tokens are enough; batches are read whole.
 
     Raises:
-        WeightsError: If the base model cannot be read, or what it reads is not finite.
+        WeightsError: If what the base reads is not finite.
     """
     bare = base_network(network.spec)
-    tree = base.load(bare)
     assert isinstance(base.mesh, Mesh), "what is loaded has devices"
     kept = moments(bare, tree, batches, num_tokens, mesh=base.mesh, dtype=base.dtype)
     layers = {block: indices for block, _, indices in network.stacked_blocks()}

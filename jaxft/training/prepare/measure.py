@@ -1,13 +1,12 @@
 """Before the first step of `init_lora_weights: eva`: the base reads training batches, ranks follow.
 
-Separate from `lora.eva`, which knows what is made of a module's inputs; here they are had. Ranks
-cut the layers into groups, so they are decided before the weights are loaded for training: the
-base is loaded under its own groups, measured, let go, and loaded again; a base in 4 bits as it is
-before `calibrate`. The invariant: a run that goes on has the ranks that its checkpoints have,
-whatever this machine would measure.
+Separate from `lora.eva`, which knows what is made of a module's inputs; here the model reads
+training rows. Ranks cut the layers into groups, so they are decided before the weights are there
+for training: the base is measured under its own groups, and in 4 bits as it is before `calibrate`.
+The invariant: a run that goes on has the ranks that its checkpoints have, whatever this machine
+would measure.
 """
 
-import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -20,8 +19,10 @@ import safetensors.numpy
 from jax.sharding import Mesh
 
 from jaxft import console
+from jaxft import tree as trees
 from jaxft.adapters import kinds
-from jaxft.config import EvaConfig
+from jaxft.config import EvaConfig, LoraConfig
+from jaxft.data.batches.batch import Batches
 from jaxft.errors import AdapterError, CheckpointError
 from jaxft.lora import eva, targets, tying
 from jaxft.lora.eva import Site
@@ -30,7 +31,10 @@ from jaxft.parallel import mesh as meshes
 from jaxft.training import checkpoint, objective
 from jaxft.training.objective import CAUSAL_LM
 from jaxft.training.prepare import inputs
-from jaxft.training.prepare.setup import Plan
+from jaxft.training.prepare.leaves import Leaves
+from jaxft.training.prepare.plan import Plan, checkpoints_in
+from jaxft.training.prepare.request import Request
+from jaxft.weights.base import Base
 
 FILE = "eva.safetensors"  # A of each module by its full name: `eva_state_dict` in PEFT
 _MAX_BATCHES = 200  # after which one more turns nothing that is not turned by chance
@@ -54,32 +58,55 @@ class Measured(NamedTuple):
     num_batches: int
 
 
-def decided(plan: Plan) -> Plan:
-    """Return a plan with its ranks decided; the same where the recipe decides them.
+class Decided(NamedTuple):
+    """What is trained, once it is decided.
 
-    Where the run's folder has checkpoints, the ranks are theirs; otherwise inputs are measured.
+    Attributes:
+        lora: What adapters there are; where ranks were measured, as patterns of full names.
+        network: The network with them.
+        directions: What A begins as, [rank, in] by module name; `None` where it is drawn.
+    """
+
+    lora: LoraConfig
+    network: Network
+    directions: Mapping[str, np.ndarray] | None
+
+
+def decided(request: Request, train: Batches, leaves: Leaves) -> Decided:
+    """Return what is trained, with ranks measured where the recipe asks for it.
+
+    Where the run's folder has checkpoints, the ranks are theirs. An adapter that is in memory has
+    its ranks.
+
+    Args:
+        request: What is asked of the run.
+        train: The batches to learn from.
+        leaves: They give the base that is measured.
 
     Raises:
         CheckpointError: If the folder has checkpoints, and no ranks that fit them.
         AdapterError: If there are too few tokens to measure.
         WeightsError: If the base model cannot be read.
     """
-    if plan.config.lora.eva_config is None:
-        return plan
-    bare = base_network(plan.network.spec)
-    sites = eva.sites(plan.network, bare, plan.family, plan.config.lora.eva_config.rho)
-    if checkpoint.saved_steps(plan.checkpoints):
-        directions = _read(plan.folder / FILE, sites)
+    asked, base = request.config.lora, request.base
+    if request.tuned is not None:
+        return Decided(request.tuned.lora, request.network, None)
+    if asked.eva_config is None:
+        return Decided(asked, request.network, None)
+    bare = base_network(base.spec)
+    sites = eva.sites(request.network, bare, base.family, asked.eva_config.rho)
+    folder = request.config.train.output_dir
+    if checkpoint.saved_steps(checkpoints_in(folder)):
+        directions = _read(folder / FILE, sites)
     else:
-        directions = _measured(plan, bare, sites, plan.config.lora.eva_config)
+        directions = _measured(base, train, leaves.bare(), sites, asked.eva_config)
     ranks = {name: len(a) for name, a in directions.items()}
-    tables = eva.tables(plan.network, plan.family)
-    lora = eva.decided(plan.config.lora, sites, ranks, tables)
-    if tying.of(plan.config.lora, plan.family, plan.network.spec) is None:
+    tables = eva.tables(request.network, base.family)
+    lora = eva.decided(asked, sites, ranks, tables)
+    if tying.of(asked, base.family, base.spec) is None:
         # By a list of names more may be tied than was by what the recipe says.
         lora = lora.model_copy(update={"ensure_weight_tying": False})
-    network = targets.adapted_network(lora, plan.family, plan.network.spec)
-    return dataclasses.replace(plan, lora=lora, network=network, directions=directions)
+    return Decided(lora, targets.adapted_network(lora, base.family, base.spec), directions)
 
 
 def write(plan: Plan) -> None:
@@ -116,16 +143,15 @@ def _unusable(path: Path, found: str) -> CheckpointError:
 
 
 def _measured(
-    plan: Plan, bare: Network, sites: list[Site], config: EvaConfig
+    base: Base, train: Batches, tree: trees.Tree, sites: list[Site], config: EvaConfig
 ) -> dict[str, np.ndarray]:
-    """Load the base, measure, say what was found, and return A of each module with a rank."""
-    tree = plan.base.load(bare)
+    """Measure, say what was found, and return A of each module with a rank."""
     # An epoch has everything; of one batch, the second look tells that nothing moves.
-    limit = min(max(plan.train.steps_per_epoch or _MAX_BATCHES, 2), _MAX_BATCHES)
+    limit = min(max(train.steps_per_epoch or _MAX_BATCHES, 2), _MAX_BATCHES)
     with console.loading("Measuring what modules read (EVA)", limit) as count:
-        batches = (batch for _, batch in plan.train.iterate(0, limit))
-        where: Any = {"mesh": plan.mesh, "dtype": plan.dtype}
-        found = measured(batches, tree, bare, sites, config, count, **where)
+        batches = (batch for _, batch in train.iterate(0, limit))
+        where: Any = {"mesh": base.mesh, "dtype": base.dtype}
+        found = measured(batches, tree, base_network(base.spec), sites, config, count, **where)
     _show(found)
     return found.directions
 

@@ -28,10 +28,7 @@ _STREAM_ROWS = 64  # of a stream, from which it is learned how its chats are wri
 
 
 class OpenRows(NamedTuple):
-    """Rows that were found and not read yet: the training rows and the held-out ones, if any.
-
-    They are one object where there is nothing but an evaluation.
-    """
+    """Rows that were found and not read yet: the training rows and the held-out ones, if any."""
 
     train: Sequence[RowSource]
     eval: Sequence[RowSource] | None
@@ -60,6 +57,11 @@ class Side:
     def fingerprint(self) -> list[str]:
         """A digest of all tokens and targets of each source."""
         return [examples.fingerprint for examples in self.examples]
+
+    def check_ids(self, vocab_size: int) -> None:
+        """Raise a DataError unless a model with `vocab_size` embeddings has one for every token."""
+        for examples in self.examples:
+            examples.check_ids(vocab_size)
 
     @property
     def name(self) -> str:
@@ -97,22 +99,22 @@ class Data:
         """The training rows and, where there are any, the held-out ones."""
         return [self.train] if self.eval is None else [self.train, self.eval]
 
-    def check_ids(self, vocab_size: int) -> None:
-        """Raise a DataError unless a model with `vocab_size` embeddings has one for every token."""
-        for side in self.sides:
-            for examples in side.examples:
-                examples.check_ids(vocab_size)
 
-    def warn_of_untrained_positions(self, num_positions: int | None) -> None:
-        """Say where rows are longer than what the model was trained on."""
-        lengths = [int(some.lengths.max()) for side in self.sides for some in side.examples]
-        longest = max(lengths, default=0)
-        if num_positions is not None and longest > num_positions:
-            console.warning(
-                f"the longest example has {longest:,} tokens, and the model was trained on"
-                f" {num_positions:,} positions (max_position_embeddings). Set data.max_length to"
-                " that, unless the model is known to go further."
-            )
+def warn_of_untrained_positions(sides: Sequence[Side], num_positions: int | None) -> None:
+    """Say where rows are longer than what the model was trained on.
+
+    Args:
+        sides: The rows.
+        num_positions: What config.json says of that, if anything.
+    """
+    lengths = [int(some.lengths.max()) for side in sides for some in side.examples]
+    longest = max(lengths, default=0)
+    if num_positions is not None and longest > num_positions:
+        console.warning(
+            f"the longest example has {longest:,} tokens, and the model was trained on"
+            f" {num_positions:,} positions (max_position_embeddings). Set data.max_length to"
+            " that, unless the model is known to go further."
+        )
 
 
 def open_recipe(data: DataConfig) -> OpenRows:
@@ -151,9 +153,7 @@ def read_data(data: DataConfig, rows: OpenRows, tokenizer: Any, stop_ids: Sequen
         ]
     held_out = None
     if rows.eval is not None:
-        configs = data.eval or data.train
-        of_eval = make_encodings(data, configs, tokenizer, stop_ids)
-        held_out = encode_side("Held-out rows", rows.eval, of_eval, data)
+        held_out = read_held_out(data, rows.eval, tokenizer, stop_ids)
     return Data(
         train=train,
         eval=held_out,
@@ -161,6 +161,24 @@ def read_data(data: DataConfig, rows: OpenRows, tokenizer: Any, stop_ids: Sequen
         chat_format=_learned_format(encodings, seen, tokenizer),
         stop_ids=tuple(stop_ids),
     )
+
+
+def read_held_out(
+    data: DataConfig, rows: Sequence[RowSource], tokenizer: Any, stop_ids: Sequence[int]
+) -> Side:
+    """Encode held-out rows, or take their tokens from the cache.
+
+    Args:
+        data: The recipe's section.
+        rows: The sources, the first ones of the section.
+        tokenizer: The model's; None where all rows are tokens.
+        stop_ids: The tokens at which the model stops.
+
+    Raises:
+        DataError: A row cannot be read or encoded, or nothing is left to learn.
+    """
+    encodings = make_encodings(data, data.eval or data.train, tokenizer, stop_ids)
+    return encode_side("Held-out rows", rows, encodings[: len(rows)], data)
 
 
 def make_encodings(
@@ -206,8 +224,7 @@ def held_out_examples(data: DataConfig, tokenizer: Any, stop_ids: Sequence[int])
     rows = open_recipe(data).eval
     if rows is None:
         return None
-    encodings = make_encodings(data, data.eval or data.train, tokenizer, stop_ids)
-    return encode_side("Held-out rows", rows[:1], encodings[:1], data).examples[0]
+    return read_held_out(data, rows[:1], tokenizer, stop_ids).examples[0]
 
 
 def encode_side(

@@ -23,7 +23,7 @@ from jaxft.generation.decoding import Decoder
 from jaxft.generation.sampling import GREEDY
 from jaxft.models.network import Network
 from jaxft.models.untuned import base_tree
-from jaxft.training.prepare.setup import Plan
+from jaxft.training.prepare.plan import Plan
 from jaxft.training.run.trainer import Outcome
 
 _SHOWN_PROMPTS = 3
@@ -61,7 +61,7 @@ def write_adapter(plan: Plan, outcome: Outcome) -> Path:
     adapter.write_adapter(
         folder,
         plan.source,
-        plan.lora,
+        plan.config.lora,
         _live(plan, outcome),
         _rows(plan),
         mesh=plan.mesh,

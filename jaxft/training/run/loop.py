@@ -1,4 +1,7 @@
-"""`jaxft train`, from recipe to tuned model: read top to bottom, this is what a run is."""
+"""`jaxft train`, from recipe to tuned model: read top to bottom, `run` is what a run is.
+
+Python's `Trainer.train` is the same list: `preparation.prepare`, `train`, `finish.write_result`.
+"""
 
 import shlex
 
@@ -9,9 +12,10 @@ from jaxft.data.batches.stream import StreamBatches
 from jaxft.data.examples import report
 from jaxft.lora import mask, starts
 from jaxft.models.bind import abstract_tree
-from jaxft.training.prepare import measure, setup
-from jaxft.training.prepare.setup import Plan
-from jaxft.training.run import finish, folder
+from jaxft.training.objective import CAUSAL_LM, Objective
+from jaxft.training.prepare import folder, preparation, request
+from jaxft.training.prepare.plan import Plan
+from jaxft.training.run import finish
 from jaxft.training.run.trainer import Outcome, Trainer
 from jaxft.training.run.watcher import Watcher
 
@@ -23,15 +27,10 @@ def run(config: RunConfig) -> None:
         JaxftError: If the user can mend what is amiss.
         Stopped: If a signal ended the run; its state is saved.
     """
-    plan = setup.make_plan(config)
-    folder.check(plan)
-    plan = measure.decided(plan)
+    plan, leaves = preparation.prepare(request.of_recipe(config), None)
     _show_plan(plan)
     # All that can be refused has been before anything is written.
-    tree = setup.load_tree(plan)
-    with folder.open_checkpoints(plan) as checkpoints:
-        folder.remember_base(plan, tree)
-        outcome = Trainer(plan, tree, Watcher()).run(checkpoints)
+    outcome = train(plan, leaves.begin(plan), Watcher(), CAUSAL_LM)
     written = finish.write_result(plan, outcome)
     _show_outcome(plan, outcome)
     samples = finish.answers(plan, outcome)
@@ -42,6 +41,24 @@ def run(config: RunConfig) -> None:
     console.result(
         f"Try it:  jaxft generate --{kind} {shlex.quote(str(written))} --prompt {prompt}"
     )
+
+
+def train(plan: Plan, tree: trees.Tree, watcher: Watcher, objective: Objective) -> Outcome:
+    """Make the steps of a plan, for `jaxft train` and for Python.
+
+    Args:
+        plan: What to do.
+        tree: All leaves as they are before the first step.
+        watcher: Told of what happens.
+        objective: What is minimised.
+
+    Raises:
+        JaxftError: If the run's folder cannot be written to, or a loss is no number.
+        Stopped: If a signal ended the run; its state is saved.
+    """
+    with folder.open_checkpoints(plan) as checkpoints:
+        folder.remember_base(plan, tree)
+        return Trainer(plan, tree, watcher, objective).run(checkpoints)
 
 
 def _show_plan(plan: Plan) -> None:

@@ -27,7 +27,7 @@ from jaxft.training.checkpoint import Checkpoints
 from jaxft.training.evaluate import Evaluation
 from jaxft.training.objective import CAUSAL_LM, Objective, batch_shardings
 from jaxft.training.optimizer import make_optimizer
-from jaxft.training.prepare.setup import Plan
+from jaxft.training.prepare.plan import Plan
 from jaxft.training.run import interrupt, metrics
 from jaxft.training.run.watcher import Watcher
 from jaxft.training.state import TrainState

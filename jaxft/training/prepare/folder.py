@@ -18,14 +18,19 @@ from jaxft import console
 from jaxft import tree as trees
 from jaxft.adapters import peft_format
 from jaxft.artifacts import verify
-from jaxft.config import DataConfig, dump_config, load_config
+from jaxft.config import DataConfig, RunConfig, dump_config, load_config
+from jaxft.data.batches.batch import Batches
 from jaxft.errors import CheckpointError, ConfigError
 from jaxft.models.network import base_network
 from jaxft.models.quantized import Quantized
 from jaxft.training import checkpoint
 from jaxft.training.prepare import measure
-from jaxft.training.prepare.setup import Plan
+from jaxft.training.prepare.plan import Identity, Plan, checkpoints_in
+from jaxft.training.prepare.reading import Data
+from jaxft.training.prepare.request import Request
 from jaxft.weights import names, save
+from jaxft.weights.base import Base
+from jaxft.weights.places.source import Source
 
 _RECIPE_FILE = "config.yaml"
 _RECIPE_HEAD = "# Written by jaxft train: the recipe of this run, every option in it.\n"
@@ -54,58 +59,74 @@ _NOT_NUMERIC = frozenset(
 )
 
 
-def fingerprint(plan: Plan) -> dict[str, Any]:
-    """Return everything that the run's numbers depend on, as JSON values by name.
+def identity(request: Request, data: Data, train: Batches, num_steps: int) -> Identity:
+    """Return what a run is known by: its recipe, and all that its numbers depend on.
 
-    The global batch is in it, not how it is divided over devices and micro-batches.
-    """
-    model = plan.config.model
-    train = plan.config.train.model_dump(mode="json", exclude=set(_NOT_NUMERIC))
-    # Only where there are any: runs of before there could be are the same without them.
-    added = {"new_tokens": model.new_tokens} if model.new_tokens else {}
-    return {
-        "model": [plan.source.name, plan.source.revision],
-        **added,
-        "weights": _weights(plan),
-        "dtype": plan.dtype,
-        "quantization": model.quantization,
-        "calibration_tokens": model.calibration_tokens if model.is_in_four_bits else None,
-        "tuning": plan.config.tuning.model_dump(mode="json"),
-        "lora": plan.config.lora.model_dump(mode="json", exclude={"init_from"}),
-        "lora.init_from": _initial(plan),
-        # A stream has no digest of its tokens: it is known by its files and options.
-        "data.train": plan.data.train.fingerprint or plan.train.fingerprint,
-        "data.eval": None if plan.data.eval is None else plan.data.eval.fingerprint,
-        "data.weights": [source.weight for source in plan.config.data.train],
-        "data.packing": plan.config.data.packing,
-        "data.group_by_length": plan.config.data.group_by_length,
-        "data.shuffle": plan.config.data.shuffle,
-        "sequence_length": plan.train.sequence_length,
-        "global_batch": plan.train.global_batch,
-        "num_steps": plan.num_steps,
-        **{f"train.{key}": value for key, value in train.items()},
-    }
+    The global batch is in the fingerprint, not how it is divided over devices and micro-batches.
 
-
-def check(plan: Plan) -> None:
-    """Refuse a folder that this run cannot start or go on in; nothing is written.
+    Args:
+        request: What is asked of the run.
+        data: The rows as tokens.
+        train: The batches to learn from.
+        num_steps: Steps of the whole run.
 
     Raises:
-        ConfigError: If it is no folder, holds a recipe that no run wrote, or is the base model's.
+        WeightsError: If the headers of the base model's files cannot be read.
+    """
+    config, base = request.config, request.base
+    numeric = config.train.model_dump(mode="json", exclude=set(_NOT_NUMERIC))
+    # Only where there are any: runs of before there could be are the same without them.
+    added = {"new_tokens": config.model.new_tokens} if config.model.new_tokens else {}
+    tokens_read = config.model.calibration_tokens if config.model.is_in_four_bits else None
+    fingerprint = {
+        "model": [base.source.name, base.source.revision],
+        **added,
+        "weights": _weights(base),
+        "dtype": base.dtype,
+        "quantization": config.model.quantization,
+        "calibration_tokens": tokens_read,
+        "tuning": config.tuning.model_dump(mode="json"),
+        "lora": config.lora.model_dump(mode="json", exclude={"init_from"}),
+        "lora.init_from": _initial(request),
+        # A stream has no digest of its tokens: it is known by its files and options.
+        "data.train": data.train.fingerprint or train.fingerprint,
+        "data.eval": None if data.eval is None else data.eval.fingerprint,
+        "data.weights": [source.weight for source in config.data.train],
+        "data.packing": config.data.packing,
+        "data.group_by_length": config.data.group_by_length,
+        "data.shuffle": config.data.shuffle,
+        "sequence_length": train.sequence_length,
+        "global_batch": train.global_batch,
+        "num_steps": num_steps,
+        **{f"train.{key}": value for key, value in numeric.items()},
+    }
+    return Identity(config, fingerprint)
+
+
+def check(identity: Identity, base: Source) -> None:
+    """Refuse a folder that a run cannot start or go on in; nothing is written.
+
+    Args:
+        identity: What the run is known by; its recipe names the folder.
+        base: The base model, which is not written over.
+
+    Raises:
+        ConfigError: If it is not a folder, holds a recipe that no run wrote, or is the base
+            model's.
         WeightsError: If something else lies where its result goes.
         CheckpointError: If the checkpoints there are another run's, or not what
             `resume_from_checkpoint` asks for.
     """
-    save.check_apart(
-        plan.folder, plan.source, replaced=_WRITTEN, called=f"train.output_dir={plan.folder}"
-    )
-    _check_place(plan.folder)
-    _check_initial(plan)
+    config = identity.recipe
+    folder = config.train.output_dir
+    save.check_apart(folder, base, replaced=_WRITTEN, called=f"train.output_dir={folder}")
+    _check_place(folder)
+    _check_initial(config)
     # Said now, and not after hours of training.
-    is_adapter = plan.config.tuning.method == "lora"
+    is_adapter = config.tuning.method == "lora"
     mark = peft_format.CONFIG_FILE if is_adapter else verify.FILE
-    save.check_gives_way(plan.folder / ("adapter" if is_adapter else "model"), mark)
-    resume, checkpoints = plan.config.train.resume_from_checkpoint, plan.checkpoints
+    save.check_gives_way(folder / ("adapter" if is_adapter else "model"), mark)
+    resume, checkpoints = config.train.resume_from_checkpoint, checkpoints_in(folder)
     steps = checkpoint.saved_steps(checkpoints)
     if resume is False and steps:
         raise CheckpointError(
@@ -118,7 +139,7 @@ def check(plan: Plan) -> None:
             "Set it to auto to start where there is nothing to resume.",
         )
     if steps:
-        checkpoint.check_fingerprint(checkpoints, fingerprint(plan))
+        checkpoint.check_fingerprint(checkpoints, identity.fingerprint)
 
 
 def data_of(run: Path) -> DataConfig | None:
@@ -141,13 +162,13 @@ def open_checkpoints(plan: Plan) -> checkpoint.Checkpoints:
     """
     try:
         plan.folder.mkdir(parents=True, exist_ok=True)
-        text = _RECIPE_HEAD + dump_config(plan.config)
+        text = _RECIPE_HEAD + dump_config(plan.identity.recipe)
         (plan.folder / _RECIPE_FILE).write_text(text, encoding="utf-8")
         measure.write(plan)
     except OSError as error:
         raise _unusable(plan.folder, f"cannot be written to: {error.strerror}") from error
     limit = plan.config.train.save_total_limit
-    return checkpoint.Checkpoints(plan.checkpoints, fingerprint(plan), limit)
+    return checkpoint.Checkpoints(plan.checkpoints, plan.identity.fingerprint, limit)
 
 
 def remember_base(plan: Plan, tree: Mapping[str, Any]) -> None:
@@ -185,23 +206,22 @@ def _check_place(folder: Path) -> None:
         raise _unusable(folder, f"holds a {recipe.name} that no run wrote, and that one would lose")
 
 
-def _initial(plan: Plan) -> list[str] | None:
+def _initial(request: Request) -> list[str] | None:
     """Return what is known of the adapter that the run goes on from."""
-    folder = plan.config.lora.init_from
-    return None if folder is None or plan.initial is None else [folder, plan.initial.digest]
+    folder, found = request.config.lora.init_from, request.initial
+    return None if folder is None or found is None else [folder, found.digest]
 
 
-def _check_initial(plan: Plan) -> None:
+def _check_initial(config: RunConfig) -> None:
     """Refuse a run that would write over what it began with.
 
     Raises:
         ConfigError: If it would.
     """
-    folder = plan.config.lora.init_from
-    if folder is not None and Path(folder).resolve().is_relative_to(plan.folder.resolve()):
+    folder, place = config.lora.init_from, config.train.output_dir
+    if folder is not None and Path(folder).resolve().is_relative_to(place.resolve()):
         raise ConfigError(
-            f"lora.init_from={folder} lies in train.output_dir={plan.folder}, and would be written "
-            "over.",
+            f"lora.init_from={folder} lies in train.output_dir={place}, and would be written over.",
             "Choose another train.output_dir.",
         )
 
@@ -213,15 +233,15 @@ def _unusable(folder: Path, found: str) -> ConfigError:
     )
 
 
-def _weights(plan: Plan) -> str:
+def _weights(base: Base) -> str:
     """Return a digest of what the base model's files say, read in a moment.
 
     Of the values only the vectors and the first layer of each group are in it: enough to know
     another model, or another tuning of the same one.
     """
-    source = names.under_full_names(plan.source.checkpoint(), plan.family)
+    source = names.under_full_names(base.source.checkpoint(), base.family)
     # Of the base, whose groups are there before it is decided what is trained.
-    slots = names.slots(plan.family, base_network(plan.network.spec))
+    slots = names.slots(base.family, base_network(base.spec))
     digest = hashlib.sha256()
     for name, info in sorted(source.infos().items()):
         digest.update(f"{name} {info.shape} {info.dtype}\n".encode())

@@ -14,7 +14,7 @@ from jaxft.errors import ConfigError
 from jaxft.lora import init
 from jaxft.models.network import base_network
 from jaxft.models.spec import Learned
-from jaxft.training.prepare import reading, setup
+from jaxft.training.prepare import preparation, reading, request
 
 
 def test_a_global_batch_is_rows_times_devices_times_accumulation(plan_of):
@@ -58,23 +58,16 @@ def test_the_tree_is_every_leaf_of_the_base_and_fresh_adapters(plan_of, leaves, 
         assert np.array_equal(flat[path], leaf), path
 
 
-def test_rows_longer_than_the_table_of_positions_are_refused(plan_of):
-    plan = plan_of()
-    assert plan.config.data.max_length == 64
+def test_rows_longer_than_the_table_of_positions_are_refused(recipe, tmp_path):
+    asked = request.of_recipe(runs.load(recipe, f"train.output_dir={tmp_path / 'run'}"))
+    assert asked.config.data.max_length == 64
 
     def planned(max_tokens):
         positions = Learned(rows=max_tokens + 2, offset=2)
-        network = base_network(dataclasses.replace(plan.network.spec, positions=positions))
-        return setup.plan_rows(
-            plan.config,
-            plan.source,
-            plan.family,
-            network,
-            plan.tokenizer,
-            plan.mesh,
-            plan.dtype,
-            reading.open_recipe(plan.config.data),
-        )
+        spec = dataclasses.replace(asked.base.spec, positions=positions)
+        held_by = dataclasses.replace(asked.base, spec=spec)
+        with_table = dataclasses.replace(asked, base=held_by, network=base_network(spec))
+        return preparation.prepare(with_table, None).plan
 
     with pytest.raises(ConfigError, match=r"max_length=64, and the model has 63 pos") as raised:
         planned(63)

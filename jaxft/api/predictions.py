@@ -1,0 +1,77 @@
+"""What `compute_metrics` is given: logits of held-out rows, and labels as transformers does it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxft import tree as trees
+from jaxft.data.batches.loader import PlannedBatches
+from jaxft.data.rows.tokenized import IGNORED
+from jaxft.models import forward
+from jaxft.parallel import mesh as meshes
+from jaxft.training import objective
+from jaxft.training.objective import CAUSAL_LM
+from jaxft.training.step import Program
+
+
+class EvalPrediction(NamedTuple):
+    """What `compute_metrics` is given.
+
+    Attributes:
+        predictions: float32 [rows t v], or what `preprocess_logits_for_metrics` made of them.
+        label_ids: int32 [rows t], not shifted: the token itself where it is a target, else -100.
+    """
+
+    predictions: Any
+    label_ids: np.ndarray
+
+
+def of_batches(
+    program: Program,
+    batches: PlannedBatches,
+    trainable: trees.Tree,
+    frozen: trees.Tree,
+    preprocess: Callable[[Any, Any], Any],
+) -> EvalPrediction:
+    """Return the logits and labels of all rows.
+
+    Args:
+        program: The network, and where and in which dtype it is computed.
+        batches: The rows.
+        trainable: The trained leaves.
+        frozen: The other leaves.
+        preprocess: Applied to (logits, labels) of each batch before they are kept.
+    """
+    kept, labels = [], []
+    logits_of = _make_logits(program)
+    shardings = objective.batch_shardings(CAUSAL_LM, program.mesh)
+    num_rows = batches.num_sequences
+    for _, batch in batches.iterate(0, batches.steps_per_epoch):
+        truth = _unshifted(batch["labels"][0])
+        logits = logits_of(trainable, frozen, jax.device_put(batch, shardings))
+        kept.append(jax.tree.map(np.asarray, preprocess(logits, truth)))
+        labels.append(truth)
+    # The last batch is filled up with empty rows.
+    predictions = jax.tree.map(lambda *parts: np.concatenate(parts)[:num_rows], *kept)
+    return EvalPrediction(predictions, np.concatenate(labels)[:num_rows])
+
+
+def _make_logits(program: Program) -> Callable[..., jax.Array]:
+    network, mesh, dtype = program.network, program.mesh, program.dtype
+
+    def logits(trainable: Any, frozen: Any, batch: Any) -> jax.Array:
+        tree = trees.combine(trainable, frozen)
+        names = ("input_ids", "segment_ids", "positions")
+        rows = (batch[name][0] for name in names)
+        return forward.logits(network, tree, *rows, mesh=mesh, dtype=dtype)
+
+    return jax.jit(logits, out_shardings=meshes.replicated(mesh))
+
+
+def _unshifted(labels: np.ndarray) -> np.ndarray:
+    """Return labels as Hugging Face has them: at the token itself, not at the one before."""
+    moved = np.roll(labels, 1, axis=1)
+    moved[:, 0] = IGNORED
+    return moved

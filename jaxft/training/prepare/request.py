@@ -1,0 +1,102 @@
+"""What is asked of a run: the recipe, the model that it names, and rows that are not read yet.
+
+`of_recipe` makes the `Request` of `jaxft train`; the Python face makes one of objects in memory.
+From there on both are prepared and run alike.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+
+from jaxft import console
+from jaxft.adapters import tables
+from jaxft.artifacts import initial
+from jaxft.artifacts.initial import Initial
+from jaxft.config import LoraConfig, RunConfig
+from jaxft.lora import tuning
+from jaxft.models.network import Network
+from jaxft.parallel import devices
+from jaxft.parallel import mesh as meshes
+from jaxft.training.prepare import reading
+from jaxft.training.prepare.reading import OpenRows
+from jaxft.weights import base
+from jaxft.weights.base import Base
+from jaxft.weights.places import new_tokens, source
+
+
+class InMemory(NamedTuple):
+    """What was trained before, or read, and is trained on.
+
+    Attributes:
+        lora: What the adapter is; its ranks may have been measured.
+        leaves: The trained leaves, and what adapters began as.
+    """
+
+    lora: LoraConfig
+    leaves: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Request:
+    """What is asked of a run.
+
+    Attributes:
+        config: The recipe.
+        base: The base model, and how it is to be held.
+        network: The base model's network, with what is to be trained of it. Where the recipe asks
+            for ranks to be measured, they are those from which measuring begins.
+        tokenizer: The model's; None where all rows are tokens.
+        rows: The rows.
+        initial: The adapter in a folder that training goes on from, or `None`.
+        tuned: What is in memory and training goes on from; `None` for a fresh start.
+    """
+
+    config: RunConfig
+    base: Base
+    network: Network
+    tokenizer: Any
+    rows: OpenRows
+    initial: Initial | None
+    tuned: InMemory | None
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices."""
+        assert isinstance(self.base.mesh, Mesh), "a run has devices"
+        return self.base.mesh
+
+
+def of_recipe(config: RunConfig) -> Request:
+    """Find the rows and the model of a recipe, and what is to be trained of it.
+
+    Raises:
+        JaxftError: If anything about the recipe, the devices, the model or the adapter to go on
+            from is amiss.
+    """
+    devices.check()
+    console.note(f"Devices: {devices.describe()}")
+    mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    rows = reading.open_recipe(config.data)
+    found = source.resolve(config.model.path, config.model.revision, console.note)
+    console.note(f"Base model: {found.name} ({found.origin})")
+    found = new_tokens.with_new_tokens(found, config.model.new_tokens, console.note)
+    begun = None
+    if config.lora.init_from is not None:
+        begun = initial.read(Path(config.lora.init_from), config.lora, found)
+        found = begun.source
+    family, spec = base.read_spec(found)
+    network = tuning.tuned_network(config.tuning, config.lora, family, spec)
+    tables.refuse_untrained(found, family, network, config.tuning.method)
+    dtype = base.resolve_dtype(config.model.dtype)
+    return Request(
+        config=config,
+        base=Base(found, family, spec, mesh, dtype, config.model.quantization),
+        network=network,
+        tokenizer=found.tokenizer(),
+        rows=rows,
+        initial=begun,
+        tuned=None,
+    )
