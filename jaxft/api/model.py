@@ -24,10 +24,11 @@ from jaxft.errors import ConfigError, DataError
 from jaxft.generation import text
 from jaxft.generation.decoding import Decoder, check_below
 from jaxft.generation.sampling import Sampling
+from jaxft.leaves.address import Address
 from jaxft.lora import mask, starts, tuning
 from jaxft.models import forward
 from jaxft.models.bind import abstract_tree
-from jaxft.models.network import Network, base_network, is_adapter_leaf
+from jaxft.models.network import Network, base_network
 from jaxft.parallel import mesh as meshes
 from jaxft.parallel import rules
 from jaxft.training.prepare.leaves import Held, overlaid
@@ -154,8 +155,8 @@ class CausalLM:
         """
         if self._tree is None or self._is_calibrated:
             return None
-        leaves = trees.flatten(starts.without(self.tree(mesh)))
-        own = {path: leaf for path, leaf in leaves.items() if not is_adapter_leaf(path)}
+        leaves = trees.flatten(self.tree(mesh))
+        own = {path: leaf for path, leaf in leaves.items() if Address.parse(path).is_own}
         return Held(self.network, trees.unflatten(own))
 
     @property

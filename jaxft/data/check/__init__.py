@@ -12,8 +12,9 @@ from pathlib import Path
 from jaxft.data.check import figures, judge, looks
 from jaxft.data.check.figures import BatchFigures, Figures
 from jaxft.data.check.findings import Finding, Findings
-from jaxft.data.check.looks import Advance, EncodedSide
+from jaxft.data.check.looks import EncodedSide
 from jaxft.data.check.pool import Pool
+from jaxft.data.check.sweep import Advance
 
 
 def check(
