@@ -43,7 +43,7 @@ class Option(NamedTuple):
     source: str
 
 
-class Part(NamedTuple):
+class OptionGroup(NamedTuple):
     """A section of a recipe, or a section inside one.
 
     Attributes:
@@ -88,7 +88,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def parts() -> list[Part]:
+def parts() -> list[OptionGroup]:
     """Return all parts of a recipe, the sections inside a section right behind it."""
     names: dict[type[Section], list[str]] = {}
     for name, section in sections().items():
@@ -99,7 +99,7 @@ def parts() -> list[Part]:
     return [_part(section, tuple(where)) for section, where in names.items()]
 
 
-def select(words: Sequence[str]) -> list[Part]:
+def select(words: Sequence[str]) -> list[OptionGroup]:
     """Return the parts and options that are named, or all where none is.
 
     Args:
@@ -127,7 +127,7 @@ def select(words: Sequence[str]) -> list[Part]:
     return [part for part in chosen if part.options]
 
 
-def as_text(shown_parts: Iterable[Part], width: int) -> str:
+def as_text(shown_parts: Iterable[OptionGroup], width: int) -> str:
     """Write options as plain text.
 
     Args:
@@ -155,13 +155,13 @@ def flat(text: str | None) -> str:
     return " ".join((text or "").split())
 
 
-def _part(section: type[Section], names: tuple[str, ...]) -> Part:
+def _part(section: type[Section], names: tuple[str, ...]) -> OptionGroup:
     """Describe a section."""
     options = (
         _option(f"{names[0]}.{name}", section, name, field)
         for name, field in section.model_fields.items()
     )
-    return Part(names, flat(inspect.getdoc(section)), tuple(options))
+    return OptionGroup(names, flat(inspect.getdoc(section)), tuple(options))
 
 
 def _option(full_name: str, section: type[Section], name: str, field: FieldInfo) -> Option:
@@ -178,7 +178,7 @@ def _ends(name: str) -> list[str]:
     return [name, name.rsplit(".", 1)[-1]]
 
 
-def _chosen(part: Part, words: Sequence[str]) -> Part:
+def _chosen(part: OptionGroup, words: Sequence[str]) -> OptionGroup:
     """Return a part with the options that are named; all of them when it is named itself."""
     if any(name == word or name.startswith(f"{word}.") for name in part.names for word in words):
         return part

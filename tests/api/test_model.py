@@ -220,8 +220,6 @@ def test_another_librarys_configuration_is_refused(model):
 
 
 def test_what_is_for_recipes_alone_is_refused(model):
-    with pytest.raises(ConfigError, match=r"(?s)init_lora_weights='eva'.*recipe"):
-        jaxft.get_peft_model(model, jaxft.LoraConfig(init_lora_weights="eva"))
     with pytest.raises(ConfigError, match=r"(?s)init_from='x'.*is_trainable=True"):
         jaxft.get_peft_model(model, jaxft.LoraConfig(init_from="x"))
 

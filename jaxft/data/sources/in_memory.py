@@ -18,7 +18,7 @@ from jaxft.data.sources import origin, table
 from jaxft.errors import DataError
 
 
-class InMemory:
+class RowsInMemory:
     """The items of a data set.
 
     Attributes:

@@ -1,6 +1,6 @@
 """Origins of rows: objects that yield values with their places, and a digest of all of them.
 
-`FileSet`, `DatasetTable` and `InMemory` are origins; `source` and `hold_out` use this interface
+`FileSet`, `DatasetTable` and `RowsInMemory` are origins; `source` and `hold_out` use this interface
 only. `digest_of({"a": 1})` is a short hex text, the same on every machine.
 """
 

@@ -17,7 +17,7 @@ from jaxft.data.rows import shapes
 from jaxft.data.rows.row import Row
 from jaxft.data.sources import file_set, hub, origin
 from jaxft.data.sources.hold_out import HoldOut, SideName
-from jaxft.data.sources.in_memory import InMemory
+from jaxft.data.sources.in_memory import RowsInMemory
 from jaxft.data.sources.origin import Origin
 from jaxft.errors import DataError
 
@@ -116,7 +116,7 @@ def rows_of(dataset: Any, name: str) -> RowSource:
     Raises:
         DataError: The data set is none of these.
     """
-    return RowSource(InMemory(dataset, name))
+    return RowSource(RowsInMemory(dataset, name))
 
 
 def _origin(source: SourceConfig) -> Origin:
