@@ -7,7 +7,7 @@ The text around the tables is left as it is.
 
 from pathlib import Path
 
-from jaxft.config.options import Option, Part, parts
+from jaxft.config.options import Option, OptionGroup, parts
 
 PAGE = Path(__file__).parents[1] / "docs" / "recipe.md"
 BEGIN = "<!-- options: scripts/recipe_page.py -->"
@@ -27,7 +27,7 @@ def page(old: str) -> str:
     return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
 
 
-def table(part: Part) -> str:
+def table(part: OptionGroup) -> str:
     """Return a heading, a sentence and the table for a section, in Markdown."""
     level = "##" if "." not in part.names[0] else "###"
     heading = f"{level} {' and '.join(f'`{name}`' for name in part.names)}"
