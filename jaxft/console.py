@@ -1,10 +1,8 @@
-"""Everything that jaxft prints, in one place.
+"""All printing of jaxft.
 
-Separate so that functions elsewhere either compute or do I/O of their own. The invariant: what a
-person asked for (tables, answers, samples) goes to standard output, and everything about getting
-there (notes, warnings, progress, errors) to standard error, so a pipe carries results only. On a
-terminal progress is a live bar; anywhere else it is plain lines without a control code. `NO_COLOR`
-is honoured.
+Results that a person asked for (tables, answers, samples) go to standard output. Notes, warnings,
+progress and errors go to standard error, so that a pipe carries only results. On a terminal
+progress is a live bar; elsewhere it is plain lines without control codes. `NO_COLOR` is honoured.
 """
 
 from __future__ import annotations
@@ -31,17 +29,17 @@ from rich.table import Table
 from rich.text import Text
 
 _PIPE_WIDTH = 80
-_TEXT_WIDTH = 100  # longer lines of text are hard to read
+_TEXT_WIDTH = 100  # longer lines are hard to read
 _UNCUT = 10_000
 _BAR_WIDTH = 24
 
 _notes = Console(stderr=True, highlight=False)
 _results = Console(highlight=False)
-_drawn: list[Progress] = []  # the bars that are on the terminal now
+_drawn: list[Progress] = []  # the bars that are on the terminal at present
 
 
 class Size(int):
-    """A number of bytes, written as "269 MB": three digits, units of a thousand."""
+    """A number of bytes, written as "269 MB" with three digits; a MB is 1,000 kB."""
 
     def __str__(self) -> str:
         value, *units = float(self), "B", "kB", "MB", "GB", "TB"
@@ -58,7 +56,7 @@ class Share(float):
 
 
 class Sample(NamedTuple):
-    """One prompt, answered by the base model and by the tuned one."""
+    """A prompt with the answers of the base model and the tuned model."""
 
     prompt: str
     base: str
@@ -66,39 +64,39 @@ class Sample(NamedTuple):
 
 
 def note(text: str) -> None:
-    """Say something about the run, on standard error."""
+    """Print a note about the run to standard error."""
     _say(_notes, text)
 
 
 def warning(text: str) -> None:
-    """Say something that the person should look at, on standard error."""
+    """Print a warning to standard error."""
     _say(_notes, f"warning: {text}", style="yellow")
 
 
 def error(found: str, remedy: str) -> None:
-    """Say why the command ends: what was found, and what to do about it."""
+    """Print the error that ends the command: what was found, and what to do about it."""
     _say(_notes, f"error: {found}", style="bold red")
     _say(_notes, f"  -> {remedy}")
 
 
 def result(text: str) -> None:
-    """Say a line of what was asked for, on standard output."""
+    """Print a line of a result to standard output."""
     _say(_where_results_go(), text)
 
 
 def text_width() -> int:
-    """Return the columns that text may fill: those of the terminal, at most 100; 80 on a pipe."""
+    """Return the width for text: that of the terminal, but at most 100; 80 on a pipe."""
     return min(_results.width, _TEXT_WIDTH) if _results.is_terminal else _PIPE_WIDTH
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | int | float]]) -> None:
-    """Show a table on standard output; columns of numbers are aligned right.
+    """Print a table to standard output; columns of numbers are aligned right.
 
     Args:
-        title: Stands above the table.
+        title: The line above the table.
         columns: The headings.
-        rows: The cells. Whole numbers get separators, other numbers four decimals; `Size` and
-            `Share` are written as themselves.
+        rows: The cells of each row. Whole numbers get thousands separators and other numbers four
+            decimals; `Size` and `Share` are written in their own way.
     """
     cells = [list(row) for row in rows]
     grid = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
@@ -111,11 +109,11 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | int 
 
 
 def facts(title: str, rows: Iterable[tuple[str, str]]) -> None:
-    """Show facts about one thing on standard output, and a blank line.
+    """Print labelled facts about one thing to standard output, and a blank line.
 
     Args:
-        title: Stands above them.
-        rows: A label and a value a line. A value too long for a terminal goes on below itself.
+        title: The line above them.
+        rows: A label and a value for each line. On a terminal a long value is wrapped.
     """
     grid = Table(box=None, show_header=False)
     grid.add_column(style="dim", no_wrap=True)
@@ -128,7 +126,7 @@ def facts(title: str, rows: Iterable[tuple[str, str]]) -> None:
 
 
 def samples(shown: Iterable[Sample]) -> None:
-    """Show prompts with both answers: side by side on a terminal, in labelled lines elsewhere."""
+    """Print prompts with both answers: side by side on a terminal, in labelled lines elsewhere."""
     console = _where_results_go()
     for sample in shown:
         if console.is_terminal:
@@ -145,12 +143,12 @@ def samples(shown: Iterable[Sample]) -> None:
 
 
 def marked(title: str, pieces: Iterable[tuple[str, bool]]) -> None:
-    """Show a text on standard output, some of it marked: by colour, or between [[ and ]].
+    """Print a text to standard output with parts of it marked: by colour, or with [[ and ]].
 
     Args:
-        title: Stands above the text, and ends so that "in colour" or "in [[ ]]" can follow.
-        pieces: Parts of the text, and whether each is marked. Control characters in them are
-            written as escapes.
+        title: The line above the text, which is continued by "in colour" or "in [[ ]]".
+        pieces: The parts of the text, and whether each is marked. Control characters are written
+            as escapes.
     """
     console = _where_results_go()
     has_colour = console.is_terminal and not console.no_color
@@ -169,11 +167,11 @@ def marked(title: str, pieces: Iterable[tuple[str, bool]]) -> None:
 
 
 def printable(text: str, kept: str = "") -> str:
-    """Return text with invisible characters, and those that move the cursor, as escapes.
+    """Return text with escapes for invisible characters and for those that move the cursor.
 
     Args:
         text: Any text.
-        kept: Characters that stay as they are.
+        kept: Characters that are not escaped.
     """
     return "".join(
         each if each.isprintable() or each in kept else each.encode("unicode_escape").decode()
@@ -182,12 +180,12 @@ def printable(text: str, kept: str = "") -> str:
 
 
 def finding(level: str, found: str, details: Iterable[str]) -> None:
-    """Show a finding on standard output, and lines below it, indented.
+    """Print a finding to standard output, with indented lines below it.
 
     Args:
-        level: "warning" is coloured as one, "stop" as an error.
+        level: The word before the finding; "warning" and "stop" have colours.
         found: The finding.
-        details: The lines below.
+        details: The lines below it.
     """
     console = _where_results_go()
     style = {"warning": "yellow", "stop": "bold red"}.get(level, "")
@@ -197,7 +195,7 @@ def finding(level: str, found: str, details: Iterable[str]) -> None:
 
 
 def stream(pieces: Iterable[str]) -> None:
-    """Write an answer to standard output as it comes, and end its line."""
+    """Write the pieces of an answer to standard output as they come, and end the line."""
     for piece in pieces:
         sys.stdout.write(piece)
         sys.stdout.flush()
@@ -206,7 +204,7 @@ def stream(pieces: Iterable[str]) -> None:
 
 
 def lines() -> Iterator[str]:
-    """Yield the lines of standard input, asked for with a mark where a person writes them."""
+    """Yield the lines of standard input, with a prompt mark if it is a terminal."""
     while True:
         if sys.stdin.isatty():
             sys.stderr.write("> ")
@@ -218,7 +216,7 @@ def lines() -> Iterator[str]:
 
 
 class TrainingBar:
-    """What a training run shows while it goes: `advance` each step, `update` logged ones."""
+    """The progress of a training run: call `advance` after each step, and `update` at log lines."""
 
     def __init__(
         self, description: str, num_steps: int, bar: Progress | None, task: TaskID | None
@@ -231,14 +229,14 @@ class TrainingBar:
         self._first: tuple[int, float] | None = None
 
     def advance(self, step: int) -> None:
-        """Show that `step` steps are done, on a terminal; a pipe hears of logged steps only."""
-        # The time before the first step ends is compilation, and says nothing of the others.
+        """Show on a terminal that `step` steps are done; elsewhere only `update` writes lines."""
+        # The time until the first step ends is mostly compilation, and is not counted.
         self._first = self._first or (step, time.monotonic())
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=step)
 
     def update(self, step: int, loss: float, tokens_per_second: float) -> None:
-        """Show that `step` steps are done, with their figures and the time left."""
+        """Show that `step` steps are done, with the loss, the speed and the time left."""
         now = time.monotonic()
         first_step, since = self._first = self._first or (step, now)
         left = _time_left(step - first_step, self._num_steps - step, now - since)
@@ -254,9 +252,9 @@ def training(description: str, num_steps: int, start_step: int) -> Iterator[Trai
     """Show a training run's progress while the block runs.
 
     Args:
-        description: One word or two in front of the bar.
-        num_steps: The steps of the whole run.
-        start_step: The steps that were done before, when it goes on from a checkpoint.
+        description: A word or two in front of the bar.
+        num_steps: The number of steps of the whole run.
+        start_step: The number of steps before this start, if the run continues from a checkpoint.
     """
     if not _notes.is_terminal:
         yield TrainingBar(description, num_steps, None, None)
@@ -268,13 +266,13 @@ def training(description: str, num_steps: int, start_step: int) -> Iterator[Trai
 
 @contextlib.contextmanager
 def progress(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show on a terminal how far something is, and leave nothing behind.
+    """Show a progress bar on a terminal while the block runs, and remove it afterwards.
 
-    The block gets a function that adds to the amount done.
+    The block gets a function that takes the amount done since the last call.
 
     Args:
         description: The work, in a word or two.
-        total: The whole amount, in any unit; None when it is not known.
+        total: The whole amount, in any unit; None if it is not known.
     """
     if not _notes.is_terminal:
         yield lambda amount: None
@@ -288,12 +286,12 @@ def progress(description: str, total: int | None) -> Iterator[Callable[[int], No
 def loading(
     description: str, total: int | None, silent_s: float = 0.0
 ) -> Iterator[Callable[[int], None]]:
-    """Show `progress`, and say in the end how long it took.
+    """Show `progress`, and afterwards a line with the time it took.
 
     Args:
-        description: The thing that is loaded.
-        total: The whole amount, in any unit; None when it is not known.
-        silent_s: Seconds below which no line is written.
+        description: The work, in a few words.
+        total: The whole amount, in any unit; None if it is not known.
+        silent_s: The line is left out if the work took less than this, in seconds.
     """
     started = time.monotonic()
     with progress(description, total) as count:
@@ -305,7 +303,7 @@ def loading(
 
 @contextlib.contextmanager
 def _bar(*columns: ProgressColumn) -> Iterator[Progress]:
-    """Draw a live bar on standard error while the block runs; it leaves nothing behind."""
+    """Draw a live bar on standard error while the block runs, and remove it afterwards."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=_BAR_WIDTH),
@@ -327,7 +325,7 @@ def _show(grid: Table) -> None:
     """Print a table as a result."""
     console = _where_results_go()
     if not console.is_terminal:
-        # No line is too long for a pipe: nothing is cut or folded for the program behind it.
+        # On a pipe nothing is cut or folded, so that a program can read it.
         console = Console(file=console.file, width=_UNCUT, highlight=False)
     console.print(grid)
 
@@ -335,19 +333,19 @@ def _show(grid: Table) -> None:
 def _where_results_go() -> Console:
     """Return the console for results.
 
-    While a bar is drawn on the terminal that also shows standard output, only the bar's own
-    console can write without tearing it.
+    While a bar is drawn on the same terminal, only the bar's own console can write without
+    breaking the bar.
     """
     return _notes if _drawn and _results.is_terminal else _results
 
 
 def _say(console: Console, text: str, style: str = "") -> None:
-    """Write text as it is: no markup, no emoji, no line broken where a pipe would see it."""
+    """Write text unchanged: without markup, emoji codes or line breaks of rich."""
     console.print(Text(text, style=style), soft_wrap=True)
 
 
 def _wrapped(console: Console, text: str, indent: int, style: str) -> None:
-    """Write text indented; a terminal's line ends between words, and the next is indented more."""
+    """Write indented text. On a terminal it is wrapped between words, with a hanging indent."""
     margin = " " * indent
     line = Text(printable(text), style=style)
     if not console.is_terminal:
@@ -358,14 +356,14 @@ def _wrapped(console: Console, text: str, indent: int, style: str) -> None:
 
 
 def _cell(value: str | int | float) -> str:
-    """Write a table's cell."""
+    """Return the text of a table's cell."""
     if isinstance(value, str | Size | Share):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
 def _labelled(label: str, text: str) -> str:
-    """Write a text beside its label, wrapped."""
+    """Return a wrapped text beside its label."""
     indent = " " * 8
     lines = [
         part for line in text.splitlines() for part in textwrap.wrap(line, _PIPE_WIDTH - 8) or [""]
@@ -374,17 +372,17 @@ def _labelled(label: str, text: str) -> str:
 
 
 def _speed(tokens_per_second: float) -> str:
-    """Write a speed."""
+    """Return the text of a speed."""
     return f"{tokens_per_second:,.0f} tokens/s"
 
 
 def _time_left(done: int, left: int, seconds: float) -> str:
-    """Estimate the time left from the pace so far; "" before there is a pace.
+    """Return the estimated time left, from the pace so far; "" before the first step.
 
     Args:
-        done: Steps since the clock started.
-        left: Steps still to do.
-        seconds: Since the clock started.
+        done: The number of steps since the clock started.
+        left: The number of steps still to do.
+        seconds: The time since the clock started.
     """
     if done <= 0:
         return ""

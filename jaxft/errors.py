@@ -1,9 +1,8 @@
-"""The exceptions that a user of jaxft can cause, each worded in two sentences.
+"""The exceptions that a user of jaxft can cause, each with two sentences.
 
-Separate from everything else because every room raises them and none may import another for it.
-The invariant: each error carries two sentences, what was found, and what was expected or what to
-do about it. The command line prints both and exits with status 2; a traceback is for faults of
-ours, not for mistakes of theirs.
+The first sentence says what was found, the second what was expected or what to do. The command line
+prints both and exits with status 2. A traceback means a fault in jaxft, and not a mistake of the
+user. Every room raises these exceptions, so they stand in a file that imports no room.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ from collections.abc import Iterable
 
 
 class JaxftError(Exception):
-    """A mistake that the person running jaxft can correct.
+    """A mistake that the user can correct.
 
     Attributes:
-        found: What was found, with its place (file, line, key, tensor).
-        remedy: What was expected instead, and what to do.
+        found: The first sentence: what was found, with its place (file, line, key, tensor).
+        remedy: The second sentence: what was expected instead, and what to do.
     """
 
     def __init__(self, found: str, remedy: str) -> None:
@@ -27,47 +26,47 @@ class JaxftError(Exception):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        """Return the two lines, found first."""
+        """Return the two sentences on two lines."""
         return f"{self.found}\n{self.remedy}"
 
 
 class ConfigError(JaxftError):
-    """A recipe or an override that asks for something jaxft cannot do."""
+    """A recipe or an override that jaxft cannot follow."""
 
 
 class DataError(JaxftError):
-    """A row, or a whole data set, that cannot be trained on."""
+    """A row or a data set that cannot be trained on."""
 
 
 class UnsupportedModelError(JaxftError):
-    """A model whose architecture, or one of its features, is not handled."""
+    """A model whose architecture, or a feature of it, is not supported."""
 
 
 class WeightsError(JaxftError):
-    """A weights file that is missing, damaged, or not what its model needs."""
+    """A weights file that is missing, damaged, or does not fit its model."""
 
 
 class AdapterError(JaxftError):
-    """An adapter that cannot be built, read, or used with this model."""
+    """An adapter that cannot be made, read, or used with the model."""
 
 
 class CheckpointError(JaxftError):
-    """A run's checkpoint that cannot be written, resumed, or belongs to another run."""
+    """A checkpoint that cannot be written or resumed, or that belongs to another run."""
 
 
 class DeviceError(JaxftError):
-    """A device that was asked for, or is visible, and cannot be used."""
+    """A device that cannot be used, although it was requested or is visible."""
 
 
 class TrainingError(JaxftError):
-    """A run whose loss or gradients are not finite."""
+    """A run whose loss or gradient is not finite."""
 
 
 class Stopped(Exception):
-    """A signal ended the run, and what was done so far is saved.
+    """A signal stopped the run, and its state is saved.
 
     Attributes:
-        signal: Number of the signal; the exit status is 128 more.
+        signal: The number of the signal; the exit status is 128 more.
     """
 
     def __init__(self, signal: int) -> None:
@@ -77,13 +76,13 @@ class Stopped(Exception):
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """Return the choice spelled most like `name`, or "" when none is close.
+    """Return the choice whose spelling is most similar to `name`; "" if none is similar.
 
     Upper and lower case count as the same letter, so `Linear` finds `linear`.
 
     Args:
-        name: What the user wrote.
-        choices: What they could have written.
+        name: The name that the user wrote.
+        choices: The names that are allowed.
     """
     spelled = {choice.casefold(): choice for choice in sorted(choices, reverse=True)}
     matches = difflib.get_close_matches(name.casefold(), spelled, n=1, cutoff=0.6)

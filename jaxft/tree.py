@@ -1,8 +1,8 @@
 """Operations on parameter trees: plain nested dicts with string keys.
 
-Everything that jaxft trains, freezes, saves or shards is such a tree, and a leaf is named by
-its path, ``"groups/0/0/attn/q/kernel"``. A leaf is whatever is not a dict, so a quantized
-array (itself a pytree) is one leaf here. `partition` is a filter and `combine` its inverse:
+Everything that jaxft trains, freezes, saves or shards is such a tree, and a leaf is named by its
+path, ``"groups/0/0/attn/q/kernel"``. Every value that is not a dict is a leaf, so a quantized array
+(itself a pytree) is one leaf here. `partition` splits a tree in two and `combine` is its inverse:
 ``combine(*partition(tree, mask)) == tree`` for every mask.
 """
 
@@ -16,7 +16,7 @@ Tree = dict[str, Any]
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the leaves of `tree` by path, in sorted order of paths."""
+    """Return the leaves of `tree` by path, sorted by path."""
     flat: dict[str, Any] = {}
     for key in sorted(tree):
         value = tree[key]
@@ -28,7 +28,7 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> Tree:
-    """Return the nested dicts whose leaves by path are `flat`.
+    """Return the tree whose leaves by path are `flat`; the inverse of `flatten`.
 
     Raises:
         ValueError: If one path is a prefix of another, so that no tree holds both.
@@ -48,19 +48,19 @@ def unflatten(flat: Mapping[str, Any]) -> Tree:
 
 
 def map_with_path(function: Callable[[str, Any], Any], tree: Mapping[str, Any]) -> Tree:
-    """Return a tree of the same paths with leaves ``function(path, leaf)``."""
+    """Return a tree with the same paths and the leaves ``function(path, leaf)``."""
     return unflatten({path: function(path, leaf) for path, leaf in flatten(tree).items()})
 
 
 def partition(tree: Mapping[str, Any], mask: Mapping[str, Any]) -> tuple[Tree, Tree]:
-    """Split `tree` into the leaves that `mask` marks true and the rest.
+    """Split `tree` into the leaves that are true in `mask` and the others.
 
     Args:
         tree: Any tree.
-        mask: A tree of the same paths with bool leaves.
+        mask: A tree with the same paths and bool leaves.
 
     Returns:
-        Two trees with disjoint paths; branches without a leaf do not appear.
+        Two trees with disjoint paths; branches without leaves are left out.
 
     Raises:
         ValueError: If the paths of `mask` are not those of `tree`.
@@ -91,12 +91,12 @@ def combine(*trees: Mapping[str, Any]) -> Tree:
 
 
 def num_parameters(tree: Mapping[str, Any]) -> int:
-    """Return the number of elements in all leaves."""
+    """Return the total number of elements of all leaves."""
     return sum(int(np.prod(leaf.shape)) for leaf in flatten(tree).values())
 
 
 def num_bytes(tree: Mapping[str, Any]) -> int:
-    """Return the bytes that all leaves take at their dtypes."""
+    """Return the total number of bytes of all leaves."""
     return sum(
         int(np.prod(leaf.shape)) * jax.numpy.dtype(leaf.dtype).itemsize
         for leaf in jax.tree.leaves(tree)

@@ -1,9 +1,8 @@
-"""What a run is told: the recipe's sections, and reading and writing them.
+"""The recipe of a run: its sections, and how they are read and written.
 
-Public here: the sections, `load_config`, `dump_config`. The private files behind it are the
-sections themselves, the names known from elsewhere, the YAML reader, and the wording of errors.
-The invariant of the room: it loads neither jax nor transformers, so a mistake in a recipe is
-answered at once.
+Public here: the sections, `load_config`, `dump_config`. The private files hold the sections, the
+names from other libraries, the YAML reader, and the wording of errors. The room loads neither jax
+nor transformers, so that a mistake in a recipe is reported at once.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The data section: where rows come from, which tokens are supervised, and how they fill sequences.
+"""The data section: the sources of rows, the supervised tokens, and how sequences are filled.
 
-`train: rows.jsonl` is short for `train: [{path: rows.jsonl}]`, and is written so again.
+`train: rows.jsonl` is short for `train: [{path: rows.jsonl}]`; `dump_config` writes the short form.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydantic import (
 from jaxft.config import known
 from jaxft.config.section import PositiveInt, Section, conflict
 
-# The chat templates that need no file. What they write stands in jaxft/data/builtin.py.
+# The built-in chat templates; jaxft/data/chats/builtin.py has their texts.
 BUILT_IN_TEMPLATES = ("chatml", "alpaca", "alpaca-ko", "qa-ko")
 
 _Name = Annotated[str, Field(min_length=1)]
@@ -160,7 +160,7 @@ class DataConfig(Section):
 
     @property
     def has_held_out_rows(self) -> bool:
-        """Whether there are rows on which loss can be measured."""
+        """Whether there are held-out rows, on which the loss can be measured."""
         return self.eval is not None or self.hold_out is not None
 
     @model_validator(mode="after")

@@ -1,8 +1,8 @@
-"""A recipe before it is checked: nested dicts from YAML 1.2 and `key=value`, through one parser.
+"""A recipe before it is checked: nested dicts from a YAML 1.2 file and from `key=value`.
 
-Every value, whether it stands in the file or on the command line, is read by the same function,
-so `3e-4` is a number and `no` is a word in both. The invariant: each value keeps the place it
-came from, such as `recipe.yaml:7` or "override `lora.r=3`".
+The same parser reads values in the file and on the command line, so `3e-4` is a number and `no` is
+a word in both. Each value keeps the place where it was written, such as `recipe.yaml:7` or
+"override `lora.r=3`".
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ from jaxft.errors import ConfigError
 
 
 class RecipePlace(NamedTuple):
-    """Where a value stands, and the folders that a path written there may start from."""
+    """The place of a value in a recipe.
+
+    Attributes:
+        label: The place for errors, such as `recipe.yaml:7`.
+        folders: The folders from which a relative path written there may start.
+    """
 
     label: str
     folders: tuple[Path, ...]
@@ -35,17 +40,17 @@ class Draft(NamedTuple):
     places: dict[KeyPath, RecipePlace]
 
     def place(self, path: KeyPath) -> RecipePlace:
-        """Return the place of a key, or of the nearest thing around it."""
+        """Return the place of a key, or of the nearest key that contains it."""
         while path not in self.places:
             path = path[:-1]
         return self.places[path]
 
 
 def read(recipe: Path) -> Draft:
-    """Read a recipe's file.
+    """Read the file of a recipe.
 
     Raises:
-        ConfigError: It cannot be read, or is not YAML with sections at its top.
+        ConfigError: The file cannot be read, or is not YAML with sections at the top.
     """
     try:
         text = recipe.read_text(encoding="utf-8")
@@ -76,7 +81,7 @@ def _compose(text: str, source: str) -> Node | None:
 
     Args:
         text: The YAML.
-        source: What to name in an error: the file, or the override.
+        source: The file or the override, for errors.
     """
     try:
         return YAML(typ="safe", pure=True).compose(text)
@@ -99,7 +104,13 @@ def _value(
     place_of: Callable[[Node], RecipePlace],
     places: dict[KeyPath, RecipePlace],
 ) -> Any:
-    """Turn a node into plain values, noting the place of every key and item.
+    """Return the plain value of a node.
+
+    Args:
+        node: The node.
+        path: The keys that lead to it.
+        place_of: Returns the place of a node.
+        places: The places by key, to which those of all keys and items in the node are added.
 
     Raises:
         ConfigError: A key stands twice, or is not plain text.
@@ -127,7 +138,7 @@ def _value(
 
 
 def _scalar(node: ScalarNode) -> Any:
-    """Return a scalar's value. Only numbers, true, false and null are more than text."""
+    """Return the value of a scalar: a number, true, false, null, or otherwise text."""
     kind = str(node.tag).rsplit(":", 1)[-1]
     if kind not in ("int", "float", "bool", "null"):
         return node.value
@@ -135,7 +146,7 @@ def _scalar(node: ScalarNode) -> Any:
 
 
 def _line(node: Node) -> int:
-    """Return the line of a node, counted from one."""
+    """Return the line of a node, from 1."""
     return node.start_mark.line + 1
 
 
@@ -161,7 +172,7 @@ def apply(draft: Draft, override: str, recipe: Path) -> None:
 
 
 def _open_section(values: dict[str, Any], path: KeyPath, label: str) -> dict[str, Any]:
-    """Return the mapping that holds the last key of `path`, made where it is not there."""
+    """Return the mapping that holds the last key of `path`; it is made if it is missing."""
     for depth, key in enumerate(path[:-1], start=1):
         if depth == 1:
             open_sections(values)
@@ -177,7 +188,7 @@ def _open_section(values: dict[str, Any], path: KeyPath, label: str) -> dict[str
 
 
 def open_sections(values: dict[str, Any]) -> None:
-    """Give every section its long form: a bare model is its path, an empty section has no keys."""
+    """Give sections their long form: a model that is text is its path, a null section is empty."""
     if isinstance(values.get("model"), str):
         values["model"] = {"path": values["model"]}
     for name in options.sections():

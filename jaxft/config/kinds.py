@@ -1,4 +1,4 @@
-"""What an option accepts, in words: the type annotation of a field as a person reads it.
+"""The words for the values that an option accepts, from the type annotation of its field.
 
 `Annotated[int, Field(ge=1)] | None` is "integer (at least 1) or null" in a list of options, and
 "an integer (at least 1) or null" in an error message.
@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from jaxft.config.section import Section
 
-# Singular and plural of each plain type.
+# The singular and plural words for each plain type.
 _NOUNS: Mapping[Any, tuple[str, str]] = {
     bool: ("true or false", "true or false"),
     int: ("integer", "integers"),
@@ -31,13 +31,13 @@ _ARTICLES = {"integer": "an", "number": "a", "path": "a", "list": "a", "mapping"
 
 
 def listed(field: FieldInfo) -> str:
-    """Return what an option accepts, as a list of options shows it.
+    """Return the words for an option's values in a list of options.
 
     Examples are "text or null" and "one of: `no`, `steps`, `epoch`".
     """
     phrases = _alternatives(field.annotation, _limits(field.metadata))
     fixed = [phrase for phrase in phrases if phrase.startswith("`")]
-    if fixed:  # then true, false and null are words among others
+    if fixed:  # then true, false and null are listed among the fixed words
         fixed = [word for phrase in phrases for word in _FIXED.get(phrase, [phrase])]
         fixed = [word for word in fixed if word.startswith("`")]
         phrases = [phrase for phrase in phrases if phrase not in (*fixed, *_FIXED)]
@@ -46,13 +46,13 @@ def listed(field: FieldInfo) -> str:
 
 
 def expected(field: FieldInfo) -> str:
-    """Return what an option accepts, as it follows "Expected" in a message."""
+    """Return the words for an option's values in a message, after "Expected"."""
     phrases = _alternatives(field.annotation, _limits(field.metadata))
     return _either([_with_article(phrase) for phrase in phrases])
 
 
 def section_in(annotation: Any) -> type[Section] | None:
-    """Return the section among what a type accepts, or in a list that it accepts."""
+    """Return the section that a type contains, perhaps inside a list; None if there is none."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
     inner = (section_in(arg) for arg in get_args(annotation))
@@ -60,24 +60,24 @@ def section_in(annotation: Any) -> type[Section] | None:
 
 
 def words(annotation: Any) -> list[str]:
-    """Return the words among what a type accepts, such as `linear` and `cosine`."""
+    """Return the fixed words that a type accepts, such as `linear` and `cosine`."""
     if get_origin(annotation) is Literal:
         return [arg for arg in get_args(annotation) if isinstance(arg, str)]
     return [word for arg in get_args(annotation) for word in words(arg)]
 
 
 def plain_types(annotation: Any) -> set[Any]:
-    """Return the plain types, such as `int` and `str`, among what a type accepts."""
+    """Return the plain types that a type contains, such as `int` and `str`."""
     if get_origin(annotation) is Literal:
         return set()
     args = get_args(annotation)
     if get_origin(annotation) is dict:
-        args = args[1:]  # the names in a mapping are not values
+        args = args[1:]  # the keys of a mapping are not values
     return {annotation} | {kind for arg in args for kind in plain_types(arg)}
 
 
 def _alternatives(annotation: Any, limits: str = "", *, is_plural: bool = False) -> list[str]:
-    """Return a phrase without an article for each thing that a type accepts.
+    """Return a phrase without an article for each alternative of a type.
 
     Args:
         annotation: The type.
@@ -105,26 +105,26 @@ def _alternatives(annotation: Any, limits: str = "", *, is_plural: bool = False)
 
 
 def _with_article(phrase: str) -> str:
-    """Put "a" or "an" before a phrase that needs it."""
+    """Return a phrase with "a" or "an" if it needs one."""
     article = _ARTICLES.get(phrase.split(" ")[0])
     return f"{article} {phrase}" if article else phrase
 
 
 def _either(choices: Sequence[str], separator: str = ", ") -> str:
-    """Join alternatives as a sentence does."""
+    """Return alternatives joined as in a sentence: "a, b or c"."""
     *others, last = choices
     between = " or " if separator == ", " else f"{separator}or "
     return f"{separator.join(others)}{between}{last}" if others else last
 
 
 def _limits(constraints: Iterable[Any]) -> str:
-    """Return a field's constraints in brackets, with a space before; "" if there are none."""
+    """Return the constraints of a field in brackets after a space; "" if there are none."""
     limits = ", ".join(limit for limit in map(_limit, constraints) if limit)
     return f" ({limits})" if limits else ""
 
 
 def _limit(constraint: Any) -> str:
-    """Return a constraint of a field in words; "" if it limits nothing."""
+    """Return the words for a constraint of a field; "" if it limits nothing."""
     match constraint:
         case FieldInfo():
             return ", ".join(limit for limit in map(_limit, constraint.metadata) if limit)

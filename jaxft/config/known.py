@@ -1,10 +1,9 @@
-"""Names that people bring from PEFT, transformers and TRL and that are not options here yet.
+"""Options of PEFT, transformers and TRL that are not options of jaxft yet.
 
-Kept as data, apart from the sections, so that a name moves out of these tables when it becomes
-an option. A name listed here is answered with "known, not supported yet" and never taken for a
-spelling mistake. Where its value is one that asks for nothing (a feature switched off, or what
-jaxft does anyway) it is accepted and dropped, so that a recipe carried over from a
-`TrainingArguments` or `LoraConfig` dump works.
+The error for such a name says "known, not supported yet", and does not take it for a spelling
+mistake. If its value asks for nothing (the feature is off, or jaxft does the same anyway), the name
+is accepted and dropped. So a recipe made from a dump of `TrainingArguments` or `LoraConfig` works.
+A name leaves these tables when it becomes an option.
 
 Source: the fields of peft 0.21.2 `LoraConfig`, transformers 5.23.0 `TrainingArguments`, and TRL
 1.10 `SFTConfig` and `ModelConfig`.
@@ -17,12 +16,12 @@ from typing import Any, NamedTuple
 
 
 class Known(NamedTuple):
-    """A name from elsewhere.
+    """A name from another library.
 
     Attributes:
-        harmless: The values that change nothing here.
-        instead: The option here that does the same.
-        how: What to write there, such as "as `columns: {text: NAME}`".
+        harmless: The values that ask for nothing.
+        instead: The option of jaxft that does the same.
+        how: How to write that option, such as "as `columns: {text: NAME}`".
     """
 
     harmless: tuple[Any, ...]
@@ -30,12 +29,12 @@ class Known(NamedTuple):
     how: str = ""
 
     def accepts(self, value: Any) -> bool:
-        """Return whether `value` asks for nothing that jaxft would have to do."""
+        """Return whether `value` asks for nothing."""
         return any(type(value) is type(same) and value == same for same in self.harmless)
 
 
 def _off(*names: str, values: tuple[Any, ...] = (None, False)) -> dict[str, Known]:
-    """List names whose feature is off at any of `values`."""
+    """Return entries for names of features that are off at each of `values`."""
     return {name: Known(values) for name in names}
 
 
@@ -72,7 +71,7 @@ LORA: Mapping[str, Known] = {
     **_off("use_qalora"),
     **_off("target_parameters", values=(None, [])),
     **_off("loftq_config", values=(None, {})),
-    # The model's files say how a kernel is stored.
+    # The files of the model say how a kernel is stored.
     "fan_in_fan_out": Known((None, False, True)),
     "task_type": Known((None, "CAUSAL_LM")),
     "peft_type": Known((None, "LORA")),
@@ -198,11 +197,11 @@ TRAIN: Mapping[str, Known] = {
     "fsdp_config": Known((None, {}), "mesh.fsdp"),
     "debug": Known((None, "", [])),
     "local_rank": Known((-1,)),
-    # The plain and the chunked cross-entropy are the same number.
+    # The plain and the chunked cross-entropy give the same number.
     "loss_type": Known((None, "nll", "chunked_nll")),
 }
 
-# Values that transformers or PEFT give to one of our own options, and that are not handled yet.
+# Values of transformers or PEFT for options that jaxft has too, which are not supported yet.
 VALUES: Mapping[str, frozenset[str]] = {
     "lr_scheduler_type": frozenset(
         [
@@ -246,7 +245,7 @@ VALUES: Mapping[str, frozenset[str]] = {
     "dtype": frozenset({"float16", "fp16"}),
 }
 
-# Other spellings in use, and the option that each one means.
+# Other names in use, and the option that each of them means.
 RENAMED: Mapping[str, str] = {
     "rank": "lora.r",
     "lora_r": "lora.r",

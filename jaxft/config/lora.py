@@ -1,6 +1,6 @@
-"""The lora section of a recipe, which is `LoraConfig` in Python too.
+"""The lora section of a recipe: names, defaults and meanings are those of PEFT's `LoraConfig`.
 
-Names, defaults and meanings are those of PEFT's `LoraConfig`.
+In Python it is the class `LoraConfig` too.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class LoraConfig(Section):
 
     @property
     def begins_with_weights(self) -> bool:
-        """Whether adapters start as a part of the weights of their modules."""
+        """Whether adapters start as a part of their modules' weights, as under PiSSA and OLoRA."""
         return str(self.init_lora_weights).startswith(("pissa", "olora"))
 
     @model_validator(mode="before")

@@ -1,8 +1,8 @@
-"""Every option of a recipe as a row of a list: its name, type, default, meaning and source.
+"""The list of all options of a recipe, each with its name, type, default, meaning and source.
 
-`jaxft train --options` and docs/recipe.md show these rows. All of it is read from the sections, so
-that the list cannot disagree with them. A row is
-`Option("lora.r", "integer (at least 1)", "8", "Rank of the update ...", "PEFT LoraConfig.r")`.
+`jaxft train --options` and docs/recipe.md show this list. It is read from the sections, so that it
+cannot disagree with them. An entry is
+`Option("lora.r", "integer (at least 1)", "8", "The rank of the update ...", "PEFT LoraConfig.r")`.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Option(NamedTuple):
     """One option.
 
     Attributes:
-        name: The dotted name, as the command line takes it.
-        kind: What it accepts, in words.
+        name: The dotted name, as on the command line.
+        kind: The words for the values that it accepts.
         default: The default as a recipe writes it, or "required".
         meaning: The help text, without line breaks.
-        source: Where the name comes from, such as "PEFT LoraConfig.r"; "jaxft" for our own.
+        source: The origin of the name, such as "PEFT LoraConfig.r"; "jaxft" for names of our own.
     """
 
     name: str
@@ -47,8 +47,8 @@ class OptionGroup(NamedTuple):
     """A section of a recipe, or a section inside one.
 
     Attributes:
-        names: The dotted names under which it stands, such as `data.train` and `data.eval`.
-        meaning: What it is, without line breaks.
+        names: The dotted names of the places where it stands, such as `data.train` and `data.eval`.
+        meaning: The help text, without line breaks.
         options: Its options.
     """
 
@@ -65,9 +65,9 @@ def sections() -> dict[str, type[Section]]:
 
 
 def section_at(path: KeyPath) -> type[Section] | None:
-    """Return the section whose keys stand under `path`; None when there is none.
+    """Return the section at `path`; None if there is none.
 
-    Both `data.train` and `data.train.0` lead to the options of one source.
+    Both `data.train` and `data.train.0` lead to the options of a source.
     """
     named = tuple(key for key in path if not isinstance(key, int))
     if not named:
@@ -77,19 +77,19 @@ def section_at(path: KeyPath) -> type[Section] | None:
 
 
 def field_at(path: KeyPath) -> FieldInfo | None:
-    """Return the option at `path`; None when there is none."""
+    """Return the field of the option at `path`; None if there is none."""
     parent = section_at(path[:-1]) if path else None
     return parent.model_fields.get(str(path[-1])) if parent else None
 
 
 def shown(value: Any) -> str:
-    """Write a value as a recipe would, cut to a readable length."""
+    """Return a value as a recipe writes it, cut to a readable length."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def parts() -> list[OptionGroup]:
-    """Return all parts of a recipe, the sections inside a section right behind it."""
+    """Return all parts of a recipe. The sections inside a section follow it."""
     names: dict[type[Section], list[str]] = {}
     for name, section in sections().items():
         names[section] = [name]
@@ -100,14 +100,14 @@ def parts() -> list[OptionGroup]:
 
 
 def select(words: Sequence[str]) -> list[OptionGroup]:
-    """Return the parts and options that are named, or all where none is.
+    """Return the named parts and options; all of them if no name is given.
 
     Args:
         words: Names of sections (`lora`, `data.train`) and of options, with or without the section
             (`train.seed`, `seed`).
 
     Raises:
-        ConfigError: A word names neither.
+        ConfigError: A word is neither.
     """
     everything = parts()
     if not words:
@@ -128,11 +128,11 @@ def select(words: Sequence[str]) -> list[OptionGroup]:
 
 
 def as_text(shown_parts: Iterable[OptionGroup], width: int) -> str:
-    """Write options as plain text.
+    """Return options as plain text.
 
     Args:
-        shown_parts: What to write.
-        width: The longest line, in characters.
+        shown_parts: The parts and options to show.
+        width: The length of the longest line, in characters.
     """
     blocks: list[str] = []
     for part in shown_parts:
@@ -156,7 +156,7 @@ def flat(text: str | None) -> str:
 
 
 def _part(section: type[Section], names: tuple[str, ...]) -> OptionGroup:
-    """Describe a section."""
+    """Return the description of a section."""
     options = (
         _option(f"{names[0]}.{name}", section, name, field)
         for name, field in section.model_fields.items()
@@ -165,7 +165,7 @@ def _part(section: type[Section], names: tuple[str, ...]) -> OptionGroup:
 
 
 def _option(full_name: str, section: type[Section], name: str, field: FieldInfo) -> Option:
-    """Describe an option of a section."""
+    """Return the description of an option of a section."""
     value = field.get_default(call_default_factory=True)
     text = value if isinstance(value, str) else shown(value)
     default = "required" if field.is_required() else text
@@ -174,12 +174,12 @@ def _option(full_name: str, section: type[Section], name: str, field: FieldInfo)
 
 
 def _ends(name: str) -> list[str]:
-    """Return the ways to name an option: `train.seed` and `seed`."""
+    """Return the two names of an option: `train.seed` and `seed`."""
     return [name, name.rsplit(".", 1)[-1]]
 
 
 def _chosen(part: OptionGroup, words: Sequence[str]) -> OptionGroup:
-    """Return a part with the options that are named; all of them when it is named itself."""
+    """Return a part with the named options only; with all options if the part itself is named."""
     if any(name == word or name.startswith(f"{word}.") for name in part.names for word in words):
         return part
     options = (option for option in part.options if set(_ends(option.name)) & set(words))
@@ -187,7 +187,7 @@ def _chosen(part: OptionGroup, words: Sequence[str]) -> OptionGroup:
 
 
 def _filled(text: str, width: int, indent: str) -> list[str]:
-    """Return text as lines of at most `width` characters, all of them indented."""
+    """Return text as indented lines of at most `width` characters."""
     return textwrap.wrap(
         text,
         width,

@@ -1,8 +1,8 @@
-"""The paths that a recipe names, each made absolute from the folders of its place.
+"""The paths in a recipe, made absolute from the folders of their places.
 
-`train: rows.jsonl` in `recipes/a.yaml` becomes `/home/me/recipes/rows.jsonl`. Separate from draft,
-which reads and does not look for files. The invariant: rows and templates that are nowhere are
-reported with the line that names them; only a model or a data set may still be a name on the Hub.
+`train: rows.jsonl` in `recipes/a.yaml` becomes `/home/me/recipes/rows.jsonl`. Missing files of rows
+and missing templates are reported with the line that names them. A model or a data set that does
+not exist as a path may be a name on the Hub.
 """
 
 from __future__ import annotations
@@ -18,12 +18,18 @@ from jaxft.config.draft import Draft
 from jaxft.config.options import KeyPath
 from jaxft.errors import ConfigError, nearest
 
-# Only a data set on the Hub has these.
+# Options that only a data set on the Hub has.
 _HUB_OPTIONS = ("config", "split", "revision")
 
 
 class _Slot(NamedTuple):
-    """A path as it stands in a draft: `container[key]`, which is at `path` in the recipe."""
+    """A path in a draft.
+
+    Attributes:
+        container: The mapping or list that holds the path.
+        key: Its key there: the path is `container[key]`.
+        path: The keys that lead to it from the top of the recipe.
+    """
 
     container: Any
     key: str | int
@@ -35,10 +41,10 @@ class _Slot(NamedTuple):
 
 
 def place_files(draft: Draft) -> None:
-    """Give the recipe's paths their full form.
+    """Make the paths in a recipe absolute.
 
     Raises:
-        ConfigError: A file of rows, a chat template or an adapter is not there.
+        ConfigError: A file of rows, a chat template or an adapter does not exist.
     """
     for slot in _sources(draft.values.get("data")):
         _place_source(draft, slot)
@@ -53,14 +59,14 @@ def place_files(draft: Draft) -> None:
 
 
 def _slot(container: Any, key: str | int, above: KeyPath) -> Iterator[_Slot]:
-    """Yield the text under a key, if it is text; the check of types comes later."""
+    """Yield the slot of a key if its value is text. Other types are refused later."""
     is_there = isinstance(container, list) or (isinstance(container, dict) and key in container)
     if is_there and isinstance(container[key], str) and container[key]:
         yield _Slot(container, key, (*above, key))
 
 
 def _sources(data: Any) -> Iterator[_Slot]:
-    """Yield the path of each source: the text, or the `path` of each item of a list."""
+    """Yield the path of each source, which is written as text or as `path: ...`."""
     for name in ("train", "eval"):
         yield from _slot(data, name, ("data",))
         for source, above in _options_of_sources(data, name):
@@ -80,7 +86,7 @@ def _templates(data: Any) -> Iterator[_Slot]:
 
 
 def _options_of_sources(data: Any, name: str) -> Iterator[tuple[dict[str, Any], KeyPath]]:
-    """Yield the sources that are written as keys and values, each with the keys that lead to it."""
+    """Yield the sources that are written as mappings, each with the keys that lead to it."""
     written = data.get(name) if isinstance(data, dict) else None
     if isinstance(written, dict):
         yield written, ("data", name)
@@ -91,10 +97,10 @@ def _options_of_sources(data: Any, name: str) -> Iterator[tuple[dict[str, Any], 
 
 
 def _place(draft: Draft, slot: _Slot, is_there: Callable[[str], bool]) -> list[Path]:
-    """Make a path absolute in the first folder where it leads somewhere.
+    """Make a path absolute, from the first folder where it exists.
 
     Returns:
-        Empty, or where it was looked for if it leads nowhere.
+        The paths that were tried if none of them exists, otherwise an empty list.
     """
     folders = draft.place(slot.path).folders
     tries = [os.path.abspath(folder / os.path.expanduser(slot.written)) for folder in folders]
@@ -106,7 +112,7 @@ def _place(draft: Draft, slot: _Slot, is_there: Callable[[str], bool]) -> list[P
 
 
 def _place_source(draft: Draft, slot: _Slot) -> None:
-    """Place the path of one source of rows."""
+    """Make the path of a source of rows absolute."""
     written, place = slot.written, draft.place(slot.path)
     tried = _place(draft, slot, paths.leads_somewhere)
     has_hub_options = isinstance(slot.container, dict) and any(
@@ -124,7 +130,7 @@ def _place_source(draft: Draft, slot: _Slot) -> None:
 
 
 def _place_adapter(draft: Draft, slot: _Slot) -> None:
-    """Place the folder of the adapter to continue from."""
+    """Make the path of the adapter to continue from absolute."""
     written, place = slot.written, draft.place(slot.path)
     tried = _place(draft, slot, lambda path: Path(path).is_dir())
     if tried:
@@ -137,7 +143,7 @@ def _place_adapter(draft: Draft, slot: _Slot) -> None:
 
 
 def _place_template(draft: Draft, slot: _Slot) -> None:
-    """Place a chat template that is not built in."""
+    """Make the path of a chat template absolute, unless it is a built-in one."""
     written, place = slot.written, draft.place(slot.path)
     if written in BUILT_IN_TEMPLATES:
         return

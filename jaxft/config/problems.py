@@ -1,8 +1,7 @@
-"""How a mistake in a recipe is worded: its place, what was found, what was expected.
+"""The wording of mistakes in a recipe: the place, what was found, what was expected.
 
-Separate from the reader because it is all wording: pure functions from pydantic's error records
-to a `ConfigError`. The invariant: what the options accept is read from the sections themselves,
-never repeated here, so that a message cannot disagree with the check behind it.
+All functions are pure: they turn an error record of pydantic into a `ConfigError`. The values that
+an option accepts are read from the sections, so that a message cannot disagree with the check.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ _NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?")
 
 
 def problem(error: ErrorDetails, path: KeyPath, place: str, value: Any) -> ConfigError:
-    """Word one of pydantic's errors.
+    """Return the error for one record of pydantic.
 
     Args:
         error: The record, from `ValidationError.errors()`.
-        path: The keys from the top of the recipe to the wrong value, as far as they exist there.
-        place: Where that stands: file and line, or the override.
-        value: What stands there.
+        path: The keys from the top of the recipe to the wrong value, as far as they exist.
+        place: The place of the value: file and line, or the override.
+        value: The value.
     """
     word = _WORDINGS.get(error["type"], _bad_value)
     found, remedy = word(error, path, value)
@@ -38,7 +37,7 @@ def problem(error: ErrorDetails, path: KeyPath, place: str, value: Any) -> Confi
 
 
 def _unknown_key(error: ErrorDetails, path: KeyPath, value: Any) -> tuple[str, str]:
-    """Word a key that is not an option: it is one elsewhere, or the nearest option is named."""
+    """Word a key that is not an option: it is known from another library, or is misspelled."""
     *parents, key = path
     section = section_at(tuple(parents)) or RunConfig
     table = {**known.MODEL, **known.DATA, **known.TRAIN, **known.LORA, **section.known_elsewhere}
@@ -53,7 +52,7 @@ def _unknown_key(error: ErrorDetails, path: KeyPath, value: Any) -> tuple[str, s
 
 
 def _known_key(name: str, value: Any, entry: known.Known) -> tuple[str, str]:
-    """Word a key that is an option elsewhere."""
+    """Word a key that is an option of another library."""
     if entry.instead:
         how = f", {entry.how}" if entry.how else ""
         return f"`{name}: {shown(value)}` is not set here", f"Use `{entry.instead}` instead{how}."
@@ -66,7 +65,7 @@ def _known_key(name: str, value: Any, entry: known.Known) -> tuple[str, str]:
 
 
 def _suggestion(key: str, section: type[Section], prefix: str) -> str:
-    """Return the option that `key` was probably meant to be, as a dotted path, or ""."""
+    """Return the option that `key` probably means, as a dotted path, or ""."""
     if key in known.RENAMED:
         return known.RENAMED[key]
     homes = {
@@ -81,7 +80,7 @@ def _suggestion(key: str, section: type[Section], prefix: str) -> str:
 
 
 def _missing(error: ErrorDetails, path: KeyPath, value: Any) -> tuple[str, str]:
-    """Word a key that must be there."""
+    """Word a required key that is missing."""
     wanted = ".".join(str(part) for part in error["loc"])
     field = field_at(tuple(error["loc"]))
     meaning = flat(field.description) if field else ""
@@ -90,7 +89,7 @@ def _missing(error: ErrorDetails, path: KeyPath, value: Any) -> tuple[str, str]:
 
 
 def _not_a_section(error: ErrorDetails, path: KeyPath, value: Any) -> tuple[str, str]:
-    """Word a value where a section's keys were expected."""
+    """Word a value in the place of a section."""
     options = section_at(path) or RunConfig
     return (
         f"`{dotted(path)}` is {shown(value)}",
@@ -99,7 +98,7 @@ def _not_a_section(error: ErrorDetails, path: KeyPath, value: Any) -> tuple[str,
 
 
 def _conflict(error: ErrorDetails, path: KeyPath, value: Any) -> tuple[str, str]:
-    """Hand on the wording of a contradiction between options."""
+    """Return the words that `section.conflict` was given."""
     return error["ctx"]["found"], error["ctx"]["remedy"]
 
 
@@ -107,13 +106,13 @@ def _bad_value(error: ErrorDetails, path: KeyPath, value: Any) -> tuple[str, str
     """Word a value of the wrong type, or out of range."""
     found = f"`{dotted(path)}` is {shown(value)}"
     options = path
-    while options and field_at(options) is None:  # an item of a list, or under a name of one's own
+    while options and field_at(options) is None:  # an item of a list, or a value of a mapping
         options = options[:-1]
     field = field_at(options)
     if field is None:
         return found, f"{error['msg']}."
     section = section_at(options)
-    if section and not isinstance(value, list | dict):  # the short form of one of its options
+    if section and not isinstance(value, list | dict):  # a section's short form, such as its path
         field = section.model_fields.get(str(error["loc"][-1]), field)
     if isinstance(value, str) and value in known.VALUES.get(str(options[-1]), ()):
         found = f"`{dotted(path)}: {value}` is known, and not supported yet"
@@ -123,7 +122,7 @@ def _bad_value(error: ErrorDetails, path: KeyPath, value: Any) -> tuple[str, str
 
 
 def _quoting_hint(field: FieldInfo, value: Any) -> str:
-    """Return advice on quotes, where they made a number text or their lack a text a number."""
+    """Return advice on quotes if they turned a number into text, or their lack text into one."""
     accepted = kinds.plain_types(field.annotation)
     if isinstance(value, str) and accepted & {int, float} and _NUMBER.fullmatch(value):
         return " Take the quotes away."
@@ -142,5 +141,5 @@ _WORDINGS: Mapping[str, Callable[[ErrorDetails, KeyPath, Any], tuple[str, str]]]
 
 
 def dotted(path: KeyPath) -> str:
-    """Write a path of keys as the command line does."""
+    """Return a path of keys as on the command line, such as `lora.r`."""
     return ".".join(str(part) for part in path)

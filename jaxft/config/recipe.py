@@ -1,8 +1,8 @@
 """Reading and writing recipes: from a file and overrides to a `RunConfig`, and back to YAML.
 
-`load_config(Path("recipe.yaml"), ["lora.r=16"])` is what every verb begins with. Separate from
-draft, which knows YAML, and from placing, which finds the files that a recipe names. The invariant:
-a mistake is reported with the file and line, or the override, that it came from.
+Every command on a recipe begins with `load_config(Path("recipe.yaml"), ["lora.r=16"])`. `draft`
+parses the YAML, and `placing` finds the files that the recipe names. A mistake is reported with its
+file and line, or with its override.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from jaxft.errors import ConfigError
 
 
 def load_config(recipe: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a recipe, apply `key=value` overrides, and check the whole.
+    """Read a recipe, apply `key=value` overrides, and check the result.
 
-    Paths in the recipe start at its folder. Paths in an override start where the command runs
-    or, where nothing is there, at the recipe's folder. `train.output_dir` always starts where
-    the command runs.
+    Relative paths in the recipe start at its folder. Relative paths in an override start where the
+    command runs or, if nothing exists there, at the recipe's folder. `train.output_dir` always
+    starts where the command runs.
 
     Args:
         recipe: The YAML file.
-        overrides: Such as `train.learning_rate=3e-4`, later ones winning.
+        overrides: Overrides such as `train.learning_rate=3e-4`; later ones win.
 
     Raises:
-        ConfigError: The recipe cannot be read, or asks for something that jaxft cannot do.
+        ConfigError: The recipe cannot be read, or jaxft cannot follow it.
     """
     recipe = Path(recipe)
     draft = drafts.read(recipe)
@@ -48,10 +48,10 @@ def load_config(recipe: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def dump_config(config: RunConfig) -> str:
-    """Write a configuration as a recipe that `load_config` reads back as the same."""
+    """Return a configuration as a recipe that `load_config` reads back as an equal one."""
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
-    # The order of the sections, not of the alphabet. (ruamel declares the flag as None.)
+    # Keys keep the order of the sections and are not sorted. (ruamel declares the flag as None.)
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     text = io.StringIO()
     yaml.dump(config.model_dump(mode="json"), text)
@@ -59,10 +59,10 @@ def dump_config(config: RunConfig) -> str:
 
 
 def _checked(draft: Draft) -> RunConfig:
-    """Build the configuration from a draft.
+    """Return the configuration of a draft.
 
     Raises:
-        ConfigError: The first thing that is wrong, with its place.
+        ConfigError: The draft has a mistake; the error names the place of the first one.
     """
     try:
         return RunConfig.model_validate(draft.values)
@@ -72,11 +72,11 @@ def _checked(draft: Draft) -> RunConfig:
 
 
 def section_error(invalid: ValidationError, name: str, values: dict[str, Any]) -> ConfigError:
-    """Word the mistake in the values that one section was built from in Python.
+    """Return the error for a section that was built from wrong values in Python.
 
     Args:
-        invalid: What pydantic found.
-        name: The section, as a recipe calls it.
+        invalid: The error of pydantic.
+        name: The name of the section in a recipe.
         values: The values.
     """
     error, path, value = _cause(invalid, {name: values}, name)
@@ -84,8 +84,8 @@ def section_error(invalid: ValidationError, name: str, values: dict[str, Any]) -
 
 
 def _cause(invalid: ValidationError, values: Any, *above: str) -> tuple[ErrorDetails, KeyPath, Any]:
-    """Return the error to show, the keys that lead to it, and what stands there."""
-    # A misspelt key is often missing too, under its right name: the spelling is the cause.
+    """Return the error to show, the keys that lead to its value, and the value."""
+    # A misspelled key is often also missing under its right name. The spelling is the cause.
     errors = invalid.errors(include_url=False)
     error = min(errors, key=lambda each: each["type"] != "extra_forbidden")
     path = _existing(values, (*above, *error["loc"]))
@@ -97,9 +97,9 @@ def _cause(invalid: ValidationError, values: Any, *above: str) -> tuple[ErrorDet
 
 
 def _existing(values: Any, location: Sequence[str | int]) -> KeyPath:
-    """Return the keys of an error's location that the draft has.
+    """Return the keys in an error's location that exist in the draft.
 
-    Pydantic puts the names of a union's members between them.
+    Pydantic puts the names of a union's members between the keys.
     """
     path: KeyPath = ()
     for key in location:

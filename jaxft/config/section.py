@@ -1,7 +1,7 @@
-"""The class that every section of a recipe inherits from: frozen, and strict about names and types.
+"""The base class of the sections of a recipe: frozen, and strict about names and types.
 
-It also drops names of PEFT, transformers and TRL whose value changes nothing here. It has a file of
-its own so that one section can be part of another.
+It also drops names of PEFT, transformers and TRL whose values ask for nothing (see `known`). It has
+a file of its own so that one section can contain another.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ OWN = "jaxft"  # the source of a name that comes from no other library
 
 
 def conflict(key: str, found: str, remedy: str) -> PydanticCustomError:
-    """Build the error for options that contradict each other.
+    """Return the error for options that contradict each other.
 
     Args:
-        key: The option to point at, as a dotted path within the section that raises.
-        found: What the options say together.
-        remedy: What to change.
+        key: The option to name, as a dotted path within the section that raises.
+        found: The sentence about the contradiction.
+        remedy: The sentence about what to change.
     """
     return PydanticCustomError(
         "conflict", "{found}", {"key": key, "found": found, "remedy": remedy}
@@ -33,7 +33,7 @@ def conflict(key: str, found: str, remedy: str) -> PydanticCustomError:
 
 
 class Section(BaseModel):
-    """A frozen part of a recipe that refuses what it does not know."""
+    """A section of a recipe. It is frozen, and refuses unknown names."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -43,21 +43,21 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
     )
     known_elsewhere: ClassVar[Mapping[str, known.Known]] = {}
-    # Where the names of the options come from, such as "PEFT LoraConfig", and the options whose
-    # names come from elsewhere than the section's.
+    # The origin of the options' names, such as "PEFT LoraConfig", and the options whose names have
+    # another origin.
     names_from: ClassVar[str] = OWN
     names_from_elsewhere: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def source_of(cls, option: str) -> str:
-        """Return where an option's name comes from, such as "PEFT LoraConfig.r"."""
+        """Return the origin of an option's name, such as "PEFT LoraConfig.r"."""
         source = cls.names_from_elsewhere.get(option, cls.names_from)
         return source if source == OWN else f"{source}.{option}"
 
     @model_validator(mode="before")
     @classmethod
     def _drop_names_without_effect(cls, data: Any) -> Any:
-        """Leave out names known from elsewhere that are set to a value of no effect."""
+        """Drop names of other libraries whose values ask for nothing."""
         if not isinstance(data, dict):
             return data
         table = cls.known_elsewhere

@@ -1,9 +1,8 @@
-"""The sections of a recipe, one class each, and the meaning of each option.
+"""The sections of a recipe, one class each; the docstring under an option is its help text.
 
-One set of classes serves YAML, the command line and Python. Names and defaults are those of
-PEFT's `LoraConfig`, transformers' `TrainingArguments` and TRL's `SFTConfig`; the docstring under
-an option is its help text. The invariant: a section that exists is valid. Wrong types, values
-out of range and contradictions between options never get past construction.
+The same classes serve YAML, the command line and Python. Names and defaults are those of PEFT's
+`LoraConfig`, transformers' `TrainingArguments` and TRL's `SFTConfig`. Construction refuses wrong
+types, values out of range and contradictions between options, so that every section is valid.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from jaxft.config.lora import LoraConfig
 from jaxft.config.section import Fraction, PositiveInt, Section, conflict
 
 FilePath = Annotated[Path, Field(strict=False)]
-# Three names for one update: torch has a plain and a fused implementation of AdamW, which differ
-# in speed alone. Here there is one.
+# torch has a plain and a fused implementation of AdamW, which differ only in speed. jaxft has one
+# and accepts both names.
 _ADAMW_NAMES = ("adamw_torch", "adamw_torch_fused")
 
 
@@ -198,7 +197,7 @@ class TrainConfig(Section):
     """Leave out the last batch of an epoch if it is not full."""
 
     def warmup(self, num_steps: int) -> int:
-        """Return the warm-up in steps, for a run of `num_steps`.
+        """Return the number of warm-up steps in a run of `num_steps`.
 
         Source: transformers 5.23.0 `TrainingArguments.get_warmup_steps`.
         """

@@ -1,7 +1,6 @@
-"""Prompts to answers: what a person asks, as tokens, through the decoder, and back as text.
+"""Answers to prompts: a prompt becomes tokens, the decoder adds tokens, and these become text.
 
-Separate from decoding, which knows tokens and no text. The invariant: a prompt is tokenized here
-exactly as the same prompt was in training.
+`decoding` knows tokens and no text. A prompt gets the same tokens here as in training.
 """
 
 import dataclasses
@@ -22,7 +21,7 @@ class Generator:
     """A decoder and the tokenizer of its model.
 
     Attributes:
-        decoder: Holds the compiled programs; any tree of its network will do.
+        decoder: The compiled programs, which run any tree of the decoder's network.
         tokenizer: A fast tokenizer.
     """
 
@@ -31,7 +30,7 @@ class Generator:
 
 
 def as_question(prompt: str, tokenizer: Any) -> Prompt:
-    """Return the prompt as one user's message if the model is one that chats, else as it is."""
+    """Return the prompt as a user's message if the tokenizer has a chat template, else as text."""
     return [{"role": "user", "content": prompt}] if tokenizer.chat_template else prompt
 
 
@@ -45,17 +44,16 @@ def complete(
     stop_strings: Sequence[str] = (),
     first_row: int = 0,
 ) -> list[str]:
-    """Return the answer to every prompt, all of them decoded as one batch.
+    """Return the answer to every prompt, decoded together as one batch.
 
     Args:
-        generator: The network's.
-        tree: All leaves, of the base or of a tuned model: both run the same programs.
-        prompts: Plain texts to go on from, or the messages of chats.
-        max_new_tokens: The most that an answer gets.
+        generator: The generator of the network.
+        tree: All leaves of the network.
+        prompts: Plain texts to continue, or the messages of chats.
+        max_new_tokens: The largest number of tokens in an answer.
         how: How tokens are picked.
-        stop_strings: An answer ends with the first of them that it has, or with the model's own
-            end.
-        first_row: The number of the first prompt, for draws: see `Decoder.steps`.
+        stop_strings: An answer ends after the first of these strings, or with the model's own end.
+        first_row: The number of the first prompt, for random draws: see `Decoder.steps`.
 
     Raises:
         ConfigError: If a stop string is empty.
@@ -82,9 +80,9 @@ def stream(
     how: Sampling,
     stop_strings: Sequence[str] = (),
 ) -> Iterator[str]:
-    """Yield the answer to one prompt as it is made; joined, it is what `complete` returns.
+    """Yield the answer to one prompt in pieces as it is made; `complete` returns the joined pieces.
 
-    Arguments and errors are those of `complete`.
+    The arguments and errors are those of `complete`.
     """
     ids = tokens.encode_prompt(prompt, generator.tokenizer)
     ends = text.ends_with(generator.tokenizer, [ids], stop_strings)

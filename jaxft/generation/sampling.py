@@ -1,8 +1,7 @@
-"""How the next token is picked from the logits: the likeliest, or a draw.
+"""The choice of the next token from the logits: the likeliest token, or a random draw.
 
-Separate from decoding because it knows rows of logits and no network. The invariant: a draw is a
-pure function of (seed, step, row) and the row's logits, so a row's text does not depend on which
-other rows are decoded with it.
+A draw is a pure function of (seed, step, row) and the logits of the row. A row is one text of a
+batch; its text does not depend on the other texts that are decoded with it.
 
 Source: transformers `generation/logits_process.py`, in the order of
 `generation/utils.py: GenerationMixin._get_logits_processor`: repetition penalty, temperature,
@@ -19,15 +18,15 @@ from jaxtyping import Array, Bool, Float, Int32, UInt32
 
 from jaxft.errors import ConfigError
 
-_GENERATOR = "threefry2x32"  # named, since jax's default can be changed from outside
+_GENERATOR = "threefry2x32"  # explicit, because jax's default can be changed by the environment
 
 
 class Draw(NamedTuple):
-    """What a compiled program needs to draw; all traced, so that no choice compiles anew.
+    """The arguments of a random draw. All are traced, so that new values need no compilation.
 
     Attributes:
         key: uint32 [2], the halves of the seed.
-        first_row: int32, the number of the first row, by which its draws are keyed.
+        first_row: int32, the number of the first row of the batch.
         temperature: float32.
         top_k: int32, 0 for all.
         top_p: float32.
@@ -43,11 +42,11 @@ class Draw(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """How a compiled program picks tokens.
+    """The arguments with which a compiled program picks tokens.
 
     Attributes:
-        penalty: float32, of the tokens that a text has already; `None` for none.
-        draw: How to draw; `None` takes the likeliest token.
+        penalty: float32, the penalty on tokens that a text has already; `None` for none.
+        draw: The arguments of a draw; `None` takes the likeliest token.
     """
 
     penalty: Any
@@ -59,13 +58,14 @@ class Sampling:
     """How tokens are picked, in the names of transformers' `GenerationConfig`.
 
     Attributes:
-        temperature: What logits are divided by; 0 takes the likeliest token and draws nothing.
-        top_k: Draw from so many of the likeliest tokens; 0 from all.
-        top_p: Draw from the fewest of the likeliest tokens that together have this probability.
-        min_p: Draw from tokens that have this share of the likeliest one's probability; 0 from all.
-        repetition_penalty: What logits above 0 are divided by, and those below 0 multiplied with,
-            of tokens that the prompt or the answer has already; 1 leaves them.
-        seed: Of the draws, from 0 to 2**64 - 1.
+        temperature: Logits are divided by it; 0 takes the likeliest token and draws nothing.
+        top_k: Draw from this many of the likeliest tokens; 0 draws from all.
+        top_p: Draw from the smallest set of likeliest tokens whose probabilities sum to this.
+        min_p: Draw from tokens with at least this share of the likeliest token's probability; 0
+            draws from all.
+        repetition_penalty: For tokens that the prompt or the answer has already, logits above 0 are
+            divided by it and logits below 0 multiplied by it; 1 changes nothing.
+        seed: The random seed, from 0 to 2**64 - 1.
 
     Raises:
         ConfigError: If a value is out of its range.
@@ -93,11 +93,11 @@ class Sampling:
 
     @property
     def limits_draws(self) -> bool:
-        """Whether some tokens are not drawn from."""
+        """Whether some tokens are excluded from draws."""
         return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
     def choice(self, first_row: int) -> Choice:
-        """Return the arguments of the programs, for rows that are counted from `first_row`."""
+        """Return the arguments for a program whose first row has the number `first_row`."""
         penalty = self.repetition_penalty
         return Choice(None if penalty == 1 else np.float32(penalty), self._draw(first_row))
 
@@ -123,12 +123,12 @@ def pick(
     step: Int32[Array, ""],
     choice: Choice,
 ) -> Int32[Array, " b"]:
-    """Return each row's next token; of equals the likeliest is the first.
+    """Return the next token of each row. Without a draw, ties go to the lowest token.
 
     Args:
-        logits: Of the next token.
-        seen: Which tokens the row's text has already.
-        step: How many tokens were picked before.
+        logits: The logits of the next token.
+        seen: Which tokens the text of the row has already.
+        step: The number of tokens that were picked before.
         choice: How to pick.
     """
     logits = penalised(logits, seen, choice)
@@ -150,12 +150,12 @@ def penalised(
 
 
 def drawn_from(logits: Float[Array, "b v"], draw: Draw) -> Float[Array, "b v"]:
-    """Return the logits of the tokens that are drawn from, and minus infinity for the others."""
+    """Return the scaled logits, with minus infinity for tokens that are excluded from the draw."""
     scaled = logits / draw.temperature
     highest = jnp.max(scaled, axis=-1, keepdims=True)
-    # The highest is always kept: rounded, the sum of it and log 1 could lie above it.
+    # The minimum keeps the highest logit: with rounding its sum with log 1 could lie above it.
     cutoff = jnp.minimum(highest + jnp.log(draw.min_p), highest)
-    # Sorting a vocabulary takes longer than the rest together, and often nothing asks for it.
+    # Sorting a vocabulary takes longer than all the rest, and often it is not needed.
     cutoff = jax.lax.cond(
         (draw.top_k > 0) | (draw.top_p < 1),
         lambda: jnp.maximum(cutoff, _cutoff(scaled, draw.top_k, draw.top_p)),
@@ -172,11 +172,11 @@ def _row_keys(draw: Draw, step: Int32[Array, ""], num_rows: int) -> Any:
 
 
 def _cutoff(logits: Float[Array, "b v"], top_k: Any, top_p: Any) -> Float[Array, "b 1"]:
-    """Return the smallest logit that top-k and then top-p leave in each row."""
+    """Return the smallest logit of each row that is left by top-k and then top-p."""
     ordered = jnp.sort(logits, axis=-1, descending=True)
     rank = jnp.arange(logits.shape[-1])[None, :]
     is_among_k = (rank < top_k) | (top_k == 0)
     shares = jax.nn.softmax(jnp.where(is_among_k, ordered, -jnp.inf), axis=-1)
-    likelier = jnp.cumsum(shares, axis=-1) - shares  # 0 for the first, which is always kept
+    likelier = jnp.cumsum(shares, axis=-1) - shares  # the total share of likelier tokens
     kept = is_among_k & ((likelier < top_p) | (rank == 0))
     return jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)

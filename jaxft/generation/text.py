@@ -1,8 +1,7 @@
-"""New tokens to text: whole, or in pieces as they come.
+"""The text of new tokens, as a whole or in pieces as they come.
 
-Separate because the two must agree: the pieces of a stream join to the text of all its tokens. A
-token may be part of a character; its piece is held back until later tokens can no longer change
-what was shown.
+The pieces of a stream join to the text of all its tokens. A token may be a part of a character; its
+text is held back until later tokens can no longer change it.
 """
 
 import re
@@ -11,17 +10,17 @@ from typing import Any
 
 from jaxft.errors import ConfigError
 
-# What decoders put in place of bytes that make no character, or not yet.
+# Decoders put this in place of bytes that do not form a character (yet).
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
-# A token that is one byte. Source: tokenizers `decoders/byte_fallback.rs`, which turns a whole
-# run of such tokens into replacements when a later one breaks it.
+# A token that is one byte. Source: tokenizers `decoders/byte_fallback.rs`, which replaces a whole
+# sequence of such tokens by replacement characters if a later token makes it invalid.
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Return the text of tokens, without special ones."""
-    # Cleaning up would take back spaces that a stream has shown.
+    """Return the text of tokens, without special tokens."""
+    # Cleaning up could remove spaces that a stream has shown already.
     text: str = tokenizer.decode(
         list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
@@ -29,7 +28,7 @@ def decode(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 def pieces(tokenizer: Any, ids: Iterable[int]) -> Iterator[str]:
-    """Yield the text of tokens as soon as it is certain; joined, it is `decode` of them all."""
+    """Yield the text of tokens as soon as it is certain; the joined pieces equal `decode`."""
     seen: list[int] = []
     num_shown = 0
     for token in ids:
@@ -48,24 +47,26 @@ def pieces(tokenizer: Any, ids: Iterable[int]) -> Iterator[str]:
 def ends_with(
     tokenizer: Any, prompts: Sequence[Sequence[int]], stop_strings: Sequence[str]
 ) -> Callable[[int, Sequence[int]], bool] | None:
-    """Return what tells whether a row's last token completes a stop string; `None` without any.
+    """Return a function that says whether a row ends; `None` without stop strings.
 
-    The string may begin in the prompt, and its last token may have more after it, as in
-    transformers `generation/stopping_criteria.py: StopStringCriteria`. Special tokens count.
+    The function takes the number of a row and its new tokens, and returns whether the last token
+    completes a stop string. The string may begin in the prompt, and its last token may have further
+    characters, as in transformers `generation/stopping_criteria.py: StopStringCriteria`. The text
+    of special tokens counts.
 
     Args:
         tokenizer: A fast tokenizer.
-        prompts: The tokens of each row's prompt.
-        stop_strings: What ends a row.
+        prompts: The tokens of the prompt of each row.
+        stop_strings: The strings that end an answer.
 
     Raises:
-        ConfigError: If one of them is empty.
+        ConfigError: A stop string is empty.
     """
     if not all(stop_strings):
         raise ConfigError("A stop string is empty.", "Give the text that ends an answer.")
     if not stop_strings:
         return None
-    # A token is a byte or more; some decoders drop a space of the first that they are given.
+    # Every token has at least one byte. Some decoders drop a space of the first token.
     reach = max(len(each.encode()) for each in stop_strings) + 4
 
     def written(ids: Sequence[int]) -> str:
