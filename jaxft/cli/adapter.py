@@ -1,6 +1,6 @@
-"""`jaxft adapter ...` on the command line: one function per verb, as in `cli`.
+"""`jaxft adapter ...` on the command line: one function for each command.
 
-Separate from `cli` for its length. The invariant is the same: help loads neither jax nor numpy.
+As in `main`, help texts load neither jax nor numpy.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def diff(first: First, second: Second) -> None:
     adapter_reports.diff(first, second)
 
 
-# A negative factor is no option.
+# Unknown options are ignored, so that a negative factor is not taken for one.
 @app.command(
     no_args_is_help=True,
     epilog=_SCALE_EXAMPLES,

@@ -1,6 +1,6 @@
-"""`jaxft data ...` on the command line: one function per verb, as in `cli`.
+"""`jaxft data ...` on the command line: one function for each command.
 
-Separate from `cli` for its length. The invariant is the same: help loads neither jax nor numpy.
+As in `main`, help texts load neither jax nor numpy.
 """
 
 from __future__ import annotations

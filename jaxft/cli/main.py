@@ -1,8 +1,7 @@
-"""The command line: one function per verb, each of which parses, calls and prints.
+"""The command line: one function for each command, which parses its arguments and calls a verb.
 
-Separate from the Python face so that neither shapes the other. The invariants: `jaxft --help`
-loads neither jax nor transformers, and the exit status is 0 when done, 2 for the user's mistake,
-1 for a fault of ours, 130 and 143 when a signal stopped the run.
+`jaxft --help` loads neither jax nor transformers. The exit status is 0 for success, 2 for a mistake
+of the user, 1 for a fault in jaxft, and 130 or 143 if a signal stopped the run.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from jaxft.errors import ConfigError, JaxftError, Stopped
 _DEBUG = "--debug"
 _DEBUG_HELP = "Show the traceback of an error. May stand anywhere on the line."
 
-# Examples stand at the end of each help text; \b keeps their lines.
+# Examples at the end of the help texts; \b keeps their line breaks.
 _EXAMPLES = """\b
 Examples:
   jaxft train configs/quickstart.yaml
@@ -68,7 +67,7 @@ app = typer.Typer(
     name="jaxft",
     add_completion=False,
     no_args_is_help=True,
-    # Plain help reads the same on a pipe, and does not load rich to draw boxes.
+    # Plain help looks the same on a pipe, and does not load rich.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -81,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line, and end the process with its exit status.
 
     Args:
-        argv: The words after the program's name; None takes the process's own.
+        argv: The arguments after the program's name; None takes those of the process.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     is_debug = _DEBUG in words
@@ -98,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _fail(found: str, remedy: str, *, status: int, is_debug: bool) -> None:
-    """Print why the command ends, and end it."""
+    """Print the error and end the process."""
     from jaxft import console
 
     if is_debug:
@@ -108,7 +107,7 @@ def _fail(found: str, remedy: str, *, status: int, is_debug: bool) -> None:
 
 
 def _print_version(is_wanted: bool) -> bool:
-    """Print the version and stop, where it is wanted."""
+    """Print the version and exit if it is wanted."""
     if is_wanted:
         typer.echo(f"jaxft {jaxft.__version__}")
         raise typer.Exit
@@ -169,7 +168,7 @@ def train(
 
 
 def _list_options(names: Sequence[str]) -> None:
-    """Print the options of a recipe, or the sections and options that are named."""
+    """Print the named sections and options of a recipe; all of them if no name is given."""
     from jaxft import console
     from jaxft.config import options
 

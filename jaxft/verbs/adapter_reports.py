@@ -1,6 +1,6 @@
-"""`jaxft adapter info` and `diff`: what adapters are, from their own files.
+"""`jaxft adapter info` and `diff`: descriptions of adapters, from their own files.
 
-Separate from `adapters`, which writes. The invariant: no base model is looked for.
+The base model is not needed and not looked for. `adapters` has the commands that write.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _SIZES = ("norm", "largest", "directions")
 
 
 def info(folder: Path) -> None:
-    """Print what an adapter is and how large its update is, from its own files.
+    """Print the settings of an adapter and the sizes of its updates.
 
     Raises:
-        AdapterError: If it cannot be read.
+        AdapterError: The adapter cannot be read.
     """
     content, tensors = peft_format.read_adapter(folder)
     adapter = algebra.parse(content, tensors, folder)
@@ -52,10 +52,10 @@ def info(folder: Path) -> None:
 
 
 def diff(first: Path, second: Path) -> None:
-    """Print in what two adapters differ.
+    """Print the differences of two adapters.
 
     Raises:
-        AdapterError: If one cannot be read, or they are for different base models.
+        AdapterError: An adapter cannot be read, or they are for different base models.
     """
     one, other = algebra.read(first), algebra.read(second)
     rows = compare.differences(one, other)
@@ -85,7 +85,7 @@ def diff(first: Path, second: Path) -> None:
 
 
 def _facts(adapter: LoraAdapter, tensors: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """Yield label and value of what an adapter is."""
+    """Yield the label and the value of each fact about an adapter."""
     lora = adapter.lora
     yield "base model", adapter.base_model or "not named"
     chosen = lora.target_modules or "PEFT's for the family"
@@ -126,7 +126,7 @@ def _served_where(adapter: LoraAdapter) -> str:
 def _shared_facts(
     first: LoraAdapter, second: LoraAdapter, differ: bool
 ) -> Iterable[tuple[str, str]]:
-    """Yield label and value of what two adapters share."""
+    """Yield the label and the value of each fact about the tensors of two adapters."""
     shared = compare.shared_tensors(first, second)
     if not differ:
         yield "configuration", "the same"
@@ -144,7 +144,7 @@ def _kinds(tensors: Iterable[str]) -> list[str]:
 
 
 def _cell(values: Iterable[int]) -> int | str:
-    """Return one number as it is, for its alignment, and several as text."""
+    """Return a single number as a number, so that it is aligned right, and several as text."""
     several = list(dict.fromkeys(values))
     return several[0] if len(several) == 1 else _listed(several)
 

@@ -1,6 +1,6 @@
-"""`jaxft data check` and `show`: what a recipe trains on, for people and as JSON.
+"""`jaxft data check`: the check of the rows of a recipe, printed for people or as JSON.
 
-Nothing is trained and no weight is read; the model is found for its tokenizer and chat template.
+Nothing is trained and no weights are read; only the tokenizer and chat template of the model are.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ _NUM_PLACES = 3
 
 
 class _Opened(NamedTuple):
-    """What a recipe trains on."""
+    """The rows of a recipe as tokens, and their batches; None if the mesh does not fit."""
 
     data: Data
     batches: Batches | None
 
 
 def check(config: RunConfig, *, title: str, is_json: bool, picture_file: Path | None) -> None:
-    """Check the rows of a recipe and print what was found.
+    """Check the rows of a recipe and print the findings.
 
     Args:
         config: The recipe.
-        title: What the recipe is called.
+        title: The name of the recipe.
         is_json: Whether to print one JSON object instead of text.
-        picture_file: Where to draw the lengths, or None.
+        picture_file: The file for a picture of the lengths, or None.
 
     Raises:
         JaxftError: The rows or the model cannot be read, or training would be meaningless.
@@ -117,7 +117,7 @@ def _print_text(title: str, found: Findings, examples: Iterable[Shown]) -> None:
 
 
 def _details(finding: Finding) -> list[str]:
-    """Return the lines below a finding: the first places, and what to do."""
+    """Return the lines below a finding: the first places and the remedy."""
     lines = [_near(place) for place in finding.places[:_NUM_PLACES]]
     num_left = finding.count - len(lines)
     if lines and num_left:
@@ -126,12 +126,12 @@ def _details(finding: Finding) -> list[str]:
 
 
 def _near(text: str) -> str:
-    """Return text with the paths in it beginning where the command runs."""
+    """Return text in which paths are relative to the folder where the command runs."""
     return text.replace(f"{Path.cwd()}/", "")
 
 
 def _facts(found: Findings) -> Iterator[tuple[str, str]]:
-    """Yield label and value of the numbers."""
+    """Yield the label and the value of each figure."""
     yield from _side_facts("training", found.train)
     if found.held_out is not None:
         yield from _side_facts("held out", found.held_out)

@@ -1,6 +1,6 @@
-"""`jaxft data show`: one row of a recipe, as it was read and as it is learned.
+"""`jaxft data show`: one row of a recipe, as it was read and as its supervised tokens.
 
-Nothing but that row is encoded, so it takes as long as reading the file up to it.
+Only that row is encoded, so the command takes as long as reading the file up to the row.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jaxft.training.prepare import reading
 from jaxft.weights import base
 from jaxft.weights.places import new_tokens, source
 
-# Characters of a field as it was read; the whole stands below, as it is learned.
+# Characters of a field that are shown; the examples below show the whole text.
 _FIELD = 400
 _WHOLE = 1 << 40
 
@@ -37,7 +37,7 @@ _LEFT_OUT = {
 
 
 class _Found(NamedTuple):
-    """A row, its number among all rows from 1, and how it becomes tokens."""
+    """A row, its number among all rows (from 1), and its encoding."""
 
     row: Row
     number: int
@@ -49,9 +49,9 @@ def show(config: RunConfig, wanted: str, *, is_eval: bool, has_ids: bool) -> Non
 
     Args:
         config: The recipe.
-        wanted: The row's number, from 1, or its place, such as "rows.jsonl:12".
-        is_eval: Whether it is one of the held-out rows.
-        has_ids: Whether to print the numbers of its tokens too.
+        wanted: The number of the row, from 1, or its place, such as "rows.jsonl:12".
+        is_eval: Whether it is a held-out row.
+        has_ids: Whether to print the ids of its tokens too.
 
     Raises:
         JaxftError: There is no such row, or it cannot be read or encoded.
@@ -68,7 +68,7 @@ def show(config: RunConfig, wanted: str, *, is_eval: bool, has_ids: bool) -> Non
 
 
 def _open(config: RunConfig, is_eval: bool) -> tuple[Sequence[RowSource], Sequence[Encoding]]:
-    """Return the sources of one side, and how their rows become tokens.
+    """Return the sources of one side, and the encoding of each.
 
     Raises:
         ConfigError: The recipe has no held-out rows.
@@ -90,10 +90,10 @@ def _open(config: RunConfig, is_eval: bool) -> tuple[Sequence[RowSource], Sequen
 
 
 def _find(wanted: str, sources: Sequence[RowSource], encodings: Sequence[Encoding]) -> _Found:
-    """Return the row of a number or a place.
+    """Return the row with a number or a place.
 
     Raises:
-        DataError: There is none.
+        DataError: There is no such row.
     """
     number = 0
     for rows, encoding in zip(sources, encodings, strict=True):
@@ -110,7 +110,7 @@ def _find(wanted: str, sources: Sequence[RowSource], encodings: Sequence[Encodin
 
 
 def _fields(row: Row) -> Iterator[tuple[str, str]]:
-    """Yield label and value of what a row has, as it was read."""
+    """Yield the label and the value of each field of a row, as it was read."""
     match row:
         case Dialogue():
             if row.tools:
@@ -135,7 +135,7 @@ def _fields(row: Row) -> Iterator[tuple[str, str]]:
 
 
 def _show_example(title: str, example: Example, found: _Found, *, has_ids: bool) -> None:
-    """Print what is kept of an example, in as many pieces as it is cut into."""
+    """Print each piece that is kept of an example."""
     encoding, place = found.encoding, found.row.place
     try:
         fitted = overlong.fit(example, encoding.max_length, encoding.overlong, place)
@@ -145,7 +145,7 @@ def _show_example(title: str, example: Example, found: _Found, *, has_ids: bool)
     if not fitted.examples:
         console.finding("warning", f"{title} is left out: {_LEFT_OUT[fitted.outcome]}.", ())
     length = len(example.input_ids)
-    # What is left out is shown all the same, so that one sees what it is.
+    # An example that is left out is shown too, so that one sees what it is.
     for number, piece in enumerate(fitted.examples or (example,), start=1):
         told = shown.show(piece, str(place), encoding.tokenizer, _WHOLE)
         amount = f"{told.tokens:,} tokens"
@@ -159,7 +159,7 @@ def _show_example(title: str, example: Example, found: _Found, *, has_ids: bool)
 
 
 def _numbers(example: Example) -> list[tuple[str, bool]]:
-    """Return the numbers of tokens in runs that are learned and runs that are not."""
+    """Return the token ids as text, in pieces that are supervised and pieces that are not."""
     cuts = np.flatnonzero(np.diff(example.loss_mask)) + 1
     runs = np.split(np.arange(len(example.input_ids)), cuts)
     pieces: list[tuple[str, bool]] = []

@@ -1,7 +1,7 @@
-"""`jaxft export`: a tuned model as one that needs no adapter.
+"""`jaxft export`: a tuned model as a whole model that needs no adapter.
 
-The adapter is merged into its base and written as transformers reads it (safetensors), or as its
-former Flax classes did (msgpack).
+The adapter is merged into its base. The result is written as safetensors for transformers, or as
+msgpack for the former Flax classes of transformers.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ from jaxft.training.prepare import folder, reading
 from jaxft.weights import base, save
 from jaxft.weights.places.source import Source
 
-_MAX_LENGTH = 1024  # tokens of a held-out row, where no run says it
+_MAX_LENGTH = 1024  # tokens in a held-out example, if no run's recipe says it
 
 
 def export(
@@ -30,19 +30,20 @@ def export(
     dtype: str,
     data: Path | None = None,
 ) -> None:
-    """Merge an adapter into its base model and write the whole, checked.
+    """Merge an adapter into its base model, write the whole model, and verify it.
 
     Args:
-        adapter: Folder of the adapter; `None` writes the base model in another format.
+        adapter: The folder of the adapter; `None` writes the base model in another format.
         model: The base model; `None` takes the one that the adapter names.
         output: The new folder.
         kind: "merged" (safetensors) or "flax" (msgpack).
-        dtype: Of the weights written; "auto" is of each the dtype in the base model's file.
-        data: Held-out rows to check it on; `None` takes those of the run that made the adapter,
-            where they are still there.
+        dtype: The dtype of the written weights; "auto" keeps the dtype of each tensor in the base
+            model's file.
+        data: Held-out rows to verify it on; `None` takes those of the run that made the adapter, if
+            they still exist.
 
     Raises:
-        JaxftError: If something cannot be read, or what was written is not the same model.
+        JaxftError: Something cannot be read, or the written model is not the same model.
     """
     devices.check()
     save.check_folder(output)
@@ -65,7 +66,7 @@ def export(
 
 
 def _rows(data: Path | None, adapter: Path | None, found: Source, model: Tuned) -> Rows:
-    """Return the held-out rows of a file, or of the run that made an adapter, if there are any."""
+    """Return the rows to verify on: those of a file or of the adapter's run, or one made-up row."""
     if data is not None:
         limit = model.network.spec.max_tokens
         recipe = DataConfig(
@@ -88,7 +89,7 @@ def _rows(data: Path | None, adapter: Path | None, found: Source, model: Tuned) 
 
 
 def _encoded(data: DataConfig, found: Source, model: Tuned) -> Rows | None:
-    """Return the held-out rows of a recipe, None if it has none."""
+    """Return the held-out rows of a recipe as tokens; None if it has none."""
     tokenizer = model.chat_format.apply(found.tokenizer())
     examples = reading.held_out_examples(data, tokenizer, base.read_stop_ids(found, tokenizer))
     if examples is None:

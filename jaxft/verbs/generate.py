@@ -1,7 +1,7 @@
-"""What `jaxft generate` answers: reads an adapter and its base model, then asks them.
+"""`jaxft generate`: loads an adapter and its base model, and answers prompts.
 
-Separate from `generation`, which neither reads files nor prints. The invariant: the base is the
-one that the adapter names, unless the caller names another.
+The base is the one that the adapter names, unless the caller names another. `generation` decodes,
+and neither reads files nor prints.
 """
 
 import dataclasses
@@ -31,15 +31,15 @@ from jaxft.weights.places.source import Source
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """Who is asked, and how.
+    """The model to ask, and the options of its answers.
 
     Attributes:
-        adapter: Folder of the adapter; `None` asks the base model.
+        adapter: The folder of the adapter; `None` asks the base model.
         model: The base model; `None` takes the one that the adapter names.
-        max_new_tokens: The most that an answer gets.
+        max_new_tokens: The largest number of tokens in an answer.
         how: How tokens are picked.
-        stop_strings: What ends an answer beside the model's own end.
-        eos_token_ids: The model's own end; `None` for where it learned to stop.
+        stop_strings: Strings that end an answer, besides the model's end tokens.
+        eos_token_ids: The tokens that end an answer; `None` takes those of the model.
     """
 
     adapter: Path | None
@@ -52,12 +52,12 @@ class Asked:
 
 @dataclasses.dataclass(frozen=True)
 class Answerer:
-    """A model that was loaded, and how it is asked.
+    """A loaded model that answers prompts.
 
     Attributes:
-        generator: Its own.
-        tree: All its leaves.
-        asked: How.
+        generator: The decoder and tokenizer of the model.
+        tree: All leaves of the model.
+        asked: The options of its answers.
     """
 
     generator: Generator
@@ -65,7 +65,7 @@ class Answerer:
     asked: Asked
 
     def answer(self, prompt: str | Sequence[Message]) -> Iterator[str]:
-        """Return the answer to a question or a chat, in pieces as they are made."""
+        """Yield the answer to a question or a chat in pieces, as they are made."""
         return completion.stream(
             self.generator,
             self.tree,
@@ -76,18 +76,18 @@ class Answerer:
         )
 
     def answers(self, file: str, batch_size: int) -> Iterator[str]:
-        """Yield a JSON line for each prompt of a file, in their order, as batches are done.
+        """Yield a JSON line for each prompt of a file, in order, as batches are done.
 
-        `{"prompt": "Why?", "answer": "Because."}`, or `messages` in the place of `prompt`. They do
-        not depend on the size of the batches.
+        A line is `{"prompt": "Why?", "answer": "Because."}`, or has `messages` in the place of
+        `prompt`. The answers do not depend on the size of the batches.
 
         Raises:
-            DataError: If the file or a prompt in it cannot be read.
+            DataError: The file, or a prompt in it, cannot be read.
         """
         every = prompt_files.read(file)
         for first in range(0, len(every), batch_size):
             batch = every[first : first + batch_size]
-            # A last batch that is smaller would compile everything anew.
+            # The last batch is filled up, because another size would have to be compiled.
             filled = itertools.islice(itertools.cycle(batch), min(batch_size, len(every)))
             answers = completion.complete(
                 self.generator,
@@ -103,13 +103,13 @@ class Answerer:
                 yield json.dumps({name: prompt, "answer": answer}, ensure_ascii=False)
 
     def chat(self, lines: Iterable[str]) -> Iterator[Iterator[str]]:
-        """Yield the pieces of the answer to each line, after all that was said before.
+        """Yield, for each line of a chat, the pieces of the answer.
 
-        The pieces of an answer have to be taken before the next answer is; blank lines are passed
-        over.
+        The caller has to take all pieces of an answer before the next answer. Blank lines are
+        skipped.
 
         Raises:
-            DataError: If the model has no chat template, or the chat more tokens than the model
+            DataError: The model has no chat template, or the chat has more tokens than the model
                 has positions.
         """
         said: list[dict[str, Any]] = []
@@ -134,10 +134,10 @@ def _noted(pieces: Iterator[str], into: list[str]) -> Iterator[str]:
 
 
 def load(asked: Asked) -> Answerer:
-    """Load a model to ask.
+    """Load the model to ask.
 
     Raises:
-        JaxftError: If the model or the adapter cannot be found, read, or used together.
+        JaxftError: The model or the adapter cannot be found or read, or do not fit each other.
     """
     if asked.how.temperature == 0 and asked.how.limits_draws:
         console.note("Nothing is drawn at temperature 0: top_k, top_p and min_p change nothing.")
@@ -161,11 +161,11 @@ def make_generator(
 ) -> Generator:
     """Return the generator of a model that was loaded on `mesh`, computing in `dtype`.
 
-    It asks with the template that the model was trained with, and stops where it learned to stop,
-    unless `eos_token_ids` says where.
+    It uses the chat template that the model was trained with. It stops at `eos_token_ids` or, if
+    these are `None`, at the end tokens that the model was trained with.
 
     Raises:
-        DataError: If the model has no such token.
+        DataError: One of `eos_token_ids` is beyond the model's vocabulary.
     """
     trained = loaded.chat_format
     tokenizer = trained.apply(found.tokenizer())

@@ -1,9 +1,8 @@
-"""What every weights format offers, so that loading does not know which one it reads.
+"""The interface of every weights format, so that loading works with any of them.
 
-Separate from the formats because each of them implements it and the loader takes any of them.
-The invariant: names, shapes and layout are those of the Hugging Face torch model (a linear's
-weight is [out, in]), whatever the file calls them, and `read` returns what `infos` announced, or a
-region of it.
+Names, shapes and layout are those of the Hugging Face torch model (a linear's weight is [out, in]),
+whatever the file has. `read` returns a tensor with the shape and dtype from `infos`, or a region of
+it.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from jaxft.weights.formats.regions import Region
 
 
 class TensorInfo(NamedTuple):
-    """A tensor's shape and dtype, known without reading its values."""
+    """The shape and dtype of a tensor, known without reading its values."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -41,15 +40,15 @@ class Checkpoint(Protocol):
         ...
 
     def read(self, name: str, region: Region | None = None) -> np.ndarray:
-        """Read one tensor, or a region of it, into memory of its own.
+        """Read one tensor, or a region of it, into new memory.
 
-        A format whose bytes lie in the order of the values reads those of the region alone.
+        If the file stores the values in order, only the bytes of the region are read.
 
         Args:
             name: The tensor.
-            region: Starts and stops, a slice for each dimension; `None` for the whole.
+            region: The slice of each dimension, with start and stop; `None` for the whole tensor.
 
         Raises:
-            WeightsError: The file cannot give it; file and tensor are named.
+            WeightsError: The tensor cannot be read; the error names the file and the tensor.
         """
         ...

@@ -1,9 +1,8 @@
 """Read and write the checkpoints of transformers' Flax classes: one file, or shards with an index.
 
-Separate because it is one format of several; the container is `msgpack_file`'s and
-`msgpack_writer`'s, the names are `flax_names`'. The invariant: opening reads headers only and
-finds all that can be wrong with them; a read holds one tensor, and kernels come as transposed
-views of what was read.
+`msgpack_file` and `msgpack_writer` know the container, and `flax_names` the names. Opening reads
+only headers and finds every fault in them. A read holds one tensor in memory; a kernel is returned
+as a transposed view of the values that were read.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ class FlaxCheckpoint:
 
     Attributes:
         path: The single file, or the folder of the shards.
-        paths: The Flax path, "a/b/kernel", of each tensor.
-        arrays: The file of each tensor, and where in it the array lies.
+        paths: The Flax path of each tensor, such as "a/b/kernel".
+        arrays: The file of each tensor, and the array's position in it.
     """
 
     path: Path
@@ -45,10 +44,10 @@ class FlaxCheckpoint:
         }
 
     def read(self, name: str, region: Region | None = None) -> np.ndarray:
-        """Read one tensor, or the bytes of a region of it, into memory of its own.
+        """Read one tensor, or the bytes of a region of it, into new memory.
 
         Raises:
-            WeightsError: No such tensor, or its file changed or vanished since it was opened.
+            WeightsError: There is no such tensor, or its file changed or vanished after opening.
         """
         if name not in self.arrays:
             raise WeightsError(
@@ -72,8 +71,8 @@ def open_flax(folder: Path) -> FlaxCheckpoint:
     """Open the Flax weights of a model folder, reading headers only.
 
     Raises:
-        WeightsError: A file is missing, truncated or damaged; index and shards do not agree; an
-            array's dtype or size is not right; two arrays have the same torch name.
+        WeightsError: A file is missing, truncated or damaged; the index contradicts the shards; an
+            array's dtype or size is wrong; two arrays have the same torch name.
     """
     single = folder / SINGLE
     if single.exists():
@@ -105,17 +104,17 @@ def save_msgpack(
     read: Callable[[str], np.ndarray],
     model_type: str,
 ) -> None:
-    """Write a file that the Flax class of a family loads, holding one tensor at a time.
+    """Write a file that the Flax class of a family loads, with one tensor in memory at a time.
 
     Args:
-        path: The file, of which `SINGLE` is the name that transformers looks for.
+        path: The file. transformers looks for the name `SINGLE`.
         infos: The tensors under their torch names, as a checkpoint lists them.
-        read: Gives the tensor of a name, in torch's layout.
-        model_type: The family, as config.json has it.
+        read: Returns the tensor of a name, in torch's layout.
+        model_type: The family, as in config.json.
 
     Raises:
         UnsupportedModelError: The family had no Flax class.
-        WeightsError: A tensor's dtype is not one that the format knows.
+        WeightsError: A tensor has a dtype that the format does not have.
     """
     names = flax_names.flax_paths(infos, model_type)
     for name, info in infos.items():
@@ -135,7 +134,7 @@ def save_msgpack(
 
 
 def _turned(path: str, info: TensorInfo) -> TensorInfo:
-    """Turn the shape of what stands at a path to torch's, or back."""
+    """Return the info with the shape converted from Flax's to torch's, or back."""
     if flax_names.is_transposed(path):
         return TensorInfo(info.shape[::-1], info.dtype)
     return info

@@ -1,11 +1,11 @@
-"""How the Flax classes of transformers name and lay out what torch's classes hold, both ways.
+"""The names and layouts of the Flax classes of transformers, and their torch names, both ways.
 
-Separate because reading, writing and the tests of both rest on one rule: a path joined by dots is
-the torch name, `kernel`, `scale` and `embedding` are its `weight`, and a kernel is the transpose
-of it. The invariant: for every family in `FAMILIES`, `torch_name` inverts `flax_paths`.
+Reading and writing follow one rule: the path joined by dots is the torch name; `kernel`, `scale`
+and `embedding` are the torch `weight`; and a kernel is the transpose of the torch weight. For every
+family in `FAMILIES`, `torch_name` inverts `flax_paths`.
 
-The rule has no exception for GPT-2: its kernels are (out, in), unlike every other family's, and
-the weights of torch's Conv1D (in, out), unlike those of every other linear.
+The rule holds for GPT-2 too. Its kernels are (out, in), unlike those of all other families, but the
+weights of torch's Conv1D are (in, out), unlike those of all other linears.
 
 Source: transformers 4.57, `modeling_flax_pytorch_utils.py` and `models/*/modeling_flax_*.py`.
 """
@@ -22,12 +22,12 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 class _Family(NamedTuple):
-    """What the torch names of a family do not tell.
+    """Facts about a family that its torch names do not show.
 
     Attributes:
-        norm_leaf: What the weight of a norm is called.
+        norm_leaf: The Flax name of a norm's weight.
         embeddings: The modules whose weight is an embedding.
-        has_own_head: Whether there is a head even where config.json ties it to the embedding.
+        has_own_head: Whether the file has a head even if config.json ties it to the embedding.
     """
 
     norm_leaf: str
@@ -56,13 +56,13 @@ _TORCH_LEAF = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
 
 def torch_name(path: str) -> str:
-    """Return the torch name of a path, "a/b/kernel"."""
+    """Return the torch name of a path: "a.b.weight" for "a/b/kernel"."""
     *modules, leaf = path.split("/")
     return ".".join([*modules, _TORCH_LEAF.get(leaf, leaf)])
 
 
 def is_transposed(path: str) -> bool:
-    """Say whether what stands at a path is the transpose of what torch has."""
+    """Return whether the array at a path is the transpose of the torch tensor."""
     return path.split("/")[-1] == "kernel"
 
 
@@ -71,11 +71,11 @@ def flax_paths(infos: Mapping[str, TensorInfo], model_type: str) -> dict[str, st
 
     Args:
         infos: The tensors under their torch names.
-        model_type: The family, as config.json has it.
+        model_type: The family, as in config.json.
 
     Returns:
-        The torch name of what stands at each path; the embedding twice where the Flax class
-        knows no tied head.
+        The torch name of the tensor at each path. The embedding stands twice if the Flax class
+        does not know tied heads.
 
     Raises:
         UnsupportedModelError: The family had no Flax class.

@@ -1,11 +1,11 @@
-"""Read a GGUF model as the Hugging Face model it was converted from.
+"""Read a GGUF model as the Hugging Face model that it was converted from.
 
-Separate from `gguf_file`, which knows the container, and from `gguf_architectures`, which has a
-table for each architecture. The invariant: whatever in the file changes the model's numbers is
-either translated or refused, never skipped, so a key or tensor that no table names is an error.
+`gguf_file` knows the container, and `gguf_architectures` has a table for each architecture. Every
+key or tensor that changes the model's numbers is either translated or refused: one that is in no
+table is an error.
 
-Source: llama.cpp `convert_hf_to_gguf.py`, read backwards; bit equality with the models that were
-converted, and with transformers' own conversion, is held by tests/reference/test_gguf_reference.py.
+Source: llama.cpp `convert_hf_to_gguf.py`, read backwards. tests/reference/test_gguf_reference.py
+tests bit equality with the models that were converted, and with transformers' own conversion.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from jaxft.weights.formats.regions import Region
 
 _TENSOR_NAME = re.compile(r"(?:blk\.(?P<block>\d+)\.)?(?P<part>\w+)\.(?P<leaf>weight|bias)")
 
-# config.json's key for each id that the tokenizer's metadata gives.
+# The keys of special tokens' ids in config.json, and in the tokenizer's metadata.
 _TOKEN_IDS = {
     "bos_token_id": "tokenizer.ggml.bos_token_id",
     "eos_token_id": "tokenizer.ggml.eos_token_id",
     "pad_token_id": "tokenizer.ggml.padding_token_id",
 }
-# What ends a turn beside `eos_token_id`: by its key, or by its text in the many files without one.
-# Source: llama.cpp `llama_vocab::impl::load`, `special_eog_ids`.
+# Tokens that end a turn besides `eos_token_id`: named by these keys, or in the many files without
+# the keys found by their texts. Source: llama.cpp `llama_vocab::impl::load`, `special_eog_ids`.
 _END_KEYS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
 _END_TEXTS = frozenset({"<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>"})
 
@@ -41,12 +41,12 @@ _REMEDY = "use the model's safetensors weights instead."
 
 @dataclass(frozen=True)
 class _Origin:
-    """Where a tensor comes from, and what is to be undone.
+    """The origin of a tensor in the file, and the changes of the conversion to be undone.
 
     Attributes:
-        name: The file's own name.
-        heads: The number of heads whose rows are to be put back in order; 0 is none.
-        offset: What the file adds to the values.
+        name: The tensor's name in the file.
+        heads: The number of heads whose rows were reordered; 0 if the rows were not.
+        offset: The number that was added to the values.
     """
 
     name: str
@@ -61,7 +61,7 @@ class GgufCheckpoint:
     Attributes:
         path: The file.
         file: Its parsed header.
-        origins: Where each tensor comes from, by its Hugging Face name.
+        origins: The origin of each tensor, by its Hugging Face name.
     """
 
     path: Path
@@ -77,13 +77,13 @@ class GgufCheckpoint:
         }
 
     def read(self, name: str, region: Region | None = None) -> np.ndarray:
-        """Dequantize one tensor, or a region of it, rows in Hugging Face order.
+        """Dequantize one tensor, or a region of it, with the rows in Hugging Face order.
 
-        Of a region, the blocks that hold it are read; of rows in another order than the file's,
-        whole heads.
+        For a region, only the blocks that hold it are read; if the file has the rows in another
+        order, whole heads are read.
 
         Raises:
-            WeightsError: No such tensor, or the file cannot give it.
+            WeightsError: There is no such tensor, or it cannot be read.
         """
         if name not in self.origins:
             raise WeightsError(
@@ -137,10 +137,10 @@ def open_gguf(path: Path) -> GgufCheckpoint:
 
 
 def gguf_config(path: Path) -> dict[str, Any]:
-    """Translate a GGUF file's metadata to what config.json would say.
+    """Translate the metadata of a GGUF file to the content of a config.json.
 
     Raises:
-        WeightsError: The file is missing or damaged, or lacks a key that is needed.
+        WeightsError: The file is missing or damaged, or lacks a required key.
         UnsupportedModelError: Its architecture, or a key that changes the model's numbers, is
             not handled.
     """
@@ -161,7 +161,7 @@ def gguf_config(path: Path) -> dict[str, Any]:
     config |= {
         "architectures": [architecture.model_class],
         "model_type": architecture.model_type,
-        # Source: llama.cpp `llama_model::load_hparams`: what a missing key means.
+        # Source: llama.cpp `llama_model::load_hparams`, for the defaults of missing keys.
         "num_key_value_heads": found.get("attention.head_count_kv", config["num_attention_heads"]),
         "head_dim": _head_dim(path, config, found),
         "vocab_size": _required(path, prefix, "vocab_size", counted | found),
@@ -191,9 +191,9 @@ def unpermute(values: np.ndarray, num_heads: int) -> np.ndarray:
 
 
 def _architecture_of(file: gguf_file.GgufFile) -> Architecture:
-    """Look up the table for a file's architecture."""
+    """Return the table for the architecture of a file."""
     name = file.metadata.get("general.architecture")
-    # Adapters, projectors and the like carry their base's architecture.
+    # Adapters, projectors and others name the architecture of their base.
     kind = file.metadata.get("general.type", "model")
     if name not in ARCHITECTURES or kind != "model":
         raise UnsupportedModelError(
@@ -206,7 +206,7 @@ def _architecture_of(file: gguf_file.GgufFile) -> Architecture:
 def _refuse_unhandled(
     path: Path, prefix: str, architecture: Architecture, found: dict[str, Any]
 ) -> None:
-    """Refuse a key of the architecture that no table names, or a value for each layer."""
+    """Raise for a key that is in no table, or whose value differs from layer to layer."""
     for key, value in found.items():
         if not architecture.is_handled(key, value):
             raise UnsupportedModelError(
@@ -216,7 +216,7 @@ def _refuse_unhandled(
 
 
 def _required(path: Path, prefix: str, key: str, found: dict[str, Any]) -> Any:
-    """Return the value of a key without which there is no model."""
+    """Return the value of a required key."""
     if key not in found:
         raise WeightsError(
             f"{path}: the key {prefix}{key} is missing.",
@@ -226,7 +226,7 @@ def _required(path: Path, prefix: str, key: str, found: dict[str, Any]) -> Any:
 
 
 def _head_dim(path: Path, config: dict[str, Any], found: dict[str, Any]) -> int:
-    """Return the width of a head, refusing widths that differ in keys and values."""
+    """Return the width of a head, which must be the same for keys and values."""
     default = config["hidden_size"] // config["num_attention_heads"]
     head_dim = found.get("attention.key_length", default)
     if found.get("attention.value_length", head_dim) != head_dim:
@@ -239,7 +239,7 @@ def _head_dim(path: Path, config: dict[str, Any], found: dict[str, Any]) -> int:
 
 
 def _token_ids(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Return the ids of special tokens; a list where several end an answer."""
+    """Return the ids of special tokens; `eos_token_id` is a list if several tokens end a turn."""
     ids = {name: metadata[key] for name, key in _TOKEN_IDS.items() if key in metadata}
     if "eos_token_id" in ids:
         ends = {ids["eos_token_id"], *(metadata[key] for key in _END_KEYS if key in metadata)}

@@ -1,11 +1,10 @@
-"""What the keys and tensors of each GGUF architecture mean in Hugging Face's words.
+"""Tables of the GGUF architectures: the Hugging Face meaning of their keys and tensors.
 
-Separate from `gguf`, which follows these tables: a further architecture is a further entry. The
-invariant: a key or tensor that changes the model's numbers is in a table, so that what is in none
-can be refused.
+`gguf` follows these tables, and a further architecture is a further entry. Every key or tensor that
+changes the model's numbers is in a table; others are refused.
 
 Source: llama.cpp `convert_hf_to_gguf.py`, classes LlamaModel, Qwen2Model, Qwen3Model, Gemma3Model
-and Phi3MiniModel, read backwards; llama.cpp `load_arch_hparams` for what a missing key means.
+and Phi3MiniModel, read backwards; llama.cpp `load_arch_hparams` for the defaults of missing keys.
 """
 
 from __future__ import annotations
@@ -23,24 +22,24 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True)
 class Architecture:
-    """How one GGUF architecture says what a Hugging Face model says.
+    """The table of one GGUF architecture.
 
     Attributes:
         model_type: The Hugging Face name.
         model_class: The Hugging Face class.
-        fixed: What else config.json says of every model of this architecture.
+        fixed: Values of config.json that are the same for all models of this architecture.
         block_tensors: The module's Hugging Face name, below `model.layers.N`, for each tensor of
             a block.
-        finish: Adds to config.json what is not one value for one key, the rope above all.
+        finish: Adds the values of config.json that need more than one key, such as the rope.
         config: The config.json key for each required `<architecture>.` key.
-        optional: Keys that may be absent; `finish` or `gguf` looks at them.
-        neutral: Values at which a key that is otherwise not handled changes nothing.
+        optional: Keys that may be absent; `finish` or `gguf` reads them.
+        neutral: Values at which an unsupported key changes nothing.
         tensors: The Hugging Face name for each tensor outside the blocks.
-        rope_tensors: Tensors that are no weights: `finish` puts them into config.json.
+        rope_tensors: Tensors that are not weights: `finish` puts them into config.json.
         biased: Tensors that have a bias beside the weight.
-        permuted: Tensors whose rows are reordered for another rotary layout, and the
-            config.json key that counts their heads.
-        norm_offset: What is added to the weights of norms in the file.
+        permuted: Tensors whose rows are reordered for another rotary layout, with the config.json
+            key for the number of their heads.
+        norm_offset: The number that the file adds to the weights of norms.
     """
 
     model_type: str
@@ -58,7 +57,7 @@ class Architecture:
     norm_offset: float = 0.0
 
     def is_handled(self, key: str, value: Any) -> bool:
-        """Say whether a key is translated, or has a value that changes nothing."""
+        """Return whether a key is translated, or has a value that changes nothing."""
         changes_nothing = NEUTRAL | self.neutral
         if key in _HARMLESS or (key in changes_nothing and changes_nothing[key] == value):
             return True
@@ -80,7 +79,7 @@ _TENSORS: dict[str, str] = {
     "output": "lm_head",
 }
 
-# What every architecture may say.
+# Optional keys of every architecture.
 OPTIONAL = frozenset(
     {
         "attention.head_count_kv",
@@ -92,7 +91,7 @@ OPTIONAL = frozenset(
     }
 )
 NEUTRAL = {"attention.causal": True, "expert_count": 0, "expert_used_count": 0}
-_HARMLESS = frozenset({"rope.scaling.finetuned"})  # llama.cpp keeps it and never looks at it
+_HARMLESS = frozenset({"rope.scaling.finetuned"})  # llama.cpp stores it and never uses it
 _SCALING = frozenset(
     {"rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length"}
 )
@@ -116,10 +115,10 @@ def _one_rope(config: Config, keys: Keys, read: ReadTensor) -> Config:
 
 
 def _gemma3(config: Config, keys: Keys, read: ReadTensor) -> Config:
-    """Add windows, the two ropes and the scale of the scores.
+    """Add the windows, the two ropes and the scale of the scores.
 
-    Source: llama.cpp `llama_model_gemma3::load_arch_hparams`: a global layer after every five with
-    a window, whose base is 10000; and the one size whose scores are scaled otherwise.
+    Source: llama.cpp `llama_model_gemma3::load_arch_hparams`: after every five layers with a window
+    (and a rope base of 10000) comes a global layer; and 27B, with 62 layers, has another scale.
     """
     layers, window = config["num_hidden_layers"], keys.get("attention.sliding_window", 0)
     period = keys.get("attention.sliding_window_pattern", 6) if window else 1
@@ -146,7 +145,7 @@ def _gemma3(config: Config, keys: Keys, read: ReadTensor) -> Config:
 
 
 def _phi3(config: Config, keys: Keys, read: ReadTensor) -> Config:
-    """Add the rope with its two sets of factors; a window of 0 is none, as in Phi-4."""
+    """Add the rope with its two sets of factors. A window of 0 means none, as in Phi-4."""
     original = keys.get("rope.scaling.original_context_length", config["max_position_embeddings"])
     return config | {
         "sliding_window": config["sliding_window"] or None,
@@ -221,7 +220,7 @@ _PHI3 = Architecture(
         "ffn_down": "mlp.down_proj",
     },
     finish=_phi3,
-    # Files from before the key was written do not say whether there is a window.
+    # Required, because older files without the key do not say whether there is a window.
     config=_CONFIG | {"attention.sliding_window": "sliding_window"},
     optional=frozenset({"rope.scaling.original_context_length", "rope.scaling.attn_factor"}),
     neutral={"rope.scaling.type": "longrope"},

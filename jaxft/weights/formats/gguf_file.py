@@ -1,9 +1,9 @@
-"""Read a GGUF file's header, and single tensors as float32: the container, not the model.
+"""Read the header of a GGUF file, and single tensors as float32.
 
-Separate from `gguf`, which gives the content its meaning. The header is parsed here because the
-`gguf` library's reader makes an array object for each of a vocabulary's strings: 2.1 s for the
-smallest model against 0.1 s. Types, block sizes and dequantization are the library's. The
-invariant: every tensor listed lies wholly inside the file.
+This file knows the container; `gguf` knows the meaning of its content. The header is parsed here
+because the reader of the `gguf` library makes an array object for each string of a vocabulary: that
+takes 2.1 s for the smallest model, and this file 0.1 s. Types, block sizes and dequantization are
+those of the library. Every listed tensor lies completely inside the file.
 
 Source: ggml's docs/gguf.md, and `gguf.constants`.
 """
@@ -40,14 +40,14 @@ _SCALARS = {
     gguf.GGUFValueType.FLOAT64: "d",
 }
 
-# How many values are dequantized at a time: 1 MB of results, which stays in a CPU's cache.
+# The number of values that are dequantized at once: 1 MB of results, which fits a CPU's cache.
 _STEP_VALUES = 1 << 18
 
 _REFETCH = "Expected a complete GGUF file; download or copy it again."
 
 
 class GgufTensor(NamedTuple):
-    """Where a tensor lies in the file, and how it is stored."""
+    """The position of a tensor in the file, and its type."""
 
     shape: tuple[int, ...]  # in numpy's order: the reverse of the file's
     kind: gguf.GGMLQuantizationType
@@ -61,8 +61,8 @@ class GgufFile:
 
     Attributes:
         path: The file.
-        metadata: Every key and value; arrays are lists.
-        tensors: Every tensor under the file's own name.
+        metadata: All keys and values; arrays are lists.
+        tensors: All tensors, by their names in the file.
     """
 
     path: Path
@@ -73,7 +73,7 @@ class GgufFile:
         """Read one tensor, or the blocks that hold a region of it, and dequantize to float32.
 
         Raises:
-            WeightsError: The file has become shorter, or the type cannot be dequantized.
+            WeightsError: The file became shorter, or the type cannot be dequantized.
         """
         tensor = self.tensors[name]
         *outer, columns = regions.whole(tensor.shape) if region is None else region
@@ -85,7 +85,7 @@ class GgufFile:
             for start, rows in zip(
                 starts.tolist(), values.reshape(len(starts), length, -1), strict=True
             ):
-                # In steps, because the library holds a whole result twice.
+                # In steps, because the library holds each result twice.
                 step = max(1, _STEP_VALUES // tensor.shape[-1])
                 for begin in range(0, length, step):
                     part = rows[begin : begin + step]
@@ -103,10 +103,10 @@ class GgufFile:
         return values
 
     def _rows(self, tensor: GgufTensor, rows: slice, columns: slice) -> np.ndarray:
-        """Return these columns of these rows of a tensor that is seen as a table.
+        """Return some columns of some rows of a tensor that is seen as a table.
 
         Raises:
-            OSError, EOFError: As `regions.read`.
+            OSError, EOFError: See `regions.read`.
             NotImplementedError: The type cannot be dequantized.
         """
         values, block_bytes = gguf.GGML_QUANT_SIZES[tensor.kind]
@@ -114,7 +114,7 @@ class GgufFile:
         shape = (math.prod(tensor.shape[:-1]), tensor.shape[-1] // values * block_bytes)
         region = rows, slice(blocks.start * block_bytes, blocks.stop * block_bytes)
         place = ((tensor.offset, tensor.num_bytes),)
-        # Not a memory map: its pages would count as memory as long as the file is open.
+        # The pages of a memory map would count as used memory while the file is open.
         raw = regions.read(self.path, place, shape, np.dtype(np.uint8), region)
         around = blocks.start * values
         found = gguf.dequantize(raw, tensor.kind)
@@ -124,11 +124,11 @@ class GgufFile:
 def read_gguf(path: Path) -> GgufFile:
     """Parse the header of a GGUF file.
 
-    Configuration, tensors and tokenizer all come from it, so the last few are remembered.
+    The configuration, the tensors and the tokenizer all come from it, so the last two are cached.
 
     Raises:
         WeightsError: The file is missing, truncated or damaged.
-        UnsupportedModelError: A version, byte order or splitting that is not handled.
+        UnsupportedModelError: The version or byte order is not supported, or the file is split.
     """
     try:
         status = path.stat()
@@ -139,7 +139,7 @@ def read_gguf(path: Path) -> GgufFile:
 
 @functools.lru_cache(maxsize=2)
 def _parse(path: Path, modified_ns: int, num_bytes: int) -> GgufFile:
-    """Parse a file; what else names it makes a changed file a new one."""
+    """Parse a file. The time and size are part of the cache's key, for files that change."""
     del modified_ns
     if num_bytes < 24:
         raise WeightsError(f"{path}: {num_bytes} bytes are too few for a header.", _REFETCH)
@@ -170,7 +170,7 @@ def _parse(path: Path, modified_ns: int, num_bytes: int) -> GgufFile:
 
 
 def _read_preamble(cursor: _Cursor, path: Path) -> tuple[int, int]:
-    """Check magic, byte order and version; return the numbers of tensors and keys."""
+    """Check the magic, byte order and version; return the number of tensors and of keys."""
     if cursor.scalar("I") != gguf.GGUF_MAGIC:
         raise WeightsError(f"{path}: the file does not begin with GGUF.", _REFETCH)
     version = cursor.scalar("I")
@@ -184,7 +184,7 @@ def _read_preamble(cursor: _Cursor, path: Path) -> tuple[int, int]:
 
 
 def _read_info(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
-    """Read a tensor's name, shape, type number and offset within the data."""
+    """Read the name, shape, type number and data offset of a tensor."""
     name = cursor.string()
     shape = tuple(cursor.scalar("Q") for _ in range(cursor.scalar("I")))[::-1]
     return name, shape, cursor.scalar("I"), cursor.scalar("Q")
@@ -196,7 +196,7 @@ def _place_tensors(
     start: int,
     num_bytes: int,
 ) -> dict[str, GgufTensor]:
-    """Turn what the header says into tensors, each checked to lie inside the file."""
+    """Return the tensors of a header, after a check that each lies inside the file."""
     tensors: dict[str, GgufTensor] = {}
     for name, shape, number, offset in infos:
         try:
@@ -222,7 +222,7 @@ def _place_tensors(
 
 
 class _Cursor:
-    """A position in the file, moved on by each thing read from it."""
+    """A position in the file, which moves with each value that is read."""
 
     def __init__(self, buffer: mmap.mmap) -> None:
         self.buffer = buffer
@@ -233,7 +233,7 @@ class _Cursor:
         return self.numbers(code, 1)[0]
 
     def numbers(self, code: str, count: int) -> tuple[Any, ...]:
-        """Read several numbers of a `struct` type."""
+        """Read `count` numbers of a `struct` type."""
         place = self._advance(struct.calcsize(f"<{code}") * count)
         return struct.unpack_from(f"<{count}{code}", self.buffer, place)
 
@@ -244,7 +244,7 @@ class _Cursor:
         return self.buffer[place : place + length].decode("utf-8")
 
     def value(self, number: int) -> Any:
-        """Read a value of the type with this number."""
+        """Read a value whose type has the given number."""
         kind = gguf.GGUFValueType(number)
         if kind == _STRING:
             return self.string()
@@ -256,7 +256,7 @@ class _Cursor:
         return [self.value(element) for _ in range(count)]
 
     def _advance(self, num_bytes: int) -> int:
-        """Move on, and return where it was."""
+        """Move the position, and return the old one."""
         place = self.offset
         if num_bytes > len(self.buffer) - place:
             raise ValueError(f"{num_bytes} bytes expected, {len(self.buffer) - place} left")

@@ -1,8 +1,8 @@
 """The rotary embedding of a GGUF model as `rope_parameters` of config.json.
 
-Separate because a GGUF says it partly in keys and partly in tensors of factors, which divide the
-frequency of each pair of channels. The invariant: what comes back gives the frequencies that
-llama.cpp turns by, or there is an error.
+A GGUF describes it partly in keys and partly in tensors of factors, which divide the frequency of
+each pair of channels. The resulting frequencies are those that llama.cpp uses, or there is an
+error.
 
 Source: llama.cpp `llama_model::load_hparams` (what missing keys mean), `get_rope_factors`,
 `ggml_rope_yarn_corr_dims`; `convert_hf_to_gguf.py`, `generate_extra_tensors` of LlamaModel and
@@ -19,13 +19,13 @@ import numpy as np
 
 from jaxft.errors import UnsupportedModelError
 
-# Gives the values of a tensor outside the blocks, or None where the file has no such tensor.
+# Returns the values of a tensor outside the blocks, or None if the file has no such tensor.
 ReadTensor = Callable[[str], np.ndarray | None]
 
 FACTORS = "rope_freqs"
 LONG_FACTORS, SHORT_FACTORS = "rope_factors_long", "rope_factors_short"
 
-# Of Llama 3.1 and all that follow it. The file has the factors that result, not these.
+# The scaling of Llama 3.1 and its successors. A file has only the factors that follow from it.
 _LLAMA3 = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
@@ -35,10 +35,10 @@ _REMEDY = "Use the model's safetensors weights instead."
 
 
 def one(config: Mapping[str, Any], keys: Mapping[str, Any], read: ReadTensor) -> dict[str, Any]:
-    """Return the rope of a model that turns whole heads, the same way in texts of any length.
+    """Return the rope of a model that rotates whole heads, and does not depend on the text length.
 
     Raises:
-        UnsupportedModelError: A scaling that is not handled, or a head that is turned in part.
+        UnsupportedModelError: The scaling is not supported, or only a part of a head is rotated.
     """
     head_dim = config["head_dim"]
     rotary_dim = keys.get("rope.dimension_count", head_dim)
@@ -62,10 +62,10 @@ def one(config: Mapping[str, Any], keys: Mapping[str, Any], read: ReadTensor) ->
 def by_length(
     config: Mapping[str, Any], keys: Mapping[str, Any], read: ReadTensor
 ) -> dict[str, Any]:
-    """Return the rope of a Phi-3, which may have factors for short and for long texts.
+    """Return the rope of a Phi-3, which may have other factors for long texts than for short ones.
 
     Raises:
-        UnsupportedModelError: Only one set of factors, or a magnitude without factors.
+        UnsupportedModelError: There is only one set of factors, or a magnitude without factors.
     """
     written = {"rope_theta": keys.get("rope.freq_base", 10000.0), "rope_type": "default"}
     rotary_dim = keys.get("rope.dimension_count", config["head_dim"])
@@ -91,7 +91,7 @@ def by_length(
 
 
 def _scaling(config: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate the keys below `rope.scaling`; nothing where they change nothing."""
+    """Translate the keys below `rope.scaling`; the result is empty if they change nothing."""
     kind = keys.get("rope.scaling.type", "linear")
     factor = keys.get("rope.scaling.factor", 0.0) or 1.0
     if kind == "none" or (kind in ("linear", "yarn") and factor == 1.0):
@@ -108,7 +108,7 @@ def _scaling(config: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, An
 
 
 def _from_factors(config: Mapping[str, Any], theta: float, factors: np.ndarray) -> dict[str, Any]:
-    """Recognise Llama 3's scaling; say any other factors one by one, as longrope does."""
+    """Return Llama 3's scaling if the factors are those; other factors are written as longrope."""
     stretch = float(factors.max())
     if factors.shape == (config["head_dim"] // 2,) and stretch > 1.0:
         expected = _llama3_factors(config["head_dim"], theta, stretch)
@@ -124,7 +124,7 @@ def _from_factors(config: Mapping[str, Any], theta: float, factors: np.ndarray) 
 
 
 def _llama3_factors(head_dim: int, theta: float, stretch: float) -> np.ndarray:
-    """Return what Llama 3's scaling divides each frequency by."""
+    """Return the factors by which Llama 3's scaling divides the frequencies."""
     frequencies = theta ** -(np.arange(0, head_dim, 2) / head_dim)
     turns = _LLAMA3["original_max_position_embeddings"] * frequencies / (2 * math.pi)
     low, high = _LLAMA3["low_freq_factor"], _LLAMA3["high_freq_factor"]

@@ -1,11 +1,11 @@
-"""Build the tokenizer that a GGUF file's metadata describes, byte-level or sentencepiece.
+"""Build the tokenizer in a GGUF file's metadata, byte-level or sentencepiece.
 
-Separate from `tokenizer`, which chooses the source: here is what the keys `tokenizer.ggml.*` mean.
-The invariant: text becomes the tokens that the model was trained on, so a kind or a cutting of text
-that is not known is refused, never replaced by a similar one.
+This file knows the meaning of the keys `tokenizer.ggml.*`. The tokens are those that the model was
+trained on: an unknown kind of tokenizer, or an unknown way to split text, is refused and not
+replaced by a similar one.
 
 Source: llama.cpp `llama_vocab::impl::load`, `llm_tokenizer_bpe`, `llm_tokenizer_spm`, and the
-tokenizer.json of the models that its converter names so.
+tokenizer.json of the models for which its converter writes each name.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ _GPT4O = (
 
 
 class _Cut(NamedTuple):
-    """How a byte-level tokenizer treats text before it merges.
+    """The treatment of text by a byte-level tokenizer before merging.
 
     Attributes:
-        steps: The cuts, before bytes become letters.
-        keeps_whole: Whether a piece that is a token is one, whatever its merges make.
-        composes: Whether composed characters stand for decomposed ones. llama.cpp leaves that out.
-        adds_bos: Whether a text begins with its token where the file does not say.
+        steps: Returns the steps that split the text and turn bytes into letters.
+        keeps_whole: Whether a piece that is a token is not split, whatever the merges say.
+        composes: Whether decomposed characters are composed first. llama.cpp does not do this.
+        adds_bos: Whether a text begins with the start token if the file does not say.
     """
 
     steps: Callable[[], list[pre_tokenizers.PreTokenizer]]
@@ -67,7 +67,7 @@ def _gpt2() -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
 
 
-# By `tokenizer.ggml.pre`.
+# The cuts by their names in `tokenizer.ggml.pre`.
 _CUTS = {
     "gpt-2": _Cut(lambda: [_gpt2()]),
     "smollm": _Cut(lambda: [pre_tokenizers.Digits(individual_digits=True), _gpt2()]),
@@ -77,17 +77,17 @@ _CUTS = {
     "dbrx": _Cut(_split(_LLAMA3)),  # Phi-4
 }
 
-# Special tokens by their transformers name. Source: `gguf.constants.Keys.Tokenizer`.
+# The keys of special tokens by their transformers names. Source: `gguf.constants.Keys.Tokenizer`.
 _ROLES = {
     "bos_token": "tokenizer.ggml.bos_token_id",
     "eos_token": "tokenizer.ggml.eos_token_id",
     "unk_token": "tokenizer.ggml.unknown_token_id",
     "pad_token": "tokenizer.ggml.padding_token_id",
 }
-# What they are in a sentencepiece vocabulary that does not say.
+# The ids of special tokens in a sentencepiece vocabulary without these keys.
 _SENTENCEPIECE_ROLES = {"unk_token": 0, "bos_token": 1, "eos_token": 2}
 
-# `gguf.TokenType`. Text must match tokens of the last three kinds whole.
+# Source: `gguf.TokenType`.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5
 
 _SPACE = "\u2581"  # sentencepiece's visible space
@@ -95,11 +95,11 @@ _REMEDY = "Use the model's folder with its tokenizer.json instead."
 
 
 def build(path: Path, metadata: dict[str, Any]) -> tuple[Tokenizer, dict[str, str]]:
-    """Build the tokenizer proper; return it with the special tokens by their transformers names.
+    """Return the tokenizer, and its special tokens by their transformers names.
 
     Raises:
         WeightsError: The file has no tokenizer, or a damaged one.
-        UnsupportedModelError: It is of a kind, or cuts text in a way, that is not handled.
+        UnsupportedModelError: The kind of tokenizer, or its way to split text, is not supported.
     """
     _check(path, metadata)
     is_sentencepiece = metadata["tokenizer.ggml.model"] == "llama"
@@ -110,7 +110,7 @@ def build(path: Path, metadata: dict[str, Any]) -> tuple[Tokenizer, dict[str, st
         tokenizer.post_processor = _frame(metadata, roles)
         tokens = metadata["tokenizer.ggml.tokens"]
         return tokenizer, {role: tokens[number] for role, number in roles.items()}
-    # The tokenizers library raises Exception for merges of tokens that are not there.
+    # The tokenizers library raises Exception for merges of missing tokens.
     except Exception as error:
         raise WeightsError(
             f"{path}: the tokenizer is damaged ({type(error).__name__}: {error}).",
@@ -120,7 +120,7 @@ def build(path: Path, metadata: dict[str, Any]) -> tuple[Tokenizer, dict[str, st
 
 
 def _check(path: Path, metadata: dict[str, Any]) -> None:
-    """Refuse a tokenizer that cannot be built exactly."""
+    """Raise if the tokenizer cannot be built exactly."""
     model = metadata.get("tokenizer.ggml.model", "none")
     ranking = "scores" if model == "llama" else "merges"
     missing = [
@@ -151,7 +151,7 @@ def _check(path: Path, metadata: dict[str, Any]) -> None:
 
 
 def _byte_level(metadata: dict[str, Any]) -> Tokenizer:
-    """Build byte-level BPE, of which the file has the merges."""
+    """Return byte-level BPE, with the merges in the file."""
     cut = _CUTS[metadata["tokenizer.ggml.pre"]]
     merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
     vocabulary = {token: n for n, token in enumerate(metadata["tokenizer.ggml.tokens"])}
@@ -166,10 +166,10 @@ def _byte_level(metadata: dict[str, Any]) -> Tokenizer:
 
 
 def _sentencepiece(metadata: dict[str, Any]) -> Tokenizer:
-    """Build sentencepiece BPE, of which the file has a score for each token.
+    """Return sentencepiece BPE, with merges that follow from the scores of tokens in the file.
 
-    What is not in the vocabulary becomes bytes. Where the file does not say otherwise, a space
-    goes before each piece of text between special tokens.
+    Characters outside the vocabulary become bytes. Unless the file says otherwise, a space is put
+    before each piece of text between special tokens.
     """
     tokens = metadata["tokenizer.ggml.tokens"]
     tokenizer = Tokenizer(
@@ -192,9 +192,9 @@ def _sentencepiece(metadata: dict[str, Any]) -> Tokenizer:
 
 
 def _merges(metadata: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return every way to join two tokens to a third, the third of highest score first.
+    """Return all pairs of tokens that join to a third token, those with the best third one first.
 
-    Source: `llm_tokenizer_spm::try_add_bigram`, which joins what makes the best token.
+    Source: `llm_tokenizer_spm::try_add_bigram`, which always makes the token of highest score.
     """
     columns = (metadata[f"tokenizer.ggml.{key}"] for key in ("tokens", "token_type", "scores"))
     scores = {
@@ -212,8 +212,8 @@ def _merges(metadata: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _added(metadata: dict[str, Any]) -> list[AddedToken]:
-    """Return the tokens that text must match whole."""
-    # Not in the file, and told by the name there too. Source: `LLAMA_TOKEN_ATTR_RSTRIP`.
+    """Return the added tokens, which are found in the text before it is split."""
+    # The file does not say this; llama.cpp decides by the name too (`LLAMA_TOKEN_ATTR_RSTRIP`).
     name = metadata.get("general.name", "").lower()
     strips = metadata["tokenizer.ggml.model"] == "llama" and ("phi-3" in name or "phi3" in name)
     columns = (metadata[f"tokenizer.ggml.{key}"] for key in ("tokens", "token_type"))
@@ -236,7 +236,7 @@ def _roles(metadata: dict[str, Any]) -> dict[str, int]:
 
 
 def _frame(metadata: dict[str, Any], roles: dict[str, int]) -> processors.PostProcessor | None:
-    """Put the tokens around a text that the model expects there."""
+    """Return a post-processor that adds the start and end tokens of a text; None for neither."""
     if metadata["tokenizer.ggml.model"] == "llama":
         begins = True
     else:

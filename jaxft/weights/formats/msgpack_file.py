@@ -1,9 +1,8 @@
-"""Read flax's msgpack container: where each array lies, not which tensor it is.
+"""Read flax's msgpack container: the position of each array in the file.
 
-Separate from `flax_msgpack`, which gives the arrays their names and layout. The structure is
-walked here because the msgpack library unpacks an array together with its header, and what is
-wanted first is the headers alone. The invariant: every array listed lies wholly inside the file
-and has as many bytes as its shape takes.
+`flax_msgpack` knows which tensor an array is. The msgpack library is not used, because it unpacks
+an array together with its header, and opening a file needs only the headers. Every listed array
+lies completely inside the file and has the number of bytes that its shape needs.
 
 Source: the msgpack specification; `flax/serialization.py`: `_ndarray_to_bytes`,
 `_MsgpackExtType`, `_chunk`, `MAX_CHUNK_SIZE`.
@@ -25,7 +24,7 @@ from jaxft.errors import WeightsError
 from jaxft.weights.formats import regions
 from jaxft.weights.formats.regions import Region
 
-# flax's names for element types: numpy's, and bfloat16.
+# flax's names for element types: those of numpy, and bfloat16.
 DTYPES = {
     name: np.dtype(name)
     for name in (
@@ -36,7 +35,7 @@ DTYPES = {
 
 REFETCH = "Expected a complete file as flax writes it; download or copy it again."
 
-# msgpack's types by their first byte, where a length or number follows it.
+# The types of msgpack by their first byte, if a length or a number follows it.
 _SIZED = {
     **{0xC4: ("bytes", "B"), 0xC5: ("bytes", "H"), 0xC6: ("bytes", "I")},
     **{0xC7: ("ext", "B"), 0xC8: ("ext", "H"), 0xC9: ("ext", "I")},
@@ -45,7 +44,7 @@ _SIZED = {
     **{0xD9: ("text", "B"), 0xDA: ("text", "H"), 0xDB: ("text", "I")},
     **{0xDC: ("list", "H"), 0xDD: ("list", "I"), 0xDE: ("map", "H"), 0xDF: ("map", "I")},
 }
-# And those whose value or length the first byte tells.
+# The types whose first byte fixes the value or the length.
 _CONSTANT = {
     **{0xC0: ("nil", 0), 0xC2: ("bool", 0), 0xC3: ("bool", 1)},
     **{0xCA: ("float", 0), 0xCB: ("float", 0)},
@@ -57,34 +56,34 @@ _MAX_DEPTH = 64
 
 
 class StoredArray(NamedTuple):
-    """An array in the file: its parts, in order, are its values in C order."""
+    """An array in the file. Its parts, one after the other, are its values in C order."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
     parts: tuple[tuple[int, int], ...]  # (offset in the file, bytes)
 
     def read(self, file: Path, region: Region | None) -> np.ndarray:
-        """Read the array, or the bytes of a region of it, into memory of its own.
+        """Read the array, or the bytes of a region of it, into new memory.
 
         Raises:
             OSError: The file cannot be read.
-            EOFError: It has become shorter.
+            EOFError: The file became shorter.
         """
         return regions.read(file, self.parts, self.shape, self.dtype, region)
 
 
 def read_arrays(file: Path) -> dict[str, StoredArray]:
-    """List the arrays of a file under their paths, "a/b/c", reading none of their values.
+    """Return the arrays of a file by their paths, such as "a/b/c", without reading their values.
 
     Raises:
-        WeightsError: The file is missing, truncated or damaged, holds something else than nested
-            mappings of arrays, or an array whose dtype or byte count is not right.
+        WeightsError: The file is missing, truncated or damaged; it holds something other than
+            nested mappings of arrays; or an array has a wrong dtype or number of bytes.
     """
     try:
         num_bytes = file.stat().st_size
         if num_bytes == 0:
             raise WeightsError(f"{file}: the file is empty.", REFETCH)
-        # Not a memory map: the kernel maps up to 2 MB around each header that is looked at.
+        # With a memory map, the kernel would map up to 2 MB around each header.
         with file.open("rb") as opened:
             walk = _Walk(opened, num_bytes)
             try:
@@ -103,7 +102,7 @@ def read_arrays(file: Path) -> dict[str, StoredArray]:
 
 
 def _leaves(tree: Mapping[str, Any], prefix: tuple[str, ...]) -> Iterator[tuple[str, StoredArray]]:
-    """Yield the arrays of a tree under their paths, those cut into chunks as one."""
+    """Yield the arrays of a tree by their paths. A chunked array is one array."""
     for key, value in tree.items():
         path = "/".join((*prefix, key))
         if isinstance(value, dict) and CHUNKED in value:
@@ -117,7 +116,7 @@ def _leaves(tree: Mapping[str, Any], prefix: tuple[str, ...]) -> Iterator[tuple[
 
 
 def _unchunk(chunked: Mapping[str, Any], path: str) -> StoredArray:
-    """Join the flat pieces that a large array was cut into."""
+    """Return a large array that was cut into flat chunks."""
     try:
         shape, arrays = (
             [chunked[part][str(place)] for place in range(len(chunked[part]))]
@@ -133,12 +132,12 @@ def _unchunk(chunked: Mapping[str, Any], path: str) -> StoredArray:
 
 
 def _checked(path: str, array: StoredArray) -> StoredArray:
-    """Return an array, unless its shape is none or takes another number of bytes."""
+    """Return an array, after a check that its shape is valid and fits its number of bytes."""
     shape, num_bytes = array.shape, sum(part[1] for part in array.parts)
     if not all(type(length) is int and 0 <= length < 1 << 48 for length in shape):
         raise ValueError(f"the shape of {path} is not a list of lengths")
     try:
-        np.broadcast_to(np.zeros((), array.dtype), shape)  # costs nothing; numpy's own limits
+        np.broadcast_to(np.zeros((), array.dtype), shape)  # checks numpy's limits without memory
     except ValueError as error:
         raise ValueError(f"the shape of {path} is too large") from error
     expected = math.prod(shape) * array.dtype.itemsize
@@ -150,13 +149,13 @@ def _checked(path: str, array: StoredArray) -> StoredArray:
 
 
 class _Walk:
-    """A position in the file, moved on by each thing read from it."""
+    """A position in the file, which moves with each value that is read."""
 
     def __init__(self, opened: io.BufferedReader, num_bytes: int) -> None:
         self.opened = opened
         self.num_bytes = num_bytes
         self.offset = 0
-        self.trail: list[str] = []  # the keys that lead to where it is
+        self.trail: list[str] = []  # the keys that lead to the position
 
     def value(self) -> Any:
         """Read a mapping, an array's header, or a number."""
@@ -165,7 +164,7 @@ class _Walk:
             return self._mapping(number)
         if kind == "ext":
             return self._array(number)
-        if kind in ("int", "bool"):  # what describes a chunked array
+        if kind in ("int", "bool"):  # part of the description of a chunked array
             return number
         raise ValueError(f"{self._path()} is a {kind}, not an array")
 
@@ -186,7 +185,7 @@ class _Walk:
         return made
 
     def _array(self, num_bytes: int) -> StoredArray:
-        """Read an array's header and pass over its values."""
+        """Read the header of an array and skip its values."""
         path = self._path()
         code = self._number("b")
         end = self.offset + num_bytes
@@ -211,14 +210,14 @@ class _Walk:
         return self._take(self._expect("text")).decode("utf-8")
 
     def _expect(self, kind: str) -> int:
-        """Read the first bytes of a value that must be of a kind; return its length or number."""
+        """Read the first bytes of a value of the given kind; return its length or number."""
         found, number = self._head()
         if found != kind:
             raise ValueError(f"{self._path()} has a {found} where a {kind} is expected")
         return number
 
     def _head(self) -> tuple[str, int]:
-        """Read the first bytes of a value: its kind, and its length or number."""
+        """Read the first bytes of a value; return its kind, and its length or number."""
         code = self._number("B")
         if code in _SIZED:
             kind, form = _SIZED[code]

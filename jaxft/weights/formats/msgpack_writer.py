@@ -1,8 +1,7 @@
 """Write flax's msgpack container, one array at a time.
 
-Separate from reading it because nothing is shared but the format. `flax.serialization` would do
-it with all arrays in memory, twice. The invariant: the bytes are those that
-`flax.serialization.msgpack_serialize` makes of the same tree.
+The bytes are those that `flax.serialization.msgpack_serialize` writes for the same tree. That
+function would hold all arrays in memory twice.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from jaxft.weights.formats.checkpoint import TensorInfo
 
 # Source: `flax/serialization.py: MAX_CHUNK_SIZE`.
 _CHUNK_BYTES = 1 << 30
-_BLOCK_VALUES = 1 << 22  # made contiguous at a time
+_BLOCK_VALUES = 1 << 22  # the number of values that are made contiguous at once
 
 _FIXED_EXT = {1: 0xD4, 2: 0xD5, 4: 0xD6, 8: 0xD7, 16: 0xD8}
 
@@ -33,8 +32,9 @@ def write_arrays(
 
     Args:
         opened: The file.
-        infos: Shape and dtype of each array by path, "a/b/c"; keys are written in sorted order.
-        read: Gives the array of a path.
+        infos: The shape and dtype of each array by its path, such as "a/b/c". Keys are written in
+            sorted order.
+        read: Returns the array of a path.
     """
     tree: dict[str, Any] = {}
     for path in sorted(infos, key=lambda path: path.split("/")):
@@ -62,7 +62,7 @@ def _write_mapping(
 
 
 def _write_leaf(opened: io.BufferedIOBase, info: TensorInfo, values: np.ndarray) -> None:
-    """Write an array, in chunks when it is a large one."""
+    """Write an array, in chunks if it is large."""
     shape, dtype = info
     size = math.prod(shape)
     if size * dtype.itemsize <= _CHUNK_BYTES:
@@ -84,7 +84,7 @@ def _write_leaf(opened: io.BufferedIOBase, info: TensorInfo, values: np.ndarray)
 def _write_array(
     opened: io.BufferedIOBase, shape: tuple[int, ...], dtype: np.dtype, blocks: Iterator[np.ndarray]
 ) -> None:
-    """Write one extension value: shape, dtype and the values that `blocks` yields."""
+    """Write one extension value: the shape, the dtype, and the values in `blocks`."""
     num_bytes = math.prod(shape) * dtype.itemsize
     header = msgpack.packb((shape, dtype.name, b""))[:-2]  # without the empty values
     header += _sized(num_bytes, {0xC4: "B", 0xC5: "H", 0xC6: "I"})
@@ -99,7 +99,7 @@ def _write_array(
 
 
 def _sized(length: int, forms: Mapping[int, str]) -> bytes:
-    """Return the first bytes of a value with a length, in the shortest form that holds it."""
+    """Return the first bytes of a value, with its length in the shortest form."""
     for code, form in forms.items():
         if length < 1 << (8 * struct.calcsize(form)):
             return struct.pack(f">B{form}", code, length)
@@ -107,7 +107,7 @@ def _sized(length: int, forms: Mapping[int, str]) -> bytes:
 
 
 def _blocks(values: np.ndarray, begin: int, end: int) -> Iterator[np.ndarray]:
-    """Yield values begin to end, in C order, as flat contiguous pieces of a limited size."""
+    """Yield the values from `begin` to `end`, in C order, as flat pieces of limited size."""
     rows = values.reshape(1) if values.ndim == 0 else values
     width = math.prod(rows.shape[1:])
     while begin < end:

@@ -1,7 +1,7 @@
-"""Which weights formats a model folder may hold, and which of them can be read.
+"""The weights formats of a model folder; a further format is one more entry.
 
-Separate so that a further format is one entry, known to the search for a model and to its
-loading alike. The invariant: the first readable format present is the one that is used.
+The search for a model and its loading both use this list. If a folder has several formats, the
+first one in the list is read.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from jaxft.weights.formats.checkpoint import Checkpoint
 
 
 class _CheckpointFormat(NamedTuple):
-    """A format: its files, and how to open a folder of them.
+    """A weights format.
 
     Attributes:
-        name: As people call it.
-        marks: The file of which one must be there: all the weights, or an index.
-        shards: A pattern of the files that the index names.
+        name: Its common name.
+        marks: Two files of which one must exist: the file of all weights, or the index of shards.
+        shards: A pattern for the names of shards.
         open: Opens a folder, reading headers only.
     """
 
@@ -31,7 +31,7 @@ class _CheckpointFormat(NamedTuple):
     open: Callable[[Path], Checkpoint]
 
 
-# In order of preference. Safetensors needs no conversion and no trust; a pickle comes last.
+# In order of preference. Safetensors needs no conversion and no trust; pickles come last.
 _FORMATS = (
     _CheckpointFormat(
         "safetensors",
@@ -53,7 +53,7 @@ _FORMATS = (
     ),
 )
 
-# Known, so that a folder of them is told what it has.
+# Files of other formats, which an error message names.
 _UNREADABLE = ("*.bin", "*.msgpack", "*.h5", "*.pt", "*.pth", "*.safetensors", "*.gguf")
 
 
@@ -61,17 +61,17 @@ def open_folder(folder: Path) -> Checkpoint:
     """Open the weights of a model folder.
 
     Raises:
-        WeightsError: There are none that can be read, or they are damaged.
+        WeightsError: There are no readable weights, or they are damaged.
     """
     return _chosen(folder).open(folder)
 
 
 class WeightFiles(NamedTuple):
-    """The files that weights are read from.
+    """The files of a model's weights.
 
     Attributes:
-        format: Its name, as people call it.
-        files: One, or the shards.
+        format: The common name of the format.
+        files: The single file, or the shards.
     """
 
     format: str
@@ -82,7 +82,7 @@ def weight_files(folder: Path) -> WeightFiles:
     """Return the files that `open_folder` reads.
 
     Raises:
-        WeightsError: There are none that can be read, or the index of the shards is damaged.
+        WeightsError: There are no readable weights, or the index of the shards is damaged.
     """
     chosen = _chosen(folder)
     single, index = (folder / mark for mark in chosen.marks)
@@ -90,7 +90,7 @@ def weight_files(folder: Path) -> WeightFiles:
 
 
 def lack(folder: Path) -> str:
-    """Say what a folder lacks to be a model, or "" if it has it all."""
+    """Return in words what a folder lacks to be a model; "" if it lacks nothing."""
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
             return "an adapter, not a model (no config.json)"
@@ -102,7 +102,11 @@ def lack(folder: Path) -> str:
 
 
 def wanted_files(offered: Collection[str]) -> list[str]:
-    """Return patterns of the weights to fetch of a model that offers these files."""
+    """Return patterns for the weights to download of a model.
+
+    Args:
+        offered: The names of all files of the model.
+    """
     for each in _FORMATS:
         if any(mark in offered for mark in each.marks):
             return [*each.marks, each.shards]
@@ -110,7 +114,7 @@ def wanted_files(offered: Collection[str]) -> list[str]:
 
 
 def _chosen(folder: Path) -> _CheckpointFormat:
-    """Return the format that is read, or raise for a folder that has none."""
+    """Return the format to read, or raise if the folder has none."""
     chosen = _find(folder)
     if chosen is None:
         marks = " or ".join(mark for each in _FORMATS for mark in each.marks)
@@ -119,7 +123,7 @@ def _chosen(folder: Path) -> _CheckpointFormat:
 
 
 def _find(folder: Path) -> _CheckpointFormat | None:
-    """Return the first format that the folder holds."""
+    """Return the first format in the folder; `None` if there is none."""
     for each in _FORMATS:
         if any((folder / mark).is_file() for mark in each.marks):
             return each

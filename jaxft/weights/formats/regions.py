@@ -1,8 +1,8 @@
 """Regions of a tensor, and reading the bytes of one region from a file.
 
-Separate because several formats keep a tensor's values in C order, and each reads a region alike.
-An example: rows 2 to 4 of a tensor [8, 3] are the region `(slice(2, 4), slice(0, 3))`, one run of
-six values that begins at the sixth. The invariant: no byte outside of the region is read.
+Rows 2 and 3 of a tensor [8, 3] are the region `(slice(2, 4), slice(0, 3))`: one run of six values
+that begins at value 6. Several formats store the values of a tensor in C order and read regions
+with this file. No byte outside of the region is read.
 """
 
 from __future__ import annotations
@@ -15,38 +15,38 @@ from typing import Any
 
 import numpy as np
 
-# For each dimension a start and a later stop within the tensor, without a step.
+# A slice for each dimension, with a start and a stop within the tensor, and without a step.
 Region = tuple[slice, ...]
 
 
 def whole(shape: Sequence[int]) -> Region:
-    """Return the region that is all of a tensor of a shape."""
+    """Return the region of a whole tensor."""
     return tuple(slice(0, size) for size in shape)
 
 
 def explicit(index: Any, shape: Sequence[int]) -> Region:
-    """Return a region with its starts and stops said, `slice(None)` as `slice(0, size)`.
+    """Return a region with explicit starts and stops: `slice(None)` becomes `slice(0, size)`.
 
     Args:
-        index: A slice for each dimension of `shape`, without a step.
-        shape: That of the tensor.
+        index: A slice for each dimension, without a step.
+        shape: The shape of the tensor.
     """
     ends = (part.indices(size) for part, size in zip(index, shape, strict=True))
     return tuple(slice(start, stop) for start, stop, _ in ends)
 
 
 def shape_of(region: Region) -> tuple[int, ...]:
-    """Return the shape of what a region holds."""
+    """Return the shape of a region."""
     return tuple(part.stop - part.start for part in region)
 
 
 def num_values(region: Region) -> int:
-    """Return how many values a region holds."""
+    """Return the number of values in a region."""
     return math.prod(shape_of(region))
 
 
 def hull(regions: Iterable[Region]) -> Region:
-    """Return the smallest region that holds all of some regions of one tensor."""
+    """Return the smallest region that contains all of the given regions of a tensor."""
     return tuple(
         slice(min(part.start for part in parts), max(part.stop for part in parts))
         for parts in zip(*regions, strict=True)
@@ -54,13 +54,13 @@ def hull(regions: Iterable[Region]) -> Region:
 
 
 def cut(tensor: np.ndarray, region: Region) -> np.ndarray:
-    """Return a region of a tensor, which is not copied; of one without dimensions, itself."""
+    """Return a view of a region of a tensor. A tensor without dimensions is returned itself."""
     index: Any = (..., *region)
     return tensor[index]
 
 
 def within(region: Region, outer: Region) -> Region:
-    """Return where a region lies in a larger one that holds it."""
+    """Return a region relative to a larger region that contains it."""
     return tuple(
         slice(part.start - around.start, part.stop - around.start)
         for part, around in zip(region, outer, strict=True)
@@ -68,14 +68,14 @@ def within(region: Region, outer: Region) -> Region:
 
 
 def runs(shape: Sequence[int], region: Region) -> tuple[np.ndarray, int]:
-    """Return where the runs of a region's values begin, and how many values each has.
+    """Return the runs of a region: its sequences of adjacent values.
 
     Args:
-        shape: That of the tensor, whose values lie in C order.
-        region: Which of them.
+        shape: The shape of the tensor, whose values are stored in C order.
+        region: The region.
 
     Returns:
-        int64 [n], the index of each run's first value; and the length of every run.
+        int64 [n], the index of the first value of each run; and the number of values in every run.
     """
     length, num_outer = 1, len(shape)
     while num_outer and shape_of(region)[num_outer - 1] == shape[num_outer - 1]:
@@ -100,21 +100,21 @@ def read(
     dtype: np.dtype,
     region: Region | None,
 ) -> np.ndarray:
-    """Read a region of a tensor into memory of its own.
+    """Read a region of a tensor into new memory.
 
     Args:
-        file: Where it is.
-        places: (byte of the file, number of bytes) of the pieces that make up the tensor.
-        shape: That of the tensor.
-        dtype: That of its values, which lie in C order.
-        region: Which of them; `None` for all.
+        file: The file.
+        places: (byte of the file, number of bytes) for each piece of the tensor, in order.
+        shape: The shape of the tensor.
+        dtype: The dtype of its values, which are stored in C order.
+        region: The region; `None` for the whole tensor.
 
     Returns:
         The values in C order.
 
     Raises:
         OSError: The file cannot be read.
-        EOFError: It ends within the tensor.
+        EOFError: The file ends within the tensor.
     """
     region = whole(shape) if region is None else region
     starts, length = runs(shape, region)
@@ -134,7 +134,13 @@ def read(
 def _extents(
     places: Sequence[tuple[int, int]], start: int, num_bytes: int
 ) -> Iterator[tuple[int, int]]:
-    """Yield (byte of the file, number of bytes) of a run of a tensor's bytes, piece by piece."""
+    """Yield (byte of the file, number of bytes) for each part of a run of a tensor's bytes.
+
+    Args:
+        places: See `read`.
+        start: The first byte of the run, counted within the tensor.
+        num_bytes: The length of the run.
+    """
     for offset, size in places:
         count = min(size - start, num_bytes)
         if count > 0:
@@ -144,7 +150,7 @@ def _extents(
 
 
 def _read_into(opened: io.FileIO, memory: np.ndarray) -> None:
-    """Fill memory with bytes: a system call gives at most 2 GB at once."""
+    """Fill memory with bytes, in several system calls, which read at most 2 GB each."""
     filled = 0
     while filled < len(memory):
         count = opened.readinto(memory[filled:].data)

@@ -1,9 +1,8 @@
 """Read safetensors checkpoints: one file, or shards with an index.
 
-Separate because it is one format of several. The invariant: all that can be wrong with headers,
-index and shards is found when the checkpoint is opened, before any tensor is read; afterwards a
-read holds one tensor. The safetensors library checks headers; values are read without it, since
-it maps the file, and the pages of a tensor would be in memory beside its copy.
+Opening a checkpoint finds every fault of headers, index and shards before a tensor is read. After
+that a read holds one tensor in memory. The safetensors library checks the headers. Values are read
+without it, because it maps the file, and then memory would hold the pages of a tensor and its copy.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from jaxft.weights.formats.regions import Region
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-# What the format's names for element types are in numpy. The others (8 bits and fewer) are
-# storage for quantized models, whose values mean nothing without their scales.
+# The numpy dtypes for the format's element types. Its other types (8 bits and fewer) store
+# quantized models, whose values mean nothing without their scales.
 _DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -48,7 +47,7 @@ _REFETCH = "Expected a complete safetensors file; download or copy it again."
 
 
 class StoredTensor(NamedTuple):
-    """A tensor, and the byte of its file at which it begins."""
+    """A tensor, and the byte of the file where it begins."""
 
     info: TensorInfo
     begin: int
@@ -60,7 +59,7 @@ class SafetensorsCheckpoint:
 
     Attributes:
         path: The single file, or the folder of the shards.
-        tensors: The file of each tensor, and where in it the tensor lies.
+        tensors: The file of each tensor, and the tensor's position in it.
     """
 
     path: Path
@@ -71,10 +70,10 @@ class SafetensorsCheckpoint:
         return {name: tensor.info for name, (_, tensor) in self.tensors.items()}
 
     def read(self, name: str, region: Region | None = None) -> np.ndarray:
-        """Read one tensor, or the bytes of a region of it, into memory of its own.
+        """Read one tensor, or the bytes of a region of it, into new memory.
 
         Raises:
-            WeightsError: No such tensor, or its file changed or vanished since it was opened.
+            WeightsError: There is no such tensor, or its file changed or vanished after opening.
         """
         if name not in self.tensors:
             raise WeightsError(
@@ -94,11 +93,11 @@ class SafetensorsCheckpoint:
 def open_safetensors(folder: Path) -> SafetensorsCheckpoint:
     """Open the safetensors weights of a model folder, reading headers only.
 
-    A single file is preferred to an index where both exist, as in transformers.
+    If both a single file and an index exist, the file is read, as in transformers.
 
     Raises:
         WeightsError: A file is missing, truncated or damaged; a shard lacks a tensor that the
-            index places in it; a tensor is in two shards or in none; a dtype is not handled.
+            index places in it; a tensor is in two shards or in none; a dtype is not supported.
     """
     single = folder / SINGLE
     if single.exists():
@@ -110,7 +109,7 @@ def open_file(file: Path) -> SafetensorsCheckpoint:
     """Open one safetensors file, of any name, reading its header only.
 
     Raises:
-        WeightsError: As `open_safetensors`.
+        WeightsError: See `open_safetensors`.
     """
     return SafetensorsCheckpoint(
         file, {name: (file, tensor) for name, tensor in read_header(file).items()}
@@ -118,10 +117,10 @@ def open_file(file: Path) -> SafetensorsCheckpoint:
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
-    """Read names, shapes, dtypes and places from one file's header.
+    """Return the names, shapes, dtypes and positions of the tensors in a file's header.
 
     Raises:
-        WeightsError: The file is missing, truncated, damaged, or holds a dtype not handled.
+        WeightsError: The file is missing, truncated or damaged, or has an unsupported dtype.
     """
     try:
         with safetensors.safe_open(file, framework="numpy") as opened:
@@ -153,7 +152,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
 
 
 def _begins(file: Path) -> dict[str, int]:
-    """Find where each tensor begins, which the library does not tell, in a header it accepted."""
+    """Return the byte where each tensor begins, from a header that the library has accepted."""
     with file.open("rb") as opened:
         header_bytes = int.from_bytes(opened.read(8), "little")
         header = json.loads(opened.read(header_bytes))
@@ -165,7 +164,7 @@ def _begins(file: Path) -> dict[str, int]:
 
 
 def _diagnose(file: Path) -> str:
-    """Say which tensor passes the end of a file that the library refused, or "" if none."""
+    """Return in words which tensor reaches beyond the end of a refused file; "" if none does."""
     try:
         with file.open("rb") as opened:
             header_bytes = int.from_bytes(opened.read(8), "little")
@@ -176,7 +175,7 @@ def _diagnose(file: Path) -> str:
         ends = {n: e["data_offsets"][1] for n, e in header.items() if n != "__metadata__"}
         late = [name for name in ends if ends[name] > data_bytes]
     except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError):
-        return ""  # garbage: the library's own words say it
+        return ""  # not a header: the library's own message is used
     if not late:
         return ""
     first = min(late, key=lambda name: ends[name])

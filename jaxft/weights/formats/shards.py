@@ -1,8 +1,8 @@
-"""Join the shards of a checkpoint by their index, whatever the format of the shards.
+"""Join the shards of a checkpoint by their index, for shards of any format.
 
-Separate because formats differ in what a shard is and agree in what its index is: a JSON file
-whose `weight_map` says which file beside it holds each tensor. The invariant: after joining, each
-tensor comes from exactly one file, the one that the index names.
+The index of all formats is the same: a JSON file whose `weight_map` names, for each tensor, the
+file beside it that holds the tensor. After joining, each tensor comes from exactly one file, which
+is the file in the index.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ def join(
     """Open the shards that an index names and join their tensors.
 
     Args:
-        index: The index, in the shards' folder.
-        open_shard: Lists a shard's tensors under the names that the index uses.
+        index: The index, in the folder of the shards.
+        open_shard: Returns the entries of a shard's tensors, by the names that the index uses.
 
     Returns:
-        The file of each tensor and what `open_shard` says of it, shard by shard.
+        The file of each tensor and its entry, shard by shard.
 
     Raises:
-        WeightsError: Index or shard is missing or damaged; a shard lacks a tensor that the index
-            places in it; a tensor is in two shards, in another than the index says, or not in it.
+        WeightsError: The index or a shard is missing or damaged; a shard lacks a tensor that the
+            index places in it; a tensor is in two shards, in a wrong one, or not in the index.
     """
     placed = _read_index(index)
     joined: dict[str, tuple[Path, _Entry]] = {}
@@ -69,7 +69,7 @@ def listed(index: Path) -> tuple[Path, ...]:
 
 
 def _read_index(index: Path) -> dict[str, str]:
-    """Read which shard holds each tensor."""
+    """Return the name of the shard of each tensor."""
     try:
         text = index.read_text(encoding="utf-8")
         placed = json.loads(text, object_pairs_hook=_without_repetition)["weight_map"]
@@ -87,7 +87,7 @@ def _read_index(index: Path) -> dict[str, str]:
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a JSON object, refusing a key that is there twice instead of taking the last."""
+    """Return a JSON object from its pairs, or raise if it has a key twice."""
     made: dict[str, Any] = {}
     for key, value in pairs:
         if key in made:
@@ -99,7 +99,7 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _check_place(
     name: str, file: Path, index: Path, placed: Mapping[str, str], joined: Mapping[str, Any]
 ) -> None:
-    """Refuse a tensor of a shard that is elsewhere too, or that the index does not place there."""
+    """Raise if a tensor is in another shard too, or the index places it in another shard."""
     if name in joined:
         raise WeightsError(
             f"{file}: tensor {name} is also in {joined[name][0].name}.", _SHARD_REMEDY

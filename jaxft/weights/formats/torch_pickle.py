@@ -1,8 +1,8 @@
-"""Read `pytorch_model.bin`, as torch.save writes it in either of its formats, without torch.
+"""Read `pytorch_model.bin`, in both formats of torch.save, without torch.
 
-Separate because it is one format of several; what a pickle may say is `torch_unpickler`'s. The
-invariant: opening reads the pickle and finds where each storage lies, whole, in the file; a read
-holds one tensor and the part of its storage that it covers.
+`torch_unpickler` reads the pickles inside. Opening finds the position of each storage, and checks
+that it lies completely in the file. A read holds one tensor, and the part of its storage that the
+tensor covers.
 
 Source: `torch/serialization.py`: `_save` (a zip archive), `_legacy_save` (five pickles, then the
 storages in the order of the last one).
@@ -31,16 +31,16 @@ INDEX = "pytorch_model.bin.index.json"
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-_LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip archive's member, before name and extra
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # the header of a zip member, before name and extra
 
-_MAX_LINE_BYTES = 1 << 16  # a global's name; without a limit it could be all the data
+_MAX_LINE_BYTES = 1 << 16  # the longest name of a global; without a limit it could be all the data
 
 _REFETCH = "Expected a complete file as torch.save writes it; download or copy it again."
 
 
 @dataclass(frozen=True)
 class _Placed:
-    """A tensor, and the byte of the file at which its storage begins."""
+    """A tensor, and the byte of the file where its storage begins."""
 
     tensor: PickledTensor
     begin: int
@@ -52,7 +52,7 @@ class TorchCheckpoint:
 
     Attributes:
         path: The single file, or the folder of the shards.
-        tensors: The file of each tensor, and where in it the tensor lies.
+        tensors: The file of each tensor, and the tensor's position in it.
     """
 
     path: Path
@@ -66,10 +66,12 @@ class TorchCheckpoint:
         }
 
     def read(self, name: str, region: Region | None = None) -> np.ndarray:
-        """Read one tensor into memory of its own; of a region, the rest is read and let go.
+        """Read one tensor, or a region of it, into new memory.
+
+        For a region the whole tensor is read, and the rest is dropped.
 
         Raises:
-            WeightsError: No such tensor, or its file changed or vanished since it was opened.
+            WeightsError: There is no such tensor, or its file changed or vanished after opening.
         """
         if name not in self.tensors:
             raise WeightsError(
@@ -86,11 +88,11 @@ class TorchCheckpoint:
             raise WeightsError(f"{file}: cannot read {name} ({error}).", _REFETCH) from error
         if raw.size != num_values * dtype.itemsize:
             raise WeightsError(f"{file}: the file ends within {name}.", _REFETCH)
-        # The unpickler saw to it that shape and strides stay within these values.
+        # The unpickler has checked that shape and strides stay within these values.
         view = np.lib.stride_tricks.as_strided(
             raw.view(dtype), tensor.shape, [step * dtype.itemsize for step in tensor.strides]
         )
-        # What is contiguous already would be a view of all that was read.
+        # A contiguous region is copied, because its view would keep the whole tensor in memory.
         kept = view if region is None else regions.cut(view, region).copy()
         return np.ascontiguousarray(kept).reshape(kept.shape)
 
@@ -99,8 +101,8 @@ def open_torch(folder: Path) -> TorchCheckpoint:
     """Open the torch.save weights of a model folder, reading no values.
 
     Raises:
-        WeightsError: A file is missing, truncated or damaged, or holds anything but tensors; index
-            and shards do not agree; a dtype or byte order is not handled.
+        WeightsError: A file is missing, truncated or damaged, or holds something other than
+            tensors; the index contradicts the shards; a dtype or byte order is not supported.
     """
     single = folder / SINGLE
     if single.exists():
@@ -112,7 +114,7 @@ def open_file(file: Path) -> TorchCheckpoint:
     """Open one file of torch.save, of any name, reading no values.
 
     Raises:
-        WeightsError: As `open_torch`.
+        WeightsError: See `open_torch`.
     """
     return TorchCheckpoint(
         file, {name: (file, placed) for name, placed in _open_file(file).items()}
@@ -120,7 +122,7 @@ def open_file(file: Path) -> TorchCheckpoint:
 
 
 def _open_file(file: Path) -> dict[str, _Placed]:
-    """Find the tensors of one file."""
+    """Return the tensors of one file."""
     try:
         with file.open("rb") as opened:
             is_zip = opened.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
@@ -130,7 +132,7 @@ def _open_file(file: Path) -> dict[str, _Placed]:
 
 
 def _open_zip(file: Path) -> dict[str, _Placed]:
-    """Find the tensors of a zip archive: its data.pkl, and a member a storage."""
+    """Return the tensors of a zip archive, which has a data.pkl and a member for each storage."""
     try:
         with zipfile.ZipFile(file) as archive:
             listed = archive.infolist()
@@ -174,7 +176,7 @@ def _open_zip(file: Path) -> dict[str, _Placed]:
 
 
 def _member_begin(file: Path, opened: io.BufferedReader, info: zipfile.ZipInfo) -> int:
-    """Return where the bytes of a member begin, once they are seen to be there as they are."""
+    """Return the byte where a zip member begins, after a check that it is complete and plain."""
     num_bytes = file.stat().st_size
     opened.seek(min(max(0, info.header_offset), num_bytes))
     header = opened.read(_LOCAL_HEADER.size)
@@ -192,7 +194,7 @@ def _member_begin(file: Path, opened: io.BufferedReader, info: zipfile.ZipInfo) 
 
 
 class _Stream:
-    """A file of which no read asks for more than there is, whatever length a pickle claims."""
+    """A file whose reads are limited to its size, for pickles that claim wrong lengths."""
 
     def __init__(self, opened: io.BufferedReader, num_bytes: int) -> None:
         self.opened = opened
@@ -206,7 +208,7 @@ class _Stream:
 
 
 def _open_legacy(file: Path) -> dict[str, _Placed]:
-    """Find the tensors of the format before zip."""
+    """Return the tensors of a file in the format before zip."""
     num_bytes = file.stat().st_size
     if num_bytes == 0:
         raise WeightsError(f"{file}: the file is empty.", _REFETCH)
@@ -228,7 +230,10 @@ def _open_legacy(file: Path) -> dict[str, _Placed]:
 def _legacy_begins(
     file: Path, opened: io.BufferedReader, tensors: Mapping[str, PickledTensor], keys: Any
 ) -> dict[Storage, int]:
-    """Find where each storage begins: they follow each other, each after its number of values."""
+    """Return the byte where each storage begins.
+
+    The storages stand one after the other, and each begins with its number of values.
+    """
     named: dict[str, tuple[str, Storage]] = {}
     for name, tensor in tensors.items():
         known = named.setdefault(tensor.storage.key, (name, tensor.storage))
@@ -262,7 +267,7 @@ def _legacy_begins(
 
 
 def _tensors(file: Path, described: Any) -> dict[str, PickledTensor]:
-    """Return what a pickle describes, unless it is anything but a dictionary of tensors."""
+    """Return the tensors of a pickle, after a check that it is a dictionary of tensors."""
     if not isinstance(described, dict):
         raise WeightsError(
             f"{file}: a {type(described).__name__}, not a dictionary of tensors.",

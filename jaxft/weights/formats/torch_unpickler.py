@@ -1,10 +1,10 @@
-"""Read a pickle that torch.save wrote, and nothing else that a pickle can be.
+"""Read a pickle that torch.save wrote, and refuse all other pickles.
 
-Separate from `torch_pickle`, which finds the pickles and the data in a file. A pickle is a
-program, and Python's unpickler runs it: it imports and calls whatever the pickle names. Here is a
-machine for the few instructions that a dictionary of tensors takes. The invariant: nothing that a
-file names is ever looked up, imported, called or set; a global is a mark that is compared with
-the few known ones, and every other one is refused where it stands.
+`torch_pickle` finds the pickles and the data in a file. A pickle is a program, and Python's
+unpickler runs it: it imports and calls everything that the pickle names. This file is a machine for
+the few instructions of a dictionary of tensors. Nothing that a file names is looked up, imported,
+called or set. The name of a global is only compared with a few known names, and any other name is
+refused.
 
 Source: `pickletools`; `torch/_utils.py`: `_rebuild_tensor_v2`, `_rebuild_parameter`;
 `torch/serialization.py`: `persistent_id`.
@@ -44,7 +44,7 @@ _STORAGES = {
 
 
 class Storage(NamedTuple):
-    """A run of numbers in the file, by the key that torch gave it."""
+    """A sequence of numbers in the file, with the key that torch gave it."""
 
     key: str
     dtype: np.dtype
@@ -52,7 +52,7 @@ class Storage(NamedTuple):
 
 
 class PickledTensor(NamedTuple):
-    """A tensor as the pickle describes it: a strided view of a storage; counts are of values."""
+    """A tensor in the pickle: a strided view of a storage. Offset and strides count values."""
 
     storage: Storage
     offset: int
@@ -61,7 +61,7 @@ class PickledTensor(NamedTuple):
 
 
 class _Function(Enum):
-    """The globals that may be called, without being what they name."""
+    """The names of the globals that a pickle may call. The functions themselves are never used."""
 
     DICTIONARY = "collections OrderedDict"
     TENSOR = "torch._utils _rebuild_tensor_v2"
@@ -80,11 +80,12 @@ _IGNORED = frozenset({"PROTO", "FRAME"})
 
 
 def unpickle(opened: Any, file: Path) -> Any:
-    """Read one pickle and return what it describes.
+    """Read one pickle and return its value.
 
     Args:
-        opened: What has `read` and `readline`, at the pickle's beginning; left at its end.
-        file: Its path, for messages.
+        opened: An object with `read` and `readline`, at the beginning of the pickle; it is left at
+            the pickle's end.
+        file: The path of the file, for messages.
 
     Returns:
         A number, text, list, tuple or dictionary; tensors are `PickledTensor`.
@@ -106,15 +107,15 @@ def unpickle(opened: Any, file: Path) -> Any:
 
 
 class _Machine:
-    """A pickle machine that knows tensors; its values are inert."""
+    """A pickle machine for tensors, whose values are plain data."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.frames: list[list[Any]] = [[]]  # a further one for each mark
+        self.frames: list[list[Any]] = [[]]  # a stack of stacks: each mark adds one
         self.memo: dict[int, Any] = {}
 
     def run(self, name: str, argument: Any) -> None:
-        """Carry out one instruction, or refuse it."""
+        """Run one instruction, or refuse it."""
         if name in _PUSHED:
             self._push(argument)
         elif name in _CONSTANTS:
@@ -136,11 +137,11 @@ class _Machine:
             self._refuse(f"the pickle instruction {name}{of}")
 
     def pop(self) -> Any:
-        """Take the last value; IndexError when there is none since the last mark."""
+        """Remove the last value and return it; IndexError if there is none since the last mark."""
         return self.frames[-1].pop()
 
     def place(self) -> str:
-        """Say within which tensor the machine is, or "" if in none."""
+        """Return in words which tensor is being read; "" if none is."""
         for frame in self.frames:
             for index in reversed(range(len(frame))):
                 is_last = index + 1 == len(frame)
@@ -151,14 +152,14 @@ class _Machine:
         return ""
 
     def stack_global(self) -> None:
-        """Push the mark of a global whose names lie on the stack."""
+        """Push the known global whose module and name are on the stack."""
         name, module = self.pop(), self.pop()
         if not (isinstance(module, str) and isinstance(name, str)):
             raise ValueError("a global whose name is no text")
         self._push(self._global(f"{module} {name}"))
 
     def mark(self) -> None:
-        """Begin a frame."""
+        """Begin a new frame."""
         self.frames.append([])
 
     def make_tuple(self) -> None:
@@ -192,7 +193,7 @@ class _Machine:
         self._update(list(zip(values[::2], values[1::2], strict=True)))
 
     def call(self) -> None:
-        """Push what one of the known functions would make of its arguments."""
+        """Push the value that one of the known functions would return."""
         arguments, function = self.pop(), self.pop()
         if not isinstance(arguments, tuple):
             raise ValueError("arguments that are no tuple")
@@ -213,7 +214,7 @@ class _Machine:
             self._refuse("a call of something that is no function")
 
     def set_state(self) -> None:
-        """Drop an object's attributes: a state_dict has its version numbers there."""
+        """Drop the attributes of an object, in which a state_dict has version numbers."""
         self.pop()
         if not isinstance(self.frames[-1][-1], dict):
             self._refuse("attributes of something that is no dictionary")
@@ -221,7 +222,7 @@ class _Machine:
     def load_storage(self) -> None:
         """Push the storage that a persistent id describes."""
         described = self.pop()
-        # Legacy files add a view of the storage, None in all that torch has written since 0.4.
+        # Legacy files add a view of the storage, which is None in all files since torch 0.4.
         if not (isinstance(described, tuple) and len(described) in (5, 6)):
             raise ValueError("a storage that is not described as torch describes it")
         kind, dtype, key, _, num_values, *view = described
@@ -246,7 +247,7 @@ class _Machine:
         self.frames[-1][-1].extend(values)
 
     def _update(self, items: list[tuple[Any, Any]]) -> None:
-        """Put items into the dictionary on top, each once and under a text."""
+        """Put items into the dictionary on top of the stack. Keys must be new and text."""
         target = self.frames[-1][-1]
         if not isinstance(target, dict):
             raise ValueError("an item is put into what is no dictionary")
@@ -260,7 +261,7 @@ class _Machine:
     def _tensor(
         self, storage: Any, offset: Any, shape: Any, strides: Any, metadata: Any = None
     ) -> PickledTensor:
-        """Check that a tensor lies in its storage, and return it."""
+        """Return a tensor, after a check that it lies in its storage."""
         if not isinstance(storage, Storage) or metadata:
             self._refuse("a tensor without a plain storage")
         if not (type(shape) is tuple and type(strides) is tuple and len(shape) == len(strides)):
@@ -274,16 +275,16 @@ class _Machine:
             size = np.broadcast_to(np.zeros((), storage.dtype), tensor.shape).size
         except ValueError as error:
             raise ValueError("a tensor's shape is too large") from error
-        # A stride of 0 would make a few bytes into any number of them.
+        # With a stride of 0 a few bytes could become a tensor of any size.
         if size > storage.num_values:
             raise ValueError("a tensor has more values than its storage")
-        # Where there is no second value, any stride is as good, and torch writes any.
+        # In a dimension of one value the stride has no effect, and torch may write any number.
         used = [length > 1 and size > 0 for length in tensor.shape]
         steps = zip(tensor.strides, used, strict=True)
         return tensor._replace(strides=tuple(step if moves else 0 for step, moves in steps))
 
     def _global(self, named: str) -> _Function | np.dtype:
-        """Return the mark of a known global, and refuse the others."""
+        """Return the known global of a name, or refuse it."""
         module, _, name = named.partition(" ")
         if module == "torch" and name in _STORAGES:
             return _STORAGES[name]
@@ -318,7 +319,7 @@ _METHODS = {
 
 
 def span(tensor: PickledTensor) -> int:
-    """Return how many values of its storage a tensor's first and last value are apart."""
+    """Return the number of values in a storage from a tensor's first value to its last."""
     if 0 in tensor.shape:
         return 0
     steps = zip(tensor.shape, tensor.strides, strict=True)
@@ -326,7 +327,7 @@ def span(tensor: PickledTensor) -> int:
 
 
 def _count(value: Any) -> int:
-    """Return a whole number that can be a count, or raise ValueError."""
+    """Return a value that is a valid count, or raise ValueError."""
     if type(value) is not int or not 0 <= value <= sys.maxsize:
         raise ValueError("a count that is no natural number")
     return value

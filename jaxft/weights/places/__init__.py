@@ -1,1 +1,1 @@
-"""Where a model lies: folders, the Hub and wheels, its tokenizer and the files beside it."""
+"""The places of models (folders, the Hub, wheels), their tokenizers and the files beside them."""

@@ -1,9 +1,9 @@
-"""How a tuned model is asked and where it stops, in the files beside its weights.
+"""The chat template and the stop tokens of a tuned model, in files beside its weights.
 
 A model that was trained with the built-in `alpaca` template has to be asked with it, and one that
-learned to end replies with `<|im_end|>` has to stop there, whatever its base model says of itself.
-`chat_template.jinja` and `generation_config.json` say so, in an adapter's folder and in a whole
-model's, under the names that transformers knows.
+learned to end replies with `<|im_end|>` has to stop there, whatever the files of its base model
+say. `chat_template.jinja` and `generation_config.json` hold both, in the folder of an adapter or of
+a whole model, under the names that transformers reads.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ GENERATION_FILE = "generation_config.json"
 
 
 class ChatFormat(NamedTuple):
-    """How a model is asked and where it stops.
+    """The chat template and the stop tokens of a model.
 
     Attributes:
-        chat_template: The template that it was trained with; None is its base model's own.
-        stop_ids: The tokens at which it stops, such as `(2, 151645)`; empty is the base model's.
+        chat_template: The template that it was trained with; None is that of the base model.
+        stop_ids: The tokens at which it stops, such as `(2, 151645)`; empty for those of the base
+            model.
     """
 
     chat_template: str | None
@@ -36,11 +37,11 @@ class ChatFormat(NamedTuple):
     def write(self, folder: Path) -> None:
         """Write the files into the folder of an adapter or model.
 
-        A generation_config.json that lies there keeps its other keys, and is not touched if it has
-        these stop tokens already.
+        An existing generation_config.json keeps its other keys, and is not changed if it has these
+        stop tokens already.
 
         Raises:
-            WeightsError: It is damaged.
+            WeightsError: The existing file is damaged.
         """
         if self.chat_template is not None:
             (folder / TEMPLATE_FILE).write_text(self.chat_template, encoding="utf-8")
@@ -51,7 +52,7 @@ class ChatFormat(NamedTuple):
             (folder / GENERATION_FILE).write_text(text, encoding="utf-8")
 
     def apply(self, tokenizer: Any) -> Any:
-        """Give a tokenizer the template, and return it."""
+        """Set the template of a tokenizer, and return the tokenizer."""
         if self.chat_template is not None:
             tokenizer.chat_template = self.chat_template
         return tokenizer
@@ -61,7 +62,7 @@ BASE_FORMAT = ChatFormat(None, ())
 
 
 def read(folder: Path) -> ChatFormat:
-    """Return what the files in a folder say; the base model's way where they say nothing.
+    """Return the chat format in a folder. A part without a file is that of the base model.
 
     Raises:
         WeightsError: A file is damaged.
@@ -75,7 +76,7 @@ def read(folder: Path) -> ChatFormat:
 
 
 def read_generation(folder: Path) -> dict[str, Any]:
-    """Return what generation_config.json says; nothing where there is no such file.
+    """Return the content of generation_config.json; empty if there is no such file.
 
     Raises:
         WeightsError: The file is damaged.
@@ -85,7 +86,7 @@ def read_generation(folder: Path) -> dict[str, Any]:
 
 
 def declared_stops(config: dict[str, Any]) -> tuple[int, ...]:
-    """Return the stop tokens that a configuration declares, one number or a list of them."""
+    """Return the stop tokens in a configuration, where they are one number or a list."""
     ends = config.get("eos_token_id")
     found: Sequence[int | None] = ends if isinstance(ends, list) else [ends]
     return tuple(end for end in found if end is not None)

@@ -1,9 +1,9 @@
 """The files beside a model's weights: its tokenizer, its chat templates, its licence.
 
-They are copied as they are, so that whatever reads the base model's folder reads what is written
-beside a tuned model too. A tokenizer that one version of transformers writes anew is not always one
-that another version reads, and files that no library writes would be lost. A tokenizer is written
-only where there is no file of it: that of a GGUF, and one that tokens were added to.
+They are copied unchanged, so that every program that reads the base model also reads the tuned
+model. If a library saved the tokenizer again, other versions of transformers might not read it, and
+files that the library does not know would be lost. A tokenizer is saved only if there is no file of
+it: for a GGUF, and if tokens were added.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ _COPIED = re.compile(
     )
 )
 _MORE_TEMPLATES = "additional_chat_templates"
-# Names its class by code that lies in the base's folder and is not copied.
+# The key that names classes in code files of the base's folder, which are not copied.
 _FOREIGN_CODE = "auto_map"
 
 
 def check(base: Source, chat_format: ChatFormat) -> None:
-    """Read those companions of a base model that `write` has to change.
+    """Check the files of a base model that `write` has to change.
 
     Raises:
-        WeightsError: One is damaged.
+        WeightsError: A file is damaged.
     """
     if base.gguf is None:
         _tokenizer_config(base.folder / CONFIG_FILE)
@@ -54,13 +54,13 @@ def check(base: Source, chat_format: ChatFormat) -> None:
 
 
 def write(folder: Path, base: Source, chat_format: ChatFormat, note: Callable[[str], None]) -> None:
-    """Put the companions of a base model beside what was tuned from it.
+    """Write the files beside a base model's weights into the folder of a tuned model.
 
     Args:
-        folder: Where the tuned model's weights are.
+        folder: The folder with the weights of the tuned model.
         base: The base model.
-        chat_format: How the tuned model is asked and where it stops, which is written over the
-            base's way.
+        chat_format: The chat template and stop tokens of the tuned model, which replace those of
+            the base.
         note: Called with a line if there is no tokenizer to write.
 
     Raises:
@@ -79,10 +79,10 @@ def write(folder: Path, base: Source, chat_format: ChatFormat, note: Callable[[s
 
 
 def _copy(base: Path, folder: Path, *, but: Collection[str]) -> None:
-    """Copy every companion from a folder to another, but for some by name.
+    """Copy the files beside the weights, except those with a name in `but`.
 
     Raises:
-        WeightsError: There is no vocabulary among them.
+        WeightsError: The folder has no vocabulary of a tokenizer.
     """
     found = [
         path
@@ -97,7 +97,7 @@ def _copy(base: Path, folder: Path, *, but: Collection[str]) -> None:
 
 
 def _edit(path: Path, chat_format: ChatFormat) -> None:
-    """Make a copied tokenizer_config.json agree with the folder that it now lies in."""
+    """Make a copied tokenizer_config.json agree with its new folder."""
     config = _tokenizer_config(path)
     edited = {key: value for key, value in config.items() if key != _FOREIGN_CODE}
     if chat_format.chat_template is not None and "chat_template" in edited:
@@ -107,19 +107,19 @@ def _edit(path: Path, chat_format: ChatFormat) -> None:
 
 
 def _tokenizer_config(path: Path) -> dict[str, Any]:
-    """Return what a tokenizer_config.json says; nothing where there is none.
+    """Return the content of a tokenizer_config.json; empty if there is no such file.
 
     Raises:
-        WeightsError: It is damaged.
+        WeightsError: The file is damaged.
     """
     return json_object.read(path, "Copy it anew.") if path.is_file() else {}
 
 
 def save_tokenizer(fast: Any, folder: Path) -> None:
-    """Save a tokenizer so that transformers reads it from 4 on, and not from 5 on alone.
+    """Save a tokenizer so that transformers 4 and 5 read it.
 
-    Source: transformers 5 `tokenization_utils_base.py: save_pretrained`, which writes the names
-    that it has for a class and for the special tokens; 4 knows neither.
+    Source: transformers 5 `tokenization_utils_base.py: save_pretrained` writes new names for the
+    class and for the special tokens, which transformers 4 does not know.
     """
     fast.save_pretrained(folder)
     path = folder / CONFIG_FILE

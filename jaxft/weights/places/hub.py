@@ -1,8 +1,7 @@
-"""Find a model in the local Hugging Face cache, or fetch it from the Hub.
+"""Find a model in the local Hugging Face cache, or download it from the Hub.
 
-Separate because only here the Hugging Face service is talked to. The invariant: one short request
-decides whether the Hub answers, so that a machine without it waits for seconds, never through
-minutes of retries.
+Only this file talks to the Hugging Face service. One short request finds out whether the Hub
+answers, so that a machine without network waits for seconds and not for minutes of retries.
 """
 
 from __future__ import annotations
@@ -17,12 +16,13 @@ from huggingface_hub import errors, utils
 
 from jaxft.weights.formats import opening
 
-# The request has its own timeouts; looking up a name has none, hence a limit around it all.
+# The first is the timeout of the request. Looking up a host name has no timeout, so the second one
+# limits the whole call.
 _REQUEST_TIMEOUT_S = 5.0
 _ANSWER_TIMEOUT_S = 10.0
 
-# Configuration and tokenizer, beside weights in the one format that is read: nothing from
-# subfolders.
+# The files of configuration and tokenizer, downloaded beside the weights in one format. Nothing is
+# downloaded from subfolders.
 _FILES = [
     "config.json",
     "generation_config.json",
@@ -36,11 +36,11 @@ _FILES = [
 
 
 class NotHereError(Exception):
-    """A place does not have the model; the text says why."""
+    """A place does not have the model; the message says why."""
 
 
 def is_name(model: str) -> bool:
-    """Say whether a model could have this name on the Hub."""
+    """Return whether a model could have this name on the Hub."""
     try:
         utils.validate_repo_id(model)  # type: ignore[attr-defined]  # public, but not marked so
     except errors.HFValidationError:
@@ -52,7 +52,7 @@ def find_cached(repo_id: str, revision: str | None) -> Path:
     """Return the folder of a model in the local cache.
 
     Raises:
-        NotHereError: It is not there, or not all of it.
+        NotHereError: The model is not in the cache, or only a part of it is.
     """
     try:
         folder = Path(
@@ -64,19 +64,19 @@ def find_cached(repo_id: str, revision: str | None) -> Path:
 
 
 def download(repo_id: str, revision: str | None, note: Callable[[str], None]) -> Path:
-    """Fetch a model from the Hub into the local cache and return its folder there.
+    """Download a model from the Hub into the local cache and return its folder there.
 
     Args:
         repo_id: The model's name on the Hub.
         revision: A branch, tag or commit; None is the main branch.
-        note: Called with what is about to take a while.
+        note: Called with a line before the download.
 
     Raises:
-        NotHereError: The Hub does not answer, or does not give this model.
+        NotHereError: The Hub does not answer, or refuses this model.
     """
     if huggingface_hub.is_offline_mode():
         raise NotHereError("not asked, since HF_HUB_OFFLINE is set")
-    # Which exceptions a lost connection raises depends on the HTTP library of the day.
+    # A lost connection raises different exceptions under different HTTP libraries.
     try:
         answer = _within(
             _ANSWER_TIMEOUT_S,
@@ -95,7 +95,7 @@ def download(repo_id: str, revision: str | None, note: Callable[[str], None]) ->
 
 
 def _complete(folder: Path) -> Path:
-    """Return the folder, unless a part of the model is missing."""
+    """Return the folder, or raise if a part of the model is missing."""
     lacking = opening.lack(folder)
     if lacking:
         raise NotHereError(f"incomplete: {lacking}")
@@ -103,7 +103,7 @@ def _complete(folder: Path) -> Path:
 
 
 def _reason(error: Exception) -> str:
-    """Say in one line why the Hub gave nothing."""
+    """Return in one line why the download failed."""
     if isinstance(error, errors.GatedRepoError):
         return "the model is gated: accept its terms on the Hub, then run `hf auth login`"
     if isinstance(error, errors.RevisionNotFoundError):
@@ -115,7 +115,7 @@ def _reason(error: Exception) -> str:
 
 
 def _within(limit_s: float, call: Callable[[], Any]) -> Any:
-    """Make a call, give or raise what it does, or TimeoutError when it takes too long."""
+    """Return the result of a call, raise its error, or raise TimeoutError if it takes too long."""
     returned: list[Any] = []
     raised: list[BaseException] = []
 
@@ -125,7 +125,7 @@ def _within(limit_s: float, call: Callable[[], Any]) -> Any:
         except BaseException as error:
             raised.append(error)
 
-    # Not an executor: that one is waited for when Python ends.
+    # A daemon thread, because Python would wait for the thread of an executor before it ends.
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(limit_s)

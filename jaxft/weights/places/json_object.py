@@ -1,4 +1,4 @@
-"""The JSON files beside a model's weights, each of which is one object."""
+"""Reading the JSON files beside a model's weights, each of which holds one object."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ def read(path: Path, remedy: str) -> dict[str, Any]:
 
     Args:
         path: The file.
-        remedy: What to do where it is damaged, such as "Copy it anew."
+        remedy: What to do if it is damaged, such as "Copy it anew."
 
     Raises:
         WeightsError: The file is missing or damaged, or holds something else.

@@ -1,7 +1,7 @@
-"""Tokens that are added to a model's tokenizer, and the rows that its embedding has for them.
+"""Tokens that are added to a model's tokenizer, with their rows in the embedding.
 
-Separate from `vocabulary`, which makes rows and knows no tokenizer. The invariant: what became of
-each token that was named is said.
+A row here is always a row of the embedding or the head: the vector of one token. `vocabulary` makes
+new rows and knows no tokenizer. A note says for each named token whether it is new.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from jaxft.weights.places.vocabulary import Resized
 def with_new_tokens(found: Source, tokens: Sequence[str], note: Callable[[str], None]) -> Source:
     """Return a model whose tokenizer has these tokens too, and whose embedding has rows for all.
 
-    A row that the embedding has beyond the tokenizer's tokens is taken before one is made.
+    If the embedding has more rows than the tokenizer has tokens, the free rows are used first.
 
     Args:
         found: The model.
-        tokens: Their texts, such as `["<tool>", "</tool>"]`; without any it stays as it is.
-        note: Called with what became of them.
+        tokens: The texts of the tokens, such as `["<tool>", "</tool>"]`. Without any, the model is
+            returned unchanged.
+        note: Called with lines about the tokens.
 
     Raises:
-        ConfigError: If the tokenizer does not take one.
-        WeightsError: If there is no tokenizer, or a damaged one.
+        ConfigError: The tokenizer does not take one of the tokens.
+        WeightsError: There is no tokenizer, or a damaged one.
     """
     if not tokens:
         return found
@@ -42,7 +43,7 @@ def with_new_tokens(found: Source, tokens: Sequence[str], note: Callable[[str], 
             f"model.new_tokens has {lost[0]!r}, which the model's tokenizer does not take.",
             "Give texts of visible characters, such as '<tool>'.",
         )
-    # The tokenizer may have had tokens already that the embedding has no row for.
+    # The tokenizer may already have tokens without a row in the embedding.
     new = {token: now[token] for token in wanted if token not in known or now[token] >= rows}
     needed = max(now.values()) + 1
     for line in _told(wanted, now, new, rows, len(tokens)):
@@ -59,14 +60,14 @@ def _told(
     rows: int,
     num_named: int,
 ) -> list[str]:
-    """Return what became of new tokens, in lines.
+    """Return lines about the named tokens.
 
     Args:
-        wanted: Their texts, each once.
-        ids: The number of every token that the tokenizer has now.
-        new: The number of those that no row was meant for.
-        rows: Of the embedding, in the model's files.
-        num_named: How many texts the recipe names.
+        wanted: The texts of the tokens, each once.
+        ids: The ids of all tokens of the tokenizer, by their texts.
+        new: The ids of the wanted tokens that are new or had no row.
+        rows: The number of rows of the embedding in the model's files.
+        num_named: The number of texts in the recipe.
     """
     lines = []
     if num_named > len(wanted):
@@ -98,7 +99,7 @@ def _told(
 
 
 def note_beyond(tokenizer: Any, rows: int, note: Callable[[str], None]) -> None:
-    """Say so where a tokenizer has tokens that an embedding of so many rows has no row for."""
+    """Print a note if the tokenizer has tokens beyond the `rows` of the embedding."""
     beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= rows}
     if beyond:
         first = min(beyond, key=lambda token: beyond[token])
@@ -110,16 +111,18 @@ def note_beyond(tokenizer: Any, rows: int, note: Callable[[str], None]) -> None:
 
 
 def carrying(found: Source, tokenizer: Any) -> Source:
-    """Return a model that is written with a tokenizer, if that has tokens which its own lacks.
+    """Return a model with the tokenizer in use, if that has tokens which its own one lacks.
+
+    The model is then written with this tokenizer.
 
     Args:
         found: The model.
-        tokenizer: The one in use.
+        tokenizer: The tokenizer in use.
     """
     try:
         own = found.tokenizer().get_vocab()
     except JaxftError:
-        return found  # it has none that can be read: the one in use is no matter of its files
+        return found  # it has no readable tokenizer, so its files are written without one
     added = {token: number for token, number in tokenizer.get_vocab().items() if token not in own}
     if not added:
         return found

