@@ -64,9 +64,9 @@ def test_a_check_says_what_there_is_and_that_nothing_is_doubtful(folder, capsys)
     assert any("████" in line for line in lines)
     assert "Nothing doubtful was found." in lines
     assert "warning" not in captured.out
-    learned = [line for line in lines if line.startswith("[[")]
-    assert len(learned) == 3
-    assert learned[0] == f"[[{row(0)['messages'][1]['content']}<|im_end|>]]"
+    supervised = [line for line in lines if line.startswith("[[")]
+    assert len(supervised) == 3
+    assert supervised[0] == f"[[{row(0)['messages'][1]['content']}<|im_end|>]]"
     assert max(len(line) for line in lines if not line.startswith("[[")) <= 80
 
 
@@ -137,7 +137,7 @@ def test_a_stream_cannot_be_checked(folder, capsys):
 
 
 @pytest.mark.parametrize("wanted", ["4", "train.jsonl:4"])
-def test_a_row_is_shown_as_it_was_read_and_as_it_is_learned(folder, capsys, wanted):
+def test_a_row_is_shown_as_it_was_read_and_as_it_is_supervised(folder, capsys, wanted):
     assert status("data", "show", "recipe.yaml", "--row", wanted) == 0
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     question, answer = (message["content"] for message in row(3)["messages"])
@@ -153,9 +153,9 @@ def test_a_held_out_row_is_shown_with_its_numbers(folder, capsys):
     out = capsys.readouterr().out
     assert row(101)["messages"][1]["content"] in out
     numbers = out.splitlines()[out.splitlines().index("Its tokens as numbers, in [[ ]]") + 1]
-    learned = numbers.split("[[")[1].split("]]")[0].split()
-    assert len(learned) == len(row(101)["messages"][1]["content"]) + 1
-    assert all(number.isdecimal() for number in learned)
+    supervised = numbers.split("[[")[1].split("]]")[0].split()
+    assert len(supervised) == len(row(101)["messages"][1]["content"]) + 1
+    assert all(number.isdecimal() for number in supervised)
 
 
 def test_what_becomes_of_a_long_row_is_shown(folder, capsys):

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "jaxft"
 OF_OTHER_LIBRARIES = {"LoraConfig", "Trainer"}
 
 # These still stand twice.
-TWICE = {"State", "Decoder", "Stored", "Table"}
+TWICE = {"Decoder", "Stored"}
 
 
 def test_a_class_name_stands_once():

@@ -42,7 +42,8 @@ def uniform_rows(*lengths: int, first_token: int = 1) -> Rows:
 def make_source(rows: Rows, name: str = "made") -> RowSource:
     """Return rows of tokens as a source."""
     labels = [
-        [token if learned else -100 for token, learned in zip(*row, strict=True)] for row in rows
+        [token if supervised else -100 for token, supervised in zip(*row, strict=True)]
+        for row in rows
     ]
     values = [{"input_ids": ids, "labels": own} for (ids, _), own in zip(rows, labels, strict=True)]
     return rows_of(values, name)
@@ -77,7 +78,7 @@ def rows_expected(rows: Rows) -> collections.Counter:
     seen: collections.Counter = collections.Counter()
     for ids, mask in rows:
         following = zip(ids[1:], mask[1:], strict=True)
-        labels = [token if learned else -100 for token, learned in following]
+        labels = [token if supervised else -100 for token, supervised in following]
         seen[tuple(ids), tuple(range(len(ids))), (*labels, -100)] += 1
     return seen
 

@@ -105,7 +105,7 @@ def make_tokenizer(
 
 
 def make_encoding(tokenizer, **options) -> Encoding:
-    """Return an encoding in which replies are learned, and which stops at the end token."""
+    """Return an encoding in which replies are supervised, and which stops at the end token."""
     stop_id = None if tokenizer is None else tokenizer.eos_token_id
     settings = {
         "stop_ids": () if stop_id is None else (stop_id,),

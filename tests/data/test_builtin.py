@@ -66,14 +66,14 @@ def test_a_chat_begins_as_every_text_of_its_tokenizer_does(name, adds_start):
 
 
 @pytest.mark.parametrize("name", builtin.BUILT_IN)
-def test_replies_are_learned_to_their_end(name):
+def test_replies_are_supervised_to_their_end(name):
     tokenizer = make_tokenizer(None)
     tokenizer.chat_template = builtin.resolve(name, tokenizer)
     encoded = tokens.encode_row(Dialogue(RowPlace("f", 1), CHAT), make_encoding(tokenizer))
     (example,) = encoded.examples
-    learned = tokenizer.decode(example.input_ids[example.loss_mask == 1])
+    supervised = tokenizer.decode(example.input_ids[example.loss_mask == 1])
     end = "<|im_end|>" if name == "chatml" else "</s>"
-    assert learned == f"1{end}2{end}"
+    assert supervised == f"1{end}2{end}"
     assert tokenizer.convert_ids_to_tokens(list(encoded.end_ids)) == [end]
 
 

@@ -22,7 +22,7 @@ DAY_S = 24 * 3600
 
 
 def make_chunk(*examples, file="a.jsonl", number=1):
-    """Return a chunk of examples, lists of tokens all of which are learned."""
+    """Return a chunk of examples, lists of tokens all of which are supervised."""
     start, lines = 0, []
     for ids in examples:
         lines.append((start, len(ids), len(ids), len(ids), max(ids), 0, number + len(lines)))

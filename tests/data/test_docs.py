@@ -18,22 +18,22 @@ from jaxft.data.sources import files
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 EXAMPLES = [json.loads(text) for text in re.findall(r"\| `(\{.*?\})` \| ", PAGE)]
-LEARNED = re.findall(r"\[\[(.*?)\]\]\]?` \|$", PAGE, re.MULTILINE)
+SUPERVISED = re.findall(r"\[\[(.*?)\]\]\]?` \|$", PAGE, re.MULTILINE)
 
 
-def learned(value: dict, tokenizer) -> str:
+def supervised(value: dict, tokenizer) -> str:
     row = shapes.parse_row(value, RowPlace("docs", 1))
     (example,) = tokens.encode_row(row, make_encoding(tokenizer)).examples
     pieces = report.split_pieces(example, tokenizer)
     return "".join(piece.text for piece in pieces if piece.is_target)
 
 
-def test_the_examples_are_rows_of_which_that_is_learned():
+def test_the_parts_between_marks_are_supervised():
     assert len(EXAMPLES) == 8
     tokenizer = make_tokenizer()
-    shown = [text.replace("\\|", "|") for text in LEARNED[: len(EXAMPLES)]]
-    assert [learned(value, tokenizer) for value in EXAMPLES[:-1]] == shown[:-1]
-    assert learned(EXAMPLES[-1], tokenizer) == tokenizer.decode(json.loads(f"[{shown[-1]}]"))
+    shown = [text.replace("\\|", "|") for text in SUPERVISED[: len(EXAMPLES)]]
+    assert [supervised(value, tokenizer) for value in EXAMPLES[:-1]] == shown[:-1]
+    assert supervised(EXAMPLES[-1], tokenizer) == tokenizer.decode(json.loads(f"[{shown[-1]}]"))
 
 
 def test_the_plain_prompt_is_the_one_shown():

@@ -18,7 +18,7 @@ from jaxft.data.rows.row import RowPlace
 from jaxft.data.sources.source import open_rows, rows_of
 from jaxft.errors import DataError
 
-# With the end token: 4, 7, 10, ... tokens, of which the last two are learned.
+# With the end token: 4, 7, 10, ... tokens, of which the last two are supervised.
 VALUES_OF_LENGTHS = [{"prompt": "ab" * n + "c" * (n - 1), "completion": "d"} for n in range(1, 6)]
 
 
@@ -209,7 +209,7 @@ def test_other_code_or_another_library_encodes_anew(monkeypatch, tmp_path):
     assert len(digests) == 2
 
 
-# Rows that say alike, but not the same: each has other tokens, or others that are learned.
+# Rows that say alike, but not the same: each has other tokens, or others that are supervised.
 MEANINGS = [
     {"prompt": "hi", "completion": "ho"},
     {"question": "hi", "answer": "ho"},
@@ -289,7 +289,7 @@ def test_a_row_that_cannot_be_encoded_leaves_nothing_in_the_cache(cache_folder):
     assert list((cache_folder / "jaxft").iterdir()) == []
 
 
-def test_rows_with_nothing_learned_at_all_are_refused(cache_folder):
+def test_rows_with_nothing_supervised_at_all_are_refused(cache_folder):
     for _ in range(2):
         with pytest.raises(DataError, match=r"made: none of its 3 rows has a token to learn"):
             encode.encode_source(made_rows(*[{"messages": CHAT[:1]}] * 3), BASE)

@@ -17,10 +17,10 @@ TURNS = (
 )
 
 
-def tokens_row(text: str, learned: str) -> Tokenized:
-    """Return bytes as tokens, of which those under a 1 are learned."""
+def tokens_row(text: str, supervised: str) -> Tokenized:
+    """Return bytes as tokens, of which those under a 1 are supervised."""
     ids = np.array(make_tokenizer()(text)["input_ids"], np.int32)
-    return Tokenized(PLACE, ids, np.array(list(learned), np.uint8))
+    return Tokenized(PLACE, ids, np.array(list(supervised), np.uint8))
 
 
 @pytest.mark.parametrize(

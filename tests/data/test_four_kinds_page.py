@@ -42,7 +42,7 @@ def blocks(path: Path, language: str) -> list[str]:
 
 
 @for_every_recipe
-def test_the_row_is_learned_as_shown(path):
+def test_the_row_is_supervised_as_shown(path):
     data = recipe.load_config(path).data
     tokenizer = make_tokenizer(TEMPLATE, eos_token="<|im_end|>", extra_merges=(("E", "m"),))
     if data.chat_template:

@@ -90,7 +90,7 @@ def test_the_fraction_is_met_as_nearly_as_the_groups_that_are_left_allow(sizes, 
         assert all(abs(wanted - share) <= abs(wanted - share - counts[one]) for one in left)
 
 
-def test_a_group_as_large_as_all_others_is_learned():
+def test_a_group_as_large_as_all_others_is_supervised():
     for order in ([98, 1, 1], [1, 98, 1], [1, 1, 98]):
         chosen = hold_out.choose(np.arange(3, dtype=np.uint64), np.array(order), 0.1)
         assert order.index(98) not in chosen

@@ -25,7 +25,7 @@ def joined(pieces):
     return [token for piece in pieces for token in piece.input_ids.tolist()]
 
 
-def learned(pieces):
+def supervised(pieces):
     return [int(t) for piece in pieces for t in piece.input_ids[piece.loss_mask == 1]]
 
 
@@ -39,7 +39,7 @@ def test_pieces_have_every_token_once_in_order_and_lose_only_their_first_targets
     assert joined(pieces) == example.input_ids.tolist()
     assert [len(piece.input_ids) for piece in pieces[:-1]] == [length] * len(pieces[:-1])
     assert all(1 <= len(piece.input_ids) <= length for piece in pieces)
-    assert learned(pieces) == [t for t in learned([example]) if t % length]
+    assert supervised(pieces) == [t for t in supervised([example]) if t % length]
     assert example.loss_mask.tolist() == before
 
 
@@ -48,7 +48,7 @@ def test_what_is_kept_fits_has_a_target_and_nothing_else_is_lost(example, length
     kept, outcome = overlong.fit(example, length, mode, PLACE)
     assert all(len(each.input_ids) <= length and each.loss_mask.any() for each in kept)
     assert all(not each.loss_mask[0] for each in kept)
-    wanted = learned([example])
+    wanted = supervised([example])
     if not wanted:
         assert outcome == "without_target"
     elif len(example.input_ids) <= length:
@@ -64,7 +64,7 @@ def test_what_is_kept_fits_has_a_target_and_nothing_else_is_lost(example, length
         assert outcome == ("split" if wanted else "cut_off")
     is_dropped = outcome in ("without_target", "too_long", "cut_off")
     assert is_dropped == (not kept)
-    assert learned(kept) == ([] if is_dropped else wanted)
+    assert supervised(kept) == ([] if is_dropped else wanted)
 
 
 @hypothesis.given(examples(), lengths)

@@ -33,7 +33,7 @@ def opened(name: str, **options) -> RowSource:
     ],
 )
 @pytest.mark.parametrize("template", [CHATML, None])
-def test_answers_are_learned_and_questions_are_not(name, count, fields, template):
+def test_answers_are_supervised_and_questions_are_not(name, count, fields, template):
     source = opened(name)
     rows = list(source)
     assert len(rows) == count
@@ -46,15 +46,15 @@ def test_answers_are_learned_and_questions_are_not(name, count, fields, template
     assert len(examples) == count
     for index in range(20):
         question, answer = (json.loads(lines[index])[field] for field in fields)
-        before, learned, *after = report.split_pieces(examples[index], tokenizer)
+        before, supervised, *after = report.split_pieces(examples[index], tokenizer)
         assert not before.is_target
-        assert learned.is_target
+        assert supervised.is_target
         assert question in before.text
-        assert learned.text == answer + ("<|im_end|>" if template else "</s>")
+        assert supervised.text == answer + ("<|im_end|>" if template else "</s>")
         assert [piece.text for piece in after] == (["\n"] if template else [])
 
 
-def test_a_corpus_is_learned_paragraph_by_paragraph():
+def test_a_corpus_is_supervised_paragraph_by_paragraph():
     source = opened("corpus_austen.txt")
     rows = list(source)
     text = (FOLDER / "corpus_austen.txt").read_text(encoding="utf-8")

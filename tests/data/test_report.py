@@ -29,7 +29,7 @@ def encoded(row, tokenizer) -> Example:
     return example
 
 
-def test_a_row_is_shown_with_what_is_learned_between_marks():
+def test_a_row_is_shown_with_what_is_supervised_between_marks():
     tokenizer = make_tokenizer()
     example = encoded(Dialogue(PLACE, TURNS), tokenizer)
     assert report.mark_targets(example, tokenizer, before="[[", after="]]") == (
@@ -50,7 +50,7 @@ def test_pieces_alternate_and_spell_the_row(prompt, completion):
     assert "".join(piece.text for piece in pieces) == prompt + "a" + completion + "</s>"
 
 
-def test_a_row_learned_to_its_end_has_no_empty_piece():
+def test_a_row_supervised_to_its_end_has_no_empty_piece():
     tokenizer = make_tokenizer()
     example = encoded(TextCompletion(PLACE, "a", "b"), tokenizer)
     assert report.split_pieces(example, tokenizer) == [Piece("a", False), Piece("b</s>", True)]

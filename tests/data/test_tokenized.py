@@ -30,9 +30,9 @@ def complaint(**value) -> str:
 
 
 @hypothesis.given(ids=IDS, data=st.data())
-def test_labels_say_what_is_learned_and_without_them_all_is(ids, data):
+def test_labels_say_what_is_supervised_and_without_them_all_is(ids, data):
     mask = data.draw(st.lists(st.integers(0, 1), min_size=len(ids), max_size=len(ids)))
-    labels = [token if learned else -100 for token, learned in zip(ids, mask, strict=True)]
+    labels = [token if supervised else -100 for token, supervised in zip(ids, mask, strict=True)]
     row = parse(input_ids=ids, labels=labels)
     assert row.input_ids.dtype == np.int32
     assert row.loss_mask.dtype == np.uint8

@@ -41,7 +41,7 @@ def chat(*contents: str) -> Dialogue:
 
 
 def cut(text: str, spans: tuple[tuple[int, int], ...]) -> list[str]:
-    """Return the pieces of a text: not learned, learned, not learned, and so on."""
+    """Return the pieces of a text: not supervised, supervised, not supervised, and so on."""
     edges = [0, *(edge for span in spans for edge in span), len(text)]
     return [text[start:stop] for start, stop in itertools.pairwise(edges)]
 
@@ -71,7 +71,7 @@ def test_pieces_that_tokenize_alone_as_together_give_the_same_mask(name, pairs):
         assert example.loss_mask.tolist() == [0, *expected[1:]]
 
 
-def test_a_token_across_the_start_of_a_completion_is_learned_whole():
+def test_a_token_across_the_start_of_a_completion_is_supervised_whole():
     tokenizer = make_tokenizer()
     example = encode(TextCompletion(PLACE, "a h", "e."), tokenizer)
     names = tokenizer.convert_ids_to_tokens(example.input_ids)
@@ -123,7 +123,7 @@ def test_a_prompt_for_generation_is_how_the_training_row_begins(name):
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @hypothesis.given(text=TEXTS)
-def test_a_text_is_its_tokens_and_an_end_all_learned_but_the_first(name, text):
+def test_a_text_is_its_tokens_and_an_end_all_supervised_but_the_first(name, text):
     tokenizer = TOKENIZERS[name]
     example = encode(Text(PLACE, text), tokenizer)
     ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]

@@ -147,7 +147,7 @@ def test_an_end_token_that_also_stands_for_the_unknown_is_no_unknown_word():
     assert run_check(make_side(chats(20), tokenizer=tokenizer)).findings == ()
 
 
-def test_an_end_that_is_not_learned_is_a_warning():
+def test_an_end_that_is_not_supervised_is_a_warning():
     rows = [
         {"input_ids": [5, 6, seed, 9], "labels": [-100, -100, seed, -100]} for seed in range(20, 50)
     ]
@@ -168,7 +168,7 @@ def test_texts_and_cut_replies_need_no_end():
     assert "no_end_learned" not in names(long)
 
 
-def test_little_that_is_learned_is_doubtful():
+def test_little_that_is_supervised_is_doubtful():
     rows = [chat(sentence(seed, 400), str(seed)) for seed in range(10)]
     assert names(run_check(make_side(rows))) == ["little_learned"]
 

@@ -32,8 +32,8 @@ def test_bars_are_as_long_as_their_counts():
 
 
 @hypothesis.given(PIECES, st.integers(2, 40))
-def test_a_shortened_text_keeps_both_ends_and_what_is_learned_of_them(pieces, most):
-    flat = [(character, is_learned) for text, is_learned in pieces for character in text]
+def test_a_shortened_text_keeps_both_ends_and_what_is_supervised_of_them(pieces, most):
+    flat = [(character, is_supervised) for text, is_supervised in pieces for character in text]
     short = shown.shortened(pieces, most)
     if len(flat) <= most:
         assert short == tuple(pieces)
@@ -48,7 +48,7 @@ def test_a_shortened_text_keeps_both_ends_and_what_is_learned_of_them(pieces, mo
 def test_an_example_is_shown_as_text_or_without_a_tokenizer_as_numbers():
     side = make_side([chat("hello", "the end")])
     told = shown.show(side.examples[0][0], "f:1", make_tokenizer(), 1000)
-    assert [text for text, is_learned in told.pieces if is_learned] == ["the end<|im_end|>"]
+    assert [text for text, is_supervised in told.pieces if is_supervised] == ["the end<|im_end|>"]
     assert (told.place, told.tokens) == ("f:1", len(side.examples[0][0].input_ids))
     numbers = Example(np.array([5, 6], np.int32), np.array([0, 1], np.uint8))
     assert shown.show(numbers, "f:1", None, 1000).pieces == (("5 ", False), ("6 ", True))

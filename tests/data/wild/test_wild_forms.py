@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from wild_build import ADD, Family, assistant, encoding, user
 from wild_families import each_family, each_of
-from wild_oracle import assert_learned
+from wild_oracle import assert_supervised
 from wild_templates_ends import MISTRAL_3, MISTRAL_NEMO
 from wild_templates_thinking import QWEN_3, QWEN_25, R1_DISTILL
 
@@ -46,7 +46,7 @@ def test_one_exchange_in_every_form_is_the_same(family: Family, answer: str):
         {"question": question, "answer": answer},
     )
     first, *others = [encoded_value(family, value) for value in values]
-    assert_learned(family, chat, first)
+    assert_supervised(family, chat, first)
     for other in others:
         assert_equal(first, other)
 
@@ -101,5 +101,5 @@ def test_a_call_with_null_content_is_written_where_the_template_asks_for_null():
     encoded = encoded_value(R1_DISTILL, {"messages": [user("2 + 2?"), message]})
     (example,) = encoded.examples
     tokenizer = encoding(R1_DISTILL).tokenizer
-    learned = example.input_ids[example.loss_mask == 1].tolist()
-    assert "add" in tokenizer.decode(learned)
+    supervised = example.input_ids[example.loss_mask == 1].tolist()
+    assert "add" in tokenizer.decode(supervised)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 from wild_build import Family, assistant, dialogue, encode, encoding, make_tokenizer, system, user
 from wild_families import FAMILIES, each_family, each_of
-from wild_oracle import assert_learned, learned_texts, replies_of
+from wild_oracle import assert_supervised, replies_of, supervised_texts
 from wild_templates_ends import GLM_4, PHI_3, QWEN_25_BASE, ZEPHYR_GEMMA
 from wild_templates_plain import ALPACA, CHATML, DEEPSEEK_2, PHI_4, ZEPHYR
 from wild_templates_thinking import QWEN_3, QWEN_25, SMOLLM_3, THINKING
@@ -78,25 +78,25 @@ def chats_of(family: Family) -> st.SearchStrategy[list[dict[str, Any]]]:
 @each_family
 @few
 @hypothesis.given(data=st.data())
-def test_any_chat_that_alternates_is_learned_exactly(family: Family, data: st.DataObject):
+def test_any_chat_that_alternates_is_supervised_exactly(family: Family, data: st.DataObject):
     chat = data.draw(chats_of(family))
     tokenizer = TOKENIZERS[family.name]
-    assert_learned(family, chat, encode(family, *chat, tokenizer=tokenizer), tokenizer=tokenizer)
+    assert_supervised(family, chat, encode(family, *chat, tokenizer=tokenizer), tokenizer=tokenizer)
 
 
 @each_family
 @few
 @hypothesis.given(data=st.data())
-def test_any_choice_of_turns_is_learned_exactly(family: Family, data: st.DataObject):
+def test_any_choice_of_turns_is_supervised_exactly(family: Family, data: st.DataObject):
     chat = data.draw(chats_of(family))
     answers = [index for index, message in enumerate(chat) if message["role"] == "assistant"]
     skipped = data.draw(st.sets(st.sampled_from(answers), max_size=len(answers) - 1))
     tokenizer = TOKENIZERS[family.name]
     encoded = encode(family, *chat, tokenizer=tokenizer, skipped=frozenset(skipped))
-    learned = {
+    supervised = {
         index: reply for index, reply in replies_of(family, chat).items() if index not in skipped
     }
-    assert_learned(family, chat, encoded, learned, tokenizer=tokenizer)
+    assert_supervised(family, chat, encoded, supervised, tokenizer=tokenizer)
 
 
 @each_of(
@@ -104,7 +104,7 @@ def test_any_choice_of_turns_is_learned_exactly(family: Family, data: st.DataObj
 )
 @few
 @hypothesis.given(data=st.data())
-def test_any_order_of_roles_is_learned_exactly(family: Family, data: st.DataObject):
+def test_any_order_of_roles_is_supervised_exactly(family: Family, data: st.DataObject):
     """Templates that take any order: two answers in a row, questions that follow each other."""
     answers = WORDS if family.settles_blanks else WORDS.filter(str.strip)
     messages = st.one_of(WORDS.map(user), answers.map(assistant))
@@ -115,7 +115,7 @@ def test_any_order_of_roles_is_learned_exactly(family: Family, data: st.DataObje
     replies = replies_of(family, chat)
     if family is GLM_4:  # an answer ends with the opening of the turn that follows it
         hypothesis.assume(not any({index, index + 1} <= set(replies) for index in replies))
-    assert_learned(family, chat, encoded, replies, tokenizer=tokenizer)
+    assert_supervised(family, chat, encoded, replies, tokenizer=tokenizer)
 
 
 @each_of([CHATML, PHI_3, QWEN_3, SMOLLM_3])
@@ -127,25 +127,27 @@ def test_rows_do_not_change_each_other(family: Family, data: st.DataObject):
     rows = [dialogue(*chat) for chat in chats]
     together = tokens.encode_rows(rows, encoding(family, tokenizer))
     for chat, encoded in zip(chats, together, strict=True):
-        assert_learned(family, chat, encoded, tokenizer=tokenizer)
+        assert_supervised(family, chat, encoded, tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize("family", [QWEN_3, *THINKING[3:6]], ids=lambda family: family.name)
 @few
 @hypothesis.given(data=st.data())
-def test_any_thought_in_its_field_is_learned_with_its_answer(family: Family, data: st.DataObject):
+def test_any_thought_in_its_field_is_supervised_with_its_answer(
+    family: Family, data: st.DataObject
+):
     answers = st.tuples(WORDS.filter(str.strip), WORDS.filter(str.strip)).map(
         lambda pair: assistant(pair[1], reasoning_content=pair[0])
     )
     pairs = data.draw(st.lists(st.tuples(WORDS.map(user), answers), min_size=1, max_size=3))
     chat = [message for pair in pairs for message in pair]
     tokenizer = TOKENIZERS[family.name]
-    texts = learned_texts(tokenizer, encode(family, *chat, tokenizer=tokenizer))
+    texts = supervised_texts(tokenizer, encode(family, *chat, tokenizer=tokenizer))
     assert len(texts) == len(pairs)
     for text, (_, message) in zip(texts, pairs, strict=True):
         thought, _, answer = text.removeprefix("<think>\n").rpartition("\n</think>\n\n")
         assert thought.strip() == message["reasoning_content"].strip()
         assert answer.removesuffix(family.closing).strip() == message["content"].strip()
     answers_alone = encode(family, *chat, tokenizer=tokenizer, train_on_reasoning=False)
-    for text, (_, message) in zip(learned_texts(tokenizer, answers_alone), pairs, strict=True):
+    for text, (_, message) in zip(supervised_texts(tokenizer, answers_alone), pairs, strict=True):
         assert text.removesuffix(family.closing).strip() == message["content"].strip()

@@ -1,4 +1,4 @@
-"""Templates that mark what the assistant generates: what is learned is what they mark.
+"""Templates that mark what the assistant generates: what is supervised is what they mark.
 
 The oracle is transformers' own mask, cut to what is generated: from the end of a generation prompt
 to the stop. Marks that end with the words of a reply take its stop along.
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from wild_build import Family, assistant, encode, make_tokenizer, system, user
 from wild_families import each_of
-from wild_oracle import learned_texts, render
+from wild_oracle import render, supervised_texts
 from wild_templates_plain import CHATML
 from wild_templates_thinking import SMOLLM_3
 
@@ -57,7 +57,7 @@ MARKED = [
 
 @each_of(MARKED)
 @pytest.mark.parametrize("chat", [CHAT[:3], CHAT, CHAT[1:]], ids=["one", "two", "no system"])
-def test_what_is_learned_is_what_the_template_marks_of_what_is_generated(family: Family, chat):
+def test_what_is_supervised_is_what_the_template_marks_of_what_is_generated(family: Family, chat):
     tokenizer = make_tokenizer(family)
     whole = tokenizer.apply_chat_template(
         list(chat), return_dict=True, return_assistant_tokens_mask=True, **family.kwargs
@@ -78,11 +78,11 @@ def test_what_is_learned_is_what_the_template_marks_of_what_is_generated(family:
 def test_marks_around_the_words_alone_take_the_stop_along():
     """Else nobody would teach the model to stop."""
     family = marking("words", _HEAD, _ON, _WORDS, _OFF, _STOP, _LINE)
-    texts = learned_texts(make_tokenizer(family), encode(family, *CHAT))
+    texts = supervised_texts(make_tokenizer(family), encode(family, *CHAT))
     assert texts == ["four<|im_end|>", CHAT[-1]["content"] + "<|im_end|>"]
 
 
-def test_turns_that_are_not_marked_are_not_learned():
+def test_turns_that_are_not_marked_are_not_supervised():
     family = marking(
         "the last",
         "{% if loop.last %}" + _HEAD + _ON + _WORDS + _STOP + _OFF + "{% else %}",
@@ -110,7 +110,7 @@ def test_marks_around_the_answer_leave_the_thought_out():
         list(CHAT), return_dict=True, return_assistant_tokens_mask=True
     )
     encoded = encode(family, *CHAT)
-    assert learned_texts(tokenizer, encoded) == ["four<|im_end|>", "\n\nfive<|im_end|>"]
+    assert supervised_texts(tokenizer, encoded) == ["four<|im_end|>", "\n\nfive<|im_end|>"]
     (example,) = encoded.examples
     assert example.loss_mask.tolist() == whole["assistant_masks"]
 
@@ -118,6 +118,6 @@ def test_marks_around_the_answer_leave_the_thought_out():
 def test_marks_and_skipped_turns_and_thoughts_meet():
     tokenizer = make_tokenizer(SMOLLM_3)
     skipped = encode(SMOLLM_3, *CHAT, skipped=frozenset({2}))
-    assert learned_texts(tokenizer, skipped) == [CHAT[-1]["content"] + "<|im_end|>"]
+    assert supervised_texts(tokenizer, skipped) == [CHAT[-1]["content"] + "<|im_end|>"]
     answers = encode(SMOLLM_3, *CHAT, train_on_reasoning=False)
-    assert learned_texts(tokenizer, answers) == ["four<|im_end|>", "five<|im_end|>"]
+    assert supervised_texts(tokenizer, answers) == ["four<|im_end|>", "five<|im_end|>"]

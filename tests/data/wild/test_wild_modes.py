@@ -1,4 +1,4 @@
-"""What is learned in each mode, and of rows with skipped turns; plain text; odd tokenizers."""
+"""What is supervised in each mode, and of rows with skipped turns; plain text; odd tokenizers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wild_build import (
     user,
 )
 from wild_families import each_family
-from wild_oracle import assert_learned, learned_texts, text_of
+from wild_oracle import assert_supervised, supervised_texts, text_of
 from wild_templates_ends import MISTRAL_3, PHI_3
 from wild_templates_plain import CHATML
 from wild_templates_thinking import QWEN_3
@@ -37,35 +37,35 @@ def expected(family: Family, *indices: int) -> dict[int, str]:
 
 
 @each_family
-def test_the_last_reply_alone_is_learned_if_that_is_asked(family: Family):
+def test_the_last_reply_alone_is_supervised_if_that_is_asked(family: Family):
     encoded = encode(family, *CHAT, train_on="last_assistant")
-    assert_learned(family, CHAT, encoded, expected(family, 5))
+    assert_supervised(family, CHAT, encoded, expected(family, 5))
 
 
 @each_family
 @pytest.mark.parametrize(
-    ("num_prompt", "learned"), [(0, [5]), (1, [1, 3, 5]), (3, [3, 5]), (5, [5])]
+    ("num_prompt", "supervised"), [(0, [5]), (1, [1, 3, 5]), (3, [3, 5]), (5, [5])]
 )
 def test_a_completion_is_what_the_row_says_or_what_follows_the_last_question(
-    family: Family, num_prompt: int, learned: list[int]
+    family: Family, num_prompt: int, supervised: list[int]
 ):
     encoded = encode(family, *CHAT, train_on="completion", num_prompt=num_prompt)
-    assert_learned(family, CHAT, encoded, expected(family, *learned))
+    assert_supervised(family, CHAT, encoded, expected(family, *supervised))
 
 
 @each_family
 @pytest.mark.parametrize("num_prompt", [1, 3, 5])
-def test_replies_of_a_prompt_are_not_learned(family: Family, num_prompt: int):
+def test_replies_of_a_prompt_are_not_supervised(family: Family, num_prompt: int):
     encoded = encode(family, *CHAT, num_prompt=num_prompt)
-    learned = [index for index in (1, 3, 5) if index >= num_prompt]
-    assert_learned(family, CHAT, encoded, expected(family, *learned))
+    supervised = [index for index in (1, 3, 5) if index >= num_prompt]
+    assert_supervised(family, CHAT, encoded, expected(family, *supervised))
 
 
 @each_family
 @pytest.mark.parametrize("skipped", [{1}, {3}, {5}, {1, 3}, {1, 5}, {3, 5}], ids=str)
-def test_skipped_turns_are_not_learned(family: Family, skipped: set[int]):
+def test_skipped_turns_are_not_supervised(family: Family, skipped: set[int]):
     encoded = encode(family, *CHAT, skipped=frozenset(skipped))
-    assert_learned(family, CHAT, encoded, expected(family, *({1, 3, 5} - skipped)))
+    assert_supervised(family, CHAT, encoded, expected(family, *({1, 3, 5} - skipped)))
 
 
 @each_family
@@ -119,7 +119,7 @@ def test_plain_text_is_closed_with_the_end_token_and_no_template(family: Family)
     settings = encoding(family, tokenizer)
     pair = tokens.encode_row(TextCompletion(RowPlace("f", 1), "2 + 2 =", " 4"), settings)
     assert text_of(tokenizer, pair) == [f"2 + 2 = 4{family.eos}"]
-    assert learned_texts(tokenizer, pair) == [f" 4{family.eos}"]
+    assert supervised_texts(tokenizer, pair) == [f" 4{family.eos}"]
     text = tokens.encode_row(Text(RowPlace("f", 1), "2 + 2 = 4"), settings)
     assert text_of(tokenizer, text) == [f"2 + 2 = 4{family.eos}"]
     assert pair.end_ids == text.end_ids == {tokenizer.eos_token_id}
@@ -135,11 +135,11 @@ def test_padding_and_start_tokens_change_nothing():
         {"bos": CHATML.eos, "pad": CHATML.eos},
     ):
         family = CHATML._replace(**changes)
-        assert_learned(family, chat, encode(family, *chat))
+        assert_supervised(family, chat, encode(family, *chat))
         left = make_tokenizer(family)
         left.padding_side = left.truncation_side = "left"
         left(["a", "b b"], padding=bool(family.pad), truncation=True, max_length=2)
-        assert_learned(family, chat, encode(family, *chat, tokenizer=left))
+        assert_supervised(family, chat, encode(family, *chat, tokenizer=left))
 
 
 def test_token_0_is_a_token_like_any_other():
@@ -148,5 +148,5 @@ def test_token_0_is_a_token_like_any_other():
     for family in (CHATML, PHI_3, QWEN_3):
         chat = (user(zero), assistant(zero * 3), user(zero), assistant(zero))
         encoded = encode(family, *chat)
-        assert_learned(family, chat, encoded)
+        assert_supervised(family, chat, encoded)
         assert sum((example.input_ids == 0).sum() for example in encoded.examples) >= 6

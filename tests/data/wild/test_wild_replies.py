@@ -1,11 +1,11 @@
-"""Every family: what is learned is every reply as it is generated, with its stop, nothing else."""
+"""Every family: every reply is supervised as it is generated, with its stop, and nothing else is."""
 
 from __future__ import annotations
 
 import pytest
 from wild_build import Family, assistant, encode, make_tokenizer, system, user
 from wild_families import each_family
-from wild_oracle import check, learned_texts
+from wild_oracle import check, supervised_texts
 from wild_templates_ends import GLM_4, PHI_3, PHI_35, QWEN_25_BASE, SOLAR
 from wild_templates_plain import DEEPSEEK_2, GEMMA_2, LLAMA_2
 
@@ -38,13 +38,13 @@ BLANKS = {"nothing": "", "a space": " ", "a line feed": "\n", "line feeds": "\n\
 
 
 @each_family
-def test_one_turn_is_learned_with_its_stop(family: Family):
+def test_one_turn_is_supervised_with_its_stop(family: Family):
     encoded = check(family, user("2 + 2?"), assistant("four"))
     assert len(encoded.examples) == 1
 
 
 @each_family
-def test_several_turns_are_learned_each_with_its_stop(family: Family):
+def test_several_turns_are_supervised_each_with_its_stop(family: Family):
     check(
         family,
         user("2 + 2?"),
@@ -57,7 +57,7 @@ def test_several_turns_are_learned_each_with_its_stop(family: Family):
 
 
 @each_family
-def test_a_system_message_is_written_and_not_learned(family: Family):
+def test_a_system_message_is_written_and_not_supervised(family: Family):
     if not family.takes_system:
         pytest.skip("this family refuses a system message")
     chat = (system("Be brief."), user("2 + 2?"), assistant("four"))
@@ -69,21 +69,21 @@ def test_a_system_message_is_written_and_not_learned(family: Family):
 
 @each_family
 @pytest.mark.parametrize("name", WORDS)
-def test_answers_of_all_kinds_are_learned_exactly(family: Family, name: str):
+def test_answers_of_all_kinds_are_supervised_exactly(family: Family, name: str):
     check(family, user("2 + 2?"), assistant(WORDS[name]))
     check(family, user("2 + 2?"), assistant(WORDS[name]), user("3?"), assistant("five"))
     check(family, user("2 + 2?"), assistant("four"), user("3?"), assistant(WORDS[name]))
 
 
 @each_family
-def test_questions_of_all_kinds_change_nothing_of_what_is_learned(family: Family):
+def test_questions_of_all_kinds_change_nothing_of_what_is_supervised(family: Family):
     for words in (*WORDS.values(), *BLANKS.values()):
         check(family, user(words), assistant("four"), user(words), assistant("five"))
 
 
 @each_family
 @pytest.mark.parametrize("name", BLANKS)
-def test_blank_answers_are_learned_as_a_stop(family: Family, name: str):
+def test_blank_answers_are_supervised_as_a_stop(family: Family, name: str):
     """Where a template has no end of its own, what is left of white space is not settled."""
     blank = assistant(BLANKS[name])
     for chat in (
@@ -95,7 +95,7 @@ def test_blank_answers_are_learned_as_a_stop(family: Family, name: str):
             encoded = check(family, *chat)
         else:
             encoded = encode(family, *chat)
-            texts = learned_texts(make_tokenizer(family), encoded)
+            texts = supervised_texts(make_tokenizer(family), encoded)
             stops = [text.removeprefix(family.opening).strip() for text in texts]
             words = ["" if message is blank else message["content"] for message in chat[1::2]]
             assert [stop[: len(said)] for stop, said in zip(stops, words, strict=True)] == words
@@ -105,7 +105,7 @@ def test_blank_answers_are_learned_as_a_stop(family: Family, name: str):
 
 
 @each_family
-def test_a_chat_that_ends_with_a_question_has_its_replies_learned(family: Family):
+def test_a_chat_that_ends_with_a_question_has_its_replies_supervised(family: Family):
     check(family, user("2 + 2?"), assistant("four"), user("3?"))
     check(family, user("2 + 2?"), assistant("four"), user(""))
     check(family, user("2 + 2?"), assistant("four"), user("3?"), assistant("five"), user("4?"))
@@ -124,7 +124,7 @@ def test_the_table_of_replies_says_what_people_see():
         (SOLAR, " four </s>", "five</s>"),
         (QWEN_25_BASE, " four <|im_end|>", "five<|im_end|>"),
     ):
-        assert learned_texts(make_tokenizer(family), encode(family, *chat)) == texts
+        assert supervised_texts(make_tokenizer(family), encode(family, *chat)) == texts
 
 
 @each_family

@@ -20,7 +20,7 @@ from wild_build import (
     user,
 )
 from wild_families import each_family, each_of
-from wild_oracle import assert_learned, learned_texts, text_of
+from wild_oracle import assert_supervised, supervised_texts, text_of
 from wild_templates_ends import GLM_4, MISTRAL_3, PHI_3, QWEN_15_FIRST, SOLAR
 from wild_templates_plain import CHATML, GEMMA_3, LLAMA_2, LLAMA_3
 from wild_templates_thinking import QWEN_3, QWEN_25, R1_DISTILL, SMOLLM_3
@@ -50,7 +50,7 @@ def rendered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @each_family
-def test_no_more_is_rendered_than_a_few_times_what_is_learned_from(family: Family, rendered):
+def test_no_more_is_rendered_than_a_few_times_what_is_supervised_from(family: Family, rendered):
     """One text for a chat, or one a reply: what is rendered stays in proportion to them."""
     tokenizer = make_tokenizer(family)
     for turns in (10, 60):
@@ -103,9 +103,9 @@ def test_a_second_chat_of_a_known_outline_is_rendered_once(rendered):
 
 
 @each_of([CHATML, LLAMA_2, LLAMA_3, PHI_3, GLM_4, SMOLLM_3])
-def test_300_turns_are_all_learned(family: Family):
+def test_300_turns_are_all_supervised(family: Family):
     chat = long_chat(300)
-    texts = learned_texts(make_tokenizer(family), encode(family, *chat))
+    texts = supervised_texts(make_tokenizer(family), encode(family, *chat))
     assert texts == [family.reply(message).rstrip("\n") for message in chat[1::2]]
 
 
@@ -114,7 +114,7 @@ def test_100_turns_of_a_template_that_rewrites_are_100_examples(family: Family):
     chat = long_chat(100)
     encoded = encode(family, *chat)
     assert len(encoded.examples) == 100
-    texts = learned_texts(make_tokenizer(family), encoded)
+    texts = supervised_texts(make_tokenizer(family), encoded)
     assert texts == [family.reply(message) for message in chat[1::2]]
 
 
@@ -124,13 +124,13 @@ def test_a_row_of_a_megabyte_is_exact(family: Family):
     chat = (system("Be brief."), user(words), assistant(words), user("3?"), assistant("five"))
     assert sum(len(message["content"].encode()) for message in chat) > 1_000_000
     tokenizer = make_tokenizer(family)
-    texts = learned_texts(tokenizer, encode(family, *chat, tokenizer=tokenizer))
+    texts = supervised_texts(tokenizer, encode(family, *chat, tokenizer=tokenizer))
     assert texts == [family.reply(chat[2]).rstrip(), family.reply(chat[4]).rstrip()]
 
 
 @each_family
 def test_tokens_that_merge_over_the_edge_of_a_reply_are_those_of_the_whole_text(family: Family):
-    """A token of prompt and reply both is learned whole, as trainers do; no other one is cut."""
+    """A token of prompt and reply both is supervised whole, as trainers do; no other one is cut."""
     tokenizer = make_tokenizer(family, EDGE_MERGES)
     for answer in ("four", "\nfour", " the", "\n\n", "  four  \n", "the\n"):
         if not (family.settles_blanks or answer.strip()):
@@ -144,10 +144,10 @@ def test_tokens_that_merge_over_the_edge_of_a_reply_are_those_of_the_whole_text(
         text = prompt + family.reply(chat[1])
         expected = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert ids[: len(expected)] == expected
-        learned = tokenizer.decode(example.input_ids[example.loss_mask == 1].tolist())
+        supervised = tokenizer.decode(example.input_ids[example.loss_mask == 1].tolist())
         reply = family.reply(chat[1]).rstrip("\n")
-        assert learned.strip().endswith(family.closing.strip())
-        assert "".join(reply.split()) == "".join(learned.split()).removeprefix(":")
+        assert supervised.strip().endswith(family.closing.strip())
+        assert "".join(reply.split()) == "".join(supervised.split()).removeprefix(":")
 
 
 def test_edges_of_plain_text_follow_the_same_rule():
@@ -157,8 +157,8 @@ def test_edges_of_plain_text_follow_the_same_rule():
     (example,) = tokens.encode_row(row, settings).examples
     whole = "2 + 2:\n\nfour<|im_end|>"
     assert example.input_ids.tolist() == tokenizer(whole)["input_ids"]
-    learned = tokenizer.decode(example.input_ids[example.loss_mask == 1].tolist())
-    assert learned == "\n\nfour<|im_end|>"
+    supervised = tokenizer.decode(example.input_ids[example.loss_mask == 1].tolist())
+    assert supervised == "\n\nfour<|im_end|>"
 
 
 @each_of([CHATML, QWEN_3, PHI_3, GLM_4])
@@ -172,4 +172,4 @@ def test_letters_of_many_bytes_are_cut_nowhere(family: Family):
     ):
         chat = (user(letter), assistant(letter), user(letter * 2), assistant(letter * 2))
         encoded = encode(family, *chat)
-        assert_learned(family, chat, encoded)
+        assert_supervised(family, chat, encoded)

@@ -1,4 +1,4 @@
-r"""Thoughts: learned where they are generated, and not where they are not wanted.
+r"""Thoughts: supervised where they are generated, and not where they are not wanted.
 
 Each case says by hand what the model generates from the end of its generation prompt on.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from wild_build import Family, assistant, encode, make_tokenizer, system, user
 from wild_families import each_of
-from wild_oracle import assert_learned, learned_texts, text_of
+from wild_oracle import assert_supervised, supervised_texts, text_of
 from wild_templates_plain import CHATML, LLAMA_3
 from wild_templates_thinking import (
     QWEN_3,
@@ -60,9 +60,9 @@ each_case = pytest.mark.parametrize(
 
 
 @each_case
-def test_a_thought_is_learned_as_it_is_generated(family: Family, message, generated):
+def test_a_thought_is_supervised_as_it_is_generated(family: Family, message, generated):
     chat = (user("2 + 2?"), message)
-    assert_learned(family, chat, encode(family, *chat), {1: generated})
+    assert_supervised(family, chat, encode(family, *chat), {1: generated})
 
 
 @each_case
@@ -73,24 +73,26 @@ def test_every_turn_of_a_chat_has_its_thought(family: Family, message, generated
         pytest.skip("this family leaves the field out")
     chat = (system("Be brief."), user("1 + 3?"), other, user("2 + 2?"), message)
     encoded = encode(family, *chat)
-    assert_learned(family, chat, encoded, {2: found[0], 4: generated})
+    assert_supervised(family, chat, encoded, {2: found[0], 4: generated})
     turned = (*chat[:2], message, chat[3], other, user("3?"), NONE)
     none = (
         next(each for name, one, each in CASES if name is family and one is NONE)
         if (family is not CHATML)
         else "four<|im_end|>"
     )
-    assert_learned(family, turned, encode(family, *turned), {2: generated, 4: found[0], 6: none})
+    assert_supervised(family, turned, encode(family, *turned), {2: generated, 4: found[0], 6: none})
 
 
 @each_case
-def test_without_reasoning_the_answer_and_its_stop_are_learned(family: Family, message, generated):
+def test_without_reasoning_the_answer_and_its_stop_are_supervised(
+    family: Family, message, generated
+):
     chat = (user("1 + 3?"), message, user("2 + 2?"), message)
     tokenizer = make_tokenizer(family)
     encoded = encode(family, *chat, train_on_reasoning=False)
     stop = family.closing
-    assert learned_texts(tokenizer, encoded) == [f"four{stop}"] * 2
-    # The tokens are the same; the thought is there and is not learned.
+    assert supervised_texts(tokenizer, encoded) == [f"four{stop}"] * 2
+    # The tokens are the same; the thought is there and is not supervised.
     with_thoughts = encode(family, *chat)
     assert text_of(tokenizer, encoded) == text_of(tokenizer, with_thoughts)
 
@@ -117,18 +119,18 @@ def test_a_thought_that_the_template_has_no_place_for_is_reported():
             message = assistant("four", **{field: "2 and 2"})
             encoded = encode(family, user("2 + 2?"), message)
             assert "reasoning_left_out" in encoded.notes
-            texts = learned_texts(make_tokenizer(family), encoded)
+            texts = supervised_texts(make_tokenizer(family), encoded)
             assert texts == [f"four{family.closing}"]
     for family in (QWEN_3, QWEN_35, R1_DISTILL):
         assert "reasoning_left_out" not in encode(family, user("2 + 2?"), FIELD).notes
 
 
 @pytest.mark.parametrize("field", ["reasoning", "thinking"])
-def test_a_thought_under_another_name_is_learned_or_reported(field: str):
+def test_a_thought_under_another_name_is_supervised_or_reported(field: str):
     for family in (QWEN_3, QWEN_3_THINKING, QWEN_35, R1_DISTILL):
         message = assistant("four", **{field: "2 and 2"})
         encoded = encode(family, user("2 + 2?"), message)
-        (text,) = learned_texts(make_tokenizer(family), encoded)
+        (text,) = supervised_texts(make_tokenizer(family), encoded)
         assert ("2 and 2" in text) != ("reasoning_left_out" in encoded.notes)
 
 
@@ -150,14 +152,14 @@ def test_a_row_may_turn_thinking_off_and_the_recipe_too(family: Family):
         encode(family._replace(kwargs=off), *chat),
         encode(family._replace(kwargs={"enable_thinking": True}), *chat, template_kwargs=off),
     ):
-        assert_learned(family, chat, encoded, dict.fromkeys((1, 3), "four<|im_end|>"), **off)
-        assert learned_texts(tokenizer, encoded) == ["four<|im_end|>"] * 2
+        assert_supervised(family, chat, encoded, dict.fromkeys((1, 3), "four<|im_end|>"), **off)
+        assert supervised_texts(tokenizer, encoded) == ["four<|im_end|>"] * 2
 
 
 def test_the_mode_of_smollm_may_stand_in_the_system_message():
     chat = (system("Be brief. /no_think"), user("2 + 2?"), NONE, user("3?"), NONE)
     encoded = encode(SMOLLM_3, *chat)
-    assert_learned(SMOLLM_3, chat, encoded, dict.fromkeys((2, 4), "four<|im_end|>"))
+    assert_supervised(SMOLLM_3, chat, encoded, dict.fromkeys((2, 4), "four<|im_end|>"))
     assert len(encoded.examples) == 1
 
 
@@ -174,13 +176,13 @@ def test_the_mode_of_smollm_may_stand_in_the_system_message():
         "see `</think>` in code",
     ],
 )
-def test_odd_thoughts_are_learned_after_the_prompt_or_reported(content: str):
+def test_odd_thoughts_are_supervised_after_the_prompt_or_reported(content: str):
     """Whatever a template makes of them: the prompt is exact, and the reply ends with a stop."""
     for family in (QWEN_3, QWEN_3_THINKING, QWEN_35, R1_DISTILL, SMOLLM_3, CHATML, QWEN_3_WITHOUT):
         tokenizer = make_tokenizer(family)
         chat = (user("2 + 2?"), assistant(content), user("3?"), assistant(content))
         encoded = encode(family, *chat)
-        runs = learned_texts(tokenizer, encoded)
+        runs = supervised_texts(tokenizer, encoded)
         assert len(runs) == 2
         for run in runs:
             assert run.endswith(family.closing)

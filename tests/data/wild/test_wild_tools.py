@@ -1,4 +1,4 @@
-r"""Tools: their calls are learned, their results are not, and none of them is lost in silence.
+r"""Tools: their calls are supervised, their results are not, and none of them is lost in silence.
 
 Each case says by hand what a family generates for a call.
 """
@@ -21,7 +21,7 @@ from wild_build import (
     user,
 )
 from wild_families import each_of
-from wild_oracle import assert_learned, learned_texts, text_of
+from wild_oracle import assert_supervised, supervised_texts, text_of
 from wild_templates_ends import GLM_4, MISTRAL_3, MISTRAL_NEMO
 from wild_templates_plain import (
     ALPACA,
@@ -67,10 +67,10 @@ each_case = pytest.mark.parametrize(
 
 
 @each_case
-def test_a_call_is_learned_and_its_result_is_not(family: Family, call: str, answer: str):
+def test_a_call_is_supervised_and_its_result_is_not(family: Family, call: str, answer: str):
     chat = (user("2 + 2?"), CALL, RESULT, ANSWER)
     encoded = encode(family, *chat, tools=[ADD])
-    assert_learned(family, chat, encoded, {1: call, 3: answer}, tools=[ADD])
+    assert_supervised(family, chat, encoded, {1: call, 3: answer}, tools=[ADD])
     for text in text_of(make_tokenizer(family), encoded):
         assert "Add two numbers." in text
 
@@ -91,24 +91,24 @@ def test_calls_stand_anywhere_in_a_chat(family: Family, call: str, answer: str):
     )
     replies = {1: answer, 3: call, 5: answer, 7: call, 9: answer}
     encoded = encode(family, *chat, tools=[ADD])
-    assert_learned(family, chat, encoded, replies, tools=[ADD])
+    assert_supervised(family, chat, encoded, replies, tools=[ADD])
     if family in (MISTRAL_3, MISTRAL_NEMO):
         return
     chat = (system("Be brief."), *chat)
     replies = {index + 1: reply for index, reply in replies.items()}
     encoded = encode(family, *chat, tools=[ADD])
-    assert_learned(family, chat, encoded, replies, tools=[ADD])
+    assert_supervised(family, chat, encoded, replies, tools=[ADD])
 
 
 @each_of([MISTRAL_3, MISTRAL_NEMO])
-def test_a_system_message_that_generation_is_not_given_after_a_result_is_not_learned(
+def test_a_system_message_that_generation_is_not_given_after_a_result_is_not_supervised(
     family: Family,
 ):
     """Mistral's template writes it only where a question is last, so not behind a result."""
     chat = (system("Be brief."), user("2 + 2?"), CALL, RESULT, ANSWER)
     call, answer = next((call, answer) for each, call, answer in CASES if each is family)
     encoded = encode(family, *chat, tools=[ADD])
-    assert_learned(family, chat, encoded, {2: call, 4: answer}, tools=[ADD])
+    assert_supervised(family, chat, encoded, {2: call, 4: answer}, tools=[ADD])
     first, second = text_of(make_tokenizer(family), encoded)
     assert "Be brief." in first
     assert "Be brief." not in second
@@ -119,19 +119,19 @@ def test_a_call_may_be_the_last_turn(family: Family, call: str, answer: str):
     chat = (user("2 + 2?"), CALL)
     encoded = encode(family, *chat, tools=[ADD])
     if family is GLM_4:  # nothing in the text says which token stops it
-        (text,) = learned_texts(make_tokenizer(family), encoded)
+        (text,) = supervised_texts(make_tokenizer(family), encoded)
         words, _, stop = text.rpartition("<|")
         assert words == call.removesuffix("<|observation|>")
         assert f"<|{stop}" in family.stops
         return
-    assert_learned(family, chat, encoded, {1: call}, tools=[ADD])
+    assert_supervised(family, chat, encoded, {1: call}, tools=[ADD])
 
 
 @each_case
 def test_tools_without_a_call_change_the_prompt_alone(family: Family, call: str, answer: str):
     chat = (user("2 + 2?"), ANSWER)
     encoded = encode(family, *chat, tools=[ADD])
-    assert_learned(family, chat, encoded, {1: answer}, tools=[ADD])
+    assert_supervised(family, chat, encoded, {1: answer}, tools=[ADD])
     (text,) = text_of(make_tokenizer(family), encoded)
     assert "Add two numbers." in text
 
@@ -143,26 +143,26 @@ def test_two_calls_and_two_results_are_in_order():
     hermes = "\n".join(_HERMES[:-10].replace('{"a": 2, "b": 2}', f'{{"a": {n}}}') for n in (1, 3))
     encoded = encode(QWEN_25, *chat, tools=[ADD])
     replies = {1: f"{hermes}<|im_end|>", 4: "four<|im_end|>"}
-    assert_learned(QWEN_25, chat, encoded, replies, tools=[ADD])
+    assert_supervised(QWEN_25, chat, encoded, replies, tools=[ADD])
 
 
 @pytest.mark.parametrize("words", ["let me see", " let me see ", "x\ny"])
-def test_words_beside_a_call_are_learned_or_reported(words: str):
+def test_words_beside_a_call_are_supervised_or_reported(words: str):
     message = {**CALL, "content": words}
     for family, _, answer in CASES:
         chat = (user("2 + 2?"), message, RESULT, ANSWER)
         encoded = encode(family, *chat, tools=[ADD])
-        first, second = learned_texts(make_tokenizer(family), encoded)
+        first, second = supervised_texts(make_tokenizer(family), encoded)
         assert second == answer
         assert "add" in first
         assert (words.strip() in first) != ("words_left_out" in encoded.notes)
 
 
-def test_a_thought_before_a_call_is_learned():
+def test_a_thought_before_a_call_is_supervised():
     message = {**CALL, "reasoning_content": "I add"}
     chat = (user("2 + 2?"), message, RESULT, ANSWER)
     thought = "<think>\nI add\n</think>\n\n" + _HERMES
-    assert_learned(
+    assert_supervised(
         QWEN_3,
         chat,
         encode(QWEN_3, *chat, tools=[ADD]),
@@ -170,7 +170,7 @@ def test_a_thought_before_a_call_is_learned():
         tools=[ADD],
     )
     without = encode(QWEN_3, *chat, tools=[ADD], train_on_reasoning=False)
-    texts = learned_texts(make_tokenizer(QWEN_3), without)
+    texts = supervised_texts(make_tokenizer(QWEN_3), without)
     assert texts[0].removeprefix("<think>\nI add\n</think>").lstrip() in (_HERMES, thought)
     assert texts == [_HERMES, "four<|im_end|>"]
 
@@ -197,7 +197,7 @@ def test_a_call_is_written_where_the_template_asks_for_null_beside_it():
     """R1's template writes a call where the content is null, and drops it where it is "" ."""
     begin, end = R1_DISTILL.tokens[4:6]
     encoded = encode(R1_DISTILL, user("2 + 2?"), CALL)
-    (text,) = learned_texts(make_tokenizer(R1_DISTILL), encoded)
+    (text,) = supervised_texts(make_tokenizer(R1_DISTILL), encoded)
     assert str(begin) in text
     assert json.dumps({"a": 2, "b": 2}) in text
     assert text.endswith(f"{end}{R1_DISTILL.eos}")

@@ -1,12 +1,12 @@
-r"""Families of chat models as they are found in the wild, and what must be learned with each.
+r"""Families of chat models as they are found in the wild, and what must be supervised with each.
 
 How the folder works. `wild_templates_plain`, `wild_templates_ends` and `wild_templates_thinking`
 hold one `Family` for each kind of model: a chat template (reduced, in our own words, the same as
 the stock one in what matters), its special tokens with their flags, its end token, the tokens at
 which it stops, and, written by hand, how the model would generate a reply: for Llama 2 the reply
 `4` is ` 4 </s>`. `wild_oracle` derives from that, and from transformers' `apply_chat_template`
-alone, which tokens must be learned, and compares them with what jaxft learns. The tests name the
-cases. Nothing here calls jaxft but `encoding` and `encode`.
+alone, which tokens must be supervised, and compares them with those that jaxft supervises. The
+tests name the cases. Only `encoding` and `encode` call jaxft.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What must be learned of a chat, derived without jaxft, and compared with what jaxft learns.
+"""The tokens of a chat that must be supervised, derived without jaxft and compared with jaxft's.
 
 The law: before reply `i` a model is given what transformers' `apply_chat_template` makes of the
 messages before it, with `add_generation_prompt`; it then generates the reply as the family's table
 says it. So the tokens of prompt and reply together begin an example, those of the reply are
-learned, and no other token is. One example has all replies where transformers' rendering of the
+supervised, and no other token is. One example has all replies where transformers' rendering of the
 whole chat has each of them as it is generated; else each has an example of its own.
 """
 
@@ -43,7 +43,7 @@ def replies_of(family: Family, messages: Sequence[Message]) -> dict[int, str]:
     }
 
 
-def assert_learned(
+def assert_supervised(
     family: Family,
     messages: Sequence[Message],
     encoded: Encoded,
@@ -51,13 +51,13 @@ def assert_learned(
     tokenizer: Any = None,
     **given: Any,
 ) -> None:
-    """Compare what is learned with what the model would have to generate.
+    """Compare what is supervised with what the model would have to generate.
 
     Args:
         family: Whose templates and tokens.
         messages: The chat.
         encoded: What jaxft makes of it.
-        replies: What is to be learned, by its message's index; all replies, if None.
+        replies: What is to be supervised, by its message's index; all replies, if None.
         tokenizer: Another one than the family's standard one.
         given: Further variables of the template, tools among them.
     """
@@ -87,16 +87,16 @@ def assert_learned(
     stop_ids = {tokenizer.convert_tokens_to_ids(stop) for stop in family.stops}
     for number, (index, text) in enumerate(zip(replies, texts, strict=True)):
         at = 0 if is_one else number
-        learned = encoded.examples[at].input_ids.tolist()
+        supervised = encoded.examples[at].input_ids.tolist()
         expected = ids_of(tokenizer, text)
         # The text of one reply alone may go on behind it, with what the template writes there.
-        assert learned[: len(expected)] == expected
-        assert len(learned) == len(expected) or not is_one
+        assert supervised[: len(expected)] == expected
+        assert len(supervised) == len(expected) or not is_one
         _, prompt_ids = prompts[index]
-        assert learned[: len(prompt_ids)] == prompt_ids
+        assert supervised[: len(prompt_ids)] == prompt_ids
         stop = len(ids_of(tokenizer, ends[number]))
         masks[at][len(prompt_ids) : stop] = 1
-        assert learned[stop - 1] in stop_ids | encoded.end_ids
+        assert supervised[stop - 1] in stop_ids | encoded.end_ids
     for example, mask in zip(encoded.examples, masks, strict=True):
         mask[:1] = 0
         assert example.loss_mask.tolist() == mask.tolist()
@@ -106,12 +106,12 @@ def check(family: Family, *messages: Message, **given: Any) -> Encoded:
     """Encode a chat of plain replies, compare it, and return what became of it."""
     encoded = encode(family, *messages, **given)
     of_template = {name: value for name, value in given.items() if name == "tools"}
-    assert_learned(family, messages, encoded, tokenizer=given.get("tokenizer"), **of_template)
+    assert_supervised(family, messages, encoded, tokenizer=given.get("tokenizer"), **of_template)
     return encoded
 
 
-def learned_texts(tokenizer: Any, encoded: Encoded) -> list[str]:
-    """Return each run of learned tokens, decoded."""
+def supervised_texts(tokenizer: Any, encoded: Encoded) -> list[str]:
+    """Return each run of supervised tokens, decoded."""
     texts = []
     for example in encoded.examples:
         edges = np.flatnonzero(np.diff(np.pad(example.loss_mask, 1)))

@@ -1,4 +1,4 @@
-"""What a row marks as not to be learned, and marks that nobody acts upon."""
+"""What a row marks as not to be supervised, and marks that nobody acts upon."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxft.data.rows.row import RowPlace
 from jaxft.errors import DataError
 
 FOUR = [*CHAT, *CHAT]
-UNLEARNED = [
+UNSUPERVISED = [
     {"weight": 0},
     {"weight": 0.0},
     {"weight": "0"},
@@ -27,7 +27,7 @@ UNLEARNED = [
     {"masked": True},
     {"masked": 1},
 ]
-LEARNED = [{"weight": 1}, {"loss": True}, {"train": "true"}, {"masked": False}, {"learn": 1.0}]
+SUPERVISED = [{"weight": 1}, {"loss": True}, {"train": "true"}, {"masked": False}, {"learn": 1.0}]
 
 
 def parse(value):
@@ -42,17 +42,17 @@ def complaint(value) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("mark", UNLEARNED)
+@pytest.mark.parametrize("mark", UNSUPERVISED)
 @pytest.mark.parametrize("name", ["messages", "conversations"])
-def test_a_turn_with_a_mark_is_not_learned_and_loses_the_mark(name, mark):
+def test_a_turn_with_a_mark_is_not_supervised_and_loses_the_mark(name, mark):
     row = parse({name: [CHAT[0], CHAT[1] | mark, *CHAT]})
     assert row.skipped == {1}
     assert list(row.messages) == FOUR
     assert row.unused == ()
 
 
-@pytest.mark.parametrize("mark", LEARNED)
-def test_a_turn_that_is_marked_as_learned_is(mark):
+@pytest.mark.parametrize("mark", SUPERVISED)
+def test_a_turn_that_is_marked_as_supervised_is(mark):
     row = parse({"messages": [CHAT[0], CHAT[1] | mark]})
     assert row.skipped == frozenset()
     assert list(row.messages) == CHAT
@@ -81,8 +81,8 @@ def test_a_mark_is_true_or_false(field, bad):
     )
 
 
-@pytest.mark.parametrize("mark", LEARNED)
-def test_only_replies_can_be_marked_as_learned(mark):
+@pytest.mark.parametrize("mark", SUPERVISED)
+def test_only_replies_can_be_marked_as_supervised(mark):
     asked = {"messages": [CHAT[0] | mark, CHAT[1]]}
     assert 'message of the role "user" to be learned' in complaint(asked)
     assert parse({"messages": [each | mark for each in CHAT]}).skipped == frozenset()
@@ -90,8 +90,8 @@ def test_only_replies_can_be_marked_as_learned(mark):
     assert "to be learned" in complaint(prompt)
 
 
-def test_a_question_may_be_marked_as_not_learned():
-    for mark in UNLEARNED:
+def test_a_question_may_be_marked_as_not_supervised():
+    for mark in UNSUPERVISED:
         row = parse({"messages": [CHAT[0] | mark, CHAT[1]]})
         assert (row.skipped, list(row.messages)) == (frozenset(), CHAT)
 
@@ -176,7 +176,7 @@ def test_turns_to_train_on_are_replies():
     ],
 )
 @pytest.mark.parametrize("shape", ["messages", "question", "text", "tokens"])
-def test_a_field_that_by_its_name_says_what_is_learned_is_refused(shape, name, value):
+def test_a_field_that_by_its_name_says_what_is_supervised_is_refused(shape, name, value):
     own = shape == "tokens" and name in ("loss_mask", "completion_mask")
     if not own:
         message = complaint(VALUES[shape] | {name: value})
@@ -205,7 +205,7 @@ def test_a_field_that_by_its_name_says_what_is_learned_is_refused(shape, name, v
         ("metadata", {"weight": 70, "reward": 3}),
     ],
 )
-def test_what_cannot_change_what_is_learned_is_only_counted(name, value):
+def test_what_cannot_change_what_is_supervised_is_only_counted(name, value):
     row = parse(VALUES["question"] | {name: value})
     assert row.unused == (() if value is None else (name,))
 
