@@ -1,4 +1,4 @@
-"""Every family: every reply is supervised as it is generated, with its stop, and nothing else is."""
+"""Every family: each reply is supervised as it is generated, with its stop, and nothing else is."""
 
 from __future__ import annotations
 
