@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,30 @@ def records(run: Path) -> list[dict[str, Any]]:
 def adapter_bytes(run: Path) -> dict[str, bytes]:
     """Return every file of the run's adapter."""
     return {path.name: path.read_bytes() for path in sorted((run / "adapter").iterdir())}
+
+
+def calls(function: Callable[..., Any], at: int, act: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that has `act` done just after it was called for the `at`-th time.
+
+    What `act` returns of the result, if anything, takes its place.
+    """
+    count = itertools.count(1)
+
+    def called(*arguments: Any) -> Any:
+        result = function(*arguments)
+        return (act(result) or result) if next(count) == at else result
+
+    return called
+
+
+def send(number: int) -> Callable[..., None]:
+    """Return an act that sends this process a signal."""
+    return lambda _: os.kill(os.getpid(), number)
+
+
+def after_step(number: int, act: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a change of a run's programs that has `act` done just after a step was begun."""
+    return lambda programs: programs._replace(train_step=calls(programs.train_step, number, act))
 
 
 def saved_steps(run: Path) -> list[int]:

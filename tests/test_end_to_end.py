@@ -28,11 +28,11 @@ import os, signal, sys
 import jax
 from jaxft.cli import main
 from jaxft.training import checkpoint
-from jaxft.training.run import trainer
+from jaxft.training.run.log import Log
 
 jax.config.update("jax_num_cpu_devices", 4)
 point, at = sys.argv[1], int(sys.argv[2])
-save, read = checkpoint.Checkpoints.save, trainer.Trainer._read
+save, read = checkpoint.Checkpoints.save, Log.read
 
 def save_and_die(self, step, state, progress):
     save(self, step, state, progress)  # which goes on in a thread
@@ -40,13 +40,13 @@ def save_and_die(self, step, state, progress):
         os.kill(os.getpid(), signal.SIGKILL)
     self.wait()
 
-def read_or_die(self, pending, log, bar):
+def read_or_die(self, step, figures, tokens):
     # The next step is under way by now.
-    if pending is not None and (point, pending.step) == ("step", at):
+    if (point, step) == ("step", at):
         os.kill(os.getpid(), signal.SIGKILL)
-    read(self, pending, log, bar)
+    return read(self, step, figures, tokens)
 
-checkpoint.Checkpoints.save, trainer.Trainer._read = save_and_die, read_or_die
+checkpoint.Checkpoints.save, Log.read = save_and_die, read_or_die
 main.main(sys.argv[3:])
 """
 
@@ -136,18 +136,18 @@ def test_a_run_killed_twice_ends_as_one_that_was_not(base, finished, tmp_path, c
 def test_a_signal_saves_and_ends_with_its_status(
     base, finished, tmp_path, monkeypatch, capsys, number, ended
 ):
-    from jaxft.training.run import trainer
+    from jaxft.training.run.log import Log
 
-    read = trainer.Trainer._read
+    read = Log.read
 
-    def read_and_signal(self, pending, log, bar):
-        if pending is not None and pending.step == 2:  # while the third is under way
+    def read_and_signal(self, step, figures, tokens):
+        if step == 2:  # while the third is under way
             os.kill(os.getpid(), number)
-        read(self, pending, log, bar)
+        return read(self, step, figures, tokens)
 
     words = ("train", str(base / "recipe.yaml"), f"train.output_dir={tmp_path / 'run'}")
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Trainer, "_read", read_and_signal)
+        patch.setattr(Log, "read", read_and_signal)
         assert runs.status(*words, "train.save_steps=100") == ended
     assert "Stopped after step 3 of 6, which is saved." in capsys.readouterr().err
     assert runs.saved_steps(tmp_path / "run") == [3]

@@ -37,7 +37,7 @@ from jaxft.training.prepare.plan import Plan
 from jaxft.training.prepare.reading import OpenRows
 from jaxft.training.prepare.request import Request
 from jaxft.training.run import finish, loop, metrics
-from jaxft.training.run.watcher import Watcher
+from jaxft.training.run.listener import GO_ON, Listener, Moment, Verdict
 
 
 class TrainOutput(NamedTuple):
@@ -167,7 +167,7 @@ class Trainer:
         self.state, self.control = _new_state(), TrainerControl()
         self.state.max_steps = plan.num_steps
         self.tell("on_train_begin")
-        outcome = loop.train(plan, tree, _Listener(self, plan), self._objective())
+        outcome = loop.train(plan, tree, [_Callbacks(self, plan)], self._objective())
         began = starts.of(outcome.frozen)
         self.model.set_chat_format(plan.data.chat_format)
         self.model.set_trained_leaves(trees.combine(outcome.trainable, began))
@@ -317,37 +317,39 @@ def _new_state() -> TrainerState:
     return TrainerState(global_step=0, max_steps=0, epoch=0.0, log_history=[])
 
 
-class _Listener(Watcher):
-    """Tells callbacks what the training loop tells of itself."""
+class _Callbacks(Listener):
+    """Tells callbacks what is told between steps, and asks what they set in `control`."""
 
     def __init__(self, owner: Trainer, plan: Plan) -> None:
         self._owner, self._plan = owner, plan
 
-    def stepped(self, step: int) -> bool:
-        self._owner._reached(self._plan, step)
+    def stepped(self, now: Moment) -> Verdict:
+        self._owner._reached(self._plan, now.step)
         self._owner.tell("on_step_end")
-        return self._owner.control.should_training_stop
+        return Verdict(stop=self._owner.control.should_training_stop)
 
-    def logged(self, step: int, line: Any) -> None:
+    def logged(self, step: int, line: Mapping[str, Any]) -> Verdict:
         # The next step may be under way already: metrics are read one behind.
-        self._owner._reached(self._plan, step)
-        self._owner.state.log_history.append({"step": step, **line})
-        self._owner.tell("on_log", logs=dict(line))
+        return self._heard(step, line, "on_log", logs=dict(line))
 
-    def saved(self, step: int) -> None:
+    def saved(self, step: int) -> Verdict:
         self._owner._reached(self._plan, step)
         self._owner.tell("on_save")
+        return GO_ON
 
-    def measure(self, trainable: trees.Tree, frozen: trees.Tree) -> dict[str, float]:
+    def measure(self, now: Moment) -> dict[str, float]:
         plan = self._plan
-        if plan.eval is None:
-            return {}
+        assert plan.eval is not None, "there were rows to evaluate"
         program = steps.Program(
             plan.network, plan.mesh, plan.dtype, plan.eval.target_capacity, False, CAUSAL_LM
         )
-        return self._owner.measure(program, plan.eval, trainable, frozen)
+        return self._owner.measure(program, plan.eval, now.state.trainable, now.constant)
 
-    def evaluated(self, step: int, line: Any) -> None:
+    def evaluated(self, step: int, line: Mapping[str, Any]) -> Verdict:
+        return self._heard(step, line, "on_evaluate", metrics=dict(line))
+
+    def _heard(self, step: int, line: Mapping[str, Any], event: str, **details: Any) -> Verdict:
         self._owner._reached(self._plan, step)
         self._owner.state.log_history.append({"step": step, **line})
-        self._owner.tell("on_evaluate", metrics=dict(line))
+        self._owner.tell(event, **details)
+        return GO_ON

@@ -17,9 +17,6 @@ from jaxft.adapters import algebra, fitting, peft_format
 from jaxft.adapters.algebra import LoraAdapter
 from jaxft.artifacts import loaded
 from jaxft.config import DataConfig, SourceConfig
-from jaxft.data.batches import loader
-from jaxft.data.batches.loader import PlannedBatches
-from jaxft.data.examples.encode import Examples
 from jaxft.lora import mask
 from jaxft.parallel import mesh as meshes
 from jaxft.parallel import rules
@@ -27,7 +24,7 @@ from jaxft.training import evaluate
 from jaxft.training import step as steps
 from jaxft.training.evaluate import Evaluation
 from jaxft.training.objective import CAUSAL_LM
-from jaxft.training.prepare import reading
+from jaxft.training.prepare import batching, reading
 from jaxft.weights import base
 from jaxft.weights.places.source import Source
 
@@ -71,7 +68,14 @@ def evaluate_line(
     examples = reading.held_out_examples(recipe, tokenizer, base.read_stop_ids(found, tokenizer))
     assert examples is not None
     examples.check_ids(network.spec.vocab_size)
-    batches = _in_order(examples, limit, batch_size)
+    batches = batching.in_order(
+        [examples],
+        max_length=limit,
+        packing=False,
+        seed=0,
+        global_batch=min(batch_size, len(examples)),
+        shards=1,
+    )
     _, frozen = trees.partition(model.tree, mask.trainable_mask(network, model.tree))
     program = steps.Program(
         network=network,
@@ -92,19 +96,3 @@ def evaluate_line(
             assert result is not None  # nothing stops it
             results.append(result)
     return results
-
-
-def _in_order(examples: Examples, max_length: int, batch_size: int) -> PlannedBatches:
-    return loader.make_batches(
-        [examples],
-        weights=None,
-        max_length=max_length,
-        packing=False,
-        group_by_length=False,
-        shuffle=False,
-        seed=0,
-        global_batch=min(batch_size, len(examples)),
-        accumulation=1,
-        shards=1,
-        drop_last=False,
-    )

@@ -224,6 +224,13 @@ def test_what_is_for_recipes_alone_is_refused(model):
         jaxft.get_peft_model(model, jaxft.LoraConfig(init_from="x"))
 
 
+def test_an_adapter_whose_ranks_are_to_be_measured_is_the_base_until_then(model):
+    adapted = jaxft.get_peft_model(
+        model, jaxft.LoraConfig(init_lora_weights="eva", target_modules=["q_proj"])
+    )
+    np.testing.assert_array_equal(logits(adapted, IDS), logits(model, IDS))
+
+
 def test_a_target_that_matches_nothing_is_refused(model):
     with pytest.raises(AdapterError, match=r"(?s)'q_prj'.*'q_proj'"):
         jaxft.get_peft_model(model, jaxft.LoraConfig(target_modules=["q_prj"]))

@@ -11,7 +11,9 @@ import pytest
 import runs
 
 import jaxft
+from jaxft.data.examples import encode
 from jaxft.errors import ConfigError, DataError
+from jaxft.training.prepare import reading
 
 pytestmark = pytest.mark.slow
 
@@ -238,6 +240,25 @@ def test_rows_are_needed(make_trainer):
         make_trainer().evaluate()
     with pytest.raises(DataError, match="train_dataset row 1"):
         make_trainer(train_dataset=[api_runs.ROWS[0], {"txt": "a"}]).train()
+
+
+def test_an_evaluation_reads_the_held_out_rows_once_and_as_such(make_trainer, monkeypatch, capsys):
+    encoded, encode_source = [], encode.encode_source
+
+    def counted(source, *given):
+        encoded.append(source.name)
+        return encode_source(source, *given)
+
+    monkeypatch.setattr(encode, "encode_source", counted)
+    monkeypatch.setattr(reading, "_SILENT_S", 0.0)
+    # Fewer rows than a batch to learn from has.
+    args = {"per_device_train_batch_size": 4, "dataloader_drop_last": True}
+    found = make_trainer(args=args, eval_dataset=api_runs.HELD_OUT).evaluate()
+    assert found["eval_loss"] > 0
+    assert encoded == ["eval_dataset"]
+    said = capsys.readouterr().err
+    assert "Held-out rows: encoding" in said
+    assert "Training rows" not in said
 
 
 # What is refused

@@ -9,9 +9,10 @@ import runs
 
 from jaxft import tree as trees
 from jaxft.lora import mask
+from jaxft.training.objective import CAUSAL_LM
 from jaxft.training.prepare import folder, preparation, request
-from jaxft.training.run import trainer
-from jaxft.training.run.watcher import Watcher
+from jaxft.training.run.programs import make_programs
+from jaxft.training.run.trainer import Trainer
 
 
 @pytest.fixture(scope="session")
@@ -71,23 +72,33 @@ def frozen(plan_of, leaves):
 
 
 @pytest.fixture(scope="session")
-def make_trainer():
-    """Return a function that makes a trainer, and has equal ones share their compiled steps."""
-    programs = {}
+def programs_of():
+    """Return a function that gives the programs of a plan: equal plans share what is compiled."""
+    kept = {}
 
-    def make(plan, leaves):
-        made = trainer.Trainer(plan, leaves, Watcher())
+    def programs_of(plan):
+        made = make_programs(plan, CAUSAL_LM)
         numbers = {
             name: value
             for name, value in plan.config.train.model_dump().items()
             if name not in folder._NOT_NUMERIC
         }
-        key = (made.program, plan.num_steps, tuple(numbers.items()))
-        made._step = programs.setdefault(key, made._step)
-        if plan.eval is not None:
-            key = (made.program, plan.eval.target_capacity)
-            made._eval_step = programs.setdefault(key, made._eval_step)
-        return made
+        of_train = (made.static, plan.num_steps, tuple(numbers.items()))
+        of_eval = (made.static, plan.eval and plan.eval.target_capacity)
+        return made._replace(
+            train_step=kept.setdefault(("train", of_train), made.train_step),
+            eval_step=kept.setdefault(("eval", of_eval), made.eval_step),
+        )
+
+    return programs_of
+
+
+@pytest.fixture(scope="session")
+def make_trainer(programs_of):
+    """Return a function that makes a trainer, whose steps are compiled once for all equal ones."""
+
+    def make(plan, leaves, listeners=(), wrap=lambda programs: programs):
+        return Trainer(plan, leaves, wrap(programs_of(plan)), listeners)
 
     return make
 
@@ -96,11 +107,10 @@ def make_trainer():
 def train(plan_of, leaves, make_trainer, tmp_path):
     """Return a function that trains in this test's folder and returns trainer and outcome."""
 
-    def run(*overrides, prepare=lambda trainer: None, leaves=leaves):
+    def run(*overrides, leaves=leaves, **options):
         plan = plan_of(f"train.output_dir={tmp_path / 'run'}", *overrides)
         with folder.open_checkpoints(plan) as checkpoints:
-            started = make_trainer(plan, leaves)
-            prepare(started)
+            started = make_trainer(plan, leaves, **options)
             return started, started.run(checkpoints)
 
     return run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 
 import jax
@@ -33,17 +32,8 @@ def run(plan_of, leaves, make_trainer, tmp_path):
     def run(name, *overrides, stop_after=None):
         plan = plan_of(f"train.output_dir={tmp_path / name}", *overrides)
         with folder.open_checkpoints(plan) as checkpoints:
-            trainer = make_trainer(plan, leaves)
-            begin, begun = trainer._step, []
-
-            def step(*arguments):
-                begun.append(1)
-                if len(begun) == stop_after:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                return begin(*arguments)
-
-            trainer._step = step
-            trainer.run(checkpoints)
+            wrap = runs.after_step(stop_after, runs.send(signal.SIGTERM))
+            make_trainer(plan, leaves, wrap=wrap).run(checkpoints)
         return runs.records(tmp_path / name)
 
     return run
@@ -85,7 +75,7 @@ def test_grouped_batches_see_each_token_once_and_compile_a_few_programs(
         trainer.run(checkpoints)
     lines = [line for line in runs.records(tmp_path / "run") if "loss" in line]
     assert sum(line["tokens"] for line in lines) == plan.data.train.examples[0].report.tokens
-    assert 2 <= trainer._step._cache_size() <= 4
+    assert 2 <= trainer.programs.train_step._cache_size() <= 4
 
 
 def test_how_long_a_batch_is_padded_changes_nothing_in_its_step(plan_of, leaves, make_trainer):
@@ -105,6 +95,6 @@ def test_how_long_a_batch_is_padded_changes_nothing_in_its_step(plan_of, leaves,
     for each in (batch, padded):
         state = trainer.state_of(trainer.start)
         placed = jax.device_put(each, batch_shardings(CAUSAL_LM, plan.mesh))
-        found.append(trainer._step(state, trainer.frozen, placed, np.uint32(7))[1])
+        found.append(trainer.programs.train_step(state, trainer.frozen, placed, np.uint32(7))[1])
     for value, other in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_allclose(value, other, rtol=1e-5)

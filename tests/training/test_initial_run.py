@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 
 import jax
 import numpy as np
 import pytest
+import runs
 import safetensors.numpy
 
 from jaxft import tree as trees
@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 
 STILL = "train.learning_rate=1e-30"  # no float32 of a size with an adapter's moves by that
 EMBED = "base_model.model.model.embed_tokens.weight"
+STOPS = runs.after_step(1, runs.send(signal.SIGTERM))  # after the first step
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +41,6 @@ def going_on(first):
 
 def flat(tree):
     return {path: np.asarray(leaf) for path, leaf in trees.flatten(tree).items()}
-
-
-def stops_after_the_first(trainer):
-    step = trainer._step
-
-    def stopping(*arguments):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return step(*arguments)
-
-    trainer._step = stopping
 
 
 def test_training_begins_at_the_adapters_values_and_before_is_the_plain_base(
@@ -78,7 +69,7 @@ def test_a_run_that_goes_on_moves_on_and_is_resumed_to_the_bit(first, train, tmp
         assert not np.array_equal(moved[path], leaf)
     again = f"train.output_dir={tmp_path / 'again'}"
     with pytest.raises(Stopped):
-        train(going_on(first), again, prepare=stops_after_the_first)
+        train(going_on(first), again, wrap=STOPS)
     _, resumed = train(going_on(first), again)
     jax.tree.map(np.testing.assert_array_equal, resumed.trainable, whole.trainable)
     assert resumed.before == first[1].before

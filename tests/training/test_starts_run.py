@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 
 import jax
@@ -26,6 +25,7 @@ WORDS = [
     "lora.r=10",
     "lora.target_modules=[k_proj, v_proj, down_proj]",
 ]
+STOPS = runs.after_step(1, runs.send(signal.SIGTERM))  # after the first step
 
 
 def flipped(monkeypatch):
@@ -40,16 +40,6 @@ def flipped(monkeypatch):
     monkeypatch.setattr(np.linalg, "svd", other)
 
 
-def stops_after_the_first(trainer):
-    step = trainer._step
-
-    def stopping(*arguments):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return step(*arguments)
-
-    trainer._step = stopping
-
-
 def same_leaves(tree, other):
     return jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), tree, other))
 
@@ -61,7 +51,7 @@ def test_a_run_goes_on_to_the_bit_whatever_a_decomposition_would_give_now(
     tree = tree_of(*WORDS)
     _, whole = train(*WORDS, leaves=tree)
     with pytest.raises(Stopped):
-        train(*WORDS, again, prepare=stops_after_the_first, leaves=tree)
+        train(*WORDS, again, wrap=STOPS, leaves=tree)
     assert runs.saved_steps(tmp_path / "again") == [1]
     flipped(monkeypatch)
     other = tree_of(*WORDS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 
 import jax
@@ -15,57 +14,22 @@ from jaxft.adapters import peft_format
 from jaxft.errors import Stopped, TrainingError
 from jaxft.parallel import mesh as meshes
 from jaxft.training.prepare import request
-from jaxft.training.run import finish
-from jaxft.training.run import trainer as trainers
-from jaxft.training.run.watcher import Watcher
+from jaxft.training.run import cadence, finish
 
 pytestmark = pytest.mark.slow
 
 STEPS = 6  # of the recipe, an epoch: the last batch is not full
 
 
-def after_step(number, act):
-    """Return a `prepare` that has `act` done just after a step was begun, by its number."""
-
-    def prepare(trainer):
-        begin, begun = trainer._step, []
-
-        def step(*arguments):
-            result = begin(*arguments)
-            begun.append(1)
-            if len(begun) == number:
-                return act(result) or result
-            return result
-
-        trainer._step = step
-
-    return prepare
-
-
-def send(number):
-    """Return an act that sends this process a signal."""
-
-    def act(result):
-        os.kill(os.getpid(), number)
-
-    return act
+@pytest.fixture
+def second_evaluation(plan_of):
+    """The number, from 1, of the batch of held-out rows with which the second evaluation begins."""
+    return plan_of().eval.steps_per_epoch + 1
 
 
 def in_evaluation(number, act):
-    """Return a `prepare` that has `act` done in an evaluation, by its number from 1."""
-
-    def prepare(trainer):
-        evaluate, begun = trainer._evaluate, []
-
-        def evaluate_or_act(*arguments):
-            begun.append(1)
-            if len(begun) == number:
-                act(None)
-            return evaluate(*arguments)
-
-        trainer._evaluate = evaluate_or_act
-
-    return prepare
+    """Return a change of a run's programs that has `act` done in a batch of held-out rows."""
+    return lambda programs: programs._replace(eval_step=runs.calls(programs.eval_step, number, act))
 
 
 def same_leaves(tree, other):
@@ -121,8 +85,8 @@ def test_the_same_run_again_is_the_same_to_the_bit(straight, train, tmp_path):
     assert same_leaves(outcome.trainable, straight[1])
     assert runs.records(tmp_path / "run") == runs.records(straight[0])
     # One program for every step, the last batch of an epoch included.
-    assert trainer._step._cache_size() == 1
-    assert trainer._eval_step._cache_size() == 1
+    assert trainer.programs.train_step._cache_size() == 1
+    assert trainer.programs.eval_step._cache_size() == 1
 
 
 @pytest.mark.parametrize(("number", "at"), [(signal.SIGINT, 1), (signal.SIGTERM, 4)])
@@ -130,20 +94,24 @@ def test_a_run_stopped_by_a_signal_goes_on_as_if_it_had_not_been(
     straight, train, tmp_path, number, at
 ):
     with pytest.raises(Stopped) as stopped:
-        train("train.save_steps=100", prepare=after_step(at, send(number)))
+        train("train.save_steps=100", wrap=runs.after_step(at, runs.send(number)))
     assert stopped.value.signal == number
     assert runs.saved_steps(tmp_path / "run") == [at]
     trainer, outcome = train()
     assert same_leaves(outcome.trainable, straight[1])
     assert runs.records(tmp_path / "run") == runs.records(straight[0])
-    assert trainer._step._cache_size() == 1
+    assert trainer.programs.train_step._cache_size() == 1
     # The evaluation before training is found again, not made again.
     assert outcome.before.loss == runs.records(straight[0])[0]["eval_loss"]
 
 
-def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(straight, train, tmp_path):
+def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(
+    straight, train, second_evaluation, tmp_path
+):
     with pytest.raises(Stopped):
-        train("train.save_steps=100", prepare=in_evaluation(2, send(signal.SIGTERM)))
+        train(
+            "train.save_steps=100", wrap=in_evaluation(second_evaluation, runs.send(signal.SIGTERM))
+        )
     assert runs.saved_steps(tmp_path / "run") == [3]
     assert [line["step"] for line in runs.records(tmp_path / "run")] == [0, 1, 2, 3]
     _, outcome = train()
@@ -153,7 +121,7 @@ def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(straight, train, tm
 
 def test_a_signal_at_the_last_step_stops_too(straight, train, tmp_path, capsys):
     with pytest.raises(Stopped):
-        train("train.save_strategy=no", prepare=after_step(STEPS, send(signal.SIGTERM)))
+        train("train.save_strategy=no", wrap=runs.after_step(STEPS, runs.send(signal.SIGTERM)))
     assert "Stopped after step 6 of 6, which is saved." in capsys.readouterr().err
     _, outcome = train()
     assert "All 6 steps of this run are done" in capsys.readouterr().err
@@ -164,7 +132,7 @@ def test_a_signal_at_the_last_step_stops_too(straight, train, tmp_path, capsys):
 def test_log_lines_over_several_steps_survive_a_stop_between_them(straight, train, tmp_path):
     logs_rarely = ("train.logging_steps=4", "train.eval_steps=3")
     with pytest.raises(Stopped):
-        train(*logs_rarely, prepare=after_step(2, send(signal.SIGTERM)))
+        train(*logs_rarely, wrap=runs.after_step(2, runs.send(signal.SIGTERM)))
     train(*logs_rarely)
     lines = [line for line in runs.records(tmp_path / "run") if "loss" in line]
     each = [line for line in runs.records(straight[0]) if "loss" in line]
@@ -179,7 +147,7 @@ def test_log_lines_over_several_steps_survive_a_stop_between_them(straight, trai
 
 def test_the_micro_batch_may_change_between_two_parts_of_a_run(straight, train, tmp_path):
     with pytest.raises(Stopped):
-        train(prepare=after_step(2, send(signal.SIGTERM)))
+        train(wrap=runs.after_step(2, runs.send(signal.SIGTERM)))
     train("train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=1")
     losses = [line["loss"] for line in runs.records(tmp_path / "run") if "loss" in line]
     expected = [line["loss"] for line in runs.records(straight[0]) if "loss" in line]
@@ -215,7 +183,7 @@ def test_a_step_without_numbers_stops_the_run_before_it_is_saved(train, tmp_path
         return state, metrics._replace(**spoilt, is_skipped=np.bool_(True))
 
     with pytest.raises(TrainingError, match=said) as raised:
-        train("train.save_steps=1", prepare=after_step(2, spoil))
+        train("train.save_steps=1", wrap=runs.after_step(2, spoil))
     assert "Lower train.learning_rate (it is 0.02)" in raised.value.remedy
     assert runs.saved_steps(tmp_path / "run") == [1]
     assert [line["step"] for line in runs.records(tmp_path / "run")] == [0, 1]
@@ -231,12 +199,13 @@ def test_a_step_without_numbers_stops_the_run_before_it_is_saved(train, tmp_path
     ],
 )
 def test_steps_are_saved_and_evaluated_as_asked_and_the_last_is_always_saved(
-    plan_of, leaves, words, saved, evaluated
+    plan_of, words, saved, evaluated
 ):
-    trainer = trainers.Trainer(plan_of("train.max_steps=13", *words), leaves, Watcher())
+    plan = plan_of("train.max_steps=13", *words)
+    due = cadence.of_recipe(plan.config.train, plan.num_steps, plan.train.steps_per_epoch)
     steps = range(1, 14)
-    assert [step for step in steps if trainer._saves(step)] == saved
-    assert [step for step in steps if trainer._evaluates(step)] == evaluated
+    assert [step for step in steps if due.saves(step)] == saved
+    assert [step for step in steps if due.evaluates(step)] == evaluated
 
 
 @pytest.mark.parametrize(
@@ -255,13 +224,13 @@ def test_the_end_is_evaluated_if_there_are_rows_and_the_beginning_if_it_was_aske
 
 
 def test_a_run_that_was_killed_between_saving_and_evaluating_makes_up_for_it(
-    straight, train, tmp_path
+    straight, train, second_evaluation, tmp_path
 ):
     def crash(result):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train("train.save_steps=3", prepare=in_evaluation(2, crash))
+        train("train.save_steps=3", wrap=in_evaluation(second_evaluation, crash))
     assert runs.saved_steps(tmp_path / "run") == [3]
     train("train.save_steps=3")
     assert runs.records(tmp_path / "run") == runs.records(straight[0])
@@ -283,7 +252,7 @@ def test_a_run_that_trains_biases_and_whole_modules_goes_on_as_if_it_had_not_bee
     plan, begun = prepared_of(*words, again)
     tree = begun.begin(plan)
     with pytest.raises(Stopped):
-        train(*words, again, prepare=after_step(1, send(signal.SIGTERM)), leaves=tree)
+        train(*words, again, wrap=runs.after_step(1, runs.send(signal.SIGTERM)), leaves=tree)
     _, outcome = train(*words, again, leaves=tree)
     _, whole = train(*words, leaves=tree)
     own = {f"groups/0/0/attn/{name}/bias" for name in "qkvo"} | {"embed/kernel", "final_norm/scale"}
@@ -309,7 +278,7 @@ def test_a_run_that_trains_biases_and_whole_modules_goes_on_as_if_it_had_not_bee
     }
 
 
-def test_what_is_trained_differs_from_what_it_began_with(straight, plan_of, leaves):
-    start = jax.device_get(trainers.Trainer(plan_of(), leaves, Watcher()).start)
+def test_what_is_trained_differs_from_what_it_began_with(straight, plan_of, leaves, make_trainer):
+    start = jax.device_get(make_trainer(plan_of(), leaves).start)
     differs = jax.tree.map(lambda a, b: not np.array_equal(a, b), start, straight[1])
     assert all(jax.tree.leaves(differs))

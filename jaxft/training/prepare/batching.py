@@ -8,6 +8,7 @@ batches of a step: 4 sequences on 2 shards with 8 micro-batches are 64. The plan
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from jax.sharding import Mesh
 
@@ -15,6 +16,7 @@ from jaxft.config import RunConfig
 from jaxft.data.batches import loader, stream
 from jaxft.data.batches.batch import Batches
 from jaxft.data.batches.loader import PlannedBatches
+from jaxft.data.examples.encode import Examples
 from jaxft.errors import ConfigError
 from jaxft.parallel import mesh as meshes
 from jaxft.training.prepare.reading import Data, Side
@@ -76,15 +78,47 @@ def eval_batches(config: RunConfig, side: Side, mesh: Mesh) -> PlannedBatches:
         ConfigError: The batch cannot be cut evenly.
     """
     shards = meshes.row_shards(mesh)
-    return loader.make_batches(
+    return in_order(
         side.examples,
-        weights=None,
         max_length=config.data.max_length,
         packing=config.data.packing,
-        group_by_length=False,
-        shuffle=False,
         seed=config.train.seed,
         global_batch=config.train.per_device_eval_batch_size * shards,
+        shards=shards,
+    )
+
+
+def in_order(
+    examples: Sequence[Examples],
+    *,
+    max_length: int,
+    packing: bool,
+    seed: int,
+    global_batch: int,
+    shards: int,
+) -> PlannedBatches:
+    """Plan batches that give each row once, in order and without accumulation.
+
+    Args:
+        examples: The rows as tokens, source by source.
+        max_length: The most tokens of a sequence.
+        packing: Whether several rows share a sequence.
+        seed: Decides the packing.
+        global_batch: Sequences of a batch.
+        shards: Data shards.
+
+    Raises:
+        ConfigError: The batch cannot be cut evenly.
+    """
+    return loader.make_batches(
+        examples,
+        weights=None,
+        max_length=max_length,
+        packing=packing,
+        group_by_length=False,
+        shuffle=False,
+        seed=seed,
+        global_batch=global_batch,
         accumulation=1,
         shards=shards,
         drop_last=False,

@@ -4,6 +4,7 @@ Python's `Trainer.train` is the same list: `preparation.prepare`, `train`, `fini
 """
 
 import shlex
+from collections.abc import Sequence
 
 from jaxft import console
 from jaxft import tree as trees
@@ -16,8 +17,9 @@ from jaxft.training.objective import CAUSAL_LM, Objective
 from jaxft.training.prepare import folder, preparation, request
 from jaxft.training.prepare.plan import Plan
 from jaxft.training.run import finish
+from jaxft.training.run.listener import Listener
+from jaxft.training.run.programs import make_programs
 from jaxft.training.run.trainer import Outcome, Trainer
-from jaxft.training.run.watcher import Watcher
 
 
 def run(config: RunConfig) -> None:
@@ -30,7 +32,7 @@ def run(config: RunConfig) -> None:
     plan, leaves = preparation.prepare(request.of_recipe(config), None)
     _show_plan(plan)
     # All that can be refused has been before anything is written.
-    outcome = train(plan, leaves.begin(plan), Watcher(), CAUSAL_LM)
+    outcome = train(plan, leaves.begin(plan), [], CAUSAL_LM)
     written = finish.write_result(plan, outcome)
     _show_outcome(plan, outcome)
     samples = finish.answers(plan, outcome)
@@ -43,13 +45,15 @@ def run(config: RunConfig) -> None:
     )
 
 
-def train(plan: Plan, tree: trees.Tree, watcher: Watcher, objective: Objective) -> Outcome:
+def train(
+    plan: Plan, tree: trees.Tree, listeners: Sequence[Listener], objective: Objective
+) -> Outcome:
     """Make the steps of a plan, for `jaxft train` and for Python.
 
     Args:
         plan: What to do.
         tree: All leaves as they are before the first step.
-        watcher: Told of what happens.
+        listeners: Told of what happens between steps.
         objective: What is minimised.
 
     Raises:
@@ -58,7 +62,8 @@ def train(plan: Plan, tree: trees.Tree, watcher: Watcher, objective: Objective) 
     """
     with folder.open_checkpoints(plan) as checkpoints:
         folder.remember_base(plan, tree)
-        return Trainer(plan, tree, watcher, objective).run(checkpoints)
+        programs = make_programs(plan, objective)
+        return Trainer(plan, tree, programs, listeners).run(checkpoints)
 
 
 def _show_plan(plan: Plan) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxft.training.run.listener import GO_ON, Listener, Verdict
+
 
 @dataclasses.dataclass
 class Window:
@@ -55,7 +57,7 @@ class Window:
         )
 
 
-class MetricsFile:
+class MetricsFile(Listener):
     """`metrics.jsonl`: one object a line, each with its `step`.
 
     Every line is on its way to the disk when `write` returns, so a killed process loses none.
@@ -80,6 +82,16 @@ class MetricsFile:
         """Append a line."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_line({"step": step, **values}))
+
+    def logged(self, step: int, line: Mapping[str, Any]) -> Verdict:
+        """Write it down."""
+        self.write(step, line)
+        return GO_ON
+
+    def evaluated(self, step: int, line: Mapping[str, Any]) -> Verdict:
+        """Write it down."""
+        self.write(step, line)
+        return GO_ON
 
     def find(self, step: int, name: str) -> dict[str, Any] | None:
         """Return the line of a step that has the value `name`, or `None`."""

@@ -1,0 +1,93 @@
+"""Evaluations between steps: before the first one, where they are due, and at the end."""
+
+import time
+from collections.abc import Callable
+
+from jaxft import console
+from jaxft.data.batches.loader import PlannedBatches
+from jaxft.training.evaluate import Evaluation, evaluate
+from jaxft.training.objective import Terms
+from jaxft.training.run.cadence import Cadence
+from jaxft.training.run.listener import GO_ON, Listener, Moment, Verdict
+from jaxft.training.run.log import Log
+from jaxft.training.run.metrics import MetricsFile
+
+
+class Evaluating(Listener):
+    """Measures the loss on held-out rows, and tells of it."""
+
+    def __init__(
+        self,
+        eval_step: Callable[..., Terms],
+        batches: PlannedBatches,
+        cadence: Cadence,
+        record: MetricsFile,
+        log: Log,
+        tell: Listener,
+    ) -> None:
+        """Measure nothing yet.
+
+        Args:
+            eval_step: The compiled evaluation.
+            batches: The held-out rows.
+            cadence: When evaluations are due.
+            record: It knows what was evaluated before, in a part of the run that was stopped.
+            log: The time of evaluations is not counted there.
+            tell: Who hears of evaluations, and has further figures.
+        """
+        self._eval_step, self._batches, self._cadence = eval_step, batches, cadence
+        self._record, self._log, self._tell = record, log, tell
+
+    def is_due(self, step: int) -> bool:
+        """Return whether held-out rows are evaluated after this step."""
+        return self._cadence.evaluates(step)
+
+    def began(self, now: Moment) -> Verdict:
+        """Evaluate the base, or make up for what a run missed that stopped after it had saved."""
+        if now.step == 0:
+            return self._evaluate(now) if self._cadence.evaluation is not None else GO_ON
+        return self._missing(now) if self.is_due(now.step) else GO_ON
+
+    def stepped(self, now: Moment) -> Verdict:
+        """Evaluate if it is time."""
+        return self._evaluate(now) if self.is_due(now.step) else GO_ON
+
+    def ended(self, now: Moment) -> Verdict:
+        """Evaluate the last step in any case."""
+        return self._missing(now)
+
+    def _missing(self, now: Moment) -> Verdict:
+        return self._evaluate(now) if recorded(self._record, now.step) is None else GO_ON
+
+    def _evaluate(self, now: Moment) -> Verdict:
+        began = time.monotonic()
+        with console.progress("Evaluating", self._batches.steps_per_epoch) as progress:
+            found = evaluate(
+                self._eval_step,
+                self._batches,
+                now.state.trainable,
+                now.constant,
+                progress,
+                now.is_interrupted,
+            )
+        seconds = time.monotonic() - began
+        self._log.pause(seconds)
+        if found is None:
+            return GO_ON
+        console.note(
+            f"Step {now.step}: held-out loss {found.loss:.4f}, perplexity {found.perplexity:.2f} "
+            f"({seconds:.1f} s)"
+        )
+        line = {
+            **self._tell.measure(now),
+            **{f"eval_{name}": value for name, value in found.further.items()},
+            "eval_loss": found.loss,
+            "eval_target_tokens": found.target_tokens,
+        }
+        return self._tell.evaluated(now.step, line)
+
+
+def recorded(record: MetricsFile, step: int) -> Evaluation | None:
+    """Return the evaluation that the record has of a step, `None` if it has none."""
+    line = record.find(step, "eval_loss")
+    return None if line is None else Evaluation(line["eval_loss"], line["eval_target_tokens"])
