@@ -324,7 +324,7 @@ def _places(family: Family, network: Network) -> dict[str, tuple[names.Slot, ...
     places: dict[str, tuple[names.Slot, ...]] = {}
     adapted = set()
     for module in names.adaptable_modules(family, network.spec):
-        prefix, index, _ = where[module.layer]
+        prefix, index = where[module.layer].prefix, where[module.layer].index
         stem, leaf = f"{PREFIX}{module.name}", f"{prefix}{module.path}/lora_"
         if module.is_table:
             places |= _places_of_table(f"{stem}.", module.path, shapes)
@@ -346,11 +346,11 @@ def _places(family: Family, network: Network) -> dict[str, tuple[names.Slot, ...
     if network.ties_adapters:
         adapted.add(family.head_name)
         places |= {
-            f"{head}lora_A.weight": (names.Slot("embed/lora_b", None, False, None, None),),
-            f"{head}lora_B.weight": (names.Slot("embed/lora_a", None, True, None, None),),
+            f"{head}lora_A.weight": (names.Slot("embed/lora_b", (), False, None, None),),
+            f"{head}lora_B.weight": (names.Slot("embed/lora_a", (), True, None, None),),
         }
     if "head/rows" in shapes:
-        places[f"{head}{_ROWS}"] = (names.Slot("head/rows", None, False, None, None),)
+        places[f"{head}{_ROWS}"] = (names.Slot("head/rows", (), False, None, None),)
     if "embed/kernel" in trained and not network.has_own_head:
         places[f"{head}weight"] = names.own_tensors(family, network)[embed]
     for name, slots in names.own_tensors(family, network).items():
@@ -372,7 +372,7 @@ def _places_of_table(
         _ROWS: (f"{path}/rows", False),
     }
     return {
-        f"{stem}{name}": (names.Slot(leaf, None, transposed, None, None),)
+        f"{stem}{name}": (names.Slot(leaf, (), transposed, None, None),)
         for name, (leaf, transposed) in leaves.items()
         if leaf in shapes
     }

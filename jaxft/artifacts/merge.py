@@ -152,8 +152,7 @@ class Merged:
         return layout.fuse(parts, slots)
 
     def _part(self, slot: Slot) -> np.ndarray:
-        leaf = self._leaves[slot.path]
-        return leaf if slot.index is None else leaf[slot.index]
+        return self._leaves[slot.path][*slot.index, ...]
 
     def _has_trained(self, slots: tuple[Slot, ...]) -> bool:
         return any(slot.path in self._trained for slot in slots)
@@ -200,11 +199,9 @@ class Merged:
     def _leaf(self, module: str, name: str) -> Any:
         """Return a leaf of a module's adapter, float32, or `None` if it has none of that name."""
         described = self._modules[module]
-        prefix, index, _ = self._places[described.layer]
-        leaf = self._leaves.get(f"{prefix}{described.path}/lora_{name}")
-        if leaf is None:
-            return None
-        return np.asarray(leaf if index is None else leaf[index], np.float32)
+        place = self._places[described.layer]
+        leaf = self._leaves.get(f"{place.prefix}{described.path}/lora_{name}")
+        return None if leaf is None else np.asarray(leaf[place.index], np.float32)
 
     def _tied_product(self) -> np.ndarray:
         """Return A^T B of the head's adapter [in, out], which is the embedding's."""

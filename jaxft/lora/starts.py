@@ -122,16 +122,17 @@ class _Adapted(NamedTuple):
     module: names.Module
     adapter: Adapter
     stem: str
-    at: int | None
+    at: names.Index
 
 
 def _adapted(family: Family, network: Network) -> Iterator[_Adapted]:
     """Yield every adapter of a network."""
     places = network.places()
     for module in names.linear_modules(family, network.spec):
-        prefix, index, adapters = places[module.layer]
-        if module.path in adapters:
-            yield _Adapted(module, adapters[module.path], f"{prefix}{module.path}/lora_", index)
+        place = places[module.layer]
+        if module.path in place.adapters:
+            stem = f"{place.prefix}{module.path}/lora_"
+            yield _Adapted(module, place.adapters[module.path], stem, place.index)
 
 
 def _weight(
@@ -145,15 +146,14 @@ def _weight(
     name = names.embedding_name(family) if is_tied_head else f"{module.name}.weight"
     slots = tensors[name]
     parts = {slot.path: _matrix(leaves[slot.path], slot.index) for slot in slots}
-    alone = tuple(dataclasses.replace(slot, index=None) for slot in slots)
+    alone = tuple(dataclasses.replace(slot, index=()) for slot in slots)
     tensor = layout.join(parts, alone)
     return tensor if slots[0].transposed or is_tied_head else np.ascontiguousarray(tensor.T)
 
 
-def _matrix(leaf: Any, index: int | None) -> np.ndarray:
+def _matrix(leaf: Any, index: names.Index) -> np.ndarray:
     """Return a leaf, or one layer's slice of it, as a float32 matrix."""
-    if index is not None:
-        leaf = jax.tree.map(lambda stack: stack[index], leaf)
+    leaf = jax.tree.map(lambda stack: stack[index], leaf)
     if isinstance(leaf, Quantized):
         leaf = quantized.dequantize(leaf)
     return np.asarray(leaf, np.float32)

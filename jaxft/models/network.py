@@ -106,6 +106,11 @@ class Place(NamedTuple):
     repeat: int | None
     adapters: Mapping[str, Adapter]
 
+    @property
+    def index(self) -> tuple[int, ...]:
+        """The same slice as an index into the leaves: () outside, where there is no stack."""
+        return () if self.repeat is None else (self.repeat,)
+
 
 @dataclasses.dataclass(frozen=True)
 class Network:

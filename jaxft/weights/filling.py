@@ -6,8 +6,9 @@ compile. An accelerator's is not: the leaf lies there from the start and slices 
 that the host never holds a whole stack. The invariant: each device gets its own part only, and
 nothing that was handed to JAX is written again.
 
-A leaf says which region of a slice the devices of this process need, the same of every slice, and
-is given that region.
+A slice is known by its index in the first dimensions of the leaf: (layer,), or (layer, expert)
+where experts are stacked as well; () is the whole leaf. A leaf says which region of a slice the
+devices of this process need, if any, and is given that region.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from jaxft.weights.formats.regions import Region
 _ALIGNMENT = 64  # bytes; JAX copies what is aligned less (XLA's `MinAlign` of a CPU)
 _CACHE_LINE = 64  # bytes
 
+Index = tuple[int, ...]
+
 
 class OnHost:
     """A leaf in the memory of the host, which is also that of the devices."""
@@ -43,16 +46,20 @@ class OnHost:
             if str(at) not in self._parts:
                 self._parts[str(at)] = at, _aligned(sharding.shard_shape(leaf.shape), leaf.dtype)
 
-    def needed(self, index: int | None) -> Region:
-        """Return the region of a slice, or of the whole leaf, that `write` takes."""
-        return self._needed if index is None else self._needed[1:]
+    def needed(self, index: Index) -> Region | None:
+        """Return the region of a slice that `write` takes; `None` if no device needs the slice."""
+        return self._needed[len(index) :] if regions.holds(self._needed, index) else None
 
-    def write(self, part: np.ndarray, index: int | None) -> None:
+    def write(self, part: np.ndarray, index: Index) -> None:
         """Copy each device's part of a slice's needed region to its place, in the leaf's dtype."""
+        depth = len(index)
         for at, memory in self._parts.values():
             place = regions.explicit(at, self._leaf.shape)
-            here = regions.within(place, self._needed)[len(at) - part.ndim :]
-            _copy(regions.cut(part, here), memory if index is None else memory[index, ...])
+            if not regions.holds(place, index):
+                continue
+            slot = [number - begin.start for number, begin in zip(index, place, strict=False)]
+            here = regions.within(place, self._needed)[depth:]
+            _copy(regions.cut(part, here), memory[*slot, ...])
 
     def finish(self) -> jax.Array:
         """Hand the memory to JAX, which does not copy it."""
@@ -72,16 +79,13 @@ class OnDevices:
         self._sharding = sharding
         self._array: jax.Array | None = None
 
-    def needed(self, index: int | None) -> Region:
-        """Return the region of a slice, or of the whole leaf, that `write` takes."""
-        needed = _needed(self._leaf, self._sharding)
-        return needed if index is None else needed[1:]
+    def needed(self, index: Index) -> Region:
+        """Return the region of a slice that `write` takes; all processes write every slice."""
+        return _needed(self._leaf, self._sharding)[len(index) :]
 
-    def write(self, part: np.ndarray, index: int | None) -> None:
+    def write(self, part: np.ndarray, index: Index) -> None:
         """Send each device its part of a slice and wait: the host is to hold no second one."""
-        axes, shape = self._sharding.spec, self._leaf.shape
-        if index is not None:
-            axes, shape = axes[1:], shape[1:]
+        axes, shape = self._sharding.spec[len(index) :], self._leaf.shape[len(index) :]
         placed = NamedSharding(self._sharding.mesh, PartitionSpec(*axes))
         values, needed = part.astype(self._leaf.dtype, copy=False), self.needed(index)
         sent = jax.make_array_from_callback(
@@ -89,10 +93,10 @@ class OnDevices:
             placed,
             lambda at: regions.cut(values, regions.within(regions.explicit(at, shape), needed)),
         )
-        if index is not None:
+        if index:
             if self._array is None:
                 self._array = jnp.zeros(self._leaf.shape, self._leaf.dtype, device=self._sharding)
-            sent = _write(self._array, sent, np.int32(index))
+            sent = _write(self._array, sent, np.asarray(index, np.int32))
         self._array = jax.block_until_ready(sent)
 
     def finish(self) -> jax.Array:
@@ -122,7 +126,8 @@ def _needed(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> Region:
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _write(stack: jax.Array, part: jax.Array, index: Any) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(stack, part, index, 0)
+    first = (*index, *[0] * part.ndim)
+    return jax.lax.dynamic_update_slice(stack, jnp.expand_dims(part, range(len(index))), first)
 
 
 def _is_host(sharding: NamedSharding) -> bool:

@@ -90,8 +90,7 @@ def oriented(part: np.ndarray, slot: Slot) -> np.ndarray:
 def fill(leaves: Mapping[str, np.ndarray], slots: tuple[Slot, ...], tensor: np.ndarray) -> None:
     """Write a tensor into its slots of leaves by path."""
     for slot in slots:
-        leaf = leaves[slot.path]
-        target = leaf if slot.index is None else leaf[slot.index]
+        target = leaves[slot.path][*slot.index, ...]
         target[..., slice(*(slot.columns or (None,)))] = oriented(cut(tensor, slot), slot)
 
 
@@ -99,8 +98,7 @@ def join(leaves: Mapping[str, Any], slots: tuple[Slot, ...]) -> np.ndarray:
     """Return the tensor that fills `slots`, from leaves by path: the inverse of cutting it."""
     parts = []
     for slot in slots:
-        leaf = leaves[slot.path]
-        part = np.asarray(leaf if slot.index is None else leaf[slot.index])
+        part = np.asarray(leaves[slot.path][*slot.index, ...])
         parts.append(part if slot.columns is None else part[..., slice(*slot.columns)])
     return fuse(parts, slots)
 

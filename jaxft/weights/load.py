@@ -118,12 +118,32 @@ def load_base(
         return filling.begin(leaf)
 
     filled = {path: begin(path, leaf) for path, leaf in leaves.items()}
+    fill(filled, checkpoint, table, progress)
+    return trees.unflatten({path: leaf.finish() for path, leaf in filled.items()})
+
+
+def fill(
+    filled: Mapping[str, Filling],
+    checkpoint: Checkpoint,
+    table: Mapping[str, tuple[names.Slot, ...]],
+    progress: Callable[[int], None],
+) -> None:
+    """Read every tensor of a table, or the regions of it that are needed, into leaves.
+
+    Args:
+        filled: The leaves, by path.
+        checkpoint: Where the tensors are, under the names of the table.
+        table: The slots of each tensor.
+        progress: Called with the number of bytes after each tensor.
+
+    Raises:
+        WeightsError: If a value is no number, or a file is damaged.
+    """
     infos = checkpoint.infos()
     for name, slots in table.items():
         shape, stored = infos[name]
         _fill(filled, slots, functools.partial(_read_finite, checkpoint, name), shape)
         progress(math.prod(shape) * stored.itemsize)
-    return trees.unflatten({path: leaf.finish() for path, leaf in filled.items()})
 
 
 def read_leaf(
@@ -142,16 +162,35 @@ def read_leaf(
         WeightsError: If a value is no number, or a file is damaged.
     """
     checkpoint = names.under_full_names(checkpoint, family)
+    return read_region(checkpoint, names.slots(family, network), path, region)
+
+
+def read_region(
+    checkpoint: Checkpoint,
+    table: Mapping[str, tuple[names.Slot, ...]],
+    path: str,
+    region: Region,
+) -> np.ndarray:
+    """Read a region of a leaf from the tensors that fill it.
+
+    Args:
+        checkpoint: Where they are, under the names of the table.
+        table: The slots of each tensor.
+        path: As in `read_leaf`, and so are `region`, what is returned and what is raised.
+        region: See there; where experts are stacked, they are the second dimension.
+    """
     infos = checkpoint.infos()
-    parts: dict[int | None, np.ndarray] = {}
-    layers = range(region[0].start, region[0].stop) if region else range(0)
-    for name, slots in names.slots(family, network).items():
+    parts: dict[names.Index, np.ndarray] = {}
+    for name, slots in table.items():
         read = functools.partial(_read_finite, checkpoint, name)
         for slot in slots:
-            if slot.path == path and (slot.index is None or slot.index in layers):
-                inner = region if slot.index is None else region[1:]
+            if slot.path == path and regions.holds(region, slot.index):
+                inner = region[len(slot.index) :]
                 parts[slot.index] = layout.read(read, slot, infos[name].shape, inner)
-    return parts[None] if None in parts else np.stack([parts[layer] for layer in layers])
+    if () in parts:
+        return parts[()]
+    stacked = np.stack([parts[index] for index in sorted(parts)])
+    return stacked.reshape(regions.shape_of(region))
 
 
 def _fill(
@@ -161,7 +200,8 @@ def _fill(
     shape: tuple[int, ...],
 ) -> None:
     """Write what is needed of a tensor of a shape into its slots, and keep nothing of it."""
-    needed = [(slot, filled[slot.path].needed(slot.index)) for slot in slots]
+    found = [(slot, filled[slot.path].needed(slot.index)) for slot in slots]
+    needed = [(slot, region) for slot, region in found if region is not None]
     wanted = {
         str(each): each for slot, region in needed for each in layout.sources(slot, shape, region)
     }

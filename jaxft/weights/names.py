@@ -2,13 +2,14 @@
 
 The table is read both ways: import and export, and the module names that PEFT knows, derive from
 the same lines. A layer's tensor goes to a slice of a stacked leaf; which one follows from how
-the network's layers are cut into groups.
+the network's layers are cut into groups. An expert's goes to a slice of that slice: of a leaf
+[layers, experts, in, out] to ``[layer, expert]``.
 """
 
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,8 @@ from jaxft.models.network import EMBED, POSITIONS, Network, base_network
 from jaxft.models.spec import Learned, ModelSpec
 from jaxft.weights.formats.checkpoint import Checkpoint, TensorInfo
 from jaxft.weights.formats.regions import Region
+
+Index = tuple[int, ...]  # of a slice of a leaf, by its first dimensions
 
 
 class Outputs(NamedTuple):
@@ -45,7 +48,8 @@ class Slot:
 
     Attributes:
         path: The leaf.
-        index: Which slice of the stacked leaf, or `None` for the whole leaf.
+        index: Which slice of the stacked leaf, (layer,) or (layer, expert), as they are counted in
+            the stack; () for the whole leaf.
         transposed: Whether theirs is the transpose of ours.
         outputs: Which of the tensor's outputs belong here; `None` for all.
         columns: Which of the leaf's columns they are, from the first to before the second; `None`
@@ -53,7 +57,7 @@ class Slot:
     """
 
     path: str
-    index: int | None
+    index: Index
     transposed: bool
     outputs: Outputs | None
     columns: tuple[int, int] | None
@@ -78,7 +82,7 @@ class Module:
     dims: tuple[int, int]
     parts: tuple[tuple[Outputs | None, tuple[int, int] | None], ...]
 
-    def slots(self, path: str, index: int | None, *, transposed: bool) -> tuple[Slot, ...]:
+    def slots(self, path: str, index: Index, *, transposed: bool) -> tuple[Slot, ...]:
         """Return the slots, all in one leaf, of a tensor with the module's outputs."""
         return tuple(
             Slot(path, index, transposed, outputs, columns) for outputs, columns in self.parts
@@ -102,20 +106,70 @@ def slots(family: Family, network: Network) -> dict[str, tuple[Slot, ...]]:
 
 def own_tensors(family: Family, network: Network) -> dict[str, tuple[Slot, ...]]:
     """Return the slots of every tensor that the model has now, a head that was tied included."""
-    shapes = leaf_shapes(network)
-    table: dict[str, tuple[Slot, ...]] = {}
-    for line in family.lines(network.spec):
+    return table_of(family.lines(network.spec), network, leaf_shapes(network))
+
+
+def table_of(
+    lines: Iterable[Tensor], network: Network, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[Slot, ...]]:
+    """Return the slots of every tensor that lines of a name table are of.
+
+    Args:
+        lines: The lines.
+        network: Whose groups of layers the leaves are stacked in.
+        shapes: Of its leaves, by path; a line whose leaf is not there has no tensors.
+    """
+    table = {}
+    for line in lines:
         groups = network.spec.num_kv_heads if line.by_head else 1
-        if not line.is_per_layer:
-            if line.ours[0] in shapes:
-                table[line.theirs] = _slots_of(line, "", None, shapes, groups)
-            continue
-        for prefix, _, layers in network.stacked_blocks():
-            if f"{prefix}/{line.ours[0]}" in shapes:
-                for index, layer in enumerate(layers):
-                    name = line.theirs.format(layer=layer)
-                    table[name] = _slots_of(line, f"{prefix}/", index, shapes, groups)
+        for each in _occurrences(line, network, shapes):
+            widths = [shapes[within(each.block, path)][-1] for path in line.ours]
+            parts = side_by_side(widths, groups) if len(widths) > 1 else [None]
+            table[each.name(line.theirs)] = tuple(
+                Slot(within(each.block, path), each.index, line.transposed, outputs, None)
+                for path, outputs in zip(line.ours, parts, strict=True)
+            )
     return table
+
+
+class _Occurrence(NamedTuple):
+    """One of the tensors that a line of a name table is of.
+
+    Attributes:
+        block: Where the line's leaves are, "groups/0/1"; "" outside the layers.
+        layer: The model's index of the layer; `None` outside the layers.
+        expert: The index of the expert; `None` where there is one tensor for the layer.
+        index: As in `Slot`.
+    """
+
+    block: str
+    layer: int | None
+    expert: int | None
+    index: Index
+
+    def name(self, template: str) -> str:
+        """Return the name that a template with {layer} and {expert} is for."""
+        return template.format(layer=self.layer, expert=self.expert)
+
+
+def _occurrences(
+    line: Tensor, network: Network, shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[_Occurrence]:
+    """Yield the tensors that a line is of; arguments as of `table_of`."""
+    if not line.is_per_layer:
+        if line.ours[0] in shapes:
+            yield _Occurrence("", None, None, ())
+        return
+    for block, _, layers in network.stacked_blocks():
+        path = within(block, line.ours[0])
+        if path not in shapes:
+            continue
+        for repeat, layer in enumerate(layers):
+            if not line.is_per_expert:
+                yield _Occurrence(block, layer, None, (repeat,))
+                continue
+            for expert in range(shapes[path][1]):
+                yield _Occurrence(block, layer, expert, (repeat, expert))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,24 +245,6 @@ def embedding_name(family: Family) -> str:
     return next(line.theirs for line in family.tensors if line.ours == ("embed/kernel",))
 
 
-def _slots_of(
-    line: Tensor,
-    prefix: str,
-    index: int | None,
-    shapes: Mapping[str, tuple[int, ...]],
-    groups: int,
-) -> tuple[Slot, ...]:
-    paths = [prefix + path for path in line.ours]
-    if len(paths) == 1:
-        return (Slot(paths[0], index, line.transposed, None, None),)
-    return tuple(
-        Slot(path, index, line.transposed, outputs, None)
-        for path, outputs in zip(
-            paths, side_by_side([shapes[path][-1] for path in paths], groups), strict=True
-        )
-    )
-
-
 def side_by_side(widths: Sequence[int], groups: int) -> list[Outputs]:
     """Return the outputs of parts of these widths in a tensor that they make up."""
     ends = list(itertools.accumulate(width // groups for width in widths))
@@ -220,7 +256,7 @@ def expected_shape(
 ) -> tuple[int, ...]:
     """Return the shape of the tensor that fills these slots of leaves of these shapes."""
     first = parts[0]
-    shape = shapes[first.path] if first.index is None else shapes[first.path][1:]
+    shape = shapes[first.path][len(first.index) :]
     if first.outputs is not None:
         last = parts[-1].outputs
         assert last is not None
@@ -251,18 +287,12 @@ def linear_modules(family: Family, spec: ModelSpec) -> list[Module]:
         if not line.module or line.module == "head":
             continue
         name = line.theirs.removesuffix(".weight")
-        places = network.stacked_blocks() if line.is_per_layer else [("", None, [None])]
-        for prefix, _, layers in places:
-            paths = [within(prefix, path) for path in line.ours]
-            if paths[0] not in shapes:
-                continue
+        for each in _occurrences(line, network, shapes):
+            paths = [within(each.block, path) for path in line.ours]
             widths = [shapes[path][-1] for path in paths]
             dims = (shapes[paths[0]][-2], sum(widths))
             parts = _parts(widths, spec.num_kv_heads if line.by_head else 1)
-            modules += [
-                Module(name.format(layer=layer), line.module, layer, dims, parts)
-                for layer in layers
-            ]
+            modules.append(Module(each.name(name), line.module, each.layer, dims, parts))
     modules.sort(key=lambda module: -1 if module.layer is None else module.layer)  # stable
     dims = (spec.embed_dim, spec.vocab_size)
     return [*modules, Module(family.head_name, "head", None, dims, _WHOLE)]
@@ -306,12 +336,13 @@ def owned_leaves(family: Family, spec: ModelSpec) -> list[Owned]:
     for line in family.lines(spec):
         if line.is_buffer:
             continue
-        module = line.theirs.rpartition(".")[0]
-        places = network.stacked_blocks() if line.is_per_layer else [("", None, [None])]
-        for prefix, _, layers in places:
-            is_there = within(prefix, line.ours[0]) in shapes
-            if is_there or line.ours == ("head/kernel",):
-                owned += [Owned(module.format(layer=n), n, line.ours) for n in layers]
+        # Experts, which share a leaf, are trained together: it is the module that holds them all.
+        end = ".{expert}" if line.is_per_expert else "."
+        module = line.theirs.rpartition(end)[0]
+        found = [each for each in _occurrences(line, network, shapes) if not each.expert]
+        if line.ours == ("head/kernel",) and not found:
+            found = [_Occurrence("", None, None, ())]
+        owned += [Owned(each.name(module), each.layer, line.ours) for each in found]
     return owned
 
 

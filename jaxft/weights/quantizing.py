@@ -44,21 +44,21 @@ class Quantizing:
         self._leaf, self._plan_of = leaf, plan_of
         self._slices: dict[int, Quantized] = {}
 
-    def needed(self, index: int | None) -> Region:
+    def needed(self, index: tuple[int, ...]) -> Region:
         """Return the region of a slice that `write` takes: all of it."""
-        return regions.whole(self._leaf.shape if index is None else self._leaf.shape[1:])
+        return regions.whole(self._leaf.shape[len(index) :])
 
-    def write(self, part: np.ndarray, index: int | None) -> None:
-        """Quantize one slice."""
-        assert index is not None, "what is quantized lies in layers, and those are stacked"
+    def write(self, part: np.ndarray, index: tuple[int, ...]) -> None:
+        """Quantize one layer's slice."""
+        (layer,) = index
         placed, kind = self._leaf.codes.sharding, self._leaf.kind
         weight = jax.device_put(np.asarray(part, np.float32), placed)
         if self._plan_of is None:
             made = quantize(weight, kind)
         else:
-            plan = jax.device_put(self._plan_of(index), placed)
+            plan = jax.device_put(self._plan_of(layer), placed)
             made = gptq.rounded(weight, plan, kind)
-        self._slices[index] = jax.block_until_ready(made)
+        self._slices[layer] = jax.block_until_ready(made)
 
     def finish(self) -> Quantized:
         """Stack the slices."""

@@ -52,7 +52,7 @@ def test_a_stack_holds_its_slices_and_each_device_its_part(kind, transposed, spe
     leaf = kind(struct((LAYERS, ROWS, COLUMNS), wanted), sharding)
     for index in (2, 0, 1):
         part = parts[index]
-        leaf.write(np.asfortranarray(part) if transposed else part, index)
+        leaf.write(np.asfortranarray(part) if transposed else part, (index,))
     array = leaf.finish()
     expected = np.stack([part.astype(array.dtype) for part in parts])
     assert array.sharding == sharding
@@ -69,7 +69,7 @@ def test_a_leaf_that_is_no_stack_may_be_a_part_of_a_tensor(kind, part, spec):
     for values in (tensor[part][1:].T, tensor.T[:, part][:, 1:], tensor[part, 0][1:]):
         axes = spec if values.ndim == 2 else P(*spec[:1])
         leaf = kind(struct(values.shape, "float32"), NamedSharding(mesh_of(2, 2, 1), axes))
-        leaf.write(values, None)
+        leaf.write(values, ())
         np.testing.assert_array_equal(leaf.finish(), values)
 
 
@@ -95,7 +95,7 @@ def test_on_devices_no_device_gets_more_than_its_part(monkeypatch):
     sharding = NamedSharding(mesh_of(1, 4, 1), P(None, None, "fsdp"))
     leaf = filling.OnDevices(struct((LAYERS, ROWS, COLUMNS), "float32"), sharding)
     for index in range(LAYERS):
-        leaf.write(np.ones((ROWS, COLUMNS), np.float32), index)
+        leaf.write(np.ones((ROWS, COLUMNS), np.float32), (index,))
     assert shares == [0.25] * (2 * LAYERS)
 
 

@@ -35,7 +35,7 @@ def slots_of(config):
     network = base_network(family.spec_from_config(config))
     shapes = names.leaf_shapes(network)
     table = names.slots(family, network).values()
-    return shapes, [parts for parts in table if parts[0].index in (None, 0)]
+    return shapes, [parts for parts in table if parts[0].index in ((), (0,))]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config["model_type"])
@@ -72,7 +72,7 @@ def test_the_columns_of_a_leaf_that_holds_a_fused_tensor_are_found_in_it(
     totals = [groups * width for width in widths]
     ends = np.cumsum([0, *totals]).tolist()
     slots = tuple(
-        names.Slot("a", None, transposed, outputs, (start, stop))
+        names.Slot("a", (), transposed, outputs, (start, stop))
         for outputs, start, stop in zip(
             names.side_by_side(totals, groups), ends[:-1], ends[1:], strict=True
         )

@@ -79,7 +79,7 @@ def assert_holds(tree, source, network, dtype="float32", family=llama.LLAMA):
     leaves = {path: np.asarray(leaf) for path, leaf in trees.flatten(tree).items()}
     for name, parts in names.slots(family, network).items():
         for slot in parts:
-            found = leaves[slot.path] if slot.index is None else leaves[slot.path][slot.index]
+            found = leaves[slot.path][slot.index]
             tensor = source.tensors[name].T if slot.transposed else source.tensors[name]
             part = tensor if slot.outputs is None else tensor[..., slice(*slot.outputs[:2])]
             assert found.tobytes() == part.astype(dtype).tobytes(), (name, slot)
@@ -169,7 +169,7 @@ SLOTS = st.sampled_from(
     # None is this yet: fused, and [out, in].
     + [
         tuple(
-            names.Slot(f"{name}/kernel", 1, transposed, outputs, None)
+            names.Slot(f"{name}/kernel", (1,), transposed, outputs, None)
             for name, outputs in zip("ab", names.side_by_side([6, 10], groups), strict=True)
         )
         for transposed in (True, False)
@@ -195,7 +195,8 @@ def test_joining_what_was_cut_gives_the_tensor_back(parts, seed):
     leaves = {}
     for slot in parts:
         part = layout.oriented(layout.cut(tensor, slot), slot)
-        leaves[slot.path] = part if slot.index is None else {slot.index: part}
+        leaves[slot.path] = np.zeros([at + 1 for at in slot.index] + list(part.shape))
+        leaves[slot.path][*slot.index, ...] = part
     np.testing.assert_array_equal(layout.join(leaves, parts), tensor)
 
 

@@ -57,7 +57,7 @@ def test_every_slice_of_every_leaf_is_filled_by_exactly_one_tensor(family, netwo
     expected = {
         (path, index)
         for path, leaf in trees.flatten(bind.abstract_tree(network)).items()
-        for index in (range(leaf.shape[0]) if path.startswith("groups/") else [None])
+        for index in ([(n,) for n in range(leaf.shape[0])] if path.startswith("groups/") else [()])
         if "lora_" not in path
     }
     assert set(slots) == expected
@@ -67,11 +67,11 @@ def test_a_layers_tensor_goes_to_the_slice_that_the_groups_give_it():
     table = names.slots(llama.LLAMA, NETWORKS["periods"])
     (slot,) = table["model.layers.7.mlp.down_proj.weight"]
     assert slot == names.Slot(
-        "groups/0/1/mlp/down/kernel", 2, transposed=True, outputs=None, columns=None
+        "groups/0/1/mlp/down/kernel", (2,), transposed=True, outputs=None, columns=None
     )
     (slot,) = table["model.layers.9.input_layernorm.weight"]
     assert slot == names.Slot(
-        "groups/1/0/attn_norm/scale", 0, transposed=False, outputs=None, columns=None
+        "groups/1/0/attn_norm/scale", (0,), transposed=False, outputs=None, columns=None
     )
     tenth = names.slots(llama.LLAMA, NETWORKS["twelve groups"])
     (slot,) = tenth["model.layers.10.self_attn.q_proj.weight"]
@@ -83,7 +83,7 @@ def test_a_fused_tensor_is_cut_by_its_outputs():
     for leaf, name in (("kernel", "weight"), ("bias", "bias")):
         assert table[f"transformer.h.2.attn.c_attn.{name}"] == tuple(
             names.Slot(
-                f"groups/0/0/attn/{part}/{leaf}", 2, transposed=False, outputs=cut, columns=None
+                f"groups/0/0/attn/{part}/{leaf}", (2,), transposed=False, outputs=cut, columns=None
             )
             for part, cut in zip("qkv", names.side_by_side([80, 40, 40], 1), strict=True)
         )
@@ -92,8 +92,8 @@ def test_a_fused_tensor_is_cut_by_its_outputs():
 @pytest.mark.parametrize("leaf", ["head/kernel", "embed/kernel"])
 def test_a_head_that_was_tied_begins_as_a_copy_of_the_embedding_and_then_is_its_own(leaf):
     network = tiny.adapted(outer_trained=[leaf])
-    embedding = names.Slot("embed/kernel", None, transposed=False, outputs=None, columns=None)
-    head = names.Slot("head/kernel", None, transposed=True, outputs=None, columns=None)
+    embedding = names.Slot("embed/kernel", (), transposed=False, outputs=None, columns=None)
+    head = names.Slot("head/kernel", (), transposed=True, outputs=None, columns=None)
     table = names.slots(llama.LLAMA, network)
     assert table["model.embed_tokens.weight"] == (embedding, head)
     assert "lm_head.weight" not in table

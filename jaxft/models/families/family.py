@@ -43,7 +43,8 @@ class Tensor:
     Attributes:
         ours: Path in the tree; of a layer's leaf, the path within its block. Several where
             theirs is one tensor for them all, side by side along its outputs.
-        theirs: Hugging Face's name, with ``{layer}`` for the layer's index.
+        theirs: Hugging Face's name, with ``{layer}`` for the layer's index and ``{expert}`` for the
+            expert's: ``model.layers.{layer}.mlp.experts.{expert}.up_proj.weight``.
         transposed: Whether theirs is [out, in]; ours is [in, out].
         module: For the weight of a linear module, the path that an adapter on it has: "attn/q",
             or "attn/qkv" where theirs is one for three. Otherwise "".
@@ -65,6 +66,11 @@ class Tensor:
     def is_per_layer(self) -> bool:
         """Whether there is one such tensor a layer."""
         return "{layer}" in self.theirs
+
+    @property
+    def is_per_expert(self) -> bool:
+        """Whether there is one such tensor an expert; their leaf has the experts stacked."""
+        return "{expert}" in self.theirs
 
 
 def plain(ours: str, theirs: str) -> Tensor:

@@ -245,7 +245,7 @@ def _weights(base: Base) -> str:
     digest = hashlib.sha256()
     for name, info in sorted(source.infos().items()):
         digest.update(f"{name} {info.shape} {info.dtype}\n".encode())
-        is_first = name in slots and slots[name][0].index == 0
+        is_first = name in slots and slots[name][0].index == (0,)
         if is_first or len(info.shape) == 1:
             digest.update(source.read(name).tobytes())
     return digest.hexdigest()

@@ -59,6 +59,11 @@ def cut(tensor: np.ndarray, region: Region) -> np.ndarray:
     return tensor[index]
 
 
+def holds(region: Region, index: Sequence[int]) -> bool:
+    """Return whether a slice, by its index in the first dimensions, reaches into a region."""
+    return all(part.start <= at < part.stop for at, part in zip(index, region, strict=False))
+
+
 def within(region: Region, outer: Region) -> Region:
     """Return a region relative to a larger region that contains it."""
     return tuple(
