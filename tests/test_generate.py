@@ -22,7 +22,7 @@ from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError, DataError, JaxftError
 from jaxft.generation import completion
 from jaxft.generation.completion import Generator
-from jaxft.generation.decoding import Decoder
+from jaxft.generation.decoding import CachedDecoder
 from jaxft.generation.sampling import GREEDY
 from jaxft.lora import targets
 from jaxft.models.families import llama
@@ -94,7 +94,7 @@ def load(**changed: Any) -> generate.Answerer:
 
 def expected(adapters: trees.Tree) -> str:
     """Answer by the leaves that were written, without reading a file."""
-    decoder = Decoder(NETWORK, stop_ids=(0, 2), mesh=tiny.one_device(), dtype="float32")
+    decoder = CachedDecoder(NETWORK, stop_ids=(0, 2), mesh=tiny.one_device(), dtype="float32")
     chat = [{"role": "user", "content": "Wer?"}]
     tree = trees.combine(FROZEN, adapters)
     generator = Generator(decoder, byte_tokenizer.byte_level())
@@ -133,7 +133,7 @@ def test_an_answer_ends_where_the_models_generation_config_says(model, tmp_path)
 def test_a_token_beyond_the_embedding_is_refused_in_text_and_in_a_chat(prompt):
     tokenizer = byte_tokenizer.byte_level()
     tokenizer.add_tokens(["<|new|>"])
-    decoder = Decoder(NETWORK, stop_ids=(0,), mesh=tiny.one_device(), dtype="float32")
+    decoder = CachedDecoder(NETWORK, stop_ids=(0,), mesh=tiny.one_device(), dtype="float32")
     generator, tree = Generator(decoder, tokenizer), trees.combine(FROZEN, TRAINED)
     with pytest.raises(DataError, match=f"token {SPEC.vocab_size}, and"):
         completion.complete(generator, tree, [prompt], max_new_tokens=2, how=GREEDY)

@@ -22,7 +22,7 @@ from jaxft.artifacts import verify, whole
 from jaxft.artifacts.loaded import Tuned
 from jaxft.errors import ConfigError, DataError
 from jaxft.generation import text
-from jaxft.generation.decoding import Decoder, check_below
+from jaxft.generation.decoding import CachedDecoder, check_below
 from jaxft.generation.sampling import Sampling
 from jaxft.leaves.address import Address
 from jaxft.lora import mask, starts, tuning
@@ -355,7 +355,7 @@ class CausalLM:
         )
         tree = self.tree()
         assert self._mesh is not None
-        decoder = Decoder(self.network, stop_ids=stop_ids, mesh=self._mesh, dtype=self.dtype)
+        decoder = CachedDecoder(self.network, stop_ids=stop_ids, mesh=self._mesh, dtype=self.dtype)
         ends = text.ends_with(tokenizer or self.tokenizer, prompts, strings) if strings else None
         steps = list(
             decoder.steps(tree, prompts, max_new_tokens=max_new_tokens, how=how, ends=ends)

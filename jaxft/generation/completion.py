@@ -10,7 +10,7 @@ from typing import Any
 from jaxft.data.examples import tokens
 from jaxft.data.rows.row import Message
 from jaxft.generation import text
-from jaxft.generation.decoding import Decoder
+from jaxft.generation.decoding import CachedDecoder
 from jaxft.generation.sampling import Sampling
 
 Prompt = str | Sequence[Message]
@@ -25,7 +25,7 @@ class Generator:
         tokenizer: A fast tokenizer.
     """
 
-    decoder: Decoder
+    decoder: CachedDecoder
     tokenizer: Any
 
 
@@ -53,7 +53,7 @@ def complete(
         max_new_tokens: The largest number of tokens in an answer.
         how: How tokens are picked.
         stop_strings: An answer ends after the first of these strings, or with the model's own end.
-        first_row: The number of the first prompt, for random draws: see `Decoder.steps`.
+        first_row: The number of the first prompt, for random draws: see `CachedDecoder.steps`.
 
     Raises:
         ConfigError: If a stop string is empty.

@@ -62,7 +62,7 @@ class Step(NamedTuple):
     is_new: Bool[np.ndarray, " b"]
 
 
-class Decoder:
+class CachedDecoder:
     """Decodes with one network; compiles on first use, and once for each size of the cache."""
 
     def __init__(self, network: Network, *, stop_ids: Sequence[int], mesh: Mesh, dtype: Any):

@@ -57,8 +57,8 @@ def _weights(network: Network, address: Address, mesh: Mesh) -> tuple[list[str],
         return [path], materialise
     modules = FUSED.get(address.module, (address.module,))
     # Parts of one module are divided alike.
-    stored = quantized.Stored(rules.gather(mesh, modules[0]))
-    return [within(address.block, f"{module}/kernel") for module in modules], stored
+    to_matrix = quantized.ToMatrix(rules.gather(mesh, modules[0]))
+    return [within(address.block, f"{module}/kernel") for module in modules], to_matrix
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int32
 from jaxft.leaves import address
 from jaxft.models.block import Block
 from jaxft.models.cache import Cached
-from jaxft.models.embedding import Table
+from jaxft.models.embedding import EmbeddingTable
 from jaxft.models.layers import Context, Linear, Norm
 from jaxft.models.network import EMBED, HEAD, POSITIONS, Group, Network
 from jaxft.models.spec import Learned, Sinusoidal
@@ -62,10 +62,10 @@ class Decoder(nnx.Module):
         """Make all leaves; those of a group's blocks are stacked on dimension 0."""
         spec, adapters = network.spec, dict(network.outer_adapters)
         self.network = network
-        self.embed = Table(EMBED, (spec.vocab_size, spec.embed_dim), network, rngs)
+        self.embed = EmbeddingTable(EMBED, (spec.vocab_size, spec.embed_dim), network, rngs)
         if isinstance(spec.positions, Learned):
             dims = (spec.positions.rows, spec.model_dim)
-            self.positions = Table(POSITIONS, dims, network, rngs)
+            self.positions = EmbeddingTable(POSITIONS, dims, network, rngs)
         if spec.embed_norm:
             self.embed_norm = Norm(spec.norm_of("embed_norm"), spec.model_dim)
         if spec.embed_dim != spec.model_dim:

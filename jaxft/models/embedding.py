@@ -22,7 +22,7 @@ from jaxft.models.network import HEAD, Network, Rows
 from jaxft.parallel import rules
 
 
-class Table(nnx.Module):
+class EmbeddingTable(nnx.Module):
     """A table of embeddings, of tokens or of positions, [rows, width]."""
 
     def __init__(self, path: str, dims: tuple[int, int], network: Network, rngs: nnx.Rngs):

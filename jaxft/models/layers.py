@@ -150,7 +150,7 @@ class Linear(Lora):
 
     def product(self, x: Float[Array, "b t i"], context: Context) -> Float[Array, "b t o"]:
         """Return ``x W``."""
-        return linear.product(x, self.kernel.get_value(), self._stored(context), x.dtype)
+        return linear.product(x, self.kernel.get_value(), self._to_matrix(context), x.dtype)
 
     def biased(self, y: Float[Array, "b t o"]) -> Float[Array, "b t o"]:
         """Return `y` and the bias, if there is one."""
@@ -158,10 +158,10 @@ class Linear(Lora):
 
     def matrix(self, context: Context) -> Float[Array, "i o"]:
         """Return W, float32."""
-        return self._stored(context)(self.kernel.get_value(), jnp.float32)
+        return self._to_matrix(context)(self.kernel.get_value(), jnp.float32)
 
-    def _stored(self, context: Context) -> quantized.Stored:
-        return quantized.Stored(rules.gather(context.mesh, self.path))
+    def _to_matrix(self, context: Context) -> quantized.ToMatrix:
+        return quantized.ToMatrix(rules.gather(context.mesh, self.path))
 
 
 class Norm(nnx.Module):

@@ -117,7 +117,7 @@ def dequantize(weight: Quantized) -> Float[Array, "i o"]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored:
+class ToMatrix:
     """From a weight as it is stored, quantized or not, to a matrix to multiply with."""
 
     gather: Callable[[Any, Any], jax.Array]

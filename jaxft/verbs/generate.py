@@ -21,7 +21,7 @@ from jaxft.data.rows.row import Message
 from jaxft.data.sources import prompts as prompt_files
 from jaxft.generation import completion
 from jaxft.generation.completion import Generator, Prompt
-from jaxft.generation.decoding import Decoder, check_below
+from jaxft.generation.decoding import CachedDecoder, check_below
 from jaxft.generation.sampling import Sampling
 from jaxft.parallel import devices
 from jaxft.parallel import mesh as meshes
@@ -173,5 +173,5 @@ def make_generator(
         eos_token_ids = sorted({*base.read_stop_ids(found, tokenizer), *trained.stop_ids})
     else:
         check_below(eos_token_ids, loaded.network.spec.vocab_size, "token")
-    decoder = Decoder(loaded.network, stop_ids=eos_token_ids, mesh=mesh, dtype=dtype)
+    decoder = CachedDecoder(loaded.network, stop_ids=eos_token_ids, mesh=mesh, dtype=dtype)
     return Generator(decoder, tokenizer)

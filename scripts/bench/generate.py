@@ -112,14 +112,14 @@ def with_jaxft(args: argparse.Namespace) -> Continue:
     """Return what continues rows with jaxft."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     from jaxft.artifacts import loaded
-    from jaxft.generation.decoding import Decoder
+    from jaxft.generation.decoding import CachedDecoder
     from jaxft.generation.sampling import GREEDY
     from jaxft.parallel import mesh as meshes
 
     mesh = meshes.single_device_mesh()
     found, lora, tensors, origin = loaded.find(None, args.model)
     loaded = loaded.load(found, lora, tensors, origin=origin, mesh=mesh, dtype=args.dtype)
-    decoder = Decoder(loaded.network, stop_ids=(), mesh=mesh, dtype=args.dtype)
+    decoder = CachedDecoder(loaded.network, stop_ids=(), mesh=mesh, dtype=args.dtype)
     return lambda prompts, new_tokens: decoder.rows(
         loaded.tree, prompts, max_new_tokens=new_tokens, how=GREEDY
     )

@@ -138,14 +138,14 @@ def rows_to_measure(args: argparse.Namespace, plan: Any, tree: Any) -> dict[str,
     """Return the batches on which losses are measured, by name; `tree` is still the base."""
     from jaxft.config import load_config
     from jaxft.generation import completion
-    from jaxft.generation.decoding import Decoder
+    from jaxft.generation.decoding import CachedDecoder
     from jaxft.generation.sampling import GREEDY
     from jaxft.training.prepare import preparation, request
     from jaxft.weights import base
 
     questions = [json.loads(line)["messages"][0] for line in args.general.open()]
     stop_ids = base.read_stop_ids(plan.source, plan.tokenizer)
-    decoder = Decoder(plan.network, stop_ids=stop_ids, mesh=plan.mesh, dtype=plan.dtype)
+    decoder = CachedDecoder(plan.network, stop_ids=stop_ids, mesh=plan.mesh, dtype=plan.dtype)
     answers = completion.complete(
         completion.Generator(decoder, plan.tokenizer),
         tree,

@@ -12,7 +12,7 @@ import tiny
 from jaxft.errors import DataError
 from jaxft.generation import completion, text
 from jaxft.generation.completion import Generator
-from jaxft.generation.decoding import Decoder
+from jaxft.generation.decoding import CachedDecoder
 from jaxft.generation.sampling import GREEDY
 from jaxft.models.network import base_network
 
@@ -24,7 +24,7 @@ DRAWN = dataclasses.replace(GREEDY, temperature=2.0, seed=3)
 
 @pytest.fixture(scope="module")
 def generator(byte_level: Any) -> Generator:
-    decoder = Decoder(NETWORK, stop_ids=(0,), mesh=tiny.one_device(), dtype="float32")
+    decoder = CachedDecoder(NETWORK, stop_ids=(0,), mesh=tiny.one_device(), dtype="float32")
     return Generator(decoder, byte_level)
 
 

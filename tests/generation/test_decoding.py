@@ -15,7 +15,7 @@ import tiny
 from jaxft import tree as trees
 from jaxft.errors import DataError
 from jaxft.generation import decoding
-from jaxft.generation.decoding import CHUNK, Decoder
+from jaxft.generation.decoding import CHUNK, CachedDecoder
 from jaxft.generation.sampling import GREEDY, Sampling
 from jaxft.models.network import Network, base_network
 from jaxft.parallel import mesh as meshes
@@ -33,8 +33,8 @@ def prompts(lengths: Sequence[int] = LENGTHS, seed: int = 0) -> list[list[int]]:
 
 
 @functools.cache
-def decoder(network: Network, stop_ids: tuple[int, ...] = NO_STOP) -> Decoder:
-    return Decoder(network, stop_ids=stop_ids, mesh=tiny.one_device(), dtype="float32")
+def decoder(network: Network, stop_ids: tuple[int, ...] = NO_STOP) -> CachedDecoder:
+    return CachedDecoder(network, stop_ids=stop_ids, mesh=tiny.one_device(), dtype="float32")
 
 
 def greedy(network: Network, tree: Any, rows: list[list[int]]) -> list[list[int]]:
@@ -91,7 +91,7 @@ def test_a_row_does_not_depend_on_those_beside_it(how):
 def test_each_program_compiles_once_for_all_prompts_and_trees():
     network = tiny.adapted()
     decoding.programs.cache_clear()
-    fresh = Decoder(network, stop_ids=NO_STOP, mesh=tiny.one_device(), dtype="float32")
+    fresh = CachedDecoder(network, stop_ids=NO_STOP, mesh=tiny.one_device(), dtype="float32")
     seen = set()
     for seed, lengths in enumerate([(3, 90), (CHUNK + 92, 1), (CHUNK - 32, 9)]):
         tree = tiny.placed(tiny.random_leaves(network, seed), tiny.one_device())
@@ -101,7 +101,7 @@ def test_each_program_compiles_once_for_all_prompts_and_trees():
     sizes = [program._cache_size() for program in (fresh._start, fresh._fill, fresh._advance)]
     assert sizes == [2, 3, 2]  # of two sizes of the cache; one of them is read in two chunks
     # Nor does another decoder of the same network compile them again, whatever ends its rows.
-    again = Decoder(network, stop_ids=(1,), mesh=tiny.one_device(), dtype="float32")
+    again = CachedDecoder(network, stop_ids=(1,), mesh=tiny.one_device(), dtype="float32")
     assert again._advance is fresh._advance
 
 
@@ -123,7 +123,7 @@ def test_the_cache_is_updated_in_place():
 def test_the_next_step_is_under_way_before_a_token_is_read(monkeypatch):
     network = tiny.adapted()
     tree, calls = tiny.random_leaves(network), []
-    fresh = Decoder(network, stop_ids=NO_STOP, mesh=tiny.one_device(), dtype="float32")
+    fresh = CachedDecoder(network, stop_ids=NO_STOP, mesh=tiny.one_device(), dtype="float32")
     advance = fresh._advance
     monkeypatch.setattr(fresh, "_advance", lambda *given: calls.append(0) or advance(*given))
     steps = fresh.steps(tree, prompts((3,)), max_new_tokens=4, how=GREEDY)
@@ -170,7 +170,7 @@ def test_divided_weights_give_the_same_rows():
     network = tiny.adapted()
     tree = tiny.random_leaves(network)
     mesh = meshes.make_mesh(1, 2, 2)
-    divided = Decoder(network, stop_ids=NO_STOP, mesh=mesh, dtype="float32")
+    divided = CachedDecoder(network, stop_ids=NO_STOP, mesh=mesh, dtype="float32")
     got = divided.rows(tiny.placed(tree, mesh), prompts(), max_new_tokens=NEW, how=GREEDY)
     assert got == greedy(network, tree, prompts())
     assert [program._cache_size() for program in (divided._fill, divided._advance)] == [2, 1]

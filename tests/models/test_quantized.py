@@ -96,7 +96,7 @@ def test_a_width_that_16_does_not_divide_has_smaller_blocks():
 def test_the_product_and_its_gradient_are_those_of_the_dequantized_matrix(kind):
     made = quantized.quantize(jnp.asarray(WEIGHT), kind)
     x = jnp.asarray(np.random.default_rng(1).standard_normal((2, 5, 192)), jnp.float32)
-    stored = quantized.Stored(rules.gather(tiny.one_device(), "attn/q"))
+    stored = quantized.ToMatrix(rules.gather(tiny.one_device(), "attn/q"))
 
     def of(x, weight):
         return jnp.sum(jnp.sin(linear.product(x, weight, stored, x.dtype)))
@@ -110,7 +110,7 @@ def test_the_product_and_its_gradient_are_those_of_the_dequantized_matrix(kind):
 def test_the_backward_pass_keeps_the_codes_and_no_matrix():
     made = quantized.quantize(jnp.asarray(WEIGHT), "nf4")
     x = jnp.ones((2, 5, 192))
-    stored = quantized.Stored(rules.gather(tiny.one_device(), "attn/q"))
+    stored = quantized.ToMatrix(rules.gather(tiny.one_device(), "attn/q"))
 
     def of(x):
         return linear.product(x, made, stored, x.dtype)

@@ -89,7 +89,7 @@ def test_a_prompt_read_in_parts_is_continued_as_by_transformers(
 ) -> None:
     model = tiny_model(name, **std)
     prompts = reference_texts.draw(IN_PARTS, "left", model.spec.vocab_size, seed=4)
-    decoder = decoding.Decoder(
+    decoder = decoding.CachedDecoder(
         model.network, stop_ids=(model.spec.vocab_size,), mesh=one_device, dtype="float32"
     )
     rows = [

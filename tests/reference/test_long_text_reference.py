@@ -19,7 +19,7 @@ import torch
 from jax.sharding import Mesh
 from reference_models import TinyModel
 
-from jaxft.generation.decoding import CHUNK, Decoder
+from jaxft.generation.decoding import CHUNK, CachedDecoder
 from jaxft.generation.sampling import GREEDY
 
 pytestmark = pytest.mark.reference
@@ -57,7 +57,7 @@ def test_texts_of_all_lengths_are_continued_as_transformers_continues_each(
     name: str, tiny_model: Callable[..., TinyModel], one_device: Mesh
 ) -> None:
     model = tiny_model(name, std=0.3)
-    decoder = Decoder(model.network, stop_ids=(), mesh=one_device, dtype="float32")
+    decoder = CachedDecoder(model.network, stop_ids=(), mesh=one_device, dtype="float32")
     tree = model.load(model.network, one_device)
     rows = [prompt(length) for length in LENGTHS.values()]
     # Only Phi-3's class drops its cache where the angles change; without a cache all are right.

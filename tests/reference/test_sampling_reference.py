@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from reference_models import TinyModel
 
 from jaxft.generation import sampling, text
-from jaxft.generation.decoding import Decoder
+from jaxft.generation.decoding import CachedDecoder
 from jaxft.generation.sampling import GREEDY
 
 pytestmark = pytest.mark.reference
@@ -98,7 +98,7 @@ def test_greedy_rows_with_a_repetition_penalty_are_transformers(
 ) -> None:
     model, num_new = tiny_model("llama-tied"), 24
     prompts = np.random.default_rng(3).integers(0, reference_models.VOCAB_SIZE, (2, 13))
-    decoder = Decoder(model.network, stop_ids=(), mesh=one_device, dtype="float32")
+    decoder = CachedDecoder(model.network, stop_ids=(), mesh=one_device, dtype="float32")
     tree = model.load(model.network, one_device)
 
     def both(penalty: float) -> tuple[list[list[int]], list[list[int]]]:

@@ -19,7 +19,7 @@ from jaxft.data.chats import exchange
 from jaxft.data.examples import tokens
 from jaxft.generation import completion
 from jaxft.generation.completion import Generator, Prompt
-from jaxft.generation.decoding import Decoder
+from jaxft.generation.decoding import CachedDecoder
 from jaxft.generation.sampling import GREEDY
 from jaxft.models.network import Network
 from jaxft.models.untuned import base_tree
@@ -121,7 +121,7 @@ def answers(plan: Plan, outcome: Outcome) -> list[console.Sample]:
     tuned = trees.combine(outcome.frozen, outcome.trainable)
 
     def texts(network: Network, tree: trees.Tree) -> list[str]:
-        decoder = Decoder(
+        decoder = CachedDecoder(
             network, stop_ids=plan.data.all_stop_ids, mesh=plan.mesh, dtype=plan.dtype
         )
         generator = Generator(decoder, plan.tokenizer)
