@@ -3,17 +3,10 @@
 Source: transformers `configuration_apertus.py`, `modeling_apertus.py` (defaults and names).
 """
 
-import functools
-from collections.abc import Mapping
-from typing import Any
-
 from jaxft.models.families.activation_names import activation_name, read_activation
-from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import Family, buffer, norm, plain, replaced
-from jaxft.models.families.keys import Key, with_keys
-from jaxft.models.families.llama import ATTENTION_BIAS, KEYS, TENSORS, llama_config, read_llama
-from jaxft.models.families.rope_config import with_rope
-from jaxft.models.spec import ModelSpec
+from jaxft.models.families.family import buffer, norm, plain, replaced
+from jaxft.models.families.keys import Key
+from jaxft.models.families.llama import ATTENTION_BIAS, TENSORS, llama_family
 
 _LAYER = "model.layers.{layer}"
 _ACT = f"{_LAYER}.mlp.act_fn"
@@ -43,19 +36,14 @@ def _read_activation(name: str) -> str:
     return name if name == "xielu" else read_activation(name)  # its own, which has weights
 
 
-_KEYS = with_keys(
-    KEYS,
+APERTUS = llama_family(
+    "apertus",
     ATTENTION_BIAS,
     Key("hidden_act", "activation", "xielu", _read_activation, activation_name),
+    defaults={"rms_norm_eps": 1e-5},
+    rope=_ROPE,
+    tensors=_TENSORS,
+    theta=_THETA,
+    mlp="plain",
+    qk_norm="head",
 )
-
-
-def apertus_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """Read the config.json of an Apertus."""
-    reader = ConfigReader({"rms_norm_eps": 1e-5} | with_rope(config, _ROPE))
-    spec = read_llama(reader, _KEYS, theta=_THETA, mlp="plain", qk_norm="head")
-    reader.finish()
-    return spec
-
-
-APERTUS = Family("apertus", apertus_spec, functools.partial(llama_config, keys=_KEYS), _TENSORS)

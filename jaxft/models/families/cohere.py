@@ -8,7 +8,6 @@ Source: transformers `configuration_cohere.py`, `configuration_cohere2.py`, `mod
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +20,7 @@ from jaxft.models.families.llama import (
     LAYER_NORM,
     TENSORS,
     llama_config,
+    llama_family,
     read_llama,
 )
 from jaxft.models.families.windows import each_nth_full, read_windows, windows_config
@@ -39,29 +39,19 @@ _UNUSED = {
 }
 
 
-_KEYS = with_keys(
-    KEYS,
+# Of generation, of the tokenizer, of how it was trained.
+_UNREAD = ("cache_implementation", "model_max_length", "use_parallel_embedding")
+_LINES = (
     ATTENTION_BIAS,
     Key("layer_norm_eps", "norm_eps", 1e-5),
     Key("logit_scale", "logit_scale", 0.0625),
 )
-
-
-def _read(reader: ConfigReader, **features: Any) -> ModelSpec:
-    """Read what both share, without `finish`; `features` are arguments of `read_llama`."""
-    for key in ("cache_implementation", "model_max_length", "use_parallel_embedding"):
-        reader.get(key, None)  # of generation, of the tokenizer, of how it was trained
-    norm = dataclasses.replace(LAYER_NORM, bias=False)
-    return read_llama(reader, _KEYS, norm=norm, interleaved=True, parallel="one_norm", **features)
-
-
-def cohere_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """Read the config.json of a Cohere."""
-    reader = ConfigReader(_DEFAULTS | dict(config))
-    reader.require("use_qk_norm", (False, None), False)
-    spec = _read(reader, theta=500_000.0)
-    reader.finish()
-    return spec
+_KEYS = with_keys(KEYS, *_LINES)
+_FEATURES: dict[str, Any] = {
+    "norm": dataclasses.replace(LAYER_NORM, bias=False),
+    "interleaved": True,
+    "parallel": "one_norm",
+}
 
 
 def cohere2_spec(config: Mapping[str, Any]) -> ModelSpec:
@@ -69,10 +59,13 @@ def cohere2_spec(config: Mapping[str, Any]) -> ModelSpec:
     reader = ConfigReader(_DEFAULTS | dict(config))
     for key, value in _UNUSED.items():
         reader.require(key, (value,), value)
+    for key in _UNREAD:
+        reader.get(key, None)
     every = reader.get("sliding_window_pattern", None) or 4
     default = each_nth_full(reader.get("num_hidden_layers"), every)
     windows = read_windows(reader, default, reader.get("sliding_window", 4096))
-    spec = _read(reader, windows=windows, is_turned=list(map(bool, windows)))
+    is_turned = list(map(bool, windows))
+    spec = read_llama(reader, _KEYS, windows=windows, is_turned=is_turned, **_FEATURES)
     reader.finish()
     return spec
 
@@ -82,5 +75,13 @@ def cohere2_config(spec: ModelSpec) -> dict[str, Any]:
     return llama_config(spec, _KEYS) | windows_config(spec)
 
 
-COHERE = Family("cohere", cohere_spec, functools.partial(llama_config, keys=_KEYS), TENSORS)
+COHERE = llama_family(
+    "cohere",
+    *_LINES,
+    defaults=_DEFAULTS,
+    fixed={"use_qk_norm": (False, None)},
+    unread=_UNREAD,
+    theta=500_000.0,
+    **_FEATURES,
+)
 COHERE2 = Family("cohere2", cohere2_spec, cohere2_config, TENSORS)

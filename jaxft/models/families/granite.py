@@ -7,7 +7,6 @@ Source: transformers `configuration_granite.py`, `configuration_granitemoehybrid
 `configuration_hyperclovax.py` and their `modeling_*.py` (defaults and names).
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +20,6 @@ from jaxft.models.families.llama import (
     TENSORS,
     llama_config,
     llama_family,
-    read_head_dim,
     read_llama,
 )
 from jaxft.models.families.windows import FULL, read_layer_types
@@ -77,27 +75,6 @@ def granite4_config(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-_HYPERCLOVAX_KEYS = with_keys(
-    KEYS,
-    ATTENTION_BIAS,
-    MLP_BIAS,
-    *with_keys(_FACTORS, Key("attention_multiplier", "attn_scale", None)),
-    Key("logits_scaling", "logit_scale", 1.0),  # a factor, where Granite divides by it
-    choice("use_post_norm", "norm_placement", True, yes="sandwich", no="pre"),
-)
-
-
-def hyperclovax_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """Read the config.json of a HyperCLOVA X."""
-    reader = ConfigReader(config)
-    attn_scale = reader.get("attention_multiplier", None)
-    if attn_scale is None:
-        attn_scale = read_head_dim(reader) ** -0.5
-    spec = read_llama(reader, _HYPERCLOVAX_KEYS, attn_scale=attn_scale)
-    reader.finish()
-    return spec
-
-
 _LAYER = "model.layers.{layer}"
 _GRANITE4_TENSORS = replaced(
     TENSORS,
@@ -110,9 +87,12 @@ _HYPERCLOVAX_TENSORS = (
     *norm("mlp_out_norm", f"{_LAYER}.post_norm2"),
 )
 GRANITE4 = Family("granitemoehybrid", granite4_spec, granite4_config, _GRANITE4_TENSORS)
-HYPERCLOVAX = Family(
+HYPERCLOVAX = llama_family(
     "hyperclovax",
-    hyperclovax_spec,
-    functools.partial(llama_config, keys=_HYPERCLOVAX_KEYS),
-    _HYPERCLOVAX_TENSORS,
+    ATTENTION_BIAS,
+    MLP_BIAS,
+    *with_keys(_FACTORS, Key("attention_multiplier", "attn_scale", None)),
+    Key("logits_scaling", "logit_scale", 1.0),  # a factor, where Granite divides by it
+    choice("use_post_norm", "norm_placement", True, yes="sandwich", no="pre"),
+    tensors=_HYPERCLOVAX_TENSORS,
 )

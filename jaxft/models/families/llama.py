@@ -13,7 +13,15 @@ from types import MappingProxyType
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import ABSENT, Family, Tensor, linear, norm, plain
+from jaxft.models.families.family import (
+    ABSENT,
+    Family,
+    Tensor,
+    linear,
+    norm,
+    plain,
+    without_modules,
+)
 from jaxft.models.families.keys import (
     Key,
     activation,
@@ -22,7 +30,8 @@ from jaxft.models.families.keys import (
     spec_of,
     with_keys,
 )
-from jaxft.models.families.rope_config import context_config, read_rope, rope_config
+from jaxft.models.families.rope_config import context_config, read_rope, rope_config, with_rope
+from jaxft.models.families.windows import Windows
 from jaxft.models.spec import ModelSpec, NormSpec, Rope
 
 
@@ -48,7 +57,12 @@ def llama_tensors(base: str) -> tuple[Tensor, ...]:
 
 
 TENSORS = llama_tensors("model")
-
+# Of families that norm what attention and MLP give, and not what they read.
+OUTPUT_NORM_TENSORS = (
+    *without_modules(TENSORS, "attn_norm", "mlp_norm"),
+    *norm("attn_out_norm", "model.layers.{layer}.post_attention_layernorm"),
+    *norm("mlp_out_norm", "model.layers.{layer}.post_feedforward_layernorm"),
+)
 
 KEYS = (
     Key("vocab_size", "vocab_size"),
@@ -113,7 +127,6 @@ def read_llama(
     windows = windows or (fields.pop("window", None),) * num_layers
     usual = ABSENT | {
         "embed_dim": fields["model_dim"],
-        "attn_scale": head_dim**-0.5,
         "mlp": "gated",
         "norm": dataclasses.replace(norm, eps=fields.pop("norm_eps")),
         "norm_placement": "pre",
@@ -124,6 +137,7 @@ def read_llama(
         "mlp_bias": False,
     }
     fields["head_dim"] = head_dim
+    fields["attn_scale"] = fields.get("attn_scale") or head_dim**-0.5
     fields["num_kv_heads"] = fields["num_kv_heads"] or fields["num_heads"]
     return spec_of(usual | fields, windows, turned)
 
@@ -149,6 +163,9 @@ def llama_family(
     *lines: Key,
     defaults: Mapping[str, Any] = MappingProxyType({}),
     fixed: Mapping[str, tuple[Any, ...]] = MappingProxyType({}),
+    unread: Iterable[str] = (),
+    rope: Mapping[str, Any] = MappingProxyType({}),
+    windows: Windows | None = None,
     tensors: tuple[Tensor, ...] = TENSORS,
     **features: Any,
 ) -> Family:
@@ -160,21 +177,29 @@ def llama_family(
         defaults: What transformers' config class has for keys that are missing, where that is not
             what Llama's has.
         fixed: Keys of which only some values are handled; the first is the default.
+        unread: Keys that files have and transformers does not read.
+        rope: The `rope_parameters` of a config.json that has none; if not given, `theta` says all.
+        windows: Where config.json lists layers with and without a window; if not given, the one of
+            `lines` is of all layers.
         tensors: The name table.
         features: Further arguments of `read_llama`: `theta`, fields of `ModelSpec`, and so on.
     """
     keys = with_keys(KEYS, *lines)
 
     def spec_from_config(config: Mapping[str, Any]) -> ModelSpec:
-        reader = ConfigReader({**defaults, **config})
+        said = {**defaults, **config}
+        reader = ConfigReader(with_rope(said, rope) if rope else said)
         for key, allowed in fixed.items():
             reader.require(key, allowed, allowed[0])
-        spec = read_llama(reader, keys, **features)
+        for key in unread:
+            reader.get(key, None)
+        listed = {} if windows is None else {"windows": windows.read(reader)}
+        spec = read_llama(reader, keys, **listed, **features)
         reader.finish()
         return spec
 
     def config_from_spec(spec: ModelSpec) -> dict[str, Any]:
-        written = llama_config(spec, keys)
+        written = llama_config(spec, keys) | ({} if windows is None else windows.write(spec))
         if "partial" in features and "rope_parameters" in written:
             # Said even where every channel is turned: unsaid, the family's own share is.
             whole = {"partial_rotary_factor": 1.0}

@@ -12,22 +12,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import Family, norm, without_modules
-from jaxft.models.families.keys import Key, with_keys
+from jaxft.models.families.family import Family
+from jaxft.models.families.keys import Key
 from jaxft.models.families.llama import (
     ATTENTION_BIAS,
-    KEYS,
     MLP_BIAS,
-    TENSORS,
+    OUTPUT_NORM_TENSORS,
     llama_config,
     llama_family,
     read_llama,
 )
-from jaxft.models.families.rope_config import with_rope
-from jaxft.models.families.windows import FULL, SLIDING, read_windows, windows_config
+from jaxft.models.families.windows import FULL, SLIDING, Windows, read_windows, windows_config
 from jaxft.models.spec import ModelSpec
-
-_LAYER = "model.layers.{layer}"
 
 
 def exaone4_spec(config: Mapping[str, Any]) -> ModelSpec:
@@ -59,31 +55,14 @@ def exaone4_config(spec: ModelSpec) -> dict[str, Any]:
     return llama_config(spec) | windows_config(spec) | without
 
 
-_EXAONE4_TENSORS = (
-    *without_modules(TENSORS, "attn_norm", "mlp_norm"),
-    *norm("attn_out_norm", f"{_LAYER}.post_attention_layernorm"),
-    *norm("mlp_out_norm", f"{_LAYER}.post_feedforward_layernorm"),
-)
-EXAONE4 = Family("exaone4", exaone4_spec, exaone4_config, _EXAONE4_TENSORS)
+EXAONE4 = Family("exaone4", exaone4_spec, exaone4_config, OUTPUT_NORM_TENSORS)
 
 
-def cwm_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """Read the config.json of a CWM."""
-    defaults = {"head_dim": 128, "num_key_value_heads": 8, "rms_norm_eps": 1e-5}
-    reader = ConfigReader(defaults | with_rope(config, _CWM_ROPE))
+def _read_cwm_windows(reader: ConfigReader) -> tuple[int | None, ...]:
     kinds = [SLIDING if layer % 4 else FULL for layer in range(reader.get("num_hidden_layers"))]
-    windows = read_windows(reader, kinds, reader.get("sliding_window", 8192))
-    spec = read_llama(reader, _CWM_KEYS, windows=windows, theta=1_000_000.0)
-    reader.finish()
-    return spec
+    return read_windows(reader, kinds, reader.get("sliding_window", 8192))
 
 
-def cwm_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of a CWM says of `spec`."""
-    return llama_config(spec, _CWM_KEYS) | windows_config(spec)
-
-
-_CWM_KEYS = with_keys(KEYS, MLP_BIAS)
 _CWM_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 1_000_000.0,
@@ -92,7 +71,14 @@ _CWM_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
-CWM = Family("cwm", cwm_spec, cwm_config, TENSORS)
+CWM = llama_family(
+    "cwm",
+    MLP_BIAS,
+    defaults={"head_dim": 128, "num_key_value_heads": 8, "rms_norm_eps": 1e-5},
+    rope=_CWM_ROPE,
+    windows=Windows(_read_cwm_windows, windows_config),
+    theta=1_000_000.0,
+)
 
 ARCEE = llama_family(
     "arcee",

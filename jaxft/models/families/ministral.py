@@ -15,30 +15,29 @@ from jaxft.errors import UnsupportedModelError
 from jaxft.models.families.config_reader import ConfigReader
 from jaxft.models.families.family import Family
 from jaxft.models.families.keys import Key, with_keys
-from jaxft.models.families.llama import KEYS, TENSORS, llama_config, read_llama
+from jaxft.models.families.llama import (
+    KEYS,
+    TENSORS,
+    llama_config,
+    llama_family,
+    read_llama,
+)
 from jaxft.models.families.rope_config import with_rope
-from jaxft.models.families.windows import FULL, SLIDING, read_windows, windows_config
+from jaxft.models.families.windows import FULL, SLIDING, Windows, read_windows, windows_config
 from jaxft.models.spec import ModelSpec, QueryScaling
 
 _DEFAULTS = {"num_key_value_heads": 8}
 
 
-def ministral_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """Read the config.json of a Ministral."""
-    reader = ConfigReader(_DEFAULTS | dict(config))
+def _read_windows(reader: ConfigReader) -> tuple[int | None, ...]:
     window = reader.get("sliding_window", 4096)
     default = [FULL if window is None else SLIDING] * reader.get("num_hidden_layers")
-    spec = read_llama(reader, windows=read_windows(reader, default, window))
-    reader.finish()
-    return spec
+    return read_windows(reader, default, window)
 
 
-def ministral_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of a Ministral says of `spec`."""
-    return llama_config(spec) | windows_config(spec)
-
-
-MINISTRAL = Family("ministral", ministral_spec, ministral_config, TENSORS)
+MINISTRAL = llama_family(
+    "ministral", defaults=_DEFAULTS, windows=Windows(_read_windows, windows_config)
+)
 
 
 _KEYS_3 = with_keys(KEYS, Key("sliding_window", "window", None))

@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import Family, norm, without_modules
+from jaxft.models.families.family import Family
 from jaxft.models.families.keys import with_keys
 from jaxft.models.families.llama import (
     ATTENTION_BIAS,
     KEYS,
+    OUTPUT_NORM_TENSORS,
     TENSORS,
     llama_config,
     llama_family,
@@ -28,12 +29,6 @@ from jaxft.models.families.rope_config import read_ropes, ropes_config
 from jaxft.models.families.windows import each_nth_full, read_windows, windows_config
 from jaxft.models.spec import ModelSpec, NormSpec
 
-_LAYER = "model.layers.{layer}"
-_OUTPUT_NORM_TENSORS = (
-    *without_modules(TENSORS, "attn_norm", "mlp_norm"),
-    *norm("attn_out_norm", f"{_LAYER}.post_attention_layernorm"),
-    *norm("mlp_out_norm", f"{_LAYER}.post_feedforward_layernorm"),
-)
 _KEYS = with_keys(KEYS, ATTENTION_BIAS)
 _DEFAULTS = {"rms_norm_eps": 1e-5}
 _OLMO3_THETA = 500_000.0
@@ -85,8 +80,8 @@ OLMO2 = llama_family(
     "olmo2",
     ATTENTION_BIAS,
     defaults=_DEFAULTS,
-    tensors=_OUTPUT_NORM_TENSORS,
+    tensors=OUTPUT_NORM_TENSORS,
     qk_norm="full",
     norm_placement="output",
 )
-OLMO3 = Family("olmo3", olmo3_spec, olmo3_config, _OUTPUT_NORM_TENSORS)
+OLMO3 = Family("olmo3", olmo3_spec, olmo3_config, OUTPUT_NORM_TENSORS)

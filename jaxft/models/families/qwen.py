@@ -6,36 +6,12 @@ Source: transformers `configuration_qwen2.py`, `configuration_qwen3.py`, `modeli
 `modeling_qwen3.py` (defaults and names).
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader
-from jaxft.models.families.family import Family
-from jaxft.models.families.keys import with_keys
-from jaxft.models.families.llama import ATTENTION_BIAS, KEYS, TENSORS, llama_config, read_llama
-from jaxft.models.families.windows import FULL, SLIDING, read_windows, windows_config
+from jaxft.models.families.llama import ATTENTION_BIAS, llama_family
+from jaxft.models.families.windows import FULL, SLIDING, Windows, read_windows, windows_config
 from jaxft.models.spec import ModelSpec
-
-_QWEN2_DEFAULTS = {"num_key_value_heads": 32}
-_QWEN3_DEFAULTS = _QWEN2_DEFAULTS | {"head_dim": 128}
-
-
-def qwen2_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """Read the config.json of a Qwen 2 or 2.5."""
-    reader = ConfigReader(_QWEN2_DEFAULTS | dict(config))
-    reader.require("use_mrope", (False, None))  # distilled models write it
-    spec = read_llama(reader, windows=_read_windows(reader), qkv_bias=True)
-    reader.finish()
-    return spec
-
-
-def qwen3_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """Read the config.json of a Qwen 3."""
-    reader = ConfigReader(_QWEN3_DEFAULTS | dict(config))
-    keys = with_keys(KEYS, ATTENTION_BIAS)
-    spec = read_llama(reader, keys, windows=_read_windows(reader), qk_norm="head")
-    reader.finish()
-    return spec
 
 
 def _read_windows(reader: ConfigReader) -> tuple[int | None, ...]:
@@ -47,19 +23,27 @@ def _read_windows(reader: ConfigReader) -> tuple[int | None, ...]:
     return read_windows(reader, default, window)
 
 
-def qwen2_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of a Qwen 2 says of `spec`."""
-    written = llama_config(spec) | windows_config(spec)
+def _windows_config(spec: ModelSpec) -> dict[str, Any]:
+    written = windows_config(spec)
     if "sliding_window" in written:
         written["use_sliding_window"] = True
         written["max_window_layers"] = written["layer_types"].index(SLIDING)
     return written
 
 
-def qwen3_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of a Qwen 3 says of `spec`."""
-    return qwen2_config(spec) | {"attention_bias": spec.qkv_bias}
+_WINDOWS = Windows(_read_windows, _windows_config)
 
-
-QWEN2 = Family("qwen2", qwen2_spec, qwen2_config, TENSORS)
-QWEN3 = Family("qwen3", qwen3_spec, qwen3_config, TENSORS)
+QWEN2 = llama_family(
+    "qwen2",
+    defaults={"num_key_value_heads": 32},
+    fixed={"use_mrope": (False, None)},  # distilled models write it
+    windows=_WINDOWS,
+    qkv_bias=True,
+)
+QWEN3 = llama_family(
+    "qwen3",
+    ATTENTION_BIAS,
+    defaults={"num_key_value_heads": 32, "head_dim": 128},
+    windows=_WINDOWS,
+    qk_norm="head",
+)

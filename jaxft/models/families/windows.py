@@ -1,11 +1,24 @@
 """Sliding windows in config.json: which layers have one, and how wide it is."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from jaxft.errors import UnsupportedModelError
 from jaxft.models.families.config_reader import ConfigReader
 from jaxft.models.spec import ModelSpec
+
+
+class Windows(NamedTuple):
+    """How a family's config.json says which layers have a window; see `read_windows`.
+
+    Attributes:
+        read: Returns the window of each layer.
+        write: Returns what config.json says of the windows of a spec.
+    """
+
+    read: Callable[[ConfigReader], tuple[int | None, ...]]
+    write: Callable[[ModelSpec], dict[str, Any]]
+
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
