@@ -9,9 +9,6 @@ PACKAGE = Path(__file__).parent.parent / "jaxft"
 # The Python face has classes of PEFT's and transformers' names beside those of a recipe and a run.
 OF_OTHER_LIBRARIES = {"LoraConfig", "Trainer"}
 
-# These still stand twice.
-TWICE = {"Decoder", "Stored"}
-
 
 def test_a_class_name_stands_once():
     homes = collections.defaultdict(list)
@@ -20,4 +17,4 @@ def test_a_class_name_stands_once():
             if isinstance(node, ast.ClassDef):
                 homes[node.name].append(str(path.relative_to(PACKAGE)))
     several = {name: files for name, files in homes.items() if len(files) > 1}
-    assert {name: several[name] for name in several.keys() - OF_OTHER_LIBRARIES - TWICE} == {}
+    assert {name: several[name] for name in several.keys() - OF_OTHER_LIBRARIES} == {}

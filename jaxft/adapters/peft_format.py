@@ -324,7 +324,7 @@ def _places(family: Family, network: Network) -> dict[str, tuple[names.Slot, ...
     places: dict[str, tuple[names.Slot, ...]] = {}
     adapted = set()
     for module in names.adaptable_modules(family, network.spec):
-        prefix, index = where[module.layer].prefix, where[module.layer].index
+        prefix, index = where[module.layer].prefix, where[module.layer].slice_index
         stem, leaf = f"{PREFIX}{module.name}", f"{prefix}{module.path}/lora_"
         if module.is_table:
             places |= _places_of_table(f"{stem}.", module.path, shapes)

@@ -152,7 +152,7 @@ class Merged:
         return layout.fuse(parts, slots)
 
     def _part(self, slot: Slot) -> np.ndarray:
-        return self._leaves[slot.path][*slot.index, ...]
+        return layout.slice_of(self._leaves[slot.path], slot.index)
 
     def _has_trained(self, slots: tuple[Slot, ...]) -> bool:
         return any(slot.path in self._trained for slot in slots)
@@ -201,7 +201,7 @@ class Merged:
         described = self._modules[module]
         place = self._places[described.layer]
         leaf = self._leaves.get(f"{place.prefix}{described.path}/lora_{name}")
-        return None if leaf is None else np.asarray(leaf[place.index], np.float32)
+        return None if leaf is None else np.asarray(leaf[place.slice_index], np.float32)
 
     def _tied_product(self) -> np.ndarray:
         """Return A^T B of the head's adapter [in, out], which is the embedding's."""

@@ -132,7 +132,7 @@ def _adapted(family: Family, network: Network) -> Iterator[_Adapted]:
         place = places[module.layer]
         if module.path in place.adapters:
             stem = f"{place.prefix}{module.path}/lora_"
-            yield _Adapted(module, place.adapters[module.path], stem, place.index)
+            yield _Adapted(module, place.adapters[module.path], stem, place.slice_index)
 
 
 def _weight(

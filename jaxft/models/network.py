@@ -107,7 +107,7 @@ class Place(NamedTuple):
     adapters: Mapping[str, Adapter]
 
     @property
-    def index(self) -> tuple[int, ...]:
+    def slice_index(self) -> tuple[int, ...]:
         """The same slice as an index into the leaves: () outside, where there is no stack."""
         return () if self.repeat is None else (self.repeat,)
 

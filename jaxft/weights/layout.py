@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxft.weights.formats.regions import Region
-from jaxft.weights.names import Slot
+from jaxft.weights.names import Index, Slot
 
 
 def cut(tensor: np.ndarray, slot: Slot) -> np.ndarray:
@@ -87,10 +87,15 @@ def oriented(part: np.ndarray, slot: Slot) -> np.ndarray:
     return part.T if slot.transposed else part
 
 
+def slice_of(leaf: Any, index: Index) -> Any:
+    """Return a slice of a stacked leaf, of a NumPy array as a view."""
+    return leaf[(*index, ...)]
+
+
 def fill(leaves: Mapping[str, np.ndarray], slots: tuple[Slot, ...], tensor: np.ndarray) -> None:
     """Write a tensor into its slots of leaves by path."""
     for slot in slots:
-        target = leaves[slot.path][*slot.index, ...]
+        target = slice_of(leaves[slot.path], slot.index)
         target[..., slice(*(slot.columns or (None,)))] = oriented(cut(tensor, slot), slot)
 
 
@@ -98,7 +103,7 @@ def join(leaves: Mapping[str, Any], slots: tuple[Slot, ...]) -> np.ndarray:
     """Return the tensor that fills `slots`, from leaves by path: the inverse of cutting it."""
     parts = []
     for slot in slots:
-        part = np.asarray(leaves[slot.path][*slot.index, ...])
+        part = np.asarray(slice_of(leaves[slot.path], slot.index))
         parts.append(part if slot.columns is None else part[..., slice(*slot.columns)])
     return fuse(parts, slots)
 

@@ -132,7 +132,8 @@ def table_of(
     return table
 
 
-class _Occurrence(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Occurrence:
     """One of the tensors that a line of a name table is of.
 
     Attributes:

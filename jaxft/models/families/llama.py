@@ -193,8 +193,8 @@ def llama_family(
             reader.require(key, allowed, allowed[0])
         for key in unread:
             reader.get(key, None)
-        listed = {} if windows is None else {"windows": windows.read(reader)}
-        spec = read_llama(reader, keys, **listed, **features)
+        listed = None if windows is None else windows.read(reader)
+        spec = read_llama(reader, keys, windows=listed, **features)
         reader.finish()
         return spec
 
