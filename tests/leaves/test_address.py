@@ -21,7 +21,7 @@ TUNED = {
     "fused": tiny.adapted(tiny.POST, modules=["attn/qkv"], outside=["embed_in", "embed_out"]),
     "tables": tiny.adapted(tiny.LEARNED, outside=["embed", "positions"], rows={"head": (3,)}),
 }
-NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
+NAMES = st.just("groups") | st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config["model_type"])
@@ -89,6 +89,8 @@ def test_what_is_parsed_is_printed_as_it_was(path):
         "/groups/0/1/attn/q/kernel",
         "groups/0/1//kernel",
         "groups/0/1/groups/0/1/attn/kernel",
+        "groups/attn/kernel",
+        "groups/kernel",
         "groups/0/1/attn/q/lora_a/scale",
         "x/groups/0/1/attn/q/kernel",
         "attn.q.kernel",

@@ -96,6 +96,24 @@ def test_two_rules_for_one_leaf_raise(monkeypatch):
         rules.spec_of.__wrapped__("final_norm/scale")
 
 
+@pytest.mark.parametrize(
+    ("path", "axes"),
+    [
+        ("embed/kernel", ("tensor", "fsdp")),
+        ("head/kernel", ("fsdp", "tensor")),
+        ("positions/kernel", (None, "fsdp")),
+        ("groups/2/1/attn/q/kernel", (None, "fsdp", "tensor")),
+        ("groups/2/1/attn/q/bias", (None, "tensor")),
+        ("groups/2/1/mlp/down/kernel", (None, "tensor", "fsdp")),
+        ("groups/2/1/mlp/down/bias", ()),
+        ("groups/2/1/conv/taps/kernel", (None, "tensor")),
+        ("groups/2/1/attn_norm/scale", ()),
+    ],
+)
+def test_outputs_are_divided_over_tensor_where_they_are_read_apart_and_inputs_after(path, axes):
+    assert rules.spec_of(path) == P(*axes)
+
+
 def test_no_rule_divides_the_layers_and_adapters_are_replicated():
     for path in trees.flatten(bind.abstract_tree(NETWORKS["everything"])):
         spec = rules.spec_of(path)
