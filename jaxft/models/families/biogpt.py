@@ -4,8 +4,6 @@ Source: transformers `configuration_biogpt.py`, `modeling_biogpt.py` (defaults a
 """
 
 import functools
-from collections.abc import Mapping
-from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader
 from jaxft.models.families.family import Family
@@ -29,18 +27,15 @@ KEYS = (
 )
 
 
-def biogpt_spec(config: Mapping[str, Any]) -> ModelSpec:
+def _read_biogpt(reader: ConfigReader) -> ModelSpec:
     """Read the config.json of a BioGPT."""
-    reader = ConfigReader(config)
     reader.get("layer_norm_eps", None)  # transformers has torch's default in its place
-    spec = read_scaled(reader, KEYS, padding_rows=_PADDING_ROWS)
-    reader.finish()
-    return spec
+    return read_scaled(reader, KEYS, padding_rows=_PADDING_ROWS)
 
 
 BIOGPT = Family(
     "biogpt",
-    biogpt_spec,
+    _read_biogpt,
     functools.partial(scaled_config, keys=KEYS),
     TENSORS,
     head_name="output_projection",

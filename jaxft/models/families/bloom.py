@@ -65,23 +65,26 @@ KEYS = (
 )
 
 
-def bloom_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """Read the config.json of a BLOOM."""
+def _settled(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config.json with the names that count."""
     renamed = {name: config[other] for other, name in _OTHER_NAMES.items() if config.get(other)}
-    reader = ConfigReader(dict(config) | renamed)
+    return dict(config) | renamed
+
+
+def _read_bloom(reader: ConfigReader) -> ModelSpec:
+    """Read the config.json of a BLOOM."""
     for key in (*_OTHER_NAMES, *_UNUSED):
         reader.get(key, None)
     reader.require("slow_but_exact", (False,), False)  # it forgets biases
-    spec = read_gpt(reader, KEYS, activation="gelu_tanh", positions=Alibi(), embed_norm=True)
-    reader.finish()
-    return spec
+    return read_gpt(reader, KEYS, activation="gelu_tanh", positions=Alibi(), embed_norm=True)
 
 
 BLOOM = Family(
     "bloom",
-    bloom_spec,
+    _read_bloom,
     functools.partial(keys_config, keys=KEYS),
     TENSORS,
     default_targets=("query_key_value",),
     base_prefix="transformer.",
+    settle=_settled,
 )

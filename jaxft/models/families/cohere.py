@@ -8,7 +8,6 @@ Source: transformers `configuration_cohere.py`, `configuration_cohere2.py`, `mod
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader
@@ -54,9 +53,8 @@ _FEATURES: dict[str, Any] = {
 }
 
 
-def cohere2_spec(config: Mapping[str, Any]) -> ModelSpec:
+def _read_cohere2(reader: ConfigReader) -> ModelSpec:
     """Read the config.json of a Cohere 2."""
-    reader = ConfigReader(_DEFAULTS | dict(config))
     for key, value in _UNUSED.items():
         reader.require(key, (value,), value)
     for key in _UNREAD:
@@ -65,9 +63,7 @@ def cohere2_spec(config: Mapping[str, Any]) -> ModelSpec:
     default = each_nth_full(reader.get("num_hidden_layers"), every)
     windows = read_windows(reader, default, reader.get("sliding_window", 4096))
     is_turned = list(map(bool, windows))
-    spec = read_llama(reader, _KEYS, windows=windows, is_turned=is_turned, **_FEATURES)
-    reader.finish()
-    return spec
+    return read_llama(reader, _KEYS, windows=windows, is_turned=is_turned, **_FEATURES)
 
 
 def cohere2_config(spec: ModelSpec) -> dict[str, Any]:
@@ -84,4 +80,4 @@ COHERE = llama_family(
     theta=500_000.0,
     **_FEATURES,
 )
-COHERE2 = Family("cohere2", cohere2_spec, cohere2_config, TENSORS)
+COHERE2 = Family("cohere2", _read_cohere2, cohere2_config, TENSORS, defaults=_DEFAULTS)

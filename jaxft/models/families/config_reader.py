@@ -88,7 +88,7 @@ class ConfigReader:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         """Start with nothing read."""
-        self._config = config
+        self.config = config
         self._seen: set[str] = set()
 
     def get(self, key: str, default: Any = REQUIRED) -> Any:
@@ -98,8 +98,8 @@ class ConfigReader:
             UnsupportedModelError: If the key is absent and has no default.
         """
         self._seen.add(key)
-        if key in self._config:
-            return self._config[key]
+        if key in self.config:
+            return self.config[key]
         if default is REQUIRED:
             raise UnsupportedModelError(
                 f"The model's config.json has no {key!r}.",
@@ -126,8 +126,8 @@ class ConfigReader:
         Raises:
             UnsupportedModelError: Names them.
         """
-        left = sorted(self._config.keys() - self._seen - HARMLESS - TRAINING_ONLY)
-        unhandled = foreign_keys.unhandled(self._config, left)
+        left = sorted(self.config.keys() - self._seen - HARMLESS - TRAINING_ONLY)
+        unhandled = foreign_keys.unhandled(self.config, left)
         if unhandled:
             raise UnsupportedModelError(
                 f"The model's config.json has keys that are not handled: {', '.join(unhandled)}.",

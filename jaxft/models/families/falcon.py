@@ -48,19 +48,21 @@ KEYS = (
 )
 
 
-def falcon_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """Read the config.json of a Falcon."""
+def _settled(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config.json with the width under the name that counts."""
     other_name = config.get("n_embed")
-    reader = ConfigReader(dict(config) | ({"hidden_size": other_name} if other_name else {}))
+    return dict(config) | ({"hidden_size": other_name} if other_name else {})
+
+
+def _read_falcon(reader: ConfigReader) -> ModelSpec:
+    """Read the config.json of a Falcon."""
     reader.get("n_embed", None)
     num_heads = reader.get("num_attention_heads")
     reader.require("alibi", (False,), False)
     reader.require("apply_residual_connection_post_layernorm", (False,), False)
     rope = read_rope(reader, head_dim=reader.get("hidden_size") // num_heads, theta=10_000.0)
     num_kv_heads, parallel = _read_architecture(reader, num_heads)
-    spec = read_gpt(reader, KEYS, rope=rope, num_kv_heads=num_kv_heads, parallel=parallel)
-    reader.finish()
-    return spec
+    return read_gpt(reader, KEYS, rope=rope, num_kv_heads=num_kv_heads, parallel=parallel)
 
 
 def _read_architecture(reader: ConfigReader, num_heads: int) -> tuple[int, str]:
@@ -100,9 +102,10 @@ def falcon_config(spec: ModelSpec) -> dict[str, Any]:
 
 FALCON = Family(
     "falcon",
-    falcon_spec,
+    _read_falcon,
     falcon_config,
     TENSORS,
     default_targets=("query_key_value",),
     base_prefix="transformer.",
+    settle=_settled,
 )

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxft.leaves.address import Address
+from jaxft.models.families.config_reader import ConfigReader
 from jaxft.models.spec import ModelSpec
 
 # The values at which a feature that most families lack is absent. A family names those it has:
@@ -137,7 +138,7 @@ class Family:
 
     Attributes:
         model_type: As config.json has it.
-        spec_from_config: config.json to `ModelSpec`.
+        read: Reads a config.json; see `spec_from_config`.
         config_from_spec: `ModelSpec` to all that config.json says of the model's numbers.
         tensors: The name table; lines whose leaf a spec does not have do not apply to it.
         ignored: Regular expressions of tensor names that carry no weights: `IGNORED`, and more.
@@ -150,6 +151,10 @@ class Family:
         renames: Regular expressions, and what to put for them, that turn other names that files
             have into those of the table.
         file_names: The same for names of the table that files are written with others for.
+        defaults: What transformers' config class has for keys that are missing, where `read` does
+            not say it.
+        settle: Puts a config.json right whose keys or values have other names than transformers'
+            class has for them now.
         text_families: Of a model with other parts, such as one that sees: the families that its
             text part, which is all that is used of it, may be of.
 
@@ -158,7 +163,7 @@ class Family:
     """
 
     model_type: str
-    spec_from_config: Callable[[Mapping[str, Any]], ModelSpec]
+    read: Callable[[ConfigReader], ModelSpec]
     config_from_spec: Callable[[ModelSpec], dict[str, Any]]
     tensors: tuple[Tensor, ...]
     ignored: tuple[str, ...] = IGNORED
@@ -168,7 +173,21 @@ class Family:
     is_conv1d: bool = False
     renames: tuple[tuple[str, str], ...] = ()
     file_names: tuple[tuple[str, str], ...] = ()
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    settle: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
     text_families: "tuple[Family, ...]" = ()
+
+    def spec_from_config(self, config: Mapping[str, Any]) -> ModelSpec:
+        """Return the spec that a config.json says, every key of which is accounted for.
+
+        Raises:
+            UnsupportedModelError: If the model has a feature that is not handled, a key is missing,
+                or one is left that may change numbers.
+        """
+        reader = ConfigReader({**self.defaults, **self.settle(config)})
+        spec = self.read(reader)
+        reader.finish()
+        return spec
 
     def lines(self, spec: ModelSpec) -> tuple[Tensor, ...]:
         """Return the lines of the name table that are of such a spec."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader
 from jaxft.models.families.family import Family, Tensor, norm, replaced
-from jaxft.models.families.keys import Key, activation, with_keys
+from jaxft.models.families.keys import Key, activation, with_keys, without_keys
 from jaxft.models.families.llama import (
     ATTENTION_BIAS,
     KEYS,
@@ -47,7 +47,7 @@ _GEMMA2_KEYS = with_keys(
 )
 # Gemma 3 caps no scores, whatever config.json says.
 _GEMMA3_KEYS = with_keys(
-    tuple(key for key in _GEMMA2_KEYS if key.ours != "attn_softcap"),
+    without_keys(_GEMMA2_KEYS, "attn_softcap"),
     Key("final_logit_softcapping", "logit_softcap", None),
 )
 _GEMMA_DEFAULTS = {"num_key_value_heads": 16, "head_dim": 256, "tie_word_embeddings": True}
@@ -81,16 +81,18 @@ def _read_gemma(reader: ConfigReader, keys: tuple[Key, ...] = _KEYS, **features:
     return dataclasses.replace(spec, embed_scale=spec.model_dim**0.5)
 
 
-def gemma_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """Read the config.json of a Gemma 1."""
+def _settled(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config.json of a Gemma 1 with the activation that the model was trained with.
+
+    The first files say "gelu" and mean its approximation.
+    """
     named = config.get("hidden_act", _ACTIVATION)
-    # The first files mean the approximation by it that the models were trained with.
-    named = _ACTIVATION if named == "gelu" else named
-    reader = ConfigReader(_GEMMA_DEFAULTS | dict(config) | {"hidden_act": named})
+    return dict(config) | {"hidden_act": _ACTIVATION if named == "gelu" else named}
+
+
+def _read_gemma1(reader: ConfigReader) -> ModelSpec:
     reader.get("hidden_activation", None)  # of transformers 4, which nothing reads now
-    spec = _read_gemma(reader)
-    reader.finish()
-    return spec
+    return _read_gemma(reader)
 
 
 def _read_windows(reader: ConfigReader, period: int) -> tuple[int | None, ...]:
@@ -99,13 +101,10 @@ def _read_windows(reader: ConfigReader, period: int) -> tuple[int | None, ...]:
     return read_windows(reader, default, reader.get("sliding_window", 4096))
 
 
-def _gemma2_spec(config: Mapping[str, Any], placement: str) -> ModelSpec:
-    reader = ConfigReader(_GEMMA2_DEFAULTS | dict(config))
+def _read_gemma2(reader: ConfigReader, placement: str) -> ModelSpec:
     reader.get("hidden_act", None)  # nothing reads it
     windows = _read_windows(reader, 2)
-    spec = _read_gemma(reader, _GEMMA2_KEYS, windows=windows, norm_placement=placement)
-    reader.finish()
-    return spec
+    return _read_gemma(reader, _GEMMA2_KEYS, windows=windows, norm_placement=placement)
 
 
 def gemma2_config(spec: ModelSpec) -> dict[str, Any]:
@@ -113,9 +112,8 @@ def gemma2_config(spec: ModelSpec) -> dict[str, Any]:
     return llama_config(spec, _GEMMA2_KEYS) | windows_config(spec)
 
 
-def gemma3_text_spec(config: Mapping[str, Any]) -> ModelSpec:
+def _read_gemma3_text(reader: ConfigReader) -> ModelSpec:
     """Read the config.json of a Gemma 3 without a vision part."""
-    reader = ConfigReader(_GEMMA3_DEFAULTS | dict(config))
     windows = _read_windows(reader, reader.get("sliding_window_pattern", 6))
     ropes = read_ropes(
         reader,
@@ -135,7 +133,6 @@ def gemma3_text_spec(config: Mapping[str, Any]) -> ModelSpec:
     )
     for key in ("attn_logit_softcapping", "_sliding_window_pattern", "hidden_act"):
         reader.get(key, None)  # transformers keeps the first two; it uses none of them
-    reader.finish()
     return spec
 
 
@@ -146,11 +143,24 @@ def gemma3_text_config(spec: ModelSpec) -> dict[str, Any]:
 
 _TENSORS = gemma_tensors("model")
 
-GEMMA = Family("gemma", gemma_spec, functools.partial(llama_config, keys=_KEYS), TENSORS)
-GEMMA2 = Family(
-    "gemma2", functools.partial(_gemma2_spec, placement="sandwich"), gemma2_config, _TENSORS
+GEMMA = Family(
+    "gemma",
+    _read_gemma1,
+    functools.partial(llama_config, keys=_KEYS),
+    TENSORS,
+    defaults=_GEMMA_DEFAULTS,
+    settle=_settled,
 )
-GEMMA3_TEXT = Family("gemma3_text", gemma3_text_spec, gemma3_text_config, _TENSORS)
-VAULTGEMMA = Family(
-    "vaultgemma", functools.partial(_gemma2_spec, placement="pre"), gemma2_config, _TENSORS
+GEMMA2, VAULTGEMMA = (
+    Family(
+        model_type,
+        functools.partial(_read_gemma2, placement=placement),
+        gemma2_config,
+        _TENSORS,
+        defaults=_GEMMA2_DEFAULTS,
+    )
+    for model_type, placement in (("gemma2", "sandwich"), ("vaultgemma", "pre"))
+)
+GEMMA3_TEXT = Family(
+    "gemma3_text", _read_gemma3_text, gemma3_text_config, _TENSORS, defaults=_GEMMA3_DEFAULTS
 )

@@ -7,7 +7,6 @@ Source: transformers `configuration_gpt2.py`, `modeling_gpt2.py` (defaults and n
 """
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader
@@ -52,14 +51,11 @@ KEYS = (
 )
 
 
-def gpt2_spec(config: Mapping[str, Any]) -> ModelSpec:
+def _read_own(reader: ConfigReader) -> ModelSpec:
     """Read the config.json of a GPT-2."""
-    reader = ConfigReader(config)
     reader.require("scale_attn_by_inverse_layer_idx", (False,), False)
     reader.get("reorder_and_upcast_attn", False)  # float32 attention, which it always is here
-    spec = read_gpt2(reader)
-    reader.finish()
-    return spec
+    return read_gpt2(reader)
 
 
 def read_gpt2(reader: ConfigReader, keys: tuple[Key, ...] = KEYS, **features: Any) -> ModelSpec:
@@ -72,7 +68,7 @@ def read_gpt2(reader: ConfigReader, keys: tuple[Key, ...] = KEYS, **features: An
 
 GPT2 = Family(
     "gpt2",
-    gpt2_spec,
+    _read_own,
     functools.partial(keys_config, keys=KEYS),
     TENSORS,
     (*IGNORED, CAUSAL_MASK),

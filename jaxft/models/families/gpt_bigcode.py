@@ -6,7 +6,6 @@ queries, then k and v; otherwise every head's q, k and v together: both are "by 
 Source: transformers `configuration_gpt_bigcode.py`, `modeling_gpt_bigcode.py` (defaults, names).
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families import gpt2
@@ -49,15 +48,12 @@ _UNUSED = (
 KEYS = with_keys(gpt2.KEYS, activation("activation_function", "gelu_pytorch_tanh"))
 
 
-def gpt_bigcode_spec(config: Mapping[str, Any]) -> ModelSpec:
+def _read_gpt_bigcode(reader: ConfigReader) -> ModelSpec:
     """Read the config.json of a GPT-BigCode."""
-    reader = ConfigReader(config)
     for key in _UNUSED:
         reader.get(key, None)
     one_head = {"num_kv_heads": 1} if reader.get("multi_query", True) else {}
-    spec = gpt2.read_gpt2(reader, KEYS, **one_head)
-    reader.finish()
-    return spec
+    return gpt2.read_gpt2(reader, KEYS, **one_head)
 
 
 def gpt_bigcode_config(spec: ModelSpec) -> dict[str, Any]:
@@ -68,7 +64,7 @@ def gpt_bigcode_config(spec: ModelSpec) -> dict[str, Any]:
 
 GPT_BIGCODE = Family(
     "gpt_bigcode",
-    gpt_bigcode_spec,
+    _read_gpt_bigcode,
     gpt_bigcode_config,
     TENSORS,
     (*IGNORED, gpt2.CAUSAL_MASK),

@@ -5,7 +5,6 @@ Its attention scores are not divided by the root of the head width.
 Source: transformers `configuration_gpt_neo.py`, `modeling_gpt_neo.py` (defaults and names).
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from jaxft.errors import UnsupportedModelError
@@ -50,9 +49,8 @@ KEYS = (
 )
 
 
-def gpt_neo_spec(config: Mapping[str, Any]) -> ModelSpec:
+def _read_gpt_neo(reader: ConfigReader) -> ModelSpec:
     """Read the config.json of a GPT-Neo."""
-    reader = ConfigReader(config)
     window, num_layers = reader.get("window_size", 256), reader.get("num_layers")
     # Each entry is a pattern and how often it is repeated.
     types = reader.get("attention_types", None) or [[[_GLOBAL, _LOCAL], 12]]
@@ -65,9 +63,7 @@ def gpt_neo_spec(config: Mapping[str, Any]) -> ModelSpec:
         )
     reader.get("attention_layers", None)  # what follows from attention_types
     windows = [window if kind == _LOCAL else None for kind in kinds]
-    spec = read_gpt(reader, KEYS, windows=windows, attn_scale=1.0, qkv_bias=False)
-    reader.finish()
-    return spec
+    return read_gpt(reader, KEYS, windows=windows, attn_scale=1.0, qkv_bias=False)
 
 
 def gpt_neo_config(spec: ModelSpec) -> dict[str, Any]:
@@ -81,5 +77,5 @@ def gpt_neo_config(spec: ModelSpec) -> dict[str, Any]:
 
 
 GPT_NEO = Family(
-    "gpt_neo", gpt_neo_spec, gpt_neo_config, TENSORS, _IGNORED, base_prefix="transformer."
+    "gpt_neo", _read_gpt_neo, gpt_neo_config, TENSORS, _IGNORED, base_prefix="transformer."
 )

@@ -3,7 +3,6 @@
 Source: transformers `configuration_gpt_neox.py`, `modeling_gpt_neox.py` (defaults and names).
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader
@@ -49,9 +48,8 @@ KEYS = (
 )
 
 
-def gpt_neox_spec(config: Mapping[str, Any]) -> ModelSpec:
+def _read_gpt_neox(reader: ConfigReader) -> ModelSpec:
     """Read the config.json of a GPT-NeoX."""
-    reader = ConfigReader(config)
     head_dim = reader.get("hidden_size") // reader.get("num_attention_heads")
     # Files of transformers 4 have these two, those of its last versions under both names.
     theta = float(reader.get("rotary_emb_base", 10_000))
@@ -59,9 +57,7 @@ def gpt_neox_spec(config: Mapping[str, Any]) -> ModelSpec:
     reader.require("rope_theta", (theta, None))
     reader.require("partial_rotary_factor", (partial, None))
     rope = read_rope(reader, head_dim=head_dim, theta=theta, partial=partial)
-    spec = read_gpt(reader, KEYS, rope=rope)
-    reader.finish()
-    return spec
+    return read_gpt(reader, KEYS, rope=rope)
 
 
 def gpt_neox_config(spec: ModelSpec) -> dict[str, Any]:
@@ -75,7 +71,7 @@ def gpt_neox_config(spec: ModelSpec) -> dict[str, Any]:
 
 GPT_NEOX = Family(
     "gpt_neox",
-    gpt_neox_spec,
+    _read_gpt_neox,
     gpt_neox_config,
     TENSORS,
     _IGNORED,

@@ -3,7 +3,6 @@
 Source: transformers `configuration_gptj.py`, `modeling_gptj.py` (defaults and names).
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader
@@ -44,13 +43,12 @@ KEYS = (
 )
 
 
-def gptj_spec(config: Mapping[str, Any]) -> ModelSpec:
+def _read_gptj(reader: ConfigReader) -> ModelSpec:
     """Read the config.json of a GPT-J."""
-    reader = ConfigReader(config)
     reader.get("n_positions", 2048)  # how many angles are computed beforehand
     for key in ("rotary", "scale_attn_weights"):
         reader.require(key, (True,), True)
-    spec = read_gpt(
+    return read_gpt(
         reader,
         KEYS,
         rope=Rope(_THETA, reader.get("rotary_dim", 64), interleaved=True, scaling=None),
@@ -59,8 +57,6 @@ def gptj_spec(config: Mapping[str, Any]) -> ModelSpec:
         out_bias=False,
         head_bias=True,
     )
-    reader.finish()
-    return spec
 
 
 def gptj_config(spec: ModelSpec) -> dict[str, Any]:
@@ -70,4 +66,4 @@ def gptj_config(spec: ModelSpec) -> dict[str, Any]:
     return keys_config(spec, KEYS) | {"rotary_dim": rope.rotary_dim}
 
 
-GPTJ = Family("gptj", gptj_spec, gptj_config, TENSORS, _IGNORED, base_prefix="transformer.")
+GPTJ = Family("gptj", _read_gptj, gptj_config, TENSORS, _IGNORED, base_prefix="transformer.")

@@ -49,21 +49,23 @@ _NO_MIXTURE = {"num_experts_per_tok", "output_router_logits", "router_aux_loss_c
 _UNREAD = {"intermediate_size", "init_method", "layers_block_type", "time_step_limit"}
 
 
-def granite4_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """Read the config.json of a dense Granite 4."""
+def _settled(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config.json of a Granite 4 with its layers listed as in other models."""
     layers = config.get("layer_types") or config.get("layers_block_type") or ["mamba"]
     kinds = [FULL if kind == _OLD_KIND else kind for kind in layers]
-    reader = ConfigReader(dict(config) | {"layer_types": kinds})
+    return dict(config) | {"layer_types": kinds}
+
+
+def _read_granite4(reader: ConfigReader) -> ModelSpec:
+    """Read the config.json of a dense Granite 4."""
     reader.require("num_local_experts", (0,), 8)
     reader.require("normalization_function", ("rmsnorm",), "rmsnorm")
     num_layers = len(read_layer_types(reader, [FULL] * reader.get("num_hidden_layers")))
-    unused = {key for key in config if key.startswith("mamba_")} | _NO_MIXTURE
+    unused = {key for key in reader.config if key.startswith("mamba_")} | _NO_MIXTURE
     for key in unused | _UNREAD:
         reader.get(key, None)
     is_turned = [reader.get("position_embedding_type", None) == "rope"] * num_layers
-    spec = read_llama(reader, _GRANITE4_KEYS, is_turned=is_turned)
-    reader.finish()
-    return spec
+    return read_llama(reader, _GRANITE4_KEYS, is_turned=is_turned)
 
 
 def granite4_config(spec: ModelSpec) -> dict[str, Any]:
@@ -86,7 +88,9 @@ _HYPERCLOVAX_TENSORS = (
     *norm("attn_out_norm", f"{_LAYER}.post_norm1"),
     *norm("mlp_out_norm", f"{_LAYER}.post_norm2"),
 )
-GRANITE4 = Family("granitemoehybrid", granite4_spec, granite4_config, _GRANITE4_TENSORS)
+GRANITE4 = Family(
+    "granitemoehybrid", _read_granite4, granite4_config, _GRANITE4_TENSORS, settle=_settled
+)
 HYPERCLOVAX = llama_family(
     "hyperclovax",
     ATTENTION_BIAS,

@@ -7,8 +7,6 @@ Source: transformers `configuration_hunyuan_v1_dense.py`, `modeling_hunyuan_v1_d
 """
 
 import functools
-from collections.abc import Mapping
-from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader
 from jaxft.models.families.family import Family, norm, replaced
@@ -34,14 +32,11 @@ _TENSORS = replaced(
 _KEYS = with_keys(KEYS, ATTENTION_BIAS)
 
 
-def hunyuan_spec(config: Mapping[str, Any]) -> ModelSpec:
+def _read_hunyuan(reader: ConfigReader) -> ModelSpec:
     """Read the config.json of a dense Hunyuan."""
-    reader = ConfigReader({"rms_norm_eps": 1e-5} | dict(config))
     reader.get("eod_token_id", None)
     ropes = (_read_rope(reader),) * reader.get("num_hidden_layers")
-    spec = read_llama(reader, _KEYS, ropes=ropes, qk_norm="turned")
-    reader.finish()
-    return spec
+    return read_llama(reader, _KEYS, ropes=ropes, qk_norm="turned")
 
 
 def _read_rope(reader: ConfigReader) -> Rope:
@@ -56,5 +51,9 @@ def _read_rope(reader: ConfigReader) -> Rope:
 
 
 HUNYUAN_DENSE = Family(
-    "hunyuan_v1_dense", hunyuan_spec, functools.partial(llama_config, keys=_KEYS), _TENSORS
+    "hunyuan_v1_dense",
+    _read_hunyuan,
+    functools.partial(llama_config, keys=_KEYS),
+    _TENSORS,
+    defaults={"rms_norm_eps": 1e-5},
 )

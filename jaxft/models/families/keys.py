@@ -78,6 +78,11 @@ def with_keys(keys: tuple[Key, ...], *lines: Key) -> tuple[Key, ...]:
     return (*(key for key in keys if key.ours not in fields), *lines)
 
 
+def without_keys(keys: tuple[Key, ...], *fields: str) -> tuple[Key, ...]:
+    """Return a table without the lines of some fields."""
+    return tuple(key for key in keys if key.ours not in fields)
+
+
 def read_keys(reader: ConfigReader, keys: Iterable[Key]) -> dict[str, Any]:
     """Return the value of each field that the lines name.
 

@@ -7,8 +7,6 @@ names).
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader
 from jaxft.models.families.family import Family, linear, replaced
@@ -21,6 +19,7 @@ from jaxft.models.families.llama import (
     TENSORS,
     llama_config,
     llama_family,
+    read_head_dim,
     read_llama,
 )
 from jaxft.models.spec import ModelSpec
@@ -67,19 +66,19 @@ JAIS2 = llama_family(
 _NEMOTRON_KEYS = with_keys(KEYS, ATTENTION_BIAS, MLP_BIAS, Key("norm_eps", "norm_eps", 1e-5))
 
 
-def nemotron_spec(config: Mapping[str, Any]) -> ModelSpec:
+def _read_nemotron(reader: ConfigReader) -> ModelSpec:
     """Read the config.json of a Nemotron."""
-    reader = ConfigReader({"hidden_act": "relu2"} | dict(config))
     reader.get("rope_percent", None)  # of old files; transformers does not read it
-    head_dim = reader.get("kv_channels", None)  # so in some files; transformers does not read it
+    if reader.get("kv_channels", None) is not None:  # in some files; transformers does not read it
+        reader.require("kv_channels", (read_head_dim(reader),))
     norm = dataclasses.replace(LAYER_NORM, scale="offset")
-    spec = read_llama(reader, _NEMOTRON_KEYS, norm=norm, partial=0.5, mlp="plain")
-    reader.finish()
-    if head_dim not in (None, spec.head_dim):
-        reader.require("kv_channels", (spec.head_dim,))
-    return spec
+    return read_llama(reader, _NEMOTRON_KEYS, norm=norm, partial=0.5, mlp="plain")
 
 
 NEMOTRON = Family(
-    "nemotron", nemotron_spec, functools.partial(llama_config, keys=_NEMOTRON_KEYS), TENSORS
+    "nemotron",
+    _read_nemotron,
+    functools.partial(llama_config, keys=_NEMOTRON_KEYS),
+    TENSORS,
+    defaults={"hidden_act": "relu2"},
 )

@@ -10,7 +10,8 @@ from typing import Any
 from jaxft.errors import UnsupportedModelError
 from jaxft.models.families.config_reader import ConfigReader
 from jaxft.models.families.family import Family, linear, norm, plain, replaced
-from jaxft.models.families.llama import TENSORS, llama_config, read_llama
+from jaxft.models.families.keys import Key, with_keys, without_keys
+from jaxft.models.families.llama import KEYS, TENSORS, llama_config, read_llama
 from jaxft.models.families.windows import FULL
 from jaxft.models.spec import BlockSpec, ConvSpec, ModelSpec
 
@@ -37,21 +38,24 @@ _TENSORS = (
 _DEFAULTS = {
     "num_key_value_heads": 8,
     "intermediate_size": 12288,
-    "norm_eps": 1e-5,
     "tie_word_embeddings": True,
 }
+_KEYS = with_keys(without_keys(KEYS, "activation"), Key("norm_eps", "norm_eps", 1e-5))
 # By the names that older files have, which count where both are there.
 _OLDER = {"block_ff_dim": "intermediate_size", "tie_embedding": "tie_word_embeddings"}
 
 
-def lfm2_spec(config: Mapping[str, Any]) -> ModelSpec:
+def _settled(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config.json without the older names."""
+    named = {key: value for key, value in config.items() if key not in _OLDER}
+    return named | {_OLDER[key]: config[key] for key in _OLDER if key in config}
+
+
+def _read_lfm2(reader: ConfigReader) -> ModelSpec:
     """Read the config.json of an LFM2."""
-    said = _DEFAULTS | dict(config)
-    said |= {name: said.pop(older) for older, name in _OLDER.items() if older in said}
-    act = {"hidden_act": "silu"}  # its class asks for no other
-    reader = ConfigReader(said | {"rms_norm_eps": said["norm_eps"]} | act)
-    reader.get("norm_eps")
-    spec = read_llama(reader, theta=1_000_000.0, qk_norm="head")
+    for key in ("hidden_act", "rms_norm_eps"):
+        reader.get(key, None)  # its class asks for neither
+    spec = read_llama(reader, _KEYS, theta=1_000_000.0, qk_norm="head", activation="silu")
     conv = ConvSpec(reader.get("conv_L_cache", 3), reader.get("conv_bias", False))
     mlp = spec.blocks[0].mlp
     mlp = dataclasses.replace(mlp, dim=_adjusted(mlp.dim, reader))
@@ -59,9 +63,7 @@ def lfm2_spec(config: Mapping[str, Any]) -> ModelSpec:
         BlockSpec(conv if kind == _CONV else block.mixer, mlp)
         for kind, block in zip(_read_kinds(reader), spec.blocks, strict=True)
     )
-    spec = dataclasses.replace(spec, blocks=tuple(blocks))
-    reader.finish()
-    return spec
+    return dataclasses.replace(spec, blocks=tuple(blocks))
 
 
 def _read_kinds(reader: ConfigReader) -> list[str]:
@@ -99,20 +101,11 @@ def _adjusted(width: int, reader: ConfigReader) -> int:
 
 def lfm2_config(spec: ModelSpec) -> dict[str, Any]:
     """Return what the config.json of an LFM2 says of `spec`."""
-    written = llama_config(spec)
-    del written["hidden_act"]
     convs = [block.mixer for block in spec.blocks if isinstance(block.mixer, ConvSpec)]
     kinds = [_CONV if isinstance(block.mixer, ConvSpec) else FULL for block in spec.blocks]
     conv = {"conv_L_cache": convs[0].width, "conv_bias": convs[0].bias} if convs else {}
-    return (
-        written
-        | conv
-        | {
-            "norm_eps": written.pop("rms_norm_eps"),
-            "block_auto_adjust_ff_dim": False,
-            "layer_types": kinds,
-        }
-    )
+    further = {"block_auto_adjust_ff_dim": False, "layer_types": kinds}
+    return llama_config(spec, _KEYS) | conv | further
 
 
-LFM2 = Family("lfm2", lfm2_spec, lfm2_config, _TENSORS)
+LFM2 = Family("lfm2", _read_lfm2, lfm2_config, _TENSORS, defaults=_DEFAULTS, settle=_settled)

@@ -8,6 +8,7 @@ Source: transformers `configuration_llama.py`, `configuration_mistral.py`, `mode
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -103,7 +104,7 @@ def read_llama(
     Args:
         reader: The config.json.
         keys: What it says.
-        norm: The kind of every norm.
+        norm: The kind of every norm; its eps counts where no key says one.
         windows: Of each layer; if not given, the one of `keys` for all, or none.
         ropes: Of each layer; if not given, config.json has one for all.
         is_turned: Which layers turn queries and keys; if not given, all do.
@@ -128,7 +129,7 @@ def read_llama(
     usual = ABSENT | {
         "embed_dim": fields["model_dim"],
         "mlp": "gated",
-        "norm": dataclasses.replace(norm, eps=fields.pop("norm_eps")),
+        "norm": dataclasses.replace(norm, eps=fields.pop("norm_eps", norm.eps)),
         "norm_placement": "pre",
         "final_norm": True,
         "positions": None,
@@ -186,17 +187,13 @@ def llama_family(
     """
     keys = with_keys(KEYS, *lines)
 
-    def spec_from_config(config: Mapping[str, Any]) -> ModelSpec:
-        said = {**defaults, **config}
-        reader = ConfigReader(with_rope(said, rope) if rope else said)
+    def read(reader: ConfigReader) -> ModelSpec:
         for key, allowed in fixed.items():
             reader.require(key, allowed, allowed[0])
         for key in unread:
             reader.get(key, None)
         listed = None if windows is None else windows.read(reader)
-        spec = read_llama(reader, keys, windows=listed, **features)
-        reader.finish()
-        return spec
+        return read_llama(reader, keys, windows=listed, **features)
 
     def config_from_spec(spec: ModelSpec) -> dict[str, Any]:
         written = llama_config(spec, keys) | ({} if windows is None else windows.write(spec))
@@ -206,7 +203,8 @@ def llama_family(
             written["rope_parameters"] = whole | written["rope_parameters"]
         return written
 
-    return Family(model_type, spec_from_config, config_from_spec, tensors)
+    settle = functools.partial(with_rope, default=rope) if rope else dict
+    return Family(model_type, read, config_from_spec, tensors, defaults=defaults, settle=settle)
 
 
 LLAMA = llama_family(

@@ -8,7 +8,6 @@ queries, keys and values.
 Source: transformers `configuration_*.py` and `modeling_*.py` of each (defaults and names).
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader
@@ -26,9 +25,8 @@ from jaxft.models.families.windows import FULL, SLIDING, Windows, read_windows, 
 from jaxft.models.spec import ModelSpec
 
 
-def exaone4_spec(config: Mapping[str, Any]) -> ModelSpec:
+def _read_exaone4(reader: ConfigReader) -> ModelSpec:
     """Read the config.json of an EXAONE 4."""
-    reader = ConfigReader({"rms_norm_eps": 1e-5, "num_key_value_heads": 32} | dict(config))
     reader.get("attn_implementation", None)
     pattern = reader.get("sliding_window_pattern", None) or 4
     if not isinstance(pattern, str):
@@ -41,11 +39,9 @@ def exaone4_spec(config: Mapping[str, Any]) -> ModelSpec:
     ]
     windows = read_windows(reader, kinds, window)
     is_turned = [bool(each) or not is_hybrid for each in windows]
-    spec = read_llama(
+    return read_llama(
         reader, windows=windows, is_turned=is_turned, norm_placement="output", qk_norm="head"
     )
-    reader.finish()
-    return spec
 
 
 def exaone4_config(spec: ModelSpec) -> dict[str, Any]:
@@ -55,7 +51,13 @@ def exaone4_config(spec: ModelSpec) -> dict[str, Any]:
     return llama_config(spec) | windows_config(spec) | without
 
 
-EXAONE4 = Family("exaone4", exaone4_spec, exaone4_config, OUTPUT_NORM_TENSORS)
+EXAONE4 = Family(
+    "exaone4",
+    _read_exaone4,
+    exaone4_config,
+    OUTPUT_NORM_TENSORS,
+    defaults={"rms_norm_eps": 1e-5, "num_key_value_heads": 32},
+)
 
 
 def _read_cwm_windows(reader: ConfigReader) -> tuple[int | None, ...]:

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families.llama import ATTENTION_BIAS, MLP_BIAS, llama_family
-from jaxft.models.spec import ModelSpec
 
 _EXAONE_KEYS = {
     "num_layers": "num_hidden_layers",
@@ -55,15 +54,14 @@ _TRANSFORMERS = llama_family(  # by the names that transformers has
 )
 
 
-def exaone_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """Read the config.json of an EXAONE 3 or 3.5."""
-    renamed = {_EXAONE_KEYS.get(key, key): value for key, value in config.items()}
-    return _TRANSFORMERS.spec_from_config(renamed)
+def _settled(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config.json of an EXAONE 3 or 3.5 with the keys of transformers."""
+    return {_EXAONE_KEYS.get(key, key): value for key, value in config.items()}
 
 
 EXAONE = dataclasses.replace(
     _TRANSFORMERS,
-    spec_from_config=exaone_spec,
+    settle=_settled,
     renames=_EXAONE_RENAMES,
     file_names=_EXAONE_FILE_NAMES,
 )

@@ -7,8 +7,7 @@ Source: transformers `configuration_ministral.py`, `modeling_ministral.py` (defa
 `configuration_ministral3.py`, `modeling_ministral3.py`.
 """
 
-import dataclasses
-from collections.abc import Mapping
+import functools
 from typing import Any
 
 from jaxft.errors import UnsupportedModelError
@@ -55,14 +54,13 @@ _ROPE_3 = {
 }
 
 
-def ministral3_spec(config: Mapping[str, Any]) -> ModelSpec:
+def _read_ministral3(reader: ConfigReader) -> ModelSpec:
     """Read the config.json of a Ministral 3.
 
     Raises:
         UnsupportedModelError: If the rope lacks what says how queries grow, or anything else is
             not handled.
     """
-    reader = ConfigReader(_DEFAULTS_3 | with_rope(config, _ROPE_3))
     found = reader.get("rope_scaling", None) or reader.get("rope_parameters", None)
     beta = found.get("llama_4_scaling_beta")
     length = found.get("original_max_position_embeddings")
@@ -73,9 +71,8 @@ def ministral3_spec(config: Mapping[str, Any]) -> ModelSpec:
             "original_max_position_embeddings.",
             "transformers does not run it either; take the config.json of the weights.",
         )
-    spec = read_llama(reader, _KEYS_3)
-    reader.finish()
-    return dataclasses.replace(spec, query_scaling=QueryScaling(float(beta), int(length)))
+    scaling = QueryScaling(float(beta), int(length))
+    return read_llama(reader, _KEYS_3, query_scaling=scaling)
 
 
 def ministral3_config(spec: ModelSpec) -> dict[str, Any]:
@@ -89,4 +86,11 @@ def ministral3_config(spec: ModelSpec) -> dict[str, Any]:
     return written
 
 
-MINISTRAL3 = Family("ministral3", ministral3_spec, ministral3_config, TENSORS)
+MINISTRAL3 = Family(
+    "ministral3",
+    _read_ministral3,
+    ministral3_config,
+    TENSORS,
+    defaults=_DEFAULTS_3,
+    settle=functools.partial(with_rope, default=_ROPE_3),
+)

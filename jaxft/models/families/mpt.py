@@ -62,9 +62,8 @@ KEYS = (
 )
 
 
-def mpt_spec(config: Mapping[str, Any]) -> ModelSpec:
+def _read_mpt(reader: ConfigReader) -> ModelSpec:
     """Read the config.json of an MPT."""
-    reader = ConfigReader(config)
     # Without `finish`: files of transformers 4 have every key of any config in there.
     attention = ConfigReader(reader.get("attn_config", None) or {})
     for source, fixed in ((reader, _FIXED), (attention, _FIXED_IN_ATTENTION)):
@@ -81,7 +80,6 @@ def mpt_spec(config: Mapping[str, Any]) -> ModelSpec:
         out_bias=False,
         mlp_bias=False,
     )
-    reader.finish()
     return dataclasses.replace(
         spec,
         attn_scale=attention.get("softmax_scale", None) or spec.attn_scale,
@@ -96,7 +94,7 @@ def mpt_config(spec: ModelSpec) -> dict[str, Any]:
 
 MPT = Family(
     "mpt",
-    mpt_spec,
+    _read_mpt,
     mpt_config,
     TENSORS,
     default_targets=("Wqkv",),

@@ -83,12 +83,10 @@ def text_part(family: Family, config: Mapping[str, Any]) -> tuple[Family, dict[s
     return by_name[named], text | whole | own
 
 
-def _read(family: Family, config: Mapping[str, Any]) -> ModelSpec:
-    reader = ConfigReader(config)
+def _read(family: Family, reader: ConfigReader) -> ModelSpec:
     for key in (*_UNUSED, *_OF_THE_WHOLE, "text_config"):
         reader.get(key, None)
-    reader.finish()
-    text_family, text = text_part(family, config)
+    text_family, text = text_part(family, reader.config)
     if text_family is not muse_glimmer.MUSE_GLIMMER_TEXT:
         # transformers' other classes of the whole do not apply it, those of the text part do.
         ConfigReader(text).require("final_logit_softcapping", (None,))
@@ -110,7 +108,7 @@ def _family(
 ) -> Family:
     family = Family(
         name,
-        lambda config: _read(family, config),
+        lambda reader: _read(family, reader),
         lambda spec: _written(family, spec),
         tensors(_BASE),
         _IGNORED,

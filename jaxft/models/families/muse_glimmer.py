@@ -8,7 +8,6 @@ Source: transformers `configuration_muse_glimmer.py: MuseGlimmerTextConfig`,
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from jaxft.errors import UnsupportedModelError
@@ -54,9 +53,8 @@ def muse_tensors(base: str) -> tuple[Tensor, ...]:
     return (*gemma.gemma_tensors(base), *gate)
 
 
-def muse_spec(config: Mapping[str, Any]) -> ModelSpec:
+def _read_muse(reader: ConfigReader) -> ModelSpec:
     """Read the config.json of the text part of a Muse Glimmer."""
-    reader = ConfigReader(_DEFAULTS | dict(config))
     reader.get("hidden_act", None)  # nothing reads it
     num_layers = reader.get("num_hidden_layers")
     is_open = [(num_layers - 1 - layer) % _PERIOD == 0 for layer in range(num_layers)]
@@ -66,7 +64,6 @@ def muse_spec(config: Mapping[str, Any]) -> ModelSpec:
     spec = read_llama(reader, _KEYS, windows=windows, is_turned=is_turned)
     factor, eps = reader.get("qk_scale_factor", 3.87), spec.norm.eps
     output_eps = reader.get("post_norm_eps", 1e-8)
-    reader.finish()
     weightless = NormSpec("rms", eps, scale="none", bias=False)
     output = NormSpec("rms", output_eps, scale="offset", bias=False)
     return dataclasses.replace(
@@ -118,4 +115,6 @@ def muse_config(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-MUSE_GLIMMER_TEXT = Family("muse_glimmer_text", muse_spec, muse_config, muse_tensors("model"))
+MUSE_GLIMMER_TEXT = Family(
+    "muse_glimmer_text", _read_muse, muse_config, muse_tensors("model"), defaults=_DEFAULTS
+)

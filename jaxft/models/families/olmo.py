@@ -8,13 +8,12 @@ Source: transformers `configuration_olmo.py`, `configuration_olmo2.py`, `configu
 `modeling_olmo.py`, `modeling_olmo2.py`, `modeling_olmo3.py` (defaults and names).
 """
 
-import dataclasses
-from collections.abc import Mapping
+import functools
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader
 from jaxft.models.families.family import Family
-from jaxft.models.families.keys import with_keys
+from jaxft.models.families.keys import with_keys, without_keys
 from jaxft.models.families.llama import (
     ATTENTION_BIAS,
     KEYS,
@@ -30,29 +29,21 @@ from jaxft.models.families.windows import each_nth_full, read_windows, windows_c
 from jaxft.models.spec import ModelSpec, NormSpec
 
 _KEYS = with_keys(KEYS, ATTENTION_BIAS)
+_OLMO_KEYS = without_keys(_KEYS, "norm_eps")
 _DEFAULTS = {"rms_norm_eps": 1e-5}
 _OLMO3_THETA = 500_000.0
 
 
-def olmo_spec(config: Mapping[str, Any]) -> ModelSpec:
+def _read_olmo(reader: ConfigReader) -> ModelSpec:
     """Read the config.json of an OLMo 1."""
-    reader = ConfigReader(config)
     reader.require("clip_qkv", (None,))
-    spec = read_llama(reader, _KEYS)
-    reader.finish()
-    return dataclasses.replace(spec, norm=NormSpec("layer", 1e-5, scale="none", bias=False))
+    reader.get("rms_norm_eps", None)  # nothing reads it
+    norm = NormSpec("layer", 1e-5, scale="none", bias=False)
+    return read_llama(reader, _OLMO_KEYS, norm=norm)
 
 
-def olmo_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of an OLMo 1 says of `spec`."""
-    written = llama_config(spec, _KEYS)
-    del written["rms_norm_eps"]
-    return written
-
-
-def olmo3_spec(config: Mapping[str, Any]) -> ModelSpec:
+def _read_olmo3(reader: ConfigReader) -> ModelSpec:
     """Read the config.json of an OLMo 3."""
-    reader = ConfigReader(_DEFAULTS | dict(config))
     default = each_nth_full(reader.get("num_hidden_layers"), 4)
     windows = read_windows(reader, default, reader.get("sliding_window", 4096))
     ropes = read_ropes(
@@ -62,11 +53,9 @@ def olmo3_spec(config: Mapping[str, Any]) -> ModelSpec:
         theta=_OLMO3_THETA,
         local_theta=_OLMO3_THETA,
     )
-    spec = read_llama(
+    return read_llama(
         reader, _KEYS, windows=windows, ropes=ropes, qk_norm="full", norm_placement="output"
     )
-    reader.finish()
-    return spec
 
 
 def olmo3_config(spec: ModelSpec) -> dict[str, Any]:
@@ -75,7 +64,7 @@ def olmo3_config(spec: ModelSpec) -> dict[str, Any]:
     return llama_config(spec, _KEYS) | windows_config(spec) | ropes
 
 
-OLMO = Family("olmo", olmo_spec, olmo_config, TENSORS)
+OLMO = Family("olmo", _read_olmo, functools.partial(llama_config, keys=_OLMO_KEYS), TENSORS)
 OLMO2 = llama_family(
     "olmo2",
     ATTENTION_BIAS,
@@ -84,4 +73,4 @@ OLMO2 = llama_family(
     qk_norm="full",
     norm_placement="output",
 )
-OLMO3 = Family("olmo3", olmo3_spec, olmo3_config, OUTPUT_NORM_TENSORS)
+OLMO3 = Family("olmo3", _read_olmo3, olmo3_config, OUTPUT_NORM_TENSORS, defaults=_DEFAULTS)

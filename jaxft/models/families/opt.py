@@ -5,7 +5,6 @@ The 350m model norms after each sublayer and has an embedding narrower than its 
 Source: transformers `configuration_opt.py`, `modeling_opt.py` (defaults and names).
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader
@@ -51,21 +50,18 @@ KEYS = (
 )
 
 
-def opt_spec(config: Mapping[str, Any]) -> ModelSpec:
+def _read_opt(reader: ConfigReader) -> ModelSpec:
     """Read the config.json of an OPT."""
-    reader = ConfigReader(config)
     reader.require("layer_norm_elementwise_affine", (True,), True)
     is_pre = reader.get("do_layer_norm_before", True)
     lacks_final_norm = reader.get("_remove_final_layer_norm", False)
-    spec = read_gpt(
+    return read_gpt(
         reader,
         KEYS,
         padding_rows=_PADDING_ROWS,
         embed_dim=reader.get("word_embed_proj_dim", None) or reader.get("hidden_size"),
         final_norm=is_pre and not lacks_final_norm,
     )
-    reader.finish()
-    return spec
 
 
 def opt_config(spec: ModelSpec) -> dict[str, Any]:
@@ -74,4 +70,4 @@ def opt_config(spec: ModelSpec) -> dict[str, Any]:
     return keys_config(spec, KEYS) | {"_remove_final_layer_norm": lacks_final_norm}
 
 
-OPT = Family("opt", opt_spec, opt_config, TENSORS)
+OPT = Family("opt", _read_opt, opt_config, TENSORS)

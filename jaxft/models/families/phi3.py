@@ -40,15 +40,12 @@ _UNUSED = {
 _OLD_KINDS = ("su", "yarn")  # names that the same scaling had before "longrope"
 
 
-def phi3_spec(config: Mapping[str, Any]) -> ModelSpec:
+def _read_phi3(reader: ConfigReader) -> ModelSpec:
     """Read the config.json of a Phi-3."""
-    reader = ConfigReader(_DEFAULTS | _renamed(config))
     for key, value in _UNUSED.items():
         reader.require(key, (value,), value)
     reader.get("original_max_position_embeddings")
-    spec = read_llama(reader, _KEYS, partial=1.0)
-    reader.finish()
-    return spec
+    return read_llama(reader, _KEYS, partial=1.0)
 
 
 def _renamed(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,4 +67,12 @@ def phi3_config(spec: ModelSpec) -> dict[str, Any]:
     return written
 
 
-PHI3 = Family("phi3", phi3_spec, phi3_config, TENSORS, default_targets=("qkv_proj",))
+PHI3 = Family(
+    "phi3",
+    _read_phi3,
+    phi3_config,
+    TENSORS,
+    default_targets=("qkv_proj",),
+    defaults=_DEFAULTS,
+    settle=_renamed,
+)

@@ -3,7 +3,6 @@
 Source: transformers `configuration_smollm3.py`, `modeling_smollm3.py` (defaults and names).
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from jaxft.errors import UnsupportedModelError
@@ -26,18 +25,15 @@ _INTERVAL = 4
 _KEYS = with_keys(KEYS, ATTENTION_BIAS, MLP_BIAS)
 
 
-def smollm3_spec(config: Mapping[str, Any]) -> ModelSpec:
+def _read_smollm3(reader: ConfigReader) -> ModelSpec:
     """Read the config.json of a SmolLM3."""
-    reader = ConfigReader(_DEFAULTS | dict(config))
     is_turned = _read_turned(reader)
     reader.get("max_window_layers", None)  # files have it, and nothing reads it
     window = reader.get("sliding_window", None)
     has_windows = reader.get("use_sliding_window", False) and window is not None
     default = [SLIDING if has_windows and not turned else FULL for turned in is_turned]
     windows = read_windows(reader, default, window)
-    spec = read_llama(reader, _KEYS, windows=windows, is_turned=is_turned, theta=2_000_000.0)
-    reader.finish()
-    return spec
+    return read_llama(reader, _KEYS, windows=windows, is_turned=is_turned, theta=2_000_000.0)
 
 
 def _read_turned(reader: ConfigReader) -> list[bool]:
@@ -71,4 +67,4 @@ def smollm3_config(spec: ModelSpec) -> dict[str, Any]:
     )
 
 
-SMOLLM3 = Family("smollm3", smollm3_spec, smollm3_config, TENSORS)
+SMOLLM3 = Family("smollm3", _read_smollm3, smollm3_config, TENSORS, defaults=_DEFAULTS)

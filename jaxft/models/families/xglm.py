@@ -6,7 +6,6 @@ Source: transformers `configuration_xglm.py`, `modeling_xglm.py` (defaults and n
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from jaxft.models.families.config_reader import ConfigReader
@@ -71,13 +70,10 @@ def scaled_config(spec: ModelSpec, keys: tuple[Key, ...]) -> dict[str, Any]:
     return keys_config(spec, keys) | {"scale_embedding": spec.embed_scale != 1.0}
 
 
-def xglm_spec(config: Mapping[str, Any]) -> ModelSpec:
+def _read_xglm(reader: ConfigReader) -> ModelSpec:
     """Read the config.json of an XGLM."""
-    reader = ConfigReader(config)
     reader.require("add_cross_attention", (False,), False)
-    spec = read_scaled(reader, KEYS, positions=Sinusoidal(_OFFSET))
-    reader.finish()
-    return spec
+    return read_scaled(reader, KEYS, positions=Sinusoidal(_OFFSET))
 
 
-XGLM = Family("xglm", xglm_spec, functools.partial(scaled_config, keys=KEYS), TENSORS)
+XGLM = Family("xglm", _read_xglm, functools.partial(scaled_config, keys=KEYS), TENSORS)
