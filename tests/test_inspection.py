@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -318,6 +319,11 @@ def test_layers_with_a_convolution_are_counted_and_modules_are_told_by_where_the
         "self_attn.out_proj 24 24 1 384 all-linear",
     ):
         assert line in lines
+
+
+def test_mlps_of_several_widths_are_told_by_the_smallest_and_the_largest(llama):
+    found = dataclasses.replace(inspection.inspect(str(llama), None), spec=tiny.SEVERAL_MLPS)
+    assert dict(inspection._facts(found))["layers"] == "3, width 64, MLP 96 to 160"
 
 
 def test_the_verb_needs_no_device(llama):

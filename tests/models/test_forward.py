@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from jaxft import tree as trees
-from jaxft.models import forward
+from jaxft.models import convolution, forward
 from jaxft.models.network import base_network
 from jaxft.models.spec import (
     DynamicScaling,
@@ -265,6 +265,21 @@ def extend_in_pieces(network, tree, ids, valid, pieces):
         hidden.append(new)
         start += size
     return np.concatenate(hidden, axis=1)
+
+
+def test_a_cache_begins_with_what_each_layers_class_begins_with(monkeypatch):
+    network = base_network(tiny.CONVOLUTIONS)
+
+    def ones(spec, conv, batch, slots, dtype):
+        return convolution.LastInputs(jnp.ones((batch, conv.width - 1, spec.model_dim), dtype))
+
+    monkeypatch.setattr(convolution.ShortConv, "empty_state", staticmethod(ones))
+    ((first,), (attention,), (last,)) = forward.empty_cache(network, 2, 16, "bfloat16").layers
+    for state in (first, last):
+        np.testing.assert_array_equal(state.inputs, np.ones((1, 2, 3, 64)))
+    for stack in attention:
+        assert (stack.shape, stack.dtype) == ((1, 2, 2, 16, 20), jnp.bfloat16)
+        assert not stack.any()
 
 
 IN_PIECES = {
