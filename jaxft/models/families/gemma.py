@@ -74,7 +74,7 @@ def gemma_tensors(base: str) -> tuple[Tensor, ...]:
 
 
 def _read_gemma(reader: ConfigReader, keys: tuple[Key, ...] = _KEYS, **features: Any) -> ModelSpec:
-    """Read what all Gemmas share, without `finish`; arguments as of `read_llama`."""
+    """Read what all Gemmas share; arguments as of `read_llama`."""
     reader.require("use_bidirectional_attention", (False, None))
     norm = dataclasses.replace(RMS_NORM, scale="offset")
     spec = read_llama(reader, keys, norm=norm, **features)

@@ -20,7 +20,7 @@ def read_gpt(
     padding_rows: int = 0,
     **features: Any,
 ) -> ModelSpec:
-    """Read what GPT-2 and its likes share, without `finish`.
+    """Read what GPT-2 and its likes share.
 
     Args:
         reader: The config.json.

@@ -59,7 +59,7 @@ def _read_own(reader: ConfigReader) -> ModelSpec:
 
 
 def read_gpt2(reader: ConfigReader, keys: tuple[Key, ...] = KEYS, **features: Any) -> ModelSpec:
-    """Read what GPT-2 and GPT-BigCode share, without `finish`; arguments as of `read_gpt`."""
+    """Read what GPT-2 and GPT-BigCode share; arguments as of `read_gpt`."""
     reader.require("scale_attn_weights", (True,), True)
     reader.require("add_cross_attention", (False,), False)
     reader.get("n_ctx", None)  # a former name of n_positions

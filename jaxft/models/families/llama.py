@@ -99,7 +99,7 @@ def read_llama(
     interleaved: bool = False,
     **features: Any,
 ) -> ModelSpec:
-    """Read what Llama and its likes share, without `finish`.
+    """Read what Llama and its likes share.
 
     Args:
         reader: The config.json.
