@@ -28,6 +28,19 @@ def traced_products(jaxpr: Any) -> set[Shape]:
     }
 
 
+def traced_shapes(jaxpr: Any) -> set[Shape]:
+    """Return the shapes of all arrays that go into a jaxpr or are made in it."""
+    made = (variable for equation in _equations(jaxpr) for variable in equation.outvars)
+    of_loops = (
+        variable
+        for equation in _equations(jaxpr)
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr)
+        if _is_jaxpr(value)
+        for variable in getattr(value, "jaxpr", value).invars
+    )
+    return {variable.aval.shape for variable in (*jaxpr.invars, *made, *of_loops)}
+
+
 def compiled_products(text: str) -> set[Shape]:
     """Return the shapes, without dimensions of one, of matrix products in optimised HLO.
 

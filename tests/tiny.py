@@ -16,8 +16,10 @@ import jax
 import numpy as np
 
 from jaxft import tree as trees
+from jaxft.leaves.address import Address
 from jaxft.lora import mask
 from jaxft.models import bind, forward
+from jaxft.models import dropout as dropouts
 from jaxft.models.families import llama
 from jaxft.models.network import (
     FROZEN,
@@ -120,7 +122,7 @@ LEARNED: ModelSpec = dataclasses.replace(
 POST: ModelSpec = dataclasses.replace(
     LEARNED, embed_dim=48, norm_placement="post", final_norm=False
 )
-RANK, SCALING = 6, 2.0
+RANK, SCALING, DROPOUT = 6, 2.0, 0.2
 MODULES = ("attn/q", "attn/v", "mlp/down")
 
 
@@ -198,6 +200,7 @@ SEVERAL_MLPS: ModelSpec = dataclasses.replace(
         for mlp in (MLP, MLPSpec("plain", 144, "relu", True), MLPSpec("gated", 96, "silu", True))
     ),
 )
+_STARTS = ("lora_a0", "lora_b0")
 SPECS = {
     "several MLPs": SEVERAL_MLPS,
     "convolutions": CONVOLUTIONS,
@@ -222,7 +225,8 @@ def adapted(
     *,
     modules: Sequence[str] = MODULES,
     layers: Sequence[int] | None = None,
-    dropout: float = 0.0,
+    drops: bool = False,
+    ranks: Sequence[int] | None = None,
     bias: bool = False,
     start: bool = False,
     dora: bool = False,
@@ -240,7 +244,8 @@ def adapted(
         spec: The model.
         modules: With adapters, in a layer.
         layers: Which have something that is trained.
-        dropout: Of the adapters in layers.
+        drops: Whether the adapters in layers have dropout.
+        ranks: The rank in each layer; `RANK` in all, if `None`.
         bias: Whether adapters have one.
         start: Whether adapters take away what they began as.
         dora: Whether they are DoRA's.
@@ -252,14 +257,16 @@ def adapted(
         rows: Tokens of which a row is trained, of "embed" and of "head".
         follows: Whether a tied head takes the embedding's adapter and rows.
     """
-    adapter = Adapter(RANK, SCALING, dropout, bias, start, dora)
+    adapter = Adapter((RANK,), bias, start, dora, drops)
     chosen = range(len(spec.blocks)) if layers is None else layers
     per_layer = [
-        Tuning(dict.fromkeys(modules, adapter), trained) if layer in chosen else FROZEN
-        for layer in range(len(spec.blocks))
+        Tuning(dict.fromkeys(modules, adapter.of_ranks((rank,))), trained)
+        if layer in chosen
+        else FROZEN
+        for layer, rank in enumerate(ranks or [RANK] * len(spec.blocks))
     ]
     named = [*outside, *(["head"] if head else [])]
-    outer = dict.fromkeys(named, dataclasses.replace(adapter, dropout=0.0))
+    outer = dict.fromkeys(named, dataclasses.replace(adapter, drops=False))
     is_copied = not {"head/kernel", "embed/kernel"}.isdisjoint(outer_trained)
     unties_head = spec.tied_head and is_copied and not keeps_tie
     network = build_network(spec, per_layer, Tuning(outer, outer_trained), unties_head=unties_head)
@@ -268,10 +275,18 @@ def adapted(
     )
 
 
+def _of_one(layer: Layer, repeat: int) -> Layer:
+    """Return one layer of a stack."""
+    adapters = [(path, each.of_ranks((each.ranks[repeat],))) for path, each in layer.adapters]
+    return dataclasses.replace(layer, adapters=tuple(adapters))
+
+
 def ungrouped(network: Network) -> Network:
     """Return the same layers, each in a group of its own."""
     layers: list[tuple[int, Layer]] = [
-        (index, layer) for _, layer, indices in network.stacked_blocks() for index in indices
+        (index, _of_one(layer, repeat))
+        for _, layer, indices in network.stacked_blocks()
+        for repeat, index in enumerate(indices)
     ]
     groups = tuple(
         Group(index, 1, (layer,)) for index, layer in sorted(layers, key=lambda item: item[0])
@@ -279,11 +294,18 @@ def ungrouped(network: Network) -> Network:
     return dataclasses.replace(network, groups=groups)
 
 
-def random_leaves(network: Network, seed: int = 0) -> trees.Tree:
-    """Return leaves that are all random: B, norms and biases too, kernels of unit gain."""
+def random_leaves(network: Network, seed: int = 0, *, dropout: float = DROPOUT) -> trees.Tree:
+    """Return leaves that are all random: B, norms and biases too, kernels of unit gain.
+
+    The numbers of adapters are not: the scaling is `SCALING`, the rate is `dropout`.
+    """
     rng = np.random.default_rng(seed)
 
     def draw(path: str, leaf: Any) -> np.ndarray:
+        if Address.parse(path).is_number:
+            is_scaling = path.endswith("scaling")
+            number = np.float32(SCALING) if is_scaling else dropouts.threshold(dropout)
+            return np.full(leaf.shape, number)
         values = rng.standard_normal(leaf.shape).astype(np.float32)
         name = path.rpartition("/")[2]
         if name == "scale":
@@ -303,7 +325,21 @@ def random_leaves(network: Network, seed: int = 0) -> trees.Tree:
         fan_in = leaf.shape[-1] if fan_in_last else leaf.shape[-2]
         return values * np.float32(fan_in**-0.5)
 
-    return trees.map_with_path(draw, bind.abstract_tree(network))
+    leaves = trees.flatten(trees.map_with_path(draw, bind.abstract_tree(network)))
+    for path, leaf in leaves.items():
+        for index, rank in enumerate(ranks_of(network, path)):
+            leaf[index, rank:] = 0
+    return trees.unflatten(leaves)
+
+
+def ranks_of(network: Network, path: str) -> tuple[int, ...]:
+    """Return the rank in each layer of a leaf, of A or B of a stack; none of other leaves."""
+    module, _, name = path.rpartition("/")
+    for prefix, layer, _ in network.stacked_blocks():
+        for adapted, adapter in layer.adapters:
+            if module == f"{prefix}/{adapted}" and name in ("lora_a", "lora_b", *_STARTS):
+                return adapter.ranks
+    return ()
 
 
 def layers_of(network: Network, tree: Mapping[str, Any]) -> list[dict[str, Any]]:

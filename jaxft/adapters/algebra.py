@@ -25,7 +25,7 @@ from jaxft.adapters.low_rank import Update
 from jaxft.adapters.tables import is_of_base, shared
 from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError
-from jaxft.lora import targets
+from jaxft.lora import numbers
 
 _LORA = re.compile(
     r"base_model\.model\.(.+)\.lora_"
@@ -148,15 +148,14 @@ def _update(module: str, parts: Mapping[str, np.ndarray], lora: LoraConfig, orig
         raise AdapterError(
             f"{origin}: {module} has lora_{next(iter(parts))} alone.", "Copy the adapter anew."
         )
-    rank = targets.by_pattern(lora.rank_pattern, module, lora.r)
+    rank, scaling = numbers.of(lora, module)
     if a.shape[:-1] != (rank,) or b.shape[1:] != (rank,):
         raise AdapterError(
             f"{origin}: {module} has tensors of {a.shape} and {b.shape}, and a rank of {rank} in "
             f"{peft_format.CONFIG_FILE}.",
             f"Use the {peft_format.CONFIG_FILE} that the adapter was made with.",
         )
-    alpha = targets.by_pattern(lora.alpha_pattern, module, lora.lora_alpha)
-    return Update(a, b, alpha / (rank**0.5 if lora.use_rslora else rank), parts.get("B.bias"))
+    return Update(a, b, scaling, parts.get("B.bias"))
 
 
 def tensors_of(adapter: LoraAdapter) -> dict[str, np.ndarray]:

@@ -22,7 +22,7 @@ from jaxft import console
 from jaxft.adapters import peft_format, tables
 from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError, JaxftError
-from jaxft.lora import targets, tying
+from jaxft.lora import numbers, targets, tying
 from jaxft.models.families.family import Family
 from jaxft.models.spec import ModelSpec
 from jaxft.weights import base, names
@@ -244,7 +244,7 @@ def _without_idle(
     saved = _means(owners, lambda ending, name: name.endswith(ending))
     keep("modules_to_save", lora.modules_to_save or [], saved)
     for field in ("rank_pattern", "alpha_pattern"):
-        keep(field, list(getattr(lora, field)), _means(adapted, targets.fits_pattern))
+        keep(field, list(getattr(lora, field)), _means(adapted, numbers.fits_pattern))
     layers = lora.layers_to_transform
     if isinstance(layers, list):
         there = targets.layers_of(lora, modules).values()

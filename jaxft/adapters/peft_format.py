@@ -4,8 +4,6 @@ Tensor names come from the family's name table, so what PEFT reads is what was t
 arrays are float32 and in torch's layout: A is [r, in] as ours, B [out, r] is ours transposed.
 Biases and modules that are trained as a whole are in the file under their own names.
 Writing goes through a temporary folder beside the target, so nothing is ever half written.
-
-Source: `peft/utils/save_and_load.py: get_peft_model_state_dict` (key names).
 """
 
 import json
@@ -20,7 +18,7 @@ import pydantic
 import safetensors.numpy
 
 from jaxft import tree as trees
-from jaxft.adapters import adapter_tensors, card, tables
+from jaxft.adapters import adapter_tensors, card, filed, tables
 from jaxft.adapters.tables import PREFIX
 from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError, nearest
@@ -28,11 +26,10 @@ from jaxft.lora import targets, tying
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network
 from jaxft.models.spec import ModelSpec
-from jaxft.weights import layout, names, save
+from jaxft.weights import names, save
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = adapter_tensors.FILE
-_ROWS = "token_adapter.trainable_tokens_delta"  # whole rows, whatever the name says
 
 
 def adapter_config(
@@ -85,10 +82,7 @@ def to_tensors(tree: Mapping[str, Any], family: Family, network: Network) -> dic
     `tree` may have the frozen leaves too.
     """
     leaves = trees.flatten(tree)
-    return {
-        name: layout.join(leaves, slots).astype(np.float32)
-        for name, slots in _places(family, network).items()
-    }
+    return {name: place.read(leaves) for name, place in filed.places(family, network).items()}
 
 
 def refuse_other_parts(tensors: Iterable[str], family: Family, origin: Path) -> None:
@@ -112,7 +106,7 @@ def refuse_other_parts(tensors: Iterable[str], family: Family, origin: Path) -> 
 
 def names_of(family: Family, network: Network) -> frozenset[str]:
     """Return the names of all tensors that PEFT's file has for what a network trains."""
-    return frozenset(_places(family, network))
+    return frozenset(filed.places(family, network))
 
 
 def under_names_of(tensors: Mapping[str, np.ndarray], family: Family) -> dict[str, np.ndarray]:
@@ -134,7 +128,7 @@ def from_tensors(
     Raises:
         AdapterError: If tensors are missing, unexpected or misshapen; `origin` is named.
     """
-    places = _places(family, network)
+    places = filed.places(family, network)
     # Embedding and head, frozen: `adapters/fitting.py` puts them in the base's place.
     frozen = tables.frozen_names(family).keys() - places.keys()
     tensors = {name: tensor for name, tensor in tensors.items() if name not in frozen}
@@ -147,22 +141,21 @@ def from_tensors(
             "Use the adapter with the base model and the adapter_config.json it was made with.",
         )
     shapes = names.leaf_shapes(network)
-    paths = {slot.path for slots in places.values() for slot in slots}
+    paths = {slot.path for place in places.values() for slot in place.slots}
     leaves = {path: np.zeros(shapes[path], np.float32) for path in paths}
-    for name, slots in places.items():
-        expected = names.expected_shape(slots, shapes)
+    for name, place in places.items():
+        expected = place.shape(shapes)
         if tensors[name].shape != expected:
             raise AdapterError(
                 f"{origin}: {name} has shape {tensors[name].shape}, and this base model's module "
                 f"needs {expected}.",
                 "Use the adapter with the base model it was made for.",
             )
-        layout.fill(leaves, slots, tensors[name])
-    for name, slots in places.items():
+        place.write(leaves, tensors[name])
+    for name, place in places.items():
         # What is tied is in the file twice, for the embedding and for the head.
-        if not np.array_equal(
-            layout.join(leaves, slots), tensors[name].astype(np.float32), equal_nan=True
-        ):
+        written = tensors[name].astype(np.float32)
+        if not np.array_equal(place.read(leaves), written, equal_nan=True):
             raise AdapterError(
                 f"{origin}: {name} is not what the module that it is tied to has.",
                 "The tie was lost where it was trained. Set ensure_weight_tying to false in "
@@ -315,64 +308,3 @@ _DESCRIPTIVE = frozenset(
         "auto_mapping",
     ]
 )
-
-
-def _places(family: Family, network: Network) -> dict[str, tuple[names.Slot, ...]]:
-    """Return the slots of every tensor that PEFT's file has for what the network trains."""
-    shapes = names.leaf_shapes(network)
-    where = network.places()
-    places: dict[str, tuple[names.Slot, ...]] = {}
-    adapted = set()
-    for module in names.adaptable_modules(family, network.spec):
-        prefix, index = where[module.layer].prefix, where[module.layer].slice_index
-        stem, leaf = f"{PREFIX}{module.name}", f"{prefix}{module.path}/lora_"
-        if module.is_table:
-            places |= _places_of_table(f"{stem}.", module.path, shapes)
-        elif f"{leaf}a" in shapes:
-            adapted.add(module.name)
-            places[f"{stem}.lora_A.weight"] = (names.Slot(f"{leaf}a", index, False, None, None),)
-            for path, name, transposed in (("b", "weight", True), ("bias", "bias", False)):
-                if f"{leaf}{path}" in shapes:
-                    places[f"{stem}.lora_B.{name}"] = module.slots(
-                        f"{leaf}{path}", index, transposed=transposed
-                    )
-            if f"{leaf}magnitude" in shapes:
-                places[f"{stem}.lora_magnitude_vector"] = tuple(
-                    names.Slot(f"{leaf}magnitude", index, False, outputs, columns)
-                    for outputs, columns in module.parts
-                )
-    trained, embed = network.trained_leaves(), names.embedding_name(family)
-    head = f"{PREFIX}{family.head_name}."
-    if network.ties_adapters:
-        adapted.add(family.head_name)
-        places |= {
-            f"{head}lora_A.weight": (names.Slot("embed/lora_b", (), False, None, None),),
-            f"{head}lora_B.weight": (names.Slot("embed/lora_a", (), True, None, None),),
-        }
-    if "head/rows" in shapes:
-        places[f"{head}{_ROWS}"] = (names.Slot("head/rows", (), False, None, None),)
-    if "embed/kernel" in trained and not network.has_own_head:
-        places[f"{head}weight"] = names.own_tensors(family, network)[embed]
-    for name, slots in names.own_tensors(family, network).items():
-        if slots[0].path in trained:
-            stem, _, kind = name.rpartition(".")
-            # PEFT wraps a module that it adapts, and calls what was there its base layer.
-            wrapped = ".base_layer" if stem in adapted else ""
-            places[f"{PREFIX}{stem}{wrapped}.{kind}"] = slots
-    return places
-
-
-def _places_of_table(
-    stem: str, path: str, shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, tuple[names.Slot, ...]]:
-    """Return the slots of what is trained of a table, whose parameters PEFT names otherwise."""
-    leaves = {
-        "lora_embedding_A": (f"{path}/lora_a", False),
-        "lora_embedding_B": (f"{path}/lora_b", True),
-        _ROWS: (f"{path}/rows", False),
-    }
-    return {
-        f"{stem}{name}": (names.Slot(leaf, (), transposed, None, None),)
-        for name, (leaf, transposed) in leaves.items()
-        if leaf in shapes
-    }

@@ -25,7 +25,7 @@ from jaxft.generation import text
 from jaxft.generation.decoding import CachedDecoder, check_below
 from jaxft.generation.sampling import Sampling
 from jaxft.leaves.address import Address
-from jaxft.lora import mask, starts, tuning
+from jaxft.lora import mask, tuning
 from jaxft.models import forward
 from jaxft.models.bind import abstract_tree
 from jaxft.models.network import Network, base_network
@@ -215,10 +215,9 @@ class CausalLM:
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """Return the number of trained parameters, and of all."""
-        leaves = abstract_tree(self.network)
-        trained, frozen = trees.partition(leaves, mask.trainable_mask(self.network, leaves))
-        count = trees.num_parameters(trained)
-        return count, count + trees.num_parameters(starts.without(frozen))
+        frozen = mask.parts(self.network, abstract_tree(self.network)).frozen
+        count = mask.num_trained(self.network)
+        return count, count + trees.num_parameters(frozen)
 
     def print_trainable_parameters(self) -> None:
         """Say how many parameters are trained."""

@@ -16,7 +16,7 @@ from jaxft.api.model import CausalLM
 from jaxft.artifacts import loaded, verify
 from jaxft.artifacts.adapter import write_adapter
 from jaxft.errors import AdapterError, ConfigError
-from jaxft.lora import starts, targets, tying
+from jaxft.lora import numbers, starts, targets, tying
 from jaxft.models.network import Network
 from jaxft.training.prepare.plan import Plan
 from jaxft.training.prepare.request import InMemory
@@ -76,7 +76,8 @@ class PeftModel(CausalLM):
             model = CausalLM(found, None, model.dtype, model.quantization, model.calibration_tokens)
         loaded.network_of(lora, own, model.family, model.network.spec, origin)
         self = cls(model, lora, None, is_trainable=is_trainable)
-        self._start = peft_format.from_tensors(own, self.family, self.network, origin)
+        read = peft_format.from_tensors(own, self.family, self.network, origin)
+        self._start = trees.combine(read, numbers.leaves(lora, self.family, self.network))
         self.chat_format = chat_format.read(origin)
         return self
 
@@ -110,8 +111,7 @@ class PeftModel(CausalLM):
 
     def _begun(self, own: trees.Tree, mesh: Mesh) -> trees.Tree:
         # Drawn anew from the run's seed when training begins.
-        kind = self.lora.init_lora_weights
-        return starts.with_adapters(own, self.family, self.network, kind=kind, seed=0, mesh=mesh)
+        return starts.with_adapters(own, self.family, self.network, self.lora, seed=0, mesh=mesh)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the adapter in PEFT's format, read back and compared.

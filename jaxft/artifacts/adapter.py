@@ -19,7 +19,7 @@ from jaxft.artifacts.loaded import Tuned
 from jaxft.artifacts.verify import Rows
 from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError
-from jaxft.lora import mask, starts
+from jaxft.lora import mask, numbers
 from jaxft.parallel import rules
 from jaxft.weights import save
 from jaxft.weights.places import companions, vocabulary
@@ -65,8 +65,8 @@ def write_adapter(
     )
     beside = tables.to_write(base, family, network)
     stored = vocabulary.stored_rows(base)
-    _, frozen = trees.partition(model.tree, mask.trainable_mask(network, model.tree))
-    has_start = bool(starts.of(frozen))
+    live_parts = mask.parts(network, model.tree)
+    has_start = bool(live_parts.started)
     tolerance = _TOLERANCE_WITH_START if has_start else _TOLERANCE
     # Of such an adapter a difference of products is written: another order of the same sums, which
     # only in float32 is the same to be told.
@@ -83,14 +83,13 @@ def write_adapter(
             num_rows = stored if filed is None else filed
             if num_rows != network.spec.vocab_size:
                 raise _not_as_written(folder, f"by its shapes its base has {num_rows} tokens")
-            # In the groups of the live network, whose frozen leaves it shares.
-            theirs = theirs.grouped_as(network)
             leaves = peft_format.from_tensors(again, family, theirs, written)
         except AdapterError as error:
             raise _not_as_written(folder, error.found) from error
+        leaves = trees.combine(leaves, numbers.leaves(described, family, theirs))
         placed = jax.device_put(leaves, rules.shardings(leaves, mesh))
         live = verify.Model(network, model.tree)
-        reread = verify.Model(theirs, trees.combine(starts.without(frozen), placed))
+        reread = verify.Model(theirs, trees.combine(live_parts.frozen, placed))
         with jax.default_matmul_precision(precision):
             found = verify.compare(live, reread, rows, mesh=mesh, dtype=dtype)
         if not found.relative <= tolerance:

@@ -20,7 +20,7 @@ from jaxft.adapters import fitting, peft_format, tables
 from jaxft.artifacts import loaded
 from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError
-from jaxft.lora import targets
+from jaxft.lora import numbers, targets
 from jaxft.models.families.family import Family
 from jaxft.models.spec import ModelSpec
 from jaxft.weights import base
@@ -70,7 +70,9 @@ def read(folder: Path, lora: LoraConfig, source: Source) -> Initial:
     network = targets.adapted_network(lora, family, spec)
     # Dropout is of training, and may be another one now.
     described = described.model_copy(update={"lora_dropout": lora.lora_dropout})
-    if loaded.network_of(described, own, family, spec, folder) != network:
+    is_same = loaded.network_of(described, own, family, spec, folder) == network
+    now, then = (trees.flatten(numbers.leaves(each, family, network)) for each in (lora, described))
+    if not (is_same and all(np.array_equal(now[path], then[path]) for path in now)):
         same = _modules(described, family, spec) == _modules(lora, family, spec)
         raise _another(folder, described, lora, _SCALES if same else _TARGETS + _SCALES)
     leaves = peft_format.from_tensors(own, family, network, folder)

@@ -12,7 +12,7 @@ from jaxft import tree as trees
 from jaxft.adapters import fitting, peft_format
 from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError
-from jaxft.lora import mask, targets
+from jaxft.lora import mask, numbers, targets
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network, base_network
 from jaxft.models.spec import ModelSpec
@@ -177,9 +177,10 @@ def load(
     network, trained = base_network(spec), dict[str, Any]()
     if lora is not None:
         network = network_of(lora, tensors, family, spec, origin)
-        trained = peft_format.from_tensors(tensors, family, network, origin)
+        read = peft_format.from_tensors(tensors, family, network, origin)
+        trained = trees.combine(read, numbers.leaves(lora, family, network))
     own = Base(found, family, spec, mesh, dtype, quantization=None).load(network)
-    _, frozen = trees.partition(own, mask.trainable_mask(network, own))
     placed = jax.device_put(trained, rules.shardings(trained, mesh))
+    frozen = mask.parts(network, own).frozen
     trained_format = chat_format.BASE_FORMAT if lora is None else chat_format.read(origin)
     return Tuned(family, network, trees.combine(frozen, placed), trained_format)

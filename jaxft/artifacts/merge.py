@@ -66,7 +66,7 @@ class Merged:
         self._head, self._embedding = f"{family.head_name}.weight", names.embedding_name(family)
         if not network.has_own_head:
             self._slots.pop(self._head, None)
-            if not _is_still_tied(network):
+            if not self._is_still_tied(network):
                 self._slots[self._head] = self._slots[names.embedding_name(family)]
         self._table_names = {names.file_name(each, family): each for each in self._slots}
         self._modules = {
@@ -187,14 +187,17 @@ class Merged:
         adapter = self._adapter(module, kind)
         if adapter is None:
             return None
+        scaling = self._leaf(module, "scaling")
         if kind == "bias":
-            return np.float32(adapter.scaling) * self._leaf(module, "bias")
+            return scaling * self._leaf(module, "bias")
         if self._modules[module].path == HEAD and self._network.ties_adapters:
-            return np.float32(adapter.scaling) * self._tied_product()
-        update = self._leaf(module, "a").T @ self._leaf(module, "b")
+            return scaling * self._tied_product()
+        a, b = (self._leaf(module, side)[: adapter.width] for side in "ab")
+        update = a.T @ b
         if adapter.subtracts_start:
-            update -= self._leaf(module, "a0").T @ self._leaf(module, "b0")
-        return np.float32(adapter.scaling) * update
+            a0, b0 = (self._leaf(module, side)[: adapter.width] for side in ("a0", "b0"))
+            update -= a0.T @ b0
+        return scaling * update
 
     def _leaf(self, module: str, name: str) -> Any:
         """Return a leaf of a module's adapter, float32, or `None` if it has none of that name."""
@@ -207,6 +210,14 @@ class Merged:
         """Return A^T B of the head's adapter [in, out], which is the embedding's."""
         a, b = (np.asarray(self._leaves[f"embed/lora_{side}"], np.float32) for side in "ba")
         return a.T @ b
+
+    def _is_still_tied(self, network: Network) -> bool:
+        """Say whether a head that was tied is still the embedding, with what both were given."""
+        adapters, rows = dict(network.outer_adapters), dict(network.rows)
+        if network.ties_adapters:
+            of_embedding, of_head = (self._leaves[f"{each}/lora_scaling"] for each in (EMBED, HEAD))
+            return bool(of_embedding == of_head)
+        return EMBED not in adapters and HEAD not in adapters and HEAD not in rows
 
     def _check_biases(self) -> None:
         """Refuse biases of adapters on modules that have none of their own to take them."""
@@ -225,11 +236,3 @@ def _of_lengths(matrix: np.ndarray, lengths: np.ndarray, axis: int) -> np.ndarra
     """
     norms = np.linalg.norm(matrix, axis=axis, keepdims=True)
     return matrix * np.divide(lengths, norms, out=np.ones_like(norms), where=norms != 0)
-
-
-def _is_still_tied(network: Network) -> bool:
-    """Say whether a head that was tied is still the embedding, with what both have been given."""
-    adapters, rows = dict(network.outer_adapters), dict(network.rows)
-    if network.ties_adapters:
-        return adapters[EMBED].scaling == adapters[HEAD].scaling
-    return EMBED not in adapters and HEAD not in adapters and HEAD not in rows

@@ -74,12 +74,18 @@ class Address:
     @property
     def is_adapter(self) -> bool:
         """Whether the leaf is trained, and stands beside the model's own."""
-        return self._added is not None and self._added.start_of is None
+        added = self._added
+        return added is not None and added.start_of is None and not added.is_number
 
     @property
     def is_start(self) -> bool:
         """Whether the leaf is what an adapter began as, which is frozen."""
         return self.start_of is not None
+
+    @property
+    def is_number(self) -> bool:
+        """Whether the leaf is a number of an adapter, its scaling or its dropout."""
+        return self._added is not None and self._added.is_number
 
     @property
     def start_of(self) -> str | None:

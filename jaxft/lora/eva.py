@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from jaxft import tree as trees
 from jaxft.config import LoraConfig
-from jaxft.lora import targets
+from jaxft.lora import numbers
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network, read_by
 from jaxft.weights import names
@@ -90,7 +90,7 @@ def sites(asked: Network, base: Network, family: Family, rho: float) -> list[Sit
         for slot, layer in enumerate(layers)
     } | {None: ("", 0)}
     found = [
-        Site(module, *places[module.layer], read_by(module.path, asked.spec), adapter.rank, 0)
+        Site(module, *places[module.layer], read_by(module.path, asked.spec), adapter.width, 0)
         for module in names.linear_modules(family, asked.spec)
         if (adapter := asked_of[module.layer].adapters.get(module.path))
     ]
@@ -231,13 +231,13 @@ def decided(
     assert config.eva_config is not None
     rank_pattern: dict[str, int] = {}
     alpha_pattern: dict[str, float] = {}
-    kept = [targets.by_pattern(config.rank_pattern, name, config.r) for name in tables]
+    kept = [numbers.by_pattern(config.rank_pattern, name, config.r) for name in tables]
     given = [
         *zip(tables, kept, kept, strict=True),
         *((site.module.name, site.rank, ranks.get(site.module.name, 0)) for site in sites),
     ]
     for name, asked, rank in given:
-        alpha: float = targets.by_pattern(config.alpha_pattern, name, config.lora_alpha)
+        alpha: float = numbers.by_pattern(config.alpha_pattern, name, config.lora_alpha)
         if rank != asked and config.eva_config.adjust_scaling_factors:
             alpha *= rank / asked
         if rank and rank != config.r:
@@ -257,14 +257,23 @@ def begun(
     family: Family,
     network: Network,
 ) -> trees.Tree:
-    """Return leaves, the As replaced by `directions`, [rank, in] by module name; not of tables."""
+    """Return leaves, each A replaced by `directions`, [rank, in] by module name; not of tables."""
     called = {
         (module.layer, module.path): module.name
         for module in names.linear_modules(family, network.spec)
     }
     leaves = trees.flatten(tree)
+    nothing = np.zeros((0, 1), np.float32)
+
+    def stacked(path: str, layers: Sequence[int], shape: Sequence[int]) -> np.ndarray:
+        a = np.zeros(shape, np.float32)
+        for index, layer in enumerate(layers):
+            found = directions.get(called[layer, path], nothing)
+            a[index, : len(found)] = found
+        return a
+
     new = {
-        f"{block}/{path}/lora_a": np.stack([directions[called[layer, path]] for layer in layers])
+        (leaf := f"{block}/{path}/lora_a"): stacked(path, layers, leaves[leaf].shape)
         for block, described, layers in network.stacked_blocks()
         for path, _ in described.adapters
     } | {

@@ -19,7 +19,7 @@ from jaxft import tree as trees
 from jaxft.errors import AdapterError
 from jaxft.leaves.address import Address
 from jaxft.models.bind import abstract_tree
-from jaxft.models.network import EMBED, POSITIONS, Network
+from jaxft.models.network import EMBED, POSITIONS, Adapters, Network
 from jaxft.parallel import mesh as meshes
 
 
@@ -47,7 +47,9 @@ def init_adapters(network: Network, *, kind: bool | str, seed: int, mesh: Mesh) 
         AdapterError: If a rank does not suit the kind.
     """
     shapes = trees.flatten(abstract_tree(network))
-    layers = {prefix: indices for prefix, _, indices in network.stacked_blocks()}
+    stacks: dict[str, tuple[Adapters, list[int]]] = {"": (network.outer_adapters, [-1])}
+    for prefix, described, indices in network.stacked_blocks():
+        stacks[prefix] = (described.adapters, indices)
     sharding = meshes.replicated(mesh)
     leaves: dict[str, Any] = {}
     for path, leaf in shapes.items():
@@ -56,15 +58,16 @@ def init_adapters(network: Network, *, kind: bool | str, seed: int, mesh: Mesh) 
         # Those that have a start are decomposed in `starts`.
         if address.part != "lora_a" or address.beside("lora_a0") in shapes:
             continue
-        rank, num_in = leaf.shape[-2:]
+        width, num_in = leaf.shape[-2:]
         num_out = shapes[address.beside("lora_b")].shape[-1]
         if module in (EMBED, POSITIONS):
             draw = _of_table(kind, is_tied=module == EMBED and network.ties_adapters)
         else:
             draw = _STARTS[kind]
+        adapters, layers = stacks[block]
         starts = [
-            draw(generator(seed, module, layer), rank, num_in, num_out)
-            for layer in layers.get(block, [-1])
+            _widened(draw(generator(seed, module, layer), rank, num_in, num_out), width)
+            for rank, layer in zip(dict(adapters)[module].ranks, layers, strict=True)
         ]
         for part in Start._fields:
             if address.beside(part) in shapes:
@@ -72,6 +75,17 @@ def init_adapters(network: Network, *, kind: bool | str, seed: int, mesh: Mesh) 
                 value = np.stack(drawn) if block else drawn[0]
                 leaves[address.beside(part)] = jax.device_put(value, sharding)
     return trees.unflatten(leaves)
+
+
+def _widened(start: Start, width: int) -> Start:
+    return start._replace(lora_a=padded(start.lora_a, width), lora_b=padded(start.lora_b, width))
+
+
+def padded(side: np.ndarray, width: int) -> np.ndarray:
+    """Return A or B, [... rank size], with rows of zeros up to a width, [... width size]."""
+    missing = [(0, 0)] * side.ndim
+    missing[-2] = (0, width - side.shape[-2])
+    return np.pad(side, missing)
 
 
 def generator(seed: int, module: str, layer: int) -> np.random.Generator:

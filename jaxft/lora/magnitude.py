@@ -35,8 +35,6 @@ def with_magnitudes(network: Network, tree: Mapping[str, Any], mesh: Mesh) -> tr
         tree: All other leaves, the base's (in any dtype, quantized or divided) and the adapters'.
         mesh: Where they are. Magnitudes are float32 and on every device.
     """
-    adapters = {"": dict(network.outer_adapters)}
-    adapters |= {block: dict(layer.adapters) for block, layer, _ in network.stacked_blocks()}
     leaves, everywhere = trees.flatten(tree), meshes.replicated(mesh)
     for path in trees.flatten(abstract_tree(network)):
         address = Address.parse(path)
@@ -44,8 +42,7 @@ def with_magnitudes(network: Network, tree: Mapping[str, Any], mesh: Mesh) -> tr
             kernels, materialise = _weights(network, address, mesh)
             stored = [leaves[kernel] for kernel in kernels]
             a, b = (leaves[address.beside(side)] for side in ("lora_a", "lora_b"))
-            scaling = adapters[address.block][address.module].scaling
-            norms = _norms(materialise, scaling, stored, a, b)
+            norms = _norms(materialise, stored, a, b, leaves[address.beside("lora_scaling")])
             leaves[path] = jax.device_put(norms, everywhere)
     return trees.unflatten(leaves)
 
@@ -61,15 +58,15 @@ def _weights(network: Network, address: Address, mesh: Mesh) -> tuple[list[str],
     return [within(address.block, f"{module}/kernel") for module in modules], to_matrix
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=0)
 def _norms(
-    materialise: Materialise, scaling: float, kernels: Any, a: Any, b: Any
+    materialise: Materialise, kernels: Any, a: Any, b: Any, scaling: Any
 ) -> Float[Array, "..."]:
     """Return the norms of one module, [out], or of one in every layer, [n out]."""
 
     def of_one(leaves: Any) -> jax.Array:
-        kernels, a, b = leaves
+        kernels, a, b, scaling = leaves
         return dora.norms([materialise(each, jnp.float32) for each in kernels], a, b, scaling)
 
-    one = (kernels, a, b)
+    one = (kernels, a, b, scaling)
     return of_one(one) if a.ndim == 2 else jax.lax.map(of_one, one)  # a layer at a time

@@ -19,11 +19,12 @@ from jax.sharding import Mesh
 
 from jaxft import console
 from jaxft import tree as trees
+from jaxft.config import LoraConfig
 from jaxft.leaves.address import Address
-from jaxft.lora import decomposition, init, magnitude
+from jaxft.lora import decomposition, init, magnitude, numbers
 from jaxft.models import embedding, quantized
 from jaxft.models.families.family import Family
-from jaxft.models.network import Adapter, Network
+from jaxft.models.network import Network
 from jaxft.models.quantized import Quantized
 from jaxft.parallel import mesh as meshes
 from jaxft.weights import layout, names
@@ -35,8 +36,8 @@ def with_adapters(
     own: Mapping[str, Any],
     family: Family,
     network: Network,
+    lora: LoraConfig,
     *,
-    kind: bool | str,
     seed: int,
     mesh: Mesh,
 ) -> trees.Tree:
@@ -46,23 +47,25 @@ def with_adapters(
         own: All leaves of `network` but the adapters'; a quantized one is decomposed as it is.
         family: Of the model.
         network: It says which adapters there are.
-        kind: `LoraConfig.init_lora_weights`.
-        seed: Of what is random in it.
+        lora: What they are, and how they begin.
+        seed: Of what is random in that.
         mesh: Where they go.
 
     Raises:
         AdapterError: If a rank does not suit the kind.
     """
-    drawn = init.init_adapters(network, kind=kind, seed=seed, mesh=mesh)
-    begun = _decomposed(own, family, network, kind=kind, seed=seed)
-    kept = jax.device_put(begun, meshes.replicated(mesh))
+    drawn = init.init_adapters(network, kind=lora.init_lora_weights, seed=seed, mesh=mesh)
+    begun = _decomposed(own, family, network, lora, seed=seed)
+    everywhere = meshes.replicated(mesh)
+    kept = jax.device_put(begun, everywhere)
+    fixed = jax.device_put(numbers.leaves(lora, family, network), everywhere)
     rows = embedding.original_rows(network, own)
-    tree = trees.combine(own, drawn, rows, trees.unflatten(kept), _as_trained(kept))
+    tree = trees.combine(own, drawn, rows, trees.unflatten(kept), _as_trained(kept), fixed)
     return magnitude.with_magnitudes(network, tree, mesh)
 
 
 def _decomposed(
-    own: Mapping[str, Any], family: Family, network: Network, *, kind: bool | str, seed: int
+    own: Mapping[str, Any], family: Family, network: Network, lora: LoraConfig, *, seed: int
 ) -> dict[str, np.ndarray]:
     """Return A0 and B0 of the adapters that begin with a part of the weights, by path."""
     begun = {
@@ -72,14 +75,16 @@ def _decomposed(
     }
     if not begun:
         return begun
-    decompose = decomposition.named(str(kind))
+    decompose = decomposition.named(str(lora.init_lora_weights))
     tensors, leaves = names.own_tensors(family, network), trees.flatten(own)
     adapted = list(_adapted(family, network))
     with console.loading("Decomposing weights", len(adapted), silent_s=_SILENT_S) as count:
-        for module, adapter, stem, at in adapted:
+        for module, stem, at in adapted:
             weight = _weight(module, leaves, tensors, family)
             rng = init.generator(seed, module.path, -1 if module.layer is None else module.layer)
-            a, b = decompose(weight, adapter.rank, adapter.scaling, rng)
+            a, b = decompose(weight, *numbers.of(lora, module.name), rng)
+            width = begun[f"{stem}a0"].shape[-2]
+            a, b = init.padded(a, width), init.padded(b.T, width).T
             layout.fill(begun, (names.Slot(f"{stem}a0", at, False, None, None),), a)
             layout.fill(begun, module.slots(f"{stem}b0", at, transposed=True), b)
             count(1)
@@ -89,11 +94,6 @@ def _decomposed(
 def of(tree: Mapping[str, Any]) -> trees.Tree:
     """Return the leaves that hold what adapters began as; none for adapters from nothing."""
     return trees.partition(tree, _marks(tree))[0]
-
-
-def without(tree: Mapping[str, Any]) -> trees.Tree:
-    """Return the other leaves."""
-    return trees.partition(tree, _marks(tree))[1]
 
 
 def _marks(tree: Mapping[str, Any]) -> trees.Tree:
@@ -120,7 +120,6 @@ class _Adapted(NamedTuple):
     """An adapter in its place: the leaves' paths up to "a" or "b", and which slice of them."""
 
     module: names.Module
-    adapter: Adapter
     stem: str
     at: names.Index
 
@@ -131,8 +130,7 @@ def _adapted(family: Family, network: Network) -> Iterator[_Adapted]:
     for module in names.linear_modules(family, network.spec):
         place = places[module.layer]
         if module.path in place.adapters:
-            stem = f"{place.prefix}{module.path}/lora_"
-            yield _Adapted(module, place.adapters[module.path], stem, place.slice_index)
+            yield _Adapted(module, f"{place.prefix}{module.path}/lora_", place.slice_index)
 
 
 def _weight(

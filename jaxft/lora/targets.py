@@ -5,15 +5,13 @@ ending after a dot, a string is a regular expression for the whole name) and
 `_maybe_include_all_linear_layers` ("all-linear" is every linear module but the output embedding).
 """
 
-import functools
 import re
-from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 from jaxft.config import LoraConfig
 from jaxft.errors import AdapterError, nearest
 from jaxft.leaves.address import Address
-from jaxft.lora import tying
+from jaxft.lora import numbers, tying
 from jaxft.models.families.family import Family
 from jaxft.models.network import EMBED, HEAD, Adapter, Network, Tuning, build_network
 from jaxft.models.spec import ModelSpec
@@ -21,7 +19,6 @@ from jaxft.weights import names
 
 ALL_LINEAR = "all-linear"
 _PATTERNS = ("rank_pattern", "alpha_pattern")
-Number = TypeVar("Number", int, float)
 
 
 def adapted_network(config: LoraConfig, family: Family, spec: ModelSpec) -> Network:
@@ -67,9 +64,34 @@ def adapted_network(config: LoraConfig, family: Family, spec: ModelSpec) -> Netw
     # PEFT trains a copy of a tied head, or of the embedding, and what it was tied to stays.
     is_copied = not {"head/kernel", "embed/kernel"}.isdisjoint(outside.leaves)
     layers = [tuning(layer) for layer in range(len(spec.blocks))]
+    if config.init_lora_weights == "eva" and not config.use_dora:
+        modules = names.linear_modules(family, spec)
+        layers = _filled_up(layers, [each for each in modules if each.name not in saved])
     unties_head = spec.tied_head and is_copied and tie != "saved"
     network = build_network(spec, layers, outside, unties_head=unties_head)
     return tying.completed(config, family, network)
+
+
+def _filled_up(layers: Sequence[Tuning], modules: Sequence[names.Module]) -> list[Tuning]:
+    """Return what is trained in layers, with adapters of rank 0 where EVA has left modules out.
+
+    They do nothing, and layers with and without an adapter on a module are then one group. None is
+    put below the first layer with an adapter, or above the last.
+
+    Args:
+        layers: What is trained in each layer.
+        modules: Those that an adapter may be on.
+    """
+    adapted = [index for index, layer in enumerate(layers) if layer.adapters]
+    kinds = {path: adapter for layer in layers for path, adapter in layer.adapters.items()}
+    filled = list(layers)
+    for module in modules:
+        index = module.layer
+        if index is not None and module.path in kinds and adapted[0] <= index <= adapted[-1]:
+            nothing = {module.path: kinds[module.path].of_ranks((0,))}
+            adapters = {**nothing, **filled[index].adapters}
+            filled[index] = Tuning(adapters, filled[index].leaves)
+    return filled
 
 
 def refuse_collisions(config: LoraConfig, family: Family, spec: ModelSpec) -> None:
@@ -118,49 +140,27 @@ def _saved_modules(endings: Sequence[str], owned: Sequence[names.Owned]) -> froz
 
 
 def _adapter(config: LoraConfig, module: names.Module) -> Adapter:
-    """Return the adapter on a module, its rank and alpha by the patterns where they name it.
+    """Return the adapter on a module.
 
     Raises:
         AdapterError: If the module cannot have it.
-
-    Source: `peft/tuners/lora/model.py: LoraModel._create_and_replace`, `LoraLayer.update_layer`.
     """
-    rank = by_pattern(config.rank_pattern, module.name, config.r)
-    alpha = by_pattern(config.alpha_pattern, module.name, config.lora_alpha)
-    scaling = alpha / (rank**0.5 if config.use_rslora else rank)
     adapter = Adapter(
-        rank,
-        scaling,
-        # PEFT has none where it looks up, and begins there as without the weights.
-        0.0 if module.is_table else config.lora_dropout,
+        ranks=(numbers.of(config, module.name).rank,),
         bias=config.lora_bias,
+        # PEFT has no dropout where it looks up, and begins there as without the weights.
         subtracts_start=config.begins_with_weights and not module.is_table,
         is_dora=config.use_dora,
+        drops=config.lora_dropout > 0 and not module.is_table,
     )
-    _check(module, adapter)
+    _check(config, module, adapter)
     return adapter
-
-
-def by_pattern(patterns: Mapping[str, Number], name: str, default: Number) -> Number:
-    """Return the value of the first pattern that matches a name. Source: peft `get_pattern_key`."""
-    found = (value for key, value in patterns.items() if fits_pattern(key, name))
-    return next(found, default)
-
-
-def fits_pattern(key: str, name: str) -> bool:
-    """Return whether a key of a pattern means a module."""
-    return _pattern(key).match(name) is not None
-
-
-@functools.cache  # re keeps 512, and of EVA there can be one for each module
-def _pattern(key: str) -> re.Pattern[str]:
-    return re.compile(rf"(.*\.)?({key})$")
 
 
 def _check_patterns(config: LoraConfig, adapted: Sequence[str]) -> None:
     for field in _PATTERNS:
         for key in getattr(config, field):
-            if not any(fits_pattern(key, name) for name in adapted):
+            if not any(numbers.fits_pattern(key, name) for name in adapted):
                 raise AdapterError(
                     f"lora.{field} has {key!r}, which matches no adapted module.",
                     f"Adapted are modules such as {', '.join(adapted[:3])}.",
@@ -284,10 +284,10 @@ def _no_match(target: str, modules: Sequence[names.Module], field: str) -> Adapt
     )
 
 
-def _check(module: names.Module, adapter: Adapter) -> None:
-    if adapter.rank > min(module.dims):
+def _check(config: LoraConfig, module: names.Module, adapter: Adapter) -> None:
+    if adapter.width > min(module.dims):
         raise AdapterError(
-            f"lora.r={adapter.rank} is larger than {module.name}, which is "
+            f"lora.r={adapter.width} is larger than {module.name}, which is "
             f"{module.dims[1]} x {module.dims[0]}.",
             f"Choose an r of at most {min(module.dims)}; 8 to 64 is usual.",
         )
@@ -301,9 +301,10 @@ def _check(module: names.Module, adapter: Adapter) -> None:
             f"lora.target_modules has {module.name} together with use_dora.",
             f"DoRA on an embedding is not supported: leave {module.name} out, or use_dora.",
         )
-    if module.path == HEAD and adapter.dropout > 0:
+    if module.path == HEAD and adapter.drops:
         raise AdapterError(
-            f"lora.target_modules has {module.name} together with lora_dropout={adapter.dropout}.",
+            f"lora.target_modules has {module.name} together with "
+            f"lora_dropout={config.lora_dropout}.",
             "Dropout before the head's adapter is not supported: set lora_dropout=0, or leave "
             f"{module.name} out.",
         )

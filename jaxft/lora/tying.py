@@ -145,7 +145,7 @@ def completed(config: LoraConfig, family: Family, network: Network) -> Network:
 
 
 def _check_one_rank(adapters: Mapping[str, Adapter]) -> None:
-    ranks = [adapters[module].rank for module in (EMBED, HEAD)]
+    ranks = [adapters[module].width for module in (EMBED, HEAD)]
     if len(set(ranks)) > 1:
         raise AdapterError(
             "lora.ensure_weight_tying makes one adapter of the embedding's and the head's, and "

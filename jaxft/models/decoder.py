@@ -41,14 +41,16 @@ class Head(nnx.Module):
             self.kernel = nnx.Param(jax.random.normal(rngs.params(), dims) * dims[0] ** -0.5)
         if spec.head_bias:
             self.bias = nnx.Param(jnp.zeros(spec.vocab_size))
+        if adapter is not None:
+            self.lora_scaling = nnx.Param(jnp.ones(()))
         if adapter is not None and not network.ties_adapters:
-            self.lora_a = nnx.Param(jnp.zeros((adapter.rank, spec.embed_dim)))
-            self.lora_b = nnx.Param(jnp.zeros((adapter.rank, spec.vocab_size)))
+            self.lora_a = nnx.Param(jnp.zeros((adapter.width, spec.embed_dim)))
+            self.lora_b = nnx.Param(jnp.zeros((adapter.width, spec.vocab_size)))
             if adapter.bias:
                 self.lora_bias = nnx.Param(jnp.zeros(spec.vocab_size))
             if adapter.subtracts_start:
-                self.lora_a0 = nnx.Param(jnp.zeros((adapter.rank, spec.embed_dim)))
-                self.lora_b0 = nnx.Param(jnp.zeros((adapter.rank, spec.vocab_size)))
+                self.lora_a0 = nnx.Param(jnp.zeros((adapter.width, spec.embed_dim)))
+                self.lora_b0 = nnx.Param(jnp.zeros((adapter.width, spec.vocab_size)))
             if adapter.is_dora:
                 self.lora_magnitude = nnx.Param(jnp.ones(spec.vocab_size))
         if HEAD in dict(network.rows):

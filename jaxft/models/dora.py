@@ -22,7 +22,7 @@ def norms(
     matrices: Sequence[Float[Array, "n _"]],
     a: Float[Array, "r n"],
     b: Float[Array, "r m"],
-    scaling: float,
+    scaling: Float[Array, ""],
 ) -> Float[Array, " m"]:
     """Return the norm of each column of ``W + scaling * A^T B``, float32; it has no gradient.
 

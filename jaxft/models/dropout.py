@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int32, UInt32
 
 
@@ -33,26 +34,33 @@ def module_seeds(
     return _mix(tokens + _mix(name + jnp.asarray(layer).astype(jnp.uint32)))
 
 
-def apply(x: Float[Array, "b t n"], rate: float, seeds: Any) -> Float[Array, "b t n"]:
+def threshold(rate: float) -> np.uint32:
+    """Return the number below which a hash means that an element is zeroed, of a rate in [0, 1)."""
+    return np.uint32(min(round(rate * 2**32), 2**32 - 1))
+
+
+def apply(x: Float[Array, "b t n"], threshold: Any, seeds: Any) -> Float[Array, "b t n"]:
     """Zero each element with probability `rate` and divide the others by ``1 - rate``.
 
     Args:
         x: Activations.
-        rate: Probability in [0, 1).
-        seeds: uint32 [b t] from `module_seeds`, or `None` for no dropout at all.
+        threshold: uint32 scalar, ``threshold(rate)``, which may be traced; `None` for no dropout.
+        seeds: uint32 [b t] from `module_seeds`; `None` for no dropout either.
     """
-    if seeds is None or rate == 0.0:
+    if seeds is None or threshold is None:
         return x
     channels = jnp.arange(x.shape[-1], dtype=jnp.uint32)
     bits = _mix(seeds[..., None] + _mix(channels)[None, None, :])
-    keep = bits >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
-    return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype)).astype(x.dtype)
+    num_kept = jnp.uint32(0) - threshold  # of 2^32 hashes; 0 means all of them
+    share = jnp.where(num_kept == 0, 1.0, num_kept.astype(jnp.float32) * 2.0**-32)
+    factor = (1.0 / share).astype(x.dtype)
+    return jnp.where(bits >= threshold, x * factor, jnp.zeros((), x.dtype))
 
 
-@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=1)
-def recomputed(x: Float[Array, "b t n"], rate: float, seeds: Any) -> Float[Array, "b t n"]:
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def recomputed(x: Float[Array, "b t n"], threshold: Any, seeds: Any) -> Float[Array, "b t n"]:
     """Return what `apply` does, its mask computed again in the backward pass, not kept."""
-    return apply(x, rate, seeds)
+    return apply(x, threshold, seeds)
 
 
 def _mix(x: jax.Array) -> jax.Array:

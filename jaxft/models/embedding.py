@@ -38,8 +38,9 @@ class EmbeddingTable(nnx.Module):
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), dims))
         adapter = dict(network.outer_adapters).get(path)
         if adapter is not None:
-            self.lora_a = nnx.Param(jnp.zeros((adapter.rank, dims[0])))
-            self.lora_b = nnx.Param(jnp.zeros((adapter.rank, dims[1])))
+            self.lora_a = nnx.Param(jnp.zeros((adapter.width, dims[0])))
+            self.lora_b = nnx.Param(jnp.zeros((adapter.width, dims[1])))
+            self.lora_scaling = nnx.Param(jnp.ones(()))
         if path in dict(network.rows):
             self.rows = nnx.Param(jnp.zeros((len(dict(network.rows)[path]), dims[1])))
 
@@ -54,7 +55,7 @@ class EmbeddingTable(nnx.Module):
         adapter = dict(self.network.outer_adapters).get(self.path)
         if adapter is not None:
             inner = self.lora_a[...].T[ids]  # [b t r]
-            x = x + (adapter.scaling * (inner @ self.lora_b[...])).astype(dtype)
+            x = x + (self.lora_scaling[...] * (inner @ self.lora_b[...])).astype(dtype)
         if self.path in dict(self.network.rows):
             x = _with_rows(x, ids, dict(self.network.rows)[self.path], self.rows[...])
         return x

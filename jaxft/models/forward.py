@@ -131,16 +131,17 @@ def head_logits(
         # The embedding's, where they are tied: what leads out of it leads in here.
         ours = ("embed/lora_b", "embed/lora_a") if network.ties_adapters else _OWN
         a, b = (leaves[name] for name in ours)
-        delta = linear.lora(hidden, a, b, adapter.scaling, 0.0, None)
+        scaling = leaves["head/lora_scaling"]
+        delta = linear.lora(hidden, a, b, scaling, None, None)
         if adapter.bias:
-            delta = delta + adapter.scaling * leaves["head/lora_bias"][None, None, :]
+            delta = delta + scaling * leaves["head/lora_bias"][None, None, :]
         if adapter.subtracts_start:
             a0, b0 = leaves["head/lora_a0"], leaves["head/lora_b0"]
-            delta = linear.minus_start(delta, hidden, a0, b0, adapter.scaling)
+            delta = linear.minus_start(delta, hidden, a0, b0, scaling)
         logits = logits + delta
         if adapter.is_dora:
             matrix = materialise(leaves[path], jnp.float32)
-            norms = dora.norms([matrix], a, b, adapter.scaling)
+            norms = dora.norms([matrix], a, b, scaling)
             logits = dora.rescaled(logits, leaves["head/lora_magnitude"], norms)
     spec = network.spec
     if spec.head_bias:

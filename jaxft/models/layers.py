@@ -68,13 +68,16 @@ class Lora(nnx.Module):
         """
         self.path, self.adapter = path, adapter
         if adapter is not None:
-            self.lora_a = nnx.Param(jnp.zeros((adapter.rank, dims[0])))
-            self.lora_b = nnx.Param(jnp.zeros((adapter.rank, dims[1])))
+            self.lora_a = nnx.Param(jnp.zeros((adapter.width, dims[0])))
+            self.lora_b = nnx.Param(jnp.zeros((adapter.width, dims[1])))
+            self.lora_scaling = nnx.Param(jnp.ones(()))
+            if adapter.drops:
+                self.lora_dropout = nnx.Param(jnp.zeros((), jnp.uint32))
             if adapter.bias:
                 self.lora_bias = nnx.Param(jnp.zeros(dims[1]))
             if adapter.subtracts_start:
-                self.lora_a0 = nnx.Param(jnp.zeros((adapter.rank, dims[0])))
-                self.lora_b0 = nnx.Param(jnp.zeros((adapter.rank, dims[1])))
+                self.lora_a0 = nnx.Param(jnp.zeros((adapter.width, dims[0])))
+                self.lora_b0 = nnx.Param(jnp.zeros((adapter.width, dims[1])))
             if adapter.is_dora:
                 self.lora_magnitude = nnx.Param(jnp.ones(dims[1]))
 
@@ -108,8 +111,9 @@ class Lora(nnx.Module):
         a, b, seeds = self.lora_a[...], self.lora_b[...], context.dropout_seeds
         if seeds is not None:
             seeds = dropout.module_seeds(seeds, layer, self.path)
-        scaling, rate = self.adapter.scaling, self.adapter.dropout
-        out = linear.lora(x, a, b, scaling, rate, seeds)
+        scaling = self.lora_scaling[...]
+        threshold = self.lora_dropout[...] if self.adapter.drops else None
+        out = linear.lora(x, a, b, scaling, threshold, seeds)
         if self.adapter.bias:
             out = out + scaling * self.lora_bias[...][None, None, :]
         if self.adapter.subtracts_start:
@@ -117,9 +121,9 @@ class Lora(nnx.Module):
         out = out.astype(x.dtype)
         if not self.adapter.is_dora:
             return out
-        if seeds is not None and rate > 0:
+        if seeds is not None and threshold is not None:
             # As in PEFT, the kernels too see the dropped input in what DoRA changes.
-            dropped = dropout.recomputed(x, rate, seeds)
+            dropped = dropout.recomputed(x, threshold, seeds)
             products = [part.product(dropped, context) for part in parts]
         plain = jnp.concatenate(products, axis=-1)
         norms = dora.norms([part.matrix(context) for part in parts], a, b, scaling)

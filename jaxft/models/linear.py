@@ -63,13 +63,13 @@ def _product_bwd(materialise: Materialise, out_dtype: Any, kept: Any, dy: Any) -
 product.defvjp(_product_fwd, _product_bwd, symbolic_zeros=True)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@jax.custom_vjp
 def lora(
     x: Float[Array, "b t n"],
     a: Float[Array, "r n"],
     b: Float[Array, "r m"],
-    scaling: float,
-    rate: float,
+    scaling: Float[Array, ""],
+    threshold: UInt32[Array, ""] | None,
     seeds: UInt32[Array, "b t"] | None,
 ) -> Float[Array, "b t m"]:
     """Return ``scaling * dropout(x) A^T B`` in float32.
@@ -78,17 +78,17 @@ def lora(
         x: Activations.
         a: Down projection, in PEFT's layout.
         b: Up projection, the transpose of PEFT's.
-        scaling: Factor on the output.
-        rate: Dropout probability, used where `seeds` is given.
+        scaling: Factor on the output, float32; it has no gradient.
+        threshold: Of dropout, see `dropout.threshold`; `None` for an adapter without dropout.
         seeds: One hash a token, see `dropout.module_seeds`; `None` outside training.
 
     Source: Hu et al. 2021, eq. 3; `peft/tuners/lora/layer.py: Linear.forward`.
     """
-    return _lora_fwd_arrays(x, a, b, scaling, rate, seeds)[0]
+    return _lora_fwd_arrays(x, a, b, scaling, threshold, seeds)[0]
 
 
-def _lora_fwd_arrays(x: Any, a: Any, b: Any, scaling: float, rate: float, seeds: Any) -> Any:
-    dropped = dropout.apply(x, rate, seeds)
+def _lora_fwd_arrays(x: Any, a: Any, b: Any, scaling: Any, threshold: Any, seeds: Any) -> Any:
+    dropped = dropout.apply(x, threshold, seeds)
     # [b t r], float32: cheap at this width, and what B is multiplied with in PEFT.
     inner = jax.lax.dot_general(
         dropped,
@@ -99,28 +99,29 @@ def _lora_fwd_arrays(x: Any, a: Any, b: Any, scaling: float, rate: float, seeds:
     return _dot(inner * scaling, b.astype(jnp.float32), jnp.float32), inner
 
 
-def _lora_fwd(x: Any, a: Any, b: Any, scaling: float, rate: float, seeds: Any) -> Any:
-    seeds = None if seeds is None else seeds.value
-    y, inner = _lora_fwd_arrays(x.value, a.value, b.value, scaling, rate, seeds)
+def _lora_fwd(x: Any, a: Any, b: Any, scaling: Any, threshold: Any, seeds: Any) -> Any:
+    operands = (x, a, b, scaling, threshold, seeds)
+    values = tuple(None if each is None else each.value for each in operands)
+    y, inner = _lora_fwd_arrays(*values)
     trained = a.perturbed or b.perturbed
     kept = (x.value, inner) if trained else (None, None)
-    return y, (*kept, a.value, b.value, seeds, jnp.zeros((), x.value.dtype))
+    return y, (*kept, *values[1:], jnp.zeros((), x.value.dtype))
 
 
-def _lora_bwd(scaling: float, rate: float, kept: Any, dy: Any) -> Any:
-    x, inner, a, b, seeds, like = kept
+def _lora_bwd(kept: Any, dy: Any) -> Any:
+    x, inner, a, b, scaling, threshold, seeds, like = kept
     if isinstance(dy, SymbolicZero):
-        return None, None, None, None
+        return (None,) * 6
     dy = dy * scaling
     contract_out = (((dy.ndim - 1,), (1,)), ((), ()))
     d_inner = jax.lax.dot_general(dy, b.astype(dy.dtype), contract_out)
     dx = _dot(d_inner, a.astype(d_inner.dtype), jnp.float32)
-    dx = dropout.apply(dx, rate, seeds).astype(like.dtype)
+    dx = dropout.apply(dx, threshold, seeds).astype(like.dtype)
     if x is None:
-        return dx, None, None, None
-    da = _outer(d_inner.astype(x.dtype), dropout.apply(x, rate, seeds))
+        return dx, None, None, None, None, None
+    da = _outer(d_inner.astype(x.dtype), dropout.apply(x, threshold, seeds))
     db = _outer(inner, dy)
-    return dx, da.astype(a.dtype), db.astype(b.dtype), None
+    return dx, da.astype(a.dtype), db.astype(b.dtype), None, None, None
 
 
 lora.defvjp(_lora_fwd, _lora_bwd, symbolic_zeros=True)
@@ -131,7 +132,7 @@ def minus_start(
     x: Float[Array, "b t n"],
     a: Float[Array, "r n"],
     b: Float[Array, "r m"],
-    scaling: float,
+    scaling: Float[Array, ""],
 ) -> Float[Array, "b t m"]:
     """Return what `lora` gave less what it gives for the A and B that it began with.
 
@@ -139,7 +140,7 @@ def minus_start(
     nothing, not even rounding, is left of them before the first step: fused with the subtraction,
     one of them would be rounded otherwise.
     """
-    out, start = jax.lax.optimization_barrier((out, lora(x, a, b, scaling, 0.0, None)))
+    out, start = jax.lax.optimization_barrier((out, lora(x, a, b, scaling, None, None)))
     return out - start
 
 

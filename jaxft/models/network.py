@@ -18,26 +18,37 @@ _MAX_PERIOD = 12  # the longest alternation looked for; every extra layer adds t
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """One LoRA adapter's static part: ``y = x W + scaling * (dropout(x) A^T B + bias)``.
+    """The structure of a LoRA adapter: ``y = x W + scaling * (dropout(x) A^T B + bias)``.
+
+    Its numbers, the scaling and the dropout, are frozen leaves beside A and B (`lora/numbers.py`).
+    Where layers are stacked it stands for the adapters of all of them, whose ranks may differ: in A
+    and in B, rows beyond a layer's own rank are zero, and stay zero in training.
 
     Where A and B begin with a part of W (PiSSA, OLoRA), that start is kept frozen beside them and
     taken away again, ``- scaling * x A0^T B0``: PEFT takes it from W, which stays as it is here.
 
     Attributes:
-        rank: Inner dimension of A [rank, in] and B [rank, out].
-        scaling: Factor on the adapter's output, alpha / rank.
-        dropout: Probability with which a channel of the adapter's input is zeroed in training.
+        ranks: The rank in each layer of the stack; one where there is no stack. 0 is no adapter.
         bias: Whether B has a bias.
         subtracts_start: Whether there are A0 and B0.
         is_dora: Whether the lengths of the rows of W + scaling * A^T B are trained apart (DoRA).
+        drops: Whether channels of the adapter's input are zeroed at random in training.
     """
 
-    rank: int
-    scaling: float
-    dropout: float
+    ranks: tuple[int, ...]
     bias: bool
     subtracts_start: bool
     is_dora: bool
+    drops: bool
+
+    @property
+    def width(self) -> int:
+        """The largest rank, the inner dimension of A [width, in] and of B [width, out]."""
+        return max(self.ranks)
+
+    def of_ranks(self, ranks: tuple[int, ...]) -> "Adapter":
+        """Return the same structure with other ranks."""
+        return dataclasses.replace(self, ranks=ranks)
 
 
 HEAD, EMBED, POSITIONS = "head", "embed", "positions"  # modules outside the layers
@@ -99,7 +110,7 @@ class Place(NamedTuple):
     Attributes:
         prefix: Of their paths, "groups/0/1/" or "".
         repeat: Which slice of the stacked leaves is the layer's; `None` outside.
-        adapters: By the path of their module after the prefix.
+        adapters: By the path of their module after the prefix; the width of each is its rank.
     """
 
     prefix: str
@@ -176,31 +187,17 @@ class Network:
         )
         return Network(self.spec, groups, (), (), unties_head=False, rows=(), head_follows=False)
 
-    def grouped_as(self, other: "Network") -> "Network":
-        """Return the network with its layers in the groups of another, whose leaves it can share.
-
-        Raises:
-            ValueError: If layers that are one group there differ here.
-        """
-        layers = {index: layer for _, layer, found in self.stacked_blocks() for index in found}
-        groups = []
-        for group in other.groups:
-            count = len(group.period)
-            indices = [
-                [group.layer_index(n, p) for p in range(count)] for n in range(group.repeats)
-            ]
-            first, *others = [tuple(layers[index] for index in each) for each in indices]
-            if any(each != first for each in others):
-                raise ValueError(f"layers from {group.first_layer} on are no repetition")
-            groups.append(dataclasses.replace(group, period=first))
-        return dataclasses.replace(self, groups=tuple(groups))
-
     def places(self) -> dict[int | None, Place]:
         """Return where the leaves of every layer are, by its index; outside of them by `None`."""
         places: dict[int | None, Place] = {None: Place("", None, dict(self.outer_adapters))}
         for prefix, described, layers in self.stacked_blocks():
             for repeat, layer in enumerate(layers):
-                places[layer] = Place(f"{prefix}/", repeat, dict(described.adapters))
+                adapters = {
+                    path: adapter.of_ranks(adapter.ranks[repeat : repeat + 1])
+                    for path, adapter in described.adapters
+                    if adapter.ranks[repeat]
+                }
+                places[layer] = Place(f"{prefix}/", repeat, adapters)
         return places
 
     def stacked_blocks(self) -> Iterator[tuple[str, Layer, list[int]]]:
@@ -232,9 +229,11 @@ def build_network(
 ) -> Network:
     """Describe `spec` and what is trained of it, its layers cut into groups.
 
+    Ranks cut no group: what is stacked has the width of the largest.
+
     Args:
         spec: The model.
-        layers: What is trained in each layer.
+        layers: What is trained in each layer, adapters of one rank each.
         outside: What is trained outside of them.
         unties_head: As in `Network`.
     """
@@ -243,12 +242,35 @@ def build_network(
         for block, tuning in zip(spec.blocks, layers, strict=True)
     ]
     groups = tuple(
-        Group(start, repeats, tuple(described[start : start + length]))
-        for start, repeats, length in find_periods(described)
+        Group(
+            start,
+            repeats,
+            tuple(
+                _stacked(described[start + position : start + repeats * length : length])
+                for position in range(length)
+            ),
+        )
+        for start, repeats, length in find_periods([_without_ranks(each) for each in described])
     )
     adapters = tuple(sorted(outside.adapters.items()))
     leaves = tuple(sorted(outside.leaves))
     return Network(spec, groups, adapters, leaves, unties_head, rows=(), head_follows=False)
+
+
+def _without_ranks(layer: Layer) -> Layer:
+    adapters = tuple((path, adapter.of_ranks(())) for path, adapter in layer.adapters)
+    return dataclasses.replace(layer, adapters=adapters)
+
+
+def _stacked(layers: Sequence[Layer]) -> Layer:
+    """Return one description of layers that differ in ranks alone; all of rank 0 is left out."""
+    by_module = zip(*(layer.adapters for layer in layers), strict=True)
+    adapters = tuple(
+        (same[0][0], same[0][1].of_ranks(tuple(adapter.width for _, adapter in same)))
+        for same in by_module
+        if any(adapter.width for _, adapter in same)
+    )
+    return dataclasses.replace(layers[0], adapters=adapters)
 
 
 def read_by(path: str, spec: ModelSpec) -> str:

@@ -1,7 +1,8 @@
 """The base beneath a tuned model: its network and leaves, without loading it a second time.
 
 Adapters are left out, not multiplied by zero, so the base is computed as if there had never been
-any. Leaves of the model's own that are trained need their originals.
+any. Leaves of the model's own that are trained need their originals. A compiled step has them in a
+branch of the frozen leaves: ``originals/head/kernel`` is what ``head/kernel`` began as.
 """
 
 from collections.abc import Mapping
@@ -10,6 +11,29 @@ from typing import Any
 from jaxft import tree as trees
 from jaxft.leaves.address import Address
 from jaxft.models.network import Network
+
+_BRANCH = "originals"
+
+
+def with_originals(
+    network: Network, frozen: Mapping[str, Any], began: Mapping[str, Any]
+) -> trees.Tree:
+    """Return frozen leaves, and beside them the originals of the model's own trained leaves.
+
+    Args:
+        network: The tuned model.
+        frozen: Its leaves that are not trained.
+        began: The trained leaves before the first step; adapters may be among them.
+    """
+    own, leaves = network.trained_leaves(), trees.flatten(began)
+    originals = {path: leaf for path, leaf in leaves.items() if path in own}
+    return {**frozen, _BRANCH: trees.unflatten(originals)} if originals else dict(frozen)
+
+
+def split(tree: Mapping[str, Any]) -> tuple[trees.Tree, trees.Tree]:
+    """Return the leaves of the model, and the originals that `with_originals` put beside them."""
+    leaves = {name: branch for name, branch in tree.items() if name != _BRANCH}
+    return leaves, dict(tree.get(_BRANCH, {}))
 
 
 def base_tree(
@@ -35,7 +59,10 @@ def base_tree(
             continue  # the base's head is its embedding
         if path in trained:
             if path not in kept:
-                raise ValueError(f"the base needs the original of {path!r}, which was not kept")
+                raise ValueError(
+                    f"the base needs the original of {path!r}, which was not kept: an objective "
+                    "asks for it by needs_base"
+                )
             leaf = kept[path]
         base[path] = leaf
     return trees.unflatten(base)

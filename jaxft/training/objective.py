@@ -38,10 +38,13 @@ class Objective:
         terms: From a view of the model and one micro-batch (arrays without `a`) to the terms. The
             term "loss" is there and is what is minimised: its sum over its count, both added up
             over all micro-batches and devices. The other terms are logged.
+        needs_base: Whether it uses `View.base` where leaves of the model itself are trained: their
+            originals are then kept in memory beside them.
     """
 
     arrays: Mapping[str, str] = dataclasses.field(hash=False)
     terms: Callable[["View", Batch], Terms]
+    needs_base: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

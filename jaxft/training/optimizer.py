@@ -39,12 +39,13 @@ _TABLE_RATE = 1e-6
         "adam_epsilon",
         "max_grad_norm",
         "loraplus_lr_ratio",
+        "adapters",
     ],
     meta_fields=["lr_scheduler_type"],
 )
 @dataclasses.dataclass(frozen=True)
 class Hyper:
-    """The numbers of the optimizer, each a scalar; what is `None` is not part of the program.
+    """The numbers of a run, each a scalar; what is `None` is not part of the program.
 
     Attributes:
         learning_rate: Highest rate of the schedule, float32.
@@ -57,6 +58,8 @@ class Hyper:
         max_grad_norm: Norm to which gradients are clipped, float32; `None` for no clipping.
         loraplus_lr_ratio: How much faster B is trained than A, float32; `None` without LoRA+.
         lr_scheduler_type: Shape of the schedule, static: "linear", "cosine" and so on.
+        adapters: Scaling and dropout of the adapters, leaves of the model (`lora/numbers.py`), as
+            far as they are not among the frozen leaves already.
     """
 
     learning_rate: Any
@@ -69,6 +72,7 @@ class Hyper:
     max_grad_norm: Any
     loraplus_lr_ratio: Any
     lr_scheduler_type: str
+    adapters: trees.Tree = dataclasses.field(default_factory=dict)
 
 
 # From the numbers, and the rate by the count of steps, to what maps gradients to updates.

@@ -34,7 +34,7 @@ class TrainState:
             change.
         opt_state: State of the optimizer.
         step: Number of steps done, int32.
-        hyper: Numbers of the optimizer.
+        hyper: Numbers of the optimizer and of the adapters.
     """
 
     trainable: Any
@@ -44,7 +44,7 @@ class TrainState:
     hyper: Any
 
     def saved(self) -> dict[str, Any]:
-        """Return what a checkpoint holds: all but the numbers of the optimizer.
+        """Return what a checkpoint holds: all but the numbers of optimizer and adapters.
 
         What adapters began as is there, though it does not change: computed again it might be
         another decomposition of the same weight.
@@ -56,6 +56,10 @@ class TrainState:
             "step": self.step,
             **began,
         }
+
+    def constant(self, frozen: trees.Tree) -> trees.Tree:
+        """Return all leaves of the model that a step does not change: `frozen`, and the state's."""
+        return trees.combine(frozen, self.started, self.hyper.adapters)
 
     @classmethod
     def restored(cls, saved: Mapping[str, Any], hyper: Hyper) -> "TrainState":

@@ -1,8 +1,8 @@
 """The training step: one pure function, jit-compiled and sharded, of state, base and batch.
 
 Only the first argument of the loss is differentiated, and it holds only what is trained. Read
-`_loss_sum` and `_step` for the mathematics; `make_train_step` adds placement and donation. What the
-loss is, the step does not know: it is the program's `objective`.
+`_loss_sum` and `advance` for the mathematics; `make_train_step` adds placement and donation. What
+the loss is, the step does not know: it is the program's `objective`.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxft import tree as trees
+from jaxft.models import untuned
 from jaxft.models.network import Network
 from jaxft.parallel import mesh as meshes
 from jaxft.training import state as states
@@ -44,15 +45,22 @@ class Program:
     objective: Objective
 
     def view(self, tree: trees.Tree, noise: tuple[Any, Any] | None) -> View:
-        """Return the model with these leaves as the objective sees it; `noise` as in `View`."""
+        """Return the model with these leaves as the objective sees it.
+
+        Args:
+            tree: All leaves, and the originals of trained ones where `untuned.with_originals` put
+                them there.
+            noise: As in `View`.
+        """
+        leaves, originals = untuned.split(tree)
         return View(
             network=self.network,
-            tree=tree,
+            tree=leaves,
             mesh=self.mesh,
             dtype=self.dtype,
             capacity=self.capacity,
             remat=self.remat,
-            originals={},
+            originals=originals,
             noise=noise,
         )
 
@@ -90,7 +98,8 @@ def make_train_step(
     `state` is donated. `batch` holds the arrays that the objective names, of `a` micro-batches.
     `seed` is that of the run; dropout depends on it and the state's step alone. A step whose loss
     or gradient is not finite is skipped: trained leaves and optimizer state stay as they were, bit
-    for bit, and the state's step goes on.
+    for bit, and the state's step goes on. With an objective that needs the base, `frozen` has the
+    originals of trained leaves of the model itself, see `untuned.with_originals`.
 
     Args:
         program: What is static.
@@ -103,7 +112,7 @@ def make_train_step(
     everywhere = meshes.replicated(mesh)
 
     def step(state: Any, frozen: Any, batch: Batch, seed: Any) -> Any:
-        return _step(program, make, state, frozen, batch, seed)
+        return advance(program, make, state, frozen, batch, seed)
 
     return jax.jit(
         step,
@@ -162,7 +171,7 @@ def gradients(
     return jax.lax.scan(add, zeros, dict(batch))[0]
 
 
-def _step(
+def advance(
     program: Program,
     make: MakeOptimizer,
     state: TrainState,
@@ -170,8 +179,12 @@ def _step(
     batch: Batch,
     seed: Any,
 ) -> tuple[TrainState, StepMetrics]:
+    """Return the state after a step, and what the step reports; arguments as in `make_train_step`.
+
+    It may be mapped over `state` and `seed` (`jax.vmap`): the frozen leaves are then shared.
+    """
     trainable, opt_state = state.trainable, state.opt_state
-    constant = trees.combine(frozen, state.started)
+    constant = state.constant(frozen)
     terms, grads = gradients(program, trainable, constant, batch, seed, state.step)
     loss, count = terms["loss"]
     scale = 1.0 / jnp.maximum(count, 1).astype(jnp.float32)

@@ -279,9 +279,11 @@ def _short_name(module: names.Module, kinds: Mapping[str, names.Module]) -> str:
 
 
 def _sizes(network: Network) -> dict[str, int]:
-    """Return the number of parameters in each leaf of a network."""
+    """Return the number of parameters in each leaf of a network, numbers of adapters left out."""
     return {
-        path: math.prod(leaf.shape) for path, leaf in trees.flatten(abstract_tree(network)).items()
+        path: math.prod(leaf.shape)
+        for path, leaf in trees.flatten(abstract_tree(network)).items()
+        if not Address.parse(path).is_number
     }
 
 

@@ -200,8 +200,9 @@ def run_jaxft(
     """Train with jaxft; returns each step's loss and seconds, and the peak memory in bytes."""
     import jax
 
+    from jaxft import tree as trees
     from jaxft.adapters import peft_format
-    from jaxft.lora import targets
+    from jaxft.lora import numbers, targets
     from jaxft.parallel import mesh as meshes
     from jaxft.training import optimizer as optimizers
     from jaxft.training import state as states
@@ -215,6 +216,8 @@ def run_jaxft(
     network = targets.adapted_network(lora_config(args), family, spec)
     mesh = meshes.single_device_mesh()
     frozen = base.Base(found, family, spec, mesh, args.dtype, None).load(network)
+    fixed = numbers.leaves(lora_config(args), family, network)
+    frozen = trees.combine(frozen, jax.device_put(fixed, meshes.replicated(mesh)))
     _, tensors = peft_format.read_adapter(args.adapter)
     leaves = peft_format.from_tensors(tensors, family, network, args.adapter)
     leaves = jax.device_put(leaves, meshes.replicated(mesh))

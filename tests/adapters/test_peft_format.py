@@ -20,6 +20,7 @@ from jaxft.models.families import gpt2, llama, multimodal, opt
 NETWORKS = {
     "one group": tiny.adapted(head=True),
     "twelve groups": tiny.adapted(tiny.with_windows(range(3, 15))),
+    "unequal ranks": tiny.adapted(modules=["attn/q", "mlp/down"], ranks=[2, 5, 3]),
     "upper layers": tiny.adapted(tiny.with_windows([None] * 4), layers=[2, 3], modules=["mlp/up"]),
 }
 NETWORK = NETWORKS["one group"]
@@ -264,3 +265,12 @@ def test_an_adapter_on_what_sees_is_said_to_be_one(part):
     assert str(FOLDER) in raised.value.found
     peft_format.refuse_other_parts([text], multimodal.GEMMA3, FOLDER)
     peft_format.refuse_other_parts([name], llama.LLAMA, FOLDER)
+
+
+def test_zeros_beyond_a_rank_are_in_no_file():
+    tensors = tensors_of(NETWORKS["unequal ranks"])
+    for layer, rank in enumerate([2, 5, 3]):
+        stem = f"base_model.model.model.layers.{layer}.mlp.down_proj.lora_"
+        assert tensors[f"{stem}A.weight"].shape == (rank, 160)
+        assert tensors[f"{stem}B.weight"].shape == (64, rank)
+        assert all(side.all() for side in tensors.values())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -11,7 +13,8 @@ import tiny
 
 from jaxft import tree as trees
 from jaxft.config import LoraConfig
-from jaxft.lora import eva, init, targets
+from jaxft.leaves.address import Address
+from jaxft.lora import eva, init, numbers, targets
 from jaxft.models import bind, forward
 from jaxft.models.families import gpt2, llama
 from jaxft.models.network import base_network, read_by
@@ -241,22 +244,36 @@ def test_decided_ranks_become_patterns_that_keep_the_scaling():
     }
     assert decided.target_modules == [name for name, rank in ranks.items() if rank]
     network = targets.adapted_network(decided, llama.LLAMA, tiny.SPEC)
-    found = {
-        (layers[0], path): adapter
-        for _, described, layers in network.stacked_blocks()
-        for path, adapter in described.adapters
+    # One group all the same: zeros fill up the smaller ranks, and stand where there is none.
+    (group,) = network.groups
+    assert {path: adapter.ranks for path, adapter in group.period[0].adapters} == {
+        "attn/q": (4, 7, 6),
+        "attn/o": (4, 0, 3),
     }
-    assert {key: adapter.rank for key, adapter in found.items()} == {
-        (0, "attn/q"): 4,
-        (0, "attn/o"): 4,
-        (1, "attn/q"): 7,
-        (2, "attn/q"): 6,
-        (2, "attn/o"): 3,
-    }
-    assert {path: adapter.scaling for (_, path), adapter in found.items()} == {
-        "attn/q": 1.5,
-        "attn/o": 1.25,
-    }
+    assert network.places()[1].adapters.keys() == {"attn/q"}
+    scalings = [numbers.of(decided, name).scaling for name in decided.target_modules]
+    assert scalings == [1.5 if "q_proj" in name else 1.25 for name in decided.target_modules]
+
+
+def test_modules_without_a_rank_cut_no_group_where_nothing_else_of_an_adapter_is_trained():
+    layer = "model.layers.{}.self_attn.{}_proj".format
+    names = [layer(0, "q"), layer(1, "q"), layer(1, "v"), layer(2, "v")]
+
+    def groups(spec=tiny.SPEC, **options):
+        network = targets.adapted_network(
+            eva_config(target_modules=names, **options), llama.LLAMA, spec
+        )
+        return [(group.first_layer, group.repeats) for group in network.groups]
+
+    assert groups() == [(0, 3)]
+    assert groups(use_dora=True) == [(0, 1), (1, 1), (2, 1)]
+    # Below the first adapter, and above the last, there is the base.
+    five = dataclasses.replace(tiny.SPEC, blocks=tiny.SPEC.blocks[:1] * 5)
+    names = [layer(1, "q"), layer(3, "v")]
+    assert groups(five) == [(0, 1), (1, 3), (4, 1)]
+    # Where a recipe names layers itself, the others stay the base's.
+    plain = LoraConfig(target_modules=names)
+    assert len(targets.adapted_network(plain, llama.LLAMA, five).groups) == 5
 
 
 def test_without_adjusting_alphas_are_as_the_recipe_has_them():
@@ -280,11 +297,22 @@ def test_every_a_goes_to_its_module():
     begun = trees.flatten(eva.begun(drawn, wanted, gpt2.GPT2, network))
     shapes = trees.flatten(bind.abstract_tree(network))
     assert {path: leaf.shape for path, leaf in begun.items()} == {
-        path: leaf.shape for path, leaf in shapes.items() if "lora_" in path
+        path: leaf.shape for path, leaf in shapes.items() if Address.parse(path).is_adapter
     }
     np.testing.assert_array_equal(begun["groups/0/0/attn/qkv/lora_a"][:, 0, 0], [1, 2, 3])
     np.testing.assert_array_equal(begun["head/lora_a"], wanted["lm_head"])
     assert not begun["head/lora_b"].any()
+
+
+def test_an_a_of_smaller_rank_is_filled_up_with_zeros():
+    name = "model.layers.{}.self_attn.q_proj".format
+    config = eva_config(r=2, target_modules=[name(0), name(2)], rank_pattern={name(2): 3})
+    network = targets.adapted_network(config, llama.LLAMA, tiny.SPEC)
+    drawn = init.init_adapters(network, kind="eva", seed=0, mesh=tiny.one_device())
+    wanted = {name(n): np.full((rank, 64), n + 1, np.float32) for n, rank in ((0, 2), (2, 3))}
+    begun = trees.flatten(eva.begun(drawn, wanted, llama.LLAMA, network))
+    a = begun["groups/0/0/attn/q/lora_a"]
+    np.testing.assert_array_equal(a[:, :, 0], [[1, 1, 0], [0, 0, 0], [3, 3, 3]])
 
 
 def test_options_of_eva_belong_to_it():

@@ -1,5 +1,7 @@
 """How adapters begin: PEFT's bounds, the same draw whatever the groups, B zero."""
 
+import zlib
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import tiny
 
 from jaxft import tree as trees
 from jaxft.errors import AdapterError
+from jaxft.leaves.address import Address
 from jaxft.lora import init
 from jaxft.models import bind
 from jaxft.models.network import FROZEN, Adapter, Tuning, build_network
@@ -24,7 +27,7 @@ def begun(network=NETWORK, seed=0, mesh=None, kind=True):
 def test_leaves_are_the_adapters_and_no_other():
     wanted = trees.flatten(bind.abstract_tree(NETWORK))
     found = begun()
-    assert found.keys() == {path for path in wanted if "lora_" in path}
+    assert found.keys() == {path for path in wanted if Address.parse(path).is_adapter}
     for path, leaf in found.items():
         assert (leaf.shape, leaf.dtype) == (wanted[path].shape, np.float32)
 
@@ -128,12 +131,32 @@ def test_orthogonal_starts_need_an_even_rank():
     spec = tiny.with_windows([None])
     odd = build_network(
         spec,
-        [Tuning({"attn/q": Adapter(3, 1.0, 0.0, False, False, False)}, ())],
+        [Tuning({"attn/q": Adapter((3,), False, False, False, False)}, ())],
         FROZEN,
         unties_head=False,
     )
     with pytest.raises(AdapterError, match="rank of 3"):
         begun(odd, kind="orthogonal")
+
+
+@pytest.mark.parametrize("kind", [True, False, "gaussian", "orthogonal"])
+def test_a_smaller_rank_is_drawn_as_it_is_and_filled_up_with_zeros(kind):
+    found = begun(tiny.adapted(ranks=[2, 6, 4]), kind=kind)
+    for layer, rank in enumerate([2, 6, 4]):
+        for path, leaf in begun(tiny.adapted(ranks=[rank] * 3), kind=kind).items():
+            np.testing.assert_array_equal(found[path][layer, :rank], leaf[layer])
+            assert not found[path][layer, rank:].any()
+
+
+def test_draws_have_their_recorded_bits():
+    # Another draw is another run: one that goes on, or is made again, would not be the same.
+    found = begun(tiny.adapted(), seed=7)
+    drawn = {path: a for path, a in found.items() if path.endswith("lora_a")}
+    assert {path: zlib.crc32(np.asarray(a).tobytes()) for path, a in drawn.items()} == {
+        "groups/0/0/attn/q/lora_a": 187291394,
+        "groups/0/0/attn/v/lora_a": 2706246371,
+        "groups/0/0/mlp/down/lora_a": 1140141640,
+    }
 
 
 def test_an_adapter_on_a_table_begins_in_one_way_with_its_a_at_zero():

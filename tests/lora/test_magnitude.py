@@ -10,7 +10,7 @@ import tiny
 
 from jaxft import tree as trees
 from jaxft.leaves.address import Address
-from jaxft.lora import init, magnitude
+from jaxft.lora import init, magnitude, mask
 from jaxft.models import quantized
 from jaxft.models.network import Network, base_network
 from jaxft.parallel import mesh as meshes
@@ -29,13 +29,17 @@ NETWORKS = {
 WIDE = NETWORKS["every module, tied head"]
 
 
+def numbers_of(network: Network):
+    return mask.parts(network, tiny.random_leaves(network)).numbers
+
+
 def begun(network: Network, *, kind=True, mesh=None):
     """Return random leaves of the base, and adapters as they begin, with their magnitudes."""
     mesh = mesh or tiny.one_device()
     flat = trees.flatten(tiny.random_leaves(network))
     own = trees.unflatten({path: x for path, x in flat.items() if Address.parse(path).is_own})
     drawn = init.init_adapters(network, kind=kind, seed=0, mesh=mesh)
-    tree = trees.combine(tiny.placed(own, mesh), drawn)
+    tree = trees.combine(tiny.placed(own, mesh), drawn, numbers_of(network))
     return own, magnitude.with_magnitudes(network, tree, mesh)
 
 
@@ -54,7 +58,7 @@ def test_where_b_is_not_zero_it_starts_as_it_would_without_dora():
     plain = tiny.adapted(modules=EVERY, head=True)
     own, tree = begun(WIDE, kind=False)
     adapters = init.init_adapters(plain, kind=False, seed=0, mesh=tiny.one_device())
-    expected = tiny.forward_logits(plain, trees.combine(own, adapters), MICRO)
+    expected = tiny.forward_logits(plain, trees.combine(own, adapters, numbers_of(plain)), MICRO)
     close(tiny.forward_logits(WIDE, tree, MICRO), expected)
     base = tiny.forward_logits(base_network(WIDE.spec), own, MICRO)
     assert np.abs(expected - base).max() > 1e-3 * np.abs(base).max()
@@ -71,7 +75,9 @@ def test_a_quantized_base_is_itself_at_the_start():
 
     base = trees.map_with_path(stored, own)
     drawn = init.init_adapters(network, kind=True, seed=0, mesh=tiny.one_device())
-    tree = magnitude.with_magnitudes(network, trees.combine(base, drawn), tiny.one_device())
+    tree = magnitude.with_magnitudes(
+        network, trees.combine(base, drawn, numbers_of(network)), tiny.one_device()
+    )
     close(
         tiny.forward_logits(network, tree, MICRO),
         tiny.forward_logits(base_network(network.spec), base, MICRO),
@@ -82,7 +88,9 @@ def test_magnitudes_of_a_narrow_base_are_float32():
     own, _ = begun(WIDE)
     drawn = init.init_adapters(WIDE, kind=True, seed=0, mesh=tiny.one_device())
     narrow = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), own)
-    tree = magnitude.with_magnitudes(WIDE, trees.combine(narrow, drawn), tiny.one_device())
+    tree = magnitude.with_magnitudes(
+        WIDE, trees.combine(narrow, drawn, numbers_of(WIDE)), tiny.one_device()
+    )
     found = tree["groups"]["0"]["0"]["attn"]["o"]["lora_magnitude"]
     assert found.dtype == np.float32
     kernel = np.asarray(narrow["groups"]["0"]["0"]["attn"]["o"]["kernel"], np.float32)

@@ -14,7 +14,7 @@ import tiny
 from jaxft import tree as trees
 from jaxft.adapters import peft_format
 from jaxft.config import LoraConfig
-from jaxft.lora import starts, targets
+from jaxft.lora import mask, starts, targets
 from jaxft.models import families, quantized
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network, base_network
@@ -49,12 +49,14 @@ class Begun(NamedTuple):
     Attributes:
         family: Its family.
         network: It, with adapters.
+        lora: What they are.
         own: The base's leaves.
         tree: All leaves.
     """
 
     family: Family
     network: Network
+    lora: LoraConfig
     own: trees.Tree
     tree: trees.Tree
 
@@ -74,8 +76,8 @@ def begun(model: str, kind: str, seed: int = 0) -> Begun:
     network = targets.adapted_network(lora, family, spec)
     own = tiny.random_leaves(base_network(spec))
     own = tiny.restacked(own, base_network(spec), network)
-    made = starts.with_adapters(own, family, network, kind=kind, seed=seed, mesh=tiny.one_device())
-    return Begun(family, network, own, made)
+    made = starts.with_adapters(own, family, network, lora, seed=seed, mesh=tiny.one_device())
+    return Begun(family, network, lora, own, made)
 
 
 def weights(found: Begun) -> dict[str, np.ndarray]:
@@ -157,8 +159,7 @@ def test_a_divided_base_begins_with_the_same_part():
     found = begun("llama", "olora")
     mesh = meshes.make_mesh(1, 2, 2)
     own = tiny.placed(found.own, mesh)
-    args: dict[str, Any] = {"kind": "olora", "seed": 0, "mesh": mesh}
-    tree = starts.with_adapters(own, found.family, found.network, **args)
+    tree = starts.with_adapters(own, found.family, found.network, found.lora, seed=0, mesh=mesh)
     expected = trees.flatten(found.tree)
     for path, leaf in trees.flatten(tree).items():
         assert np.array_equal(leaf, expected[path])
@@ -177,8 +178,8 @@ def test_a_quantized_base_begins_with_a_part_of_what_it_gives():
         return jax.tree.map(lambda *slices: jax.numpy.stack(slices), *made)
 
     own = trees.map_with_path(quantize, found.own)
-    args: dict[str, Any] = {"kind": "pissa", "seed": 0, "mesh": tiny.one_device()}
-    tree = starts.with_adapters(own, found.family, found.network, **args)
+    mesh = tiny.one_device()
+    tree = starts.with_adapters(own, found.family, found.network, found.lora, seed=0, mesh=mesh)
     path = "groups/0/0/mlp/down"
     a, b = (trees.flatten(tree)[f"{path}/lora_{side}0"][0] for side in "ab")
     first = jax.tree.map(lambda stack: stack[0], trees.flatten(own)[f"{path}/kernel"])
@@ -203,7 +204,7 @@ def test_a_start_is_found_again_in_the_tree():
     assert trees.flatten(starts.of(tree)).keys() == {
         path for path in trees.flatten(tree) if path.endswith(("lora_a0", "lora_b0"))
     }
-    same = trees.combine(starts.of(tree), starts.without(tree))
+    same = trees.combine(*mask.parts(network, tree))
     assert jax.tree.all(jax.tree.map(np.array_equal, same, tree))
     again = trees.flatten(starts.as_begun(tree))
     for path, leaf in trees.flatten(tree).items():

@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 import tiny
 
+from jaxft import tree as trees
 from jaxft.config import LoraConfig, TuningConfig
 from jaxft.errors import AdapterError
-from jaxft.lora import targets, tuning
+from jaxft.lora import numbers, targets, tuning
 from jaxft.models.families import gpt2, llama, opt
 from jaxft.weights import names
 
@@ -88,7 +89,7 @@ def test_layers_chosen_by_a_pattern_cut_the_groups():
     network = targets.adapted_network(config, llama.LLAMA, SPEC)
     assert [(group.first_layer, group.repeats) for group in network.groups] == [(0, 1), (1, 2)]
     ((name, adapter),) = network.groups[1].period[0].adapters
-    assert (name, adapter.rank, adapter.scaling, adapter.dropout) == ("attn/q", 4, 2.0, 0.0)
+    assert (name, adapter.ranks, adapter.drops) == ("attn/q", (4, 4), False)
 
 
 ATTENTION = ("attn/q", "attn/k", "attn/v", "attn/o")
@@ -274,27 +275,44 @@ def test_layers_are_counted_from_0_and_cut_the_groups():
 
 
 def test_rank_and_alpha_follow_the_first_pattern_that_fits_and_scale_together():
-    found = names_adapted(
+    config = LoraConfig(
         target_modules=["q_proj", "v_proj"],
         r=8,
         lora_alpha=16,
         rank_pattern={r"layers\.0\.self_attn\.q_proj": 2, "q_proj": 4},
         alpha_pattern={"v_proj": 32},
     )
-    numbers = {key: (adapter.rank, adapter.scaling) for key, adapter in found.items()}
-    assert numbers[0, "attn/q"] == (2, 8.0)
-    assert numbers[1, "attn/q"] == numbers[2, "attn/q"] == (4, 4.0)
-    assert {numbers[layer, "attn/v"] for layer in range(3)} == {(8, 4.0)}
-    stabilised = names_adapted(target_modules=["q_proj"], r=4, lora_alpha=16, use_rslora=True)
-    assert {adapter.scaling for adapter in stabilised.values()} == {8.0}
+    q, v = ([f"model.layers.{n}.self_attn.{kind}_proj" for n in range(3)] for kind in "qv")
+    assert [numbers.of(config, name) for name in q] == [(2, 8.0), (4, 4.0), (4, 4.0)]
+    assert {numbers.of(config, name) for name in v} == {(8, 4.0)}
+    stabilised = LoraConfig(target_modules=["q_proj"], r=4, lora_alpha=16, use_rslora=True)
+    assert numbers.of(stabilised, q[0]).scaling == 8.0
+
+
+def test_scaling_and_dropout_are_leaves_stacked_as_the_adapters_are():
+    config = LoraConfig(
+        target_modules=["q_proj", "embed_tokens"],
+        r=4,
+        lora_alpha=6,
+        alpha_pattern={r"layers\.1\..*": 3},
+        lora_dropout=0.25,
+    )
+    network = targets.adapted_network(config, llama.LLAMA, SPEC)
+    assert len(network.groups) == 1
+    found = trees.flatten(numbers.leaves(config, llama.LLAMA, network))
+    assert {path: (leaf.dtype.name, leaf.tolist()) for path, leaf in found.items()} == {
+        "embed/lora_scaling": ("float32", 1.5),
+        "groups/0/0/attn/q/lora_scaling": ("float32", [1.5, 0.75, 1.5]),
+        "groups/0/0/attn/q/lora_dropout": ("uint32", [2**30] * 3),
+    }
 
 
 def test_more_patterns_than_re_keeps_are_compiled_once_each():
     patterns = {f"only{number}": number for number in range(600)}
-    compiled = targets._pattern.cache_info().misses
+    compiled = numbers._pattern.cache_info().misses
     for number in (599, 0, 599):
-        assert targets.by_pattern(patterns, f"model.only{number}", -1) == number
-    assert targets._pattern.cache_info().misses - compiled == 600
+        assert numbers.by_pattern(patterns, f"model.only{number}", -1) == number
+    assert numbers._pattern.cache_info().misses - compiled == 600
 
 
 @pytest.mark.parametrize(

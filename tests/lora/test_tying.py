@@ -32,8 +32,8 @@ def network_of(spec=TIED, family=llama.LLAMA, **lora):
 def test_an_embedding_is_adapted_where_it_is_named_and_not_by_all_linear():
     network = network_of(target_modules=["embed_tokens", "q_proj"], lora_dropout=0.5)
     ((path, adapter),) = network.outer_adapters
-    assert (path, adapter.dropout) == ("embed", 0.0)
-    assert dict(network.groups[0].period[0].adapters)["attn/q"].dropout == 0.5
+    assert (path, adapter.drops) == ("embed", False)
+    assert dict(network.groups[0].period[0].adapters)["attn/q"].drops
     assert not network_of(target_modules="all-linear").outer_adapters
     assert network_of(target_modules=r".*embed_tokens").outer_adapters == network.outer_adapters
 

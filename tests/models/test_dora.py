@@ -17,7 +17,7 @@ from jaxft.models.network import Adapter
 from jaxft.training import step as steps
 from jaxft.training.objective import CAUSAL_LM
 
-B, T, N, M, R, SCALING, RATE = 2, 7, 12, 20, 3, 1.5, 0.25
+B, T, N, M, R, SCALING, RATE = 2, 7, 12, 20, 3, jnp.float32(1.5), 0.25
 RNG = np.random.default_rng(0)
 
 
@@ -57,9 +57,10 @@ def test_the_sum_is_not_formed_and_norms_have_no_gradient():
 
 def applied(seeds, x, a, b, magnitude, w=W):
     """Apply a linear module of layer 1 with these leaves."""
-    adapter = Adapter(R, SCALING, RATE, bias=False, subtracts_start=False, is_dora=True)
+    adapter = Adapter((R,), bias=False, subtracts_start=False, is_dora=True, drops=True)
     module = layers.Linear("attn/q", (N, M), True, adapter, nnx.Rngs(0))
     leaves = {"kernel": w, "bias": BIAS, "lora_a": a, "lora_b": b, "lora_magnitude": magnitude}
+    leaves |= {"lora_scaling": SCALING, "lora_dropout": jnp.asarray(dropout.threshold(RATE))}
     for name, leaf in leaves.items():
         setattr(module, name, nnx.Param(leaf))
     empty = jnp.zeros((B, T), jnp.int32)
@@ -71,7 +72,9 @@ def law(seeds, x, a, b, magnitude):
     scale = magnitude / jax.lax.stop_gradient(jnp.linalg.norm(W + SCALING * a.T @ b, axis=0))
     dropped, bias = x, BIAS[None, None, :]
     if seeds is not None:
-        dropped = dropout.apply(x, RATE, dropout.module_seeds(seeds, 1, "attn/q"))
+        dropped = dropout.apply(
+            x, dropout.threshold(RATE), dropout.module_seeds(seeds, 1, "attn/q")
+        )
     change, lora = (scale - 1)[None, None, :] * (dropped @ W), SCALING * (dropped @ a.T @ b)
     return x @ W + bias + change + scale[None, None, :] * lora
 
@@ -120,23 +123,23 @@ def test_bfloat16_magnitudes_are_not_rounded_to_eight_bits():
 
 
 @functools.cache
-def temporary_bytes(is_dora, rate, dtype):
+def temporary_bytes(is_dora, drops, dtype):
     network = tiny.adapted(
-        modules=("attn/q", "attn/v", "attn/o", "mlp/up"), dropout=rate, dora=is_dora
+        modules=("attn/q", "attn/v", "attn/o", "mlp/up"), drops=drops, dora=is_dora
     )
     trainable, frozen = tiny.split(tiny.random_leaves(network))
-    frozen = jax.tree.map(lambda leaf: leaf.astype(dtype), frozen)
+    assert dtype == "float32"
     program = steps.Program(network, tiny.one_device(), dtype, 2 * 13, False, CAUSAL_LM)
     gradients = jax.jit(functools.partial(steps.gradients, program))
     compiled = gradients.lower(trainable, frozen, tiny.make_batch(2, 13), 0, 0).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.2])
-def test_no_copy_of_the_weights_is_kept(rate):
+@pytest.mark.parametrize("drops", [False, True])
+def test_no_copy_of_the_weights_is_kept(drops):
     # What each of four modules gives is kept once more, and no matrix: three layers' of them would
     # be 3 * 4 * (64 * 80 + 64 * 40 + 80 * 64 + 64 * 160) bytes.
     activations = 3 * 4 * 2 * 13 * (80 + 40 + 64 + 160)
-    added = temporary_bytes(True, rate, "float32") - temporary_bytes(False, rate, "float32")
+    added = temporary_bytes(True, drops, "float32") - temporary_bytes(False, drops, "float32")
     one_layer = 4 * (64 * 80 + 64 * 40 + 80 * 64 + 64 * 160)
     assert added < activations + 2 * one_layer

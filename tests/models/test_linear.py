@@ -11,7 +11,7 @@ import pytest
 from jaxft.models import dropout, linear
 
 B, T, N, M, R = 2, 7, 12, 20, 3
-SCALING, RATE = 1.5, 0.25
+SCALING, RATE = jnp.float32(1.5), 0.25
 RNG = np.random.default_rng(0)
 
 
@@ -32,11 +32,15 @@ def product(x, w):
 
 
 def lora(x, a, b, rate=0.0, seeds=None):
-    return linear.lora(x, a, b, SCALING, rate, seeds)
+    return linear.lora(x, a, b, SCALING, jnp.asarray(dropout.threshold(rate)), seeds)
 
 
 def plain_lora(x, a, b, rate=0.0, seeds=None):
-    dropped = x if seeds is None else x * (dropout.apply(jnp.ones_like(x), rate, seeds))
+    dropped = (
+        x
+        if seeds is None
+        else x * (dropout.apply(jnp.ones_like(x), dropout.threshold(rate), seeds))
+    )
     return SCALING * ((dropped @ a.T) @ b)
 
 
@@ -78,8 +82,8 @@ def test_lora_has_the_value_and_gradients_of_the_plain_one(trained, seeds):
 
 def test_scaling_is_a_factor_on_the_output_and_on_every_gradient():
     def with_scaling(scaling):
-        function = functools.partial(linear.lora, scaling=scaling, rate=0.0, seeds=None)
-        value, pull = jax.vjp(lambda x, a, b: function(x, a, b), X, A, B_UP)
+        function = lambda x, a, b: linear.lora(x, a, b, jnp.float32(scaling), None, None)  # noqa: E731
+        value, pull = jax.vjp(function, X, A, B_UP)
         return value, *pull(DY)
 
     for once, thrice in zip(with_scaling(1.0), with_scaling(3.0), strict=True):

@@ -66,6 +66,26 @@ def test_adapters_on_every_other_layer_make_a_longer_period():
     assert [bool(layer.adapters) for layer in group.period] == [False, True]
 
 
+def test_ranks_cut_no_group_and_the_largest_is_the_width():
+    network = tiny.adapted(modules=["attn/q"], ranks=[2, 5, 3])
+    ((path, adapter),) = network.groups[0].period[0].adapters
+    assert (path, adapter.ranks, adapter.width) == ("attn/q", (2, 5, 3), 5)
+    assert bind.abstract_tree(network)["groups"]["0"]["0"]["attn"]["q"]["lora_b"].shape == (
+        3,
+        5,
+        80,
+    )
+    places = network.places()
+    assert [places[layer].adapters["attn/q"].ranks for layer in range(3)] == [(2,), (5,), (3,)]
+
+
+def test_a_rank_of_0_is_no_adapter_of_that_layer():
+    network = tiny.adapted(modules=["attn/q"], ranks=[2, 0, 3])
+    assert len(network.groups) == 1
+    assert [bool(network.places()[layer].adapters) for layer in range(3)] == [True, False, True]
+    assert not tiny.adapted(modules=["attn/q"], ranks=[0, 0, 0]).groups[0].period[0].adapters
+
+
 def test_trained_leaves_cut_the_group_as_adapters_do():
     network = tiny.adapted(
         tiny.with_windows([None] * 4), modules=(), layers=[1], trained=["mlp/up/kernel"]
@@ -108,5 +128,5 @@ def test_stacked_blocks_name_every_layer_once_with_its_own_window(windows):
 def test_equal_descriptions_are_equal_and_hash_alike():
     assert tiny.adapted() == tiny.adapted()
     assert hash(tiny.adapted()) == hash(tiny.adapted())
-    assert tiny.adapted() != tiny.adapted(dropout=0.1)
+    assert tiny.adapted() != tiny.adapted(drops=True)
     assert tiny.adapted() != tiny.adapted(head=True)

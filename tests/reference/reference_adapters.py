@@ -23,7 +23,7 @@ from jaxft import tree as trees
 from jaxft.adapters import conversion, peft_format
 from jaxft.config import LoraConfig
 from jaxft.leaves.address import Address
-from jaxft.lora import mask, starts, targets
+from jaxft.lora import mask, numbers, starts, targets
 from jaxft.models import bind
 from jaxft.models.network import Network
 
@@ -142,7 +142,8 @@ def read(model: TinyModel, folder: Path, mesh: Mesh) -> Adapted:
     lora = peft_format.read_lora_config(config, folder)
     network = targets.adapted_network(lora, model.family, model.spec)
     trained = peft_format.from_tensors(tensors, model.family, network, folder)
-    return Adapted(network, trained, own_leaves(model, network, mesh)[1])
+    fixed = numbers.leaves(lora, model.family, network)
+    return Adapted(network, trained, trees.combine(own_leaves(model, network, mesh)[1], fixed))
 
 
 def own_leaves(model: TinyModel, network: Network, mesh: Mesh) -> tuple[trees.Tree, trees.Tree]:
@@ -156,8 +157,7 @@ def begun(model: TinyModel, choice: Choice, theirs: peft.PeftModel, mesh: Mesh) 
     lora = lora_config(choice)
     network = targets.adapted_network(lora, model.family, model.spec)
     own = model.load(network, mesh)
-    kind: Any = lora.init_lora_weights
-    tree = starts.with_adapters(own, model.family, network, kind=kind, seed=0, mesh=mesh)
+    tree = starts.with_adapters(own, model.family, network, lora, seed=0, mesh=mesh)
     tensors = {name: parameter.detach().numpy() for name, parameter in trained_by(theirs)}
     trained = peft_format.from_tensors(tensors, model.family, network, model.folder)
     return Adapted(network, trained, trees.partition(tree, mask.trainable_mask(network, tree))[1])
@@ -165,7 +165,8 @@ def begun(model: TinyModel, choice: Choice, theirs: peft.PeftModel, mesh: Mesh) 
 
 def ours_on(model: TinyModel, choice: Choice, mesh: Mesh, seed: int) -> Adapted:
     """Return our adapter on a model, all that is trained moved."""
-    network = targets.adapted_network(lora_config(choice), model.family, model.spec)
+    lora = lora_config(choice)
+    network = targets.adapted_network(lora, model.family, model.spec)
     rng = np.random.default_rng(seed)
     start, frozen = own_leaves(model, network, mesh)
     leaves = {
@@ -177,7 +178,8 @@ def ours_on(model: TinyModel, choice: Choice, mesh: Mesh, seed: int) -> Adapted:
         path: (np.asarray(leaf) + rng.standard_normal(leaf.shape) * STD).astype(np.float32)
         for path, leaf in leaves.items()
     }
-    return Adapted(network, trees.unflatten(moved), frozen)
+    fixed = numbers.leaves(lora, model.family, network)
+    return Adapted(network, trees.unflatten(moved), trees.combine(frozen, fixed))
 
 
 def export(

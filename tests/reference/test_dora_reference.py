@@ -56,7 +56,7 @@ def test_dropped_inputs_give_the_output_and_gradients_of_peft(
     module = theirs.base_model.model.q
     tokens = dropout.token_seeds(0, 0, jnp.arange(B), T)
     seeds = dropout.module_seeds(tokens, 1, "attn/q")
-    factors = np.asarray(dropout.apply(jnp.ones((B, T, N)), RATE, seeds))
+    factors = np.asarray(dropout.apply(jnp.ones((B, T, N)), dropout.threshold(RATE), seeds))
     module.lora_dropout["default"] = Masked(factors)
     leaves = {
         "kernel": module.base_layer.weight,
@@ -79,9 +79,13 @@ def test_dropped_inputs_give_the_output_and_gradients_of_peft(
     ours = {name: turned(name, leaf) for name, leaf in leaves.items()}
 
     def apply(x: jax.Array, trained: dict[str, jax.Array]) -> jax.Array:
-        adapter = Adapter(R, ALPHA / R, RATE, bias=False, subtracts_start=False, is_dora=True)
+        adapter = Adapter((R,), bias=False, subtracts_start=False, is_dora=True, drops=True)
         linear = layers.Linear("attn/q", (N, M), True, adapter, nnx.Rngs(0))
-        for name, leaf in {**ours, **trained}.items():
+        numbers = {
+            "lora_scaling": jnp.float32(ALPHA / R),
+            "lora_dropout": jnp.asarray(dropout.threshold(RATE)),
+        }
+        for name, leaf in {**ours, **trained, **numbers}.items():
             setattr(linear, name, nnx.Param(leaf))
         empty = jnp.zeros((B, T), jnp.int32)
         return linear(x, layers.Context(one_device, empty, {}, empty, tokens, None), 1)

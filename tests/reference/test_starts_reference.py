@@ -260,7 +260,7 @@ def test_a_tied_head_leaves_the_embedding_as_it_is(
     )
     network = targets.adapted_network(lora, model.family, model.spec)
     own = model.load(network, one_device)
-    tree = starts.with_adapters(own, model.family, network, kind=kind, seed=0, mesh=one_device)
+    tree = starts.with_adapters(own, model.family, network, lora, seed=0, mesh=one_device)
     logits = reference_runs.our_logits(network, tree, text, one_device)
     base = reference_runs.torch_logits(model.torch_model, text)
     assert reference_runs.difference(logits, base, text) < TOLERANCE

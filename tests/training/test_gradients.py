@@ -250,7 +250,7 @@ def test_layers_without_an_adapter_get_no_leaf_and_nothing_runs_backward_below_t
 
 def test_dropout_reaches_the_gradients_and_depends_on_seed_and_step():
     dropped = dataclasses.replace(NETWORK.spec, blocks=NETWORK.spec.blocks[:2])
-    network = tiny.adapted(dropped, dropout=0.5)
+    network = tiny.adapted(dropped, drops=True)
     trainable, frozen = tiny.split(tiny.random_leaves(network))
     function, batch = gradient_function(network, length=16), tiny.make_batch(ROWS, 16)
     losses = {

@@ -44,11 +44,11 @@ def flat(tree):
 
 
 def test_training_begins_at_the_adapters_values_and_before_is_the_plain_base(
-    first, train, plan_of, tmp_path
+    first, train, plan_of, tree_of, tmp_path
 ):
     _, outcome, answers = first
     words = (going_on(first), STILL, "lora.lora_dropout=0.0")
-    _, again = train(*words)
+    _, again = train(*words, leaves=tree_of(*words))
     assert again.before == outcome.before
     assert again.after == outcome.after
     assert again.after != again.before

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import runs
 import safetensors.numpy
+import tiny
 
 from jaxft import tree as trees
 from jaxft.adapters import peft_format
@@ -61,8 +62,9 @@ def test_the_budget_is_kept_and_a_is_orthonormal_and_b_zero(prepared):
     tree = trees.flatten(leaves.begin(plan))
     for path, leaf in tree.items():
         if path.endswith("lora_a"):
-            for a in np.asarray(leaf):
-                np.testing.assert_allclose(a @ a.T, np.eye(len(a)), atol=1e-5)
+            for a, rank in zip(np.asarray(leaf), tiny.ranks_of(plan.network, path), strict=True):
+                np.testing.assert_allclose(a[:rank] @ a[:rank].T, np.eye(rank), atol=1e-5)
+                assert not a[rank:].any()
         if path.endswith("lora_b"):
             assert not np.asarray(leaf).any()
 

@@ -15,7 +15,7 @@ import tiny
 from jaxft import tree as trees
 from jaxft.config import TrainConfig
 from jaxft.data.rows.tokenized import IGNORED
-from jaxft.models.untuned import base_tree
+from jaxft.models.untuned import base_tree, with_originals
 from jaxft.training import optimizer
 from jaxft.training import state as states
 from jaxft.training import step as steps
@@ -74,6 +74,45 @@ def test_a_second_objective_is_its_formula_with_gradients_over_micro_batches():
     found = trees.flatten(grads)
     for path, leaf in trees.flatten(expected).items():
         assert np.linalg.norm(found[path] - leaf) < 1e-5 * np.linalg.norm(leaf), path
+
+
+def near_the_base(view, micro):
+    """Return the loss weighed by how likely the base finds each label, and the base's own."""
+    labels = micro["labels"]
+    tuned = view.log_probs(view.hidden(micro), labels)
+    base = view.base.log_probs(view.base.hidden(micro), labels)
+    count = jnp.sum(labels != IGNORED, dtype=jnp.int32)
+    return {"loss": (-jnp.sum(jnp.exp(base) * tuned), count), "base": (-jnp.sum(base), count)}
+
+
+def test_an_objective_that_asks_for_the_base_has_originals_of_trained_leaves():
+    spec = dataclasses.replace(tiny.with_windows([None] * 2), qkv_bias=True)
+    # bias: all, and modules_to_save: the head of a tied pair, which becomes a leaf of its own.
+    network = tiny.adapted(spec, trained=["attn/q/bias"], outer_trained=["head/kernel"], bias=True)
+    tree = tiny.random_leaves(network)
+    began, frozen = tiny.split(tree, network)
+    moved = jax.tree.map(lambda leaf: 1.3 * leaf, began)
+    objective = Objective(CAUSAL_LM.arrays, near_the_base, needs_base=True)
+    hyper = optimizer.hyper_of(TrainConfig(output_dir="run"), 10)
+    within = steps.Program(network, MESH, "float32", ROWS * LENGTH, False, objective)
+    carried = with_originals(network, frozen, began)
+    assert trees.flatten(carried["originals"]).keys() == network.trained_leaves()
+    step = steps.make_train_step(within, make_optimizer, hyper, moved)
+    state = states.init_state(tiny.placed(moved, MESH), {}, hyper, make_optimizer, MESH)
+    losses = []
+    for _ in range(2):
+        state, metrics = step(state, carried, BATCH, 0)
+        losses.append(float(metrics.terms["base"][0]))
+    base = base_tree(network, tree, began)
+    micros = [{name: array[number] for name, array in BATCH.items()} for number in range(2)]
+    expected = [naive.loss_sum(network.untuned(), base, micro) for micro in micros]
+    np.testing.assert_allclose(losses, sum(expected), rtol=1e-5)  # whatever is trained
+    # The same in the evaluation, and a refusal where nobody asked.
+    one = {name: array[:1] for name, array in BATCH.items()}
+    of_base = steps.make_eval_step(within)(moved, carried, one)["base"][0]
+    np.testing.assert_allclose(of_base, expected[0], rtol=1e-5)
+    with pytest.raises(ValueError, match="needs_base"):
+        steps.make_eval_step(within)(moved, frozen, one)
 
 
 @pytest.mark.parametrize("capacity", [ROWS * LENGTH, "labels"])

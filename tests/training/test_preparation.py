@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import jax
 import numpy as np
 import pytest
 import runs
 
 from jaxft import tree as trees
 from jaxft.errors import ConfigError
-from jaxft.lora import init
+from jaxft.lora import init, mask, numbers
 from jaxft.models.network import base_network
 from jaxft.models.spec import Learned
 from jaxft.training.prepare import preparation, reading, request
@@ -47,13 +48,16 @@ def test_without_held_out_rows_there_is_nothing_to_evaluate(plan_of):
     assert (plan.eval, plan.data.eval) == (None, None)
 
 
-def test_the_tree_is_every_leaf_of_the_base_and_fresh_adapters(plan_of, leaves, frozen):
+def test_the_tree_is_every_leaf_of_the_base_and_fresh_adapters(plan_of, leaves):
     plan = plan_of()
+    _, _, fixed, frozen = mask.parts(plan.network, leaves)
     tensors = plan.source.checkpoint().infos()
     assert trees.num_parameters(frozen) == sum(math.prod(info.shape) for info in tensors.values())
     adapters = trees.flatten(init.init_adapters(plan.network, kind=True, seed=7, mesh=plan.mesh))
     flat = trees.flatten(leaves)
-    assert flat.keys() == trees.flatten(frozen).keys() | adapters.keys()
+    assert flat.keys() == trees.flatten(trees.combine(frozen, fixed)).keys() | adapters.keys()
+    expected = numbers.leaves(plan.lora, plan.family, plan.network)
+    assert jax.tree.all(jax.tree.map(np.array_equal, fixed, expected))
     for path, leaf in adapters.items():
         assert np.array_equal(flat[path], leaf), path
 

@@ -19,9 +19,9 @@ from jaxft.training.objective import CAUSAL_LM, batch_shardings
 
 ROWS, LENGTH, NUM_STEPS = 8, 16, 20
 # Windows, packed texts, ragged targets and dropout: all that could depend on where a row lies.
-NETWORK = tiny.adapted(tiny.with_windows([5] * 2), dropout=0.2)
+NETWORK = tiny.adapted(tiny.with_windows([5] * 2), drops=True)
 DORA = tiny.adapted(
-    tiny.with_windows([5] * 2), modules=("attn/qkv", "mlp/down"), dropout=0.2, dora=True, head=True
+    tiny.with_windows([5] * 2), modules=("attn/qkv", "mlp/down"), drops=True, dora=True, head=True
 )
 LEARNING_RATE = 1e-3
 # `trace` without decay keeps the last gradient, so one compiled step shows gradients and losses.

@@ -11,9 +11,9 @@ import pytest
 import runs
 
 from jaxft import tree as trees
-from jaxft.adapters import conversion, peft_format
+from jaxft.adapters import conversion
 from jaxft.errors import AdapterError, CheckpointError, Stopped
-from jaxft.lora import mask, starts, targets
+from jaxft.lora import mask, starts
 from jaxft.training.run import finish
 from jaxft.training.run.trainer import Outcome
 
@@ -67,7 +67,7 @@ def test_a_run_goes_on_to_the_bit_whatever_a_decomposition_would_give_now(
     began = trees.flatten(starts.as_begun(trees.combine(outcome.trainable, outcome.frozen)))
     for path, leaf in trees.flatten(outcome.trainable).items():
         assert not np.array_equal(leaf, began[path])
-    own = trees.flatten(starts.without(outcome.frozen))
+    own = trees.flatten(mask.parts(plan_of(*WORDS).network, outcome.frozen).frozen)
     for path, leaf in own.items():
         assert np.asarray(leaf).tobytes() == np.asarray(trees.flatten(leaves)[path]).tobytes()
     # The first evaluation is the base's, to the bit.
@@ -126,22 +126,17 @@ def test_checkpoints_of_another_start_are_refused(plan_of, tree_of, tmp_path, tr
             plan_of(f"lora.init_lora_weights={kind}", place, *words)
 
 
-def test_layers_of_one_group_stay_in_it_though_their_files_agree_with_other_layers(prepared_of):
-    # Two alphas make two groups; in what is written, both have a scaling of 1.
-    plan, begun = prepared_of(*WORDS, "lora.alpha_pattern={model.layers.0.mlp.down_proj: 3}")
+def test_ranks_and_alphas_that_differ_are_written_as_they_are(prepared_of):
+    patterns = "{model.layers.0.mlp.down_proj: 3}"
+    words = (f"lora.alpha_pattern={patterns}", f"lora.rank_pattern={patterns}")
+    plan, begun = prepared_of(*WORDS, *words)
     tree = begun.begin(plan)
-    assert len(plan.network.groups) == 2
-    content, _ = conversion.to_peft(
+    assert len(plan.network.groups) == 1
+    _, tensors = conversion.to_peft(
         plan.config.lora, plan.family, plan.network, tree, base_model="here", revision=None
     )
-    described = targets.adapted_network(
-        peft_format.read_lora_config(content, plan.folder), plan.family, plan.network.spec
-    )
-    assert len(described.groups) == 1
-    regrouped = described.grouped_as(plan.network)
-    assert [group.first_layer for group in regrouped.groups] == [0, 1]
-    with pytest.raises(ValueError, match="no repetition"):
-        plan.network.grouped_as(described)
+    ranks = {len(each) for name, each in tensors.items() if name.endswith("lora_A.weight")}
+    assert 6 in ranks  # twice 3: what was trained, and what it began as
     finish.write_adapter(plan, _outcome(plan, tree))
 
 

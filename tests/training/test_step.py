@@ -13,13 +13,14 @@ import tiny
 
 from jaxft import tree as trees
 from jaxft.config import TrainConfig
+from jaxft.leaves.address import Address
 from jaxft.training import optimizer as optimizers
 from jaxft.training import state as states
 from jaxft.training import step as steps
 from jaxft.training.objective import CAUSAL_LM
 
 ROWS, LENGTH, SEED = 4, 16, 7
-NETWORK = tiny.adapted(tiny.with_windows([None] * 2), dropout=0.1)
+NETWORK = tiny.adapted(tiny.with_windows([None] * 2), drops=True)
 CONFIG = TrainConfig(
     output_dir="run", learning_rate=1e-2, lr_scheduler_type="linear", max_grad_norm=0.5
 )
@@ -40,12 +41,19 @@ def fingerprint(tree):
     return {path: np.asarray(leaf).tobytes() for path, leaf in trees.flatten(tree).items()}
 
 
+def narrow(base):
+    """Return frozen leaves, the base's in bfloat16."""
+    return trees.map_with_path(
+        lambda path, leaf: leaf.astype(jnp.bfloat16) if Address.parse(path).is_own else leaf, base
+    )
+
+
 @pytest.fixture(scope="module")
 def run():
     """Three steps on a bfloat16 base; what was seen on the way."""
     mesh = tiny.one_device()
     trainable, base = tiny.split(tiny.random_leaves(NETWORK))
-    frozen = tiny.placed(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), base), mesh)
+    frozen = tiny.placed(narrow(base), mesh)
     hyper = optimizers.hyper_of(CONFIG, NUM_STEPS)
     program = steps.Program(NETWORK, mesh, "bfloat16", ROWS * LENGTH, False, CAUSAL_LM)
     step = steps.make_train_step(program, optimizers.make_optimizer, hyper, trainable)
@@ -95,7 +103,10 @@ def test_state_is_donated(run):
 
 
 def test_adapters_and_moments_are_float32_on_a_bfloat16_base(run):
-    assert {leaf.dtype for leaf in jax.tree.leaves(run.frozen)} == {np.dtype(jnp.bfloat16)}
+    base = {
+        leaf.dtype for path, leaf in trees.flatten(run.frozen).items() if Address.parse(path).is_own
+    }
+    assert base == {np.dtype(jnp.bfloat16)}
     floats = {leaf.dtype for leaf in jax.tree.leaves(run.state) if leaf.ndim}
     assert floats == {np.dtype("float32")}
 
@@ -134,8 +145,8 @@ def test_a_batch_of_nothing_but_padding_changes_no_adapter_and_gives_no_nan(run)
 
 
 def test_evaluation_is_the_plain_loss_without_dropout():
-    network = tiny.adapted(tiny.with_windows([None] * 2), dropout=0.9)
-    tree, batch = tiny.random_leaves(network), batches(5)
+    network = tiny.adapted(tiny.with_windows([None] * 2), drops=True)
+    tree, batch = tiny.random_leaves(network, dropout=0.9), batches(5)
     program = steps.Program(network, tiny.one_device(), "float32", ROWS * LENGTH, False, CAUSAL_LM)
     trainable, frozen = tiny.split(tree)
     loss, count = steps.make_eval_step(program)(trainable, frozen, batch)["loss"]

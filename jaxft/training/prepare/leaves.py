@@ -76,10 +76,8 @@ class Leaves:
             bases.note_quantized(own)
         if self._tuned is not None:
             return overlaid(own, self._tuned.leaves, plan.mesh)
-        kind, seed = plan.config.lora.init_lora_weights, plan.config.train.seed
-        tree = starts.with_adapters(
-            own, plan.family, plan.network, kind=kind, seed=seed, mesh=plan.mesh
-        )
+        lora, seed = plan.config.lora, plan.config.train.seed
+        tree = starts.with_adapters(own, plan.family, plan.network, lora, seed=seed, mesh=plan.mesh)
         if plan.directions is None:
             return tree
         return eva.begun(tree, plan.directions, plan.family, plan.network)

@@ -66,7 +66,7 @@ class Evaluating(Listener):
                 self._eval_step,
                 self._batches,
                 now.state.trainable,
-                now.constant,
+                now.state.constant(now.carried),
                 progress,
                 now.is_interrupted,
             )

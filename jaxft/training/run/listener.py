@@ -38,18 +38,21 @@ class Moment(NamedTuple):
         step: Number of steps done.
         state: The state of training.
         frozen: The leaves that are in no state.
+        carried: What compiled programs read in the place of `frozen`: the same leaves, and the
+            originals of trained ones if the objective measures by the base.
         is_interrupted: Returns whether a signal came, so that what takes long should end.
     """
 
     step: int
     state: TrainState
     frozen: trees.Tree
+    carried: trees.Tree
     is_interrupted: Callable[[], bool]
 
     @property
     def constant(self) -> trees.Tree:
-        """All leaves that are not trained, those included that adapters began as."""
-        return trees.combine(self.frozen, self.state.started)
+        """All leaves of the model that are not trained."""
+        return self.state.constant(self.frozen)
 
 
 class Listener:

@@ -11,7 +11,7 @@ from jaxft import tree as trees
 from jaxft.config import RunConfig
 from jaxft.data.batches.stream import StreamBatches
 from jaxft.data.examples import report
-from jaxft.lora import mask, starts
+from jaxft.lora import mask
 from jaxft.models.bind import abstract_tree
 from jaxft.training.objective import CAUSAL_LM, Objective
 from jaxft.training.prepare import folder, preparation, request
@@ -67,12 +67,11 @@ def train(
 
 
 def _show_plan(plan: Plan) -> None:
-    leaves = abstract_tree(plan.network)
-    trained, frozen = trees.partition(leaves, mask.trainable_mask(plan.network, leaves))
+    frozen = mask.parts(plan.network, abstract_tree(plan.network)).frozen
     batches = plan.train
     console.note(
-        f"Training {trees.num_parameters(trained):,} parameters "
-        f"beside {trees.num_parameters(starts.without(frozen)):,} frozen ones in {plan.dtype}."
+        f"Training {mask.num_trained(plan.network):,} parameters "
+        f"beside {trees.num_parameters(frozen):,} frozen ones in {plan.dtype}."
     )
     size = f"{batches.global_batch} sequences of {batches.sequence_length} tokens"
     epoch = (

@@ -17,7 +17,8 @@ from jaxft import console
 from jaxft import tree as trees
 from jaxft.artifacts import initial
 from jaxft.errors import Stopped, TrainingError
-from jaxft.lora import mask, starts
+from jaxft.lora import mask
+from jaxft.models import untuned
 from jaxft.parallel import mesh as meshes
 from jaxft.training import optimizer
 from jaxft.training import state as states
@@ -104,11 +105,14 @@ class Trainer:
         """
         self.plan, self.programs, self._listeners = plan, programs, listeners
         # Placed as the step returns them, so that a run that goes on compiles once too.
+        self.start, self.started, numbers, self.frozen = mask.parts(plan.network, tree)
+        hyper = optimizer.hyper_of(plan.config.train, plan.num_steps)
         self.hyper = jax.device_put(
-            optimizer.hyper_of(plan.config.train, plan.num_steps), meshes.replicated(plan.mesh)
+            dataclasses.replace(hyper, adapters=numbers), meshes.replicated(plan.mesh)
         )
-        self.start, frozen = trees.partition(tree, mask.trainable_mask(plan.network, tree))
-        self.frozen, self.started = starts.without(frozen), starts.of(frozen)
+        self._carried = self.frozen
+        if programs.static.objective.needs_base:
+            self._carried = untuned.with_originals(plan.network, self.frozen, self.start)
 
     def run(self, checkpoints: Checkpoints) -> Outcome:
         """Train to the end, from the latest checkpoint where there is one.
@@ -131,7 +135,7 @@ class Trainer:
         between = self._between(checkpoints, record, window)
         # Before the first step it is the plain base, also where training goes on from an adapter.
         seen = state if first else dataclasses.replace(state, trainable=self.start)
-        verdict = between.everyone.began(Moment(first, seen, self.frozen, _never))
+        verdict = between.everyone.began(Moment(first, seen, self.frozen, self._carried, _never))
         now = self._train(state, first, verdict, between)
         between.everyone.ended(now)
         return Outcome(
@@ -181,13 +185,13 @@ class Trainer:
             console.training("Training", plan.num_steps, first) as bar,
         ):
             is_interrupted = lambda: signal() is not None  # noqa: E731
-            now = Moment(first, state, self.frozen, is_interrupted)
+            now = Moment(first, state, self.frozen, self._carried, is_interrupted)
             between.log.start(bar)
             feed = plan.train.iterate(first, 0 if verdict.stop else plan.num_steps - first)
             for index, batch in feed:
                 tokens = int(np.count_nonzero(batch["segment_ids"]))
                 placed = jax.device_put(batch, shardings)
-                state, values = self.programs.train_step(now.state, self.frozen, placed, seed)
+                state, values = self.programs.train_step(now.state, now.carried, placed, seed)
                 now = now._replace(step=index + 1, state=state)
                 verdict = self._read(pending, everyone)
                 pending = _Pending(now.step, values, tokens)
