@@ -211,7 +211,9 @@ class CausalLM:
         """Replace the leaves that are trained, and what adapters began as if it comes with them."""
         tree = self.tree()
         assert self._mesh is not None
-        self._start, self._tree = trained, overlaid(tree, trained, self._mesh)
+        self._tree = overlaid(tree, trained, self._mesh)
+        tuned = mask.parts(self.network, self._tree)
+        self._start = trees.combine(tuned.trainable, tuned.started, tuned.numbers)
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """Return the number of trained parameters, and of all."""

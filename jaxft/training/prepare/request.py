@@ -32,7 +32,7 @@ class InMemory(NamedTuple):
 
     Attributes:
         lora: What the adapter is; its ranks may have been measured.
-        leaves: The trained leaves, and what adapters began as.
+        leaves: The trained leaves, what adapters began as, and their scaling and dropout.
     """
 
     lora: LoraConfig
