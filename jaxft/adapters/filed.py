@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxft.adapters.tables import PREFIX
+from jaxft.leaves.parts import OF_ADAPTER, PARTS, ROWS, Part
 from jaxft.models.families.family import Family
 from jaxft.models.network import Network
 from jaxft.weights import layout, names
-
-ROWS = "token_adapter.trainable_tokens_delta"  # whole rows, whatever the name says
 
 
 class Filed(NamedTuple):
@@ -65,34 +64,26 @@ def places(family: Family, network: Network) -> dict[str, Filed]:
     adapted = set()
     for module in names.adaptable_modules(family, network.spec):
         place = where[module.layer]
-        prefix, index, adapters = place.prefix, place.slice_index, place.adapters
-        adapter = adapters.get(module.path)
-        stem, leaf = f"{PREFIX}{module.name}", f"{prefix}{module.path}/lora_"
-        if module.is_table:
-            rank = None if adapter is None else adapter.width
-            found |= _places_of_table(f"{stem}.", module.path, shapes, rank)
-        elif adapter is not None and f"{leaf}a" in shapes:
+        adapter = place.adapters.get(module.path)
+        rank = None if adapter is None else adapter.width
+        for part in (*(() if adapter is None else OF_ADAPTER), ROWS):
+            path = f"{place.prefix}{module.path}/{part.name}"
+            name = part.filed_of_table if module.is_table else part.filed
+            if name is not None and path in shapes:
+                found[f"{PREFIX}{module.name}.{name}"] = Filed(
+                    _slots(part, module, path, place.slice_index),
+                    rank if "rank" in part.axes else None,
+                )
+        if f"{PREFIX}{module.name}.{PARTS['lora_a'].filed}" in found:
             adapted.add(module.name)
-            found[f"{stem}.lora_A.weight"] = _one(f"{leaf}a", index, adapter.width)
-            found[f"{stem}.lora_B.weight"] = Filed(
-                module.slots(f"{leaf}b", index, transposed=True), adapter.width
-            )
-            if adapter.bias:
-                bias = module.slots(f"{leaf}bias", index, transposed=False)
-                found[f"{stem}.lora_B.bias"] = Filed(bias)
-            if adapter.is_dora:
-                magnitude = module.slots(f"{leaf}magnitude", index, transposed=False)
-                found[f"{stem}.lora_magnitude_vector"] = Filed(magnitude)
     trained, embed = network.trained_leaves(), names.embedding_name(family)
     head = f"{PREFIX}{family.head_name}."
     if network.ties_adapters:
         adapted.add(family.head_name)
-        found |= {
-            f"{head}lora_A.weight": _one("embed/lora_b", (), None),
-            f"{head}lora_B.weight": _one("embed/lora_a", (), None, transposed=True),
-        }
-    if "head/rows" in shapes:
-        found[f"{head}{ROWS}"] = _one("head/rows", (), None)
+        # What leads out of the embedding leads in here.
+        for part, path in ((PARTS["lora_a"], "embed/lora_b"), (PARTS["lora_b"], "embed/lora_a")):
+            slot = names.Slot(path, (), part.is_filed_transposed, None, None)
+            found[f"{head}{part.filed}"] = Filed((slot,))
     if "embed/kernel" in trained and not network.has_own_head:
         found[f"{head}weight"] = Filed(names.own_tensors(family, network)[embed])
     for name, slots in names.own_tensors(family, network).items():
@@ -104,20 +95,10 @@ def places(family: Family, network: Network) -> dict[str, Filed]:
     return found
 
 
-def _one(path: str, index: names.Index, rank: int | None, *, transposed: bool = False) -> Filed:
-    """Return the place of a tensor that is one slot."""
-    return Filed((names.Slot(path, index, transposed, None, None),), rank)
-
-
-def _places_of_table(
-    stem: str, path: str, shapes: Mapping[str, tuple[int, ...]], rank: int | None
-) -> dict[str, Filed]:
-    """Return the places of what is trained of a table, whose parameters PEFT names otherwise."""
-    leaves = {
-        "lora_embedding_A": _one(f"{path}/lora_a", (), rank),
-        "lora_embedding_B": _one(f"{path}/lora_b", (), rank, transposed=True),
-        ROWS: _one(f"{path}/rows", (), None),
-    }
-    return {
-        f"{stem}{name}": filed for name, filed in leaves.items() if filed.slots[0].path in shapes
-    }
+def _slots(
+    part: Part, module: names.Module, path: str, index: names.Index
+) -> tuple[names.Slot, ...]:
+    """Return the slots of a part's tensor, several where its module is fused in Hugging Face."""
+    if part.axes[-1] == "out":
+        return module.slots(path, index, transposed=part.is_filed_transposed)
+    return (names.Slot(path, index, part.is_filed_transposed, None, None),)

@@ -8,7 +8,7 @@ the leaf and have no place in its path.
 import dataclasses
 import re
 
-from jaxft.leaves.parts import PARTS, Part
+from jaxft.leaves.parts import PARTS, Part, Role
 
 _NAME = "[a-z][a-z0-9_]*"
 _NUMBER = "0|[1-9][0-9]*"
@@ -74,18 +74,17 @@ class Address:
     @property
     def is_adapter(self) -> bool:
         """Whether the leaf is trained, and stands beside the model's own."""
-        added = self._added
-        return added is not None and added.start_of is None and not added.is_number
+        return self._role == "trained"
 
     @property
     def is_start(self) -> bool:
         """Whether the leaf is what an adapter began as, which is frozen."""
-        return self.start_of is not None
+        return self._role == "start"
 
     @property
     def is_number(self) -> bool:
         """Whether the leaf is a number of an adapter, its scaling or its dropout."""
-        return self._added is not None and self._added.is_number
+        return self._role == "number"
 
     @property
     def start_of(self) -> str | None:
@@ -107,6 +106,10 @@ class Address:
     @property
     def _added(self) -> Part | None:
         return PARTS.get(self.part)
+
+    @property
+    def _role(self) -> Role | None:
+        return None if self._added is None else self._added.role
 
     @property
     def _is_bias_or_scale(self) -> bool:

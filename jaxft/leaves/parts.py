@@ -1,11 +1,17 @@
 """The leaves that tuning adds beside the model's own, as one table.
 
-A further kind of leaf is one line here; whoever asks whether a leaf is trained, decayed or trained
-faster is answered by the table, through `Address`.
+A further kind of leaf is one entry here: modules make the leaves that the table says, PEFT's file
+has those that it names, and `Address` answers by it whether a leaf is trained, decayed or trained
+faster.
+
+Source of the names in PEFT's file: `peft/tuners/lora/layer.py: LoraLayer.adapter_layer_names`,
+`peft/utils/save_and_load.py: get_peft_model_state_dict`.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+Role = Literal["trained", "start", "number"]
 
 
 class Part(NamedTuple):
@@ -13,28 +19,138 @@ class Part(NamedTuple):
 
     Attributes:
         name: The last name of its path, "lora_a".
-        start_of: The part whose values before the first step it keeps, frozen; `None` for others.
-        is_number: Whether it is a frozen number of the adapter, its scaling or its dropout.
+        role: "trained"; or frozen, as the "start" of a trained part, its values before the first
+            step, or as a "number" of the adapter.
+        axes: Its dimensions in one layer: "rank", and "in" and "out" of the adapter's module;
+            of rows, "token" and "feature".
+        initial: The value of every entry until others are set.
+        dtype: The name of its dtype.
         is_decayed: Whether weight decay applies to it.
         is_faster: Whether LoRA+ trains it at the faster rate.
+        needs: The field of `Adapter` that says whether there is one; `None` if there always is.
+        start_of: The part that a "start" is of.
+        filed: What PEFT's file calls it below the name of the module; `None` if no file has it.
+        filed_of_table: The same where the module is a table of embeddings.
+        is_filed_transposed: Whether the tensor in the file is the transpose of the leaf.
     """
 
     name: str
-    start_of: str | None
-    is_number: bool
+    role: Role
+    axes: tuple[str, ...]
+    initial: float
+    dtype: str
     is_decayed: bool
     is_faster: bool
+    needs: str | None = None
+    start_of: str | None = None
+    filed: str | None = None
+    filed_of_table: str | None = None
+    is_filed_transposed: bool = False
+
+    def shape(self, rank: int, num_in: int, num_out: int) -> tuple[int, ...]:
+        """Return the shape of the leaf in one layer."""
+        sizes = {"rank": rank, "in": num_in, "out": num_out}
+        return tuple(sizes[axis] for axis in self.axes)
 
 
-_TABLE = (
-    Part("lora_a", start_of=None, is_number=False, is_decayed=True, is_faster=False),
-    Part("lora_b", start_of=None, is_number=False, is_decayed=True, is_faster=True),
-    Part("lora_bias", start_of=None, is_number=False, is_decayed=False, is_faster=True),
-    Part("lora_magnitude", start_of=None, is_number=False, is_decayed=False, is_faster=True),
-    Part("lora_a0", start_of="lora_a", is_number=False, is_decayed=False, is_faster=False),
-    Part("lora_b0", start_of="lora_b", is_number=False, is_decayed=False, is_faster=False),
-    Part("lora_scaling", start_of=None, is_number=True, is_decayed=False, is_faster=False),
-    Part("lora_dropout", start_of=None, is_number=True, is_decayed=False, is_faster=False),
-    Part("rows", start_of=None, is_number=False, is_decayed=True, is_faster=False),
+OF_ADAPTER = (
+    Part(
+        "lora_a",
+        role="trained",
+        axes=("rank", "in"),
+        initial=0,
+        dtype="float32",
+        is_decayed=True,
+        is_faster=False,
+        filed="lora_A.weight",
+        filed_of_table="lora_embedding_A",
+    ),
+    Part(
+        "lora_b",
+        role="trained",
+        axes=("rank", "out"),
+        initial=0,
+        dtype="float32",
+        is_decayed=True,
+        is_faster=True,
+        filed="lora_B.weight",
+        filed_of_table="lora_embedding_B",
+        is_filed_transposed=True,
+    ),
+    Part(
+        "lora_bias",
+        role="trained",
+        axes=("out",),
+        initial=0,
+        dtype="float32",
+        is_decayed=False,
+        is_faster=True,
+        needs="bias",
+        filed="lora_B.bias",
+    ),
+    Part(
+        "lora_magnitude",
+        role="trained",
+        axes=("out",),
+        initial=1,
+        dtype="float32",
+        is_decayed=False,
+        is_faster=True,
+        needs="is_dora",
+        filed="lora_magnitude_vector",
+    ),
+    Part(
+        "lora_a0",
+        role="start",
+        axes=("rank", "in"),
+        initial=0,
+        dtype="float32",
+        is_decayed=False,
+        is_faster=False,
+        needs="subtracts_start",
+        start_of="lora_a",
+    ),
+    Part(
+        "lora_b0",
+        role="start",
+        axes=("rank", "out"),
+        initial=0,
+        dtype="float32",
+        is_decayed=False,
+        is_faster=False,
+        needs="subtracts_start",
+        start_of="lora_b",
+    ),
+    Part(
+        "lora_scaling",
+        role="number",
+        axes=(),
+        initial=1,
+        dtype="float32",
+        is_decayed=False,
+        is_faster=False,
+    ),
+    Part(
+        "lora_dropout",
+        role="number",
+        axes=(),
+        initial=0,
+        dtype="uint32",
+        is_decayed=False,
+        is_faster=False,
+        needs="drops",
+    ),
 )
-PARTS: Mapping[str, Part] = {part.name: part for part in _TABLE}
+# Rows of a table, or columns of the head, that are trained in their place, whole as PEFT has them.
+ROWS = Part(
+    "rows",
+    role="trained",
+    axes=("token", "feature"),
+    initial=0,
+    dtype="float32",
+    is_decayed=True,
+    is_faster=False,
+    filed="token_adapter.trainable_tokens_delta",
+    filed_of_table="token_adapter.trainable_tokens_delta",
+)
+PARTS: Mapping[str, Part] = {part.name: part for part in (*OF_ADAPTER, ROWS)}

@@ -62,6 +62,7 @@ def num_trained(network: Network) -> int:
     for block, layer, layers in network.stacked_blocks():
         for path, adapter in layer.adapters:
             num_zeros = adapter.width * len(layers) - sum(adapter.ranks)
-            sides = (leaves[within(block, f"{path}/lora_{side}")] for side in "ab")
-            count -= num_zeros * sum(side.shape[-1] for side in sides)
+            for part in adapter.parts:
+                if part.role == "trained" and "rank" in part.axes:
+                    count -= num_zeros * leaves[within(block, f"{path}/{part.name}")].shape[-1]
     return count

@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int32
 
 from jaxft.leaves import address
+from jaxft.models.adapted import Adapted
 from jaxft.models.block import Block
 from jaxft.models.cache import Cached
 from jaxft.models.embedding import EmbeddingTable
@@ -30,7 +31,7 @@ Kept = Mapping[str, Mapping[str, Any]]  # what is kept of a module's inputs, by 
 Fold = Callable[[Any, jax.Array], Any]
 
 
-class Head(nnx.Module):
+class Head(Adapted):
     """The leaves of the output projection: a kernel unless it is tied, a bias, what is trained."""
 
     def __init__(self, network: Network, rngs: nnx.Rngs):
@@ -42,17 +43,10 @@ class Head(nnx.Module):
         if spec.head_bias:
             self.bias = nnx.Param(jnp.zeros(spec.vocab_size))
         if adapter is not None:
-            self.lora_scaling = nnx.Param(jnp.ones(()))
-        if adapter is not None and not network.ties_adapters:
-            self.lora_a = nnx.Param(jnp.zeros((adapter.width, spec.embed_dim)))
-            self.lora_b = nnx.Param(jnp.zeros((adapter.width, spec.vocab_size)))
-            if adapter.bias:
-                self.lora_bias = nnx.Param(jnp.zeros(spec.vocab_size))
-            if adapter.subtracts_start:
-                self.lora_a0 = nnx.Param(jnp.zeros((adapter.width, spec.embed_dim)))
-                self.lora_b0 = nnx.Param(jnp.zeros((adapter.width, spec.vocab_size)))
-            if adapter.is_dora:
-                self.lora_magnitude = nnx.Param(jnp.ones(spec.vocab_size))
+            # Where adapters are tied, the embedding has all of it but the numbers.
+            own = [part for part in adapter.parts if part.role == "number"]
+            parts = own if network.ties_adapters else adapter.parts
+            self.make_parts(parts, adapter.width, (spec.embed_dim, spec.vocab_size))
         if HEAD in dict(network.rows):
             self.rows = nnx.Param(jnp.zeros((len(dict(network.rows)[HEAD]), spec.embed_dim)))
 

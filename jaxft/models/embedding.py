@@ -18,11 +18,12 @@ from jaxtyping import Array, Float, Int32
 
 from jaxft import tree as trees
 from jaxft.models import linear
+from jaxft.models.adapted import Adapted
 from jaxft.models.network import HEAD, Network, Rows
 from jaxft.parallel import rules
 
 
-class EmbeddingTable(nnx.Module):
+class EmbeddingTable(Adapted):
     """A table of embeddings, of tokens or of positions, [rows, width]."""
 
     def __init__(self, path: str, dims: tuple[int, int], network: Network, rngs: nnx.Rngs):
@@ -38,9 +39,7 @@ class EmbeddingTable(nnx.Module):
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), dims))
         adapter = dict(network.outer_adapters).get(path)
         if adapter is not None:
-            self.lora_a = nnx.Param(jnp.zeros((adapter.width, dims[0])))
-            self.lora_b = nnx.Param(jnp.zeros((adapter.width, dims[1])))
-            self.lora_scaling = nnx.Param(jnp.ones(()))
+            self.make_parts(adapter.parts, adapter.width, dims)
         if path in dict(network.rows):
             self.rows = nnx.Param(jnp.zeros((len(dict(network.rows)[path]), dims[1])))
 

@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32, UInt32
 
 from jaxft.models import activations, dora, dropout, linear, quantized, rope
+from jaxft.models.adapted import Adapted
 from jaxft.models.attention import scores
 from jaxft.models.attention.attend import attend
 from jaxft.models.attention.layout import Layout, Slots
@@ -52,11 +53,8 @@ class Context:
     inputs: dict[str, jax.Array] | None = None
 
 
-class Lora(nnx.Module):
-    """The adapter of one Hugging Face module, which may be several of ours.
-
-    A and B, and maybe a bias, or magnitudes.
-    """
+class Lora(Adapted):
+    """The adapter of one Hugging Face module, which may be several of ours."""
 
     def __init__(self, path: str, dims: tuple[int, int], adapter: Adapter | None):
         """Make the leaves; without an adapter there are none.
@@ -68,18 +66,7 @@ class Lora(nnx.Module):
         """
         self.path, self.adapter = path, adapter
         if adapter is not None:
-            self.lora_a = nnx.Param(jnp.zeros((adapter.width, dims[0])))
-            self.lora_b = nnx.Param(jnp.zeros((adapter.width, dims[1])))
-            self.lora_scaling = nnx.Param(jnp.ones(()))
-            if adapter.drops:
-                self.lora_dropout = nnx.Param(jnp.zeros((), jnp.uint32))
-            if adapter.bias:
-                self.lora_bias = nnx.Param(jnp.zeros(dims[1]))
-            if adapter.subtracts_start:
-                self.lora_a0 = nnx.Param(jnp.zeros((adapter.width, dims[0])))
-                self.lora_b0 = nnx.Param(jnp.zeros((adapter.width, dims[1])))
-            if adapter.is_dora:
-                self.lora_magnitude = nnx.Param(jnp.ones(dims[1]))
+            self.make_parts(adapter.parts, adapter.width, dims)
 
     def outputs(
         self, parts: "Sequence[Linear]", x: Float[Array, "b t i"], context: Context, layer: Any

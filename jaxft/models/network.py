@@ -11,6 +11,7 @@ from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from jaxft.leaves import address
+from jaxft.leaves.parts import OF_ADAPTER, Part
 from jaxft.models.spec import BlockSpec, ModelSpec
 
 _MAX_PERIOD = 12  # the longest alternation looked for; every extra layer adds to compile time
@@ -45,6 +46,11 @@ class Adapter:
     def width(self) -> int:
         """The largest rank, the inner dimension of A [width, in] and of B [width, out]."""
         return max(self.ranks)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The kinds of leaves that the adapter has."""
+        return tuple(part for part in OF_ADAPTER if part.needs is None or getattr(self, part.needs))
 
     def of_ranks(self, ranks: tuple[int, ...]) -> "Adapter":
         """Return the same structure with other ranks."""

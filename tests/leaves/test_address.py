@@ -45,7 +45,8 @@ def test_every_leaf_of_a_tuned_model_has_the_address_that_prints_its_path(networ
         address = Address.parse(path)
         assert str(address) == path
         assert address.is_own == (path not in added)
-        assert [address.is_own, address.is_adapter, address.is_start].count(True) == 1
+        kinds = [address.is_own, address.is_adapter, address.is_start, address.is_number]
+        assert kinds.count(True) == 1
 
 
 @given(st.none() | st.tuples(st.integers(0), st.integers(0)), NAMES, st.none() | NAMES, NAMES)
@@ -123,6 +124,7 @@ def test_adapters_are_trained_and_what_they_began_as_is_not():
     trained = {"lora_a", "lora_b", "lora_bias", "lora_magnitude", "rows"}
     assert marked("is_adapter") == trained
     assert marked("is_start") == {"lora_a0", "lora_b0"}
+    assert marked("is_number") == {"lora_scaling", "lora_dropout"}
     assert marked("is_own") == {"kernel", "bias", "scale", "beta", "my_lora_a", "lora_c"}
 
 

@@ -18,12 +18,14 @@ def test_mask_marks_every_adapter_leaf_and_nothing_else():
     }
 
 
-def test_what_adapters_began_as_is_frozen():
+def test_what_adapters_began_as_and_their_numbers_are_frozen():
     leaves = bind.abstract_tree(tiny.adapted(head=True, start=True))
     trained, frozen = tiny.split(leaves, tiny.adapted(head=True, start=True))
     assert trained == tiny.split(bind.abstract_tree(tiny.adapted(head=True)))[0]
-    began = {path for path in trees.flatten(frozen) if "lora_" in path}
-    assert began == {f"{path}0" for path in trees.flatten(trained)}
+    added = {path for path in trees.flatten(frozen) if "lora_" in path}
+    began = {f"{path}0" for path in trees.flatten(trained)}
+    modules = [*(f"groups/0/0/{name}" for name in tiny.MODULES), "head"]
+    assert added == began | {f"{module}/lora_scaling" for module in modules}
 
 
 def test_mask_marks_the_leaves_that_the_network_names():
