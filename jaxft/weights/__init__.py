@@ -1,4 +1,4 @@
-"""How weights come in: where a model is found, and the file formats it may be kept in.
+"""Read and write model weights: the places of models, the file formats, the name tables.
 
-Nothing is imported here: each module is loaded by the verb that needs it.
+This file imports nothing: each verb loads the modules that it needs.
 """

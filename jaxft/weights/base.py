@@ -1,7 +1,7 @@
-"""A base model from where it was found to where it is used: description, stop tokens, leaves.
+"""A base model: read its spec, its stop tokens and its leaves from its source.
 
-Separate because training and generation both need it, and must not read it differently. The
-invariant: what is not said in the model's own files is not assumed.
+Training and generation both use this module, so that they read a model in the same way. The
+invariant: everything comes from the model's own files; nothing is assumed.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ _FAST_BF16_ON_CPU = (0, 12)  # the first jax whose bf16 products on a CPU beat i
 
 
 def read_spec(source: Source) -> tuple[Family, ModelSpec]:
-    """Return the family of a model and its description.
+    """Return the family and the spec of a model.
 
-    A head that config.json ties to the embedding, and that the weights have otherwise, is not tied.
+    If config.json ties the head to the embedding but the weights have another head, the spec has
+    a head of its own.
 
     Raises:
-        UnsupportedModelError: If the architecture, or a feature of it, is not handled.
-        WeightsError: If its config.json is missing or damaged, or the weights cannot be opened.
+        UnsupportedModelError: The architecture, or a feature of it, is not supported.
+        WeightsError: The config.json is missing or damaged, or the weights cannot be opened.
 
     Source: transformers `modeling_utils.py: PreTrainedModel.tie_weights`.
     """
@@ -52,16 +53,16 @@ def read_spec(source: Source) -> tuple[Family, ModelSpec]:
 
 
 def _stamps(source: Source) -> tuple[tuple[str, int, int], ...]:
-    """Return what tells the files of a model's weights from those of another time."""
+    """Return path, size and time of change of each weight file: other files, other stamps."""
     found = [(path, path.stat()) for path in source.weight_files().files]
     return tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in found)
 
 
 @functools.lru_cache(maxsize=16)
 def _has_other_head(folder: Path, gguf: Path | None, stamps: Any) -> bool:
-    """Return whether a model's files have a head that is not its embedding, and say so.
+    """Return whether a model's files have a head that differs from its embedding; warn if so.
 
-    That takes reading both, so it is done once; `stamps` are those of the files as they are now.
+    The answer takes reading both tensors, so it is cached; `stamps` tell when the files changed.
     """
     files = Source(str(folder), folder, gguf, None, "")
     family = families.family_of(files.config())
@@ -77,13 +78,15 @@ def _has_other_head(folder: Path, gguf: Path | None, stamps: Any) -> bool:
 def read_stop_ids(source: Source, tokenizer: Any) -> tuple[int, ...]:
     """Return the tokens that end an answer: the tokenizer's and those that the model declares.
 
-    Without a tokenizer (`None`) they are the latter alone.
+    Args:
+        source: The model.
+        tokenizer: Its tokenizer; `None` leaves out the tokenizer's token.
 
     Raises:
-        WeightsError: If its generation_config.json is damaged.
+        WeightsError: The model's generation_config.json is damaged.
 
-    Source: transformers `GenerationConfig.from_model_config`: generation_config.json counts, and
-    config.json where there is none.
+    Source: transformers `GenerationConfig.from_model_config`: the tokens come from
+    generation_config.json, or from config.json if there is no such file.
     """
     declared = read_generation(source) or source.config()
     own = None if tokenizer is None else tokenizer.eos_token_id
@@ -92,19 +95,19 @@ def read_stop_ids(source: Source, tokenizer: Any) -> tuple[int, ...]:
 
 
 def read_generation(source: Source) -> dict[str, Any]:
-    """Return what the model says of generation; nothing if it has no such file.
+    """Return the model's generation_config.json; {} if it has none.
 
     Raises:
-        WeightsError: If its generation_config.json is damaged.
+        WeightsError: The file is damaged.
     """
     return {} if source.gguf is not None else chat_format.read_generation(source.folder)
 
 
 def resolve_dtype(choice: str) -> str:
-    """Return the dtype of base weights and activations.
+    """Return the dtype of base weights and activations, "float32" or "bfloat16".
 
     Args:
-        choice: "float32", "bfloat16", or "auto" for the faster one here.
+        choice: One of the two, or "auto" for the faster one on this machine.
     """
     if choice != "auto":
         return choice
@@ -114,16 +117,16 @@ def resolve_dtype(choice: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """A base model, here: where it comes from, and how it is held once it is loaded.
+    """A base model: its source, and how its leaves are held when they are loaded.
 
     Attributes:
-        source: Where it is.
-        family: Its family.
-        spec: Its description.
-        mesh: Over which its leaves are divided; an abstract one is enough where none is loaded.
-        dtype: dtype of frozen leaves, "bfloat16"; trained ones are float32.
-        quantization: To what the frozen matrices of the layers are quantized, "nf4"; `None` for
-            not at all.
+        source: The model's place.
+        family: The model's family.
+        spec: The model's spec.
+        mesh: The devices that share its leaves; an abstract mesh is enough if none is loaded.
+        dtype: The dtype of frozen leaves, "bfloat16"; trained leaves are float32.
+        quantization: The kind to which the frozen matrices of the layers are quantized, "nf4";
+            `None` for no quantization.
     """
 
     source: Source
@@ -134,27 +137,27 @@ class Base:
     quantization: str | None
 
     def abstract(self, network: Network) -> trees.Tree:
-        """Return what `load` will return, as `ShapeDtypeStruct`s with their shardings.
+        """Return the tree of `load` without values: `ShapeDtypeStruct`s with shardings.
 
         Args:
             network: The base's network, with adapters or without.
 
         Raises:
-            DeviceError: If a dimension does not divide by the mesh axis that its rule names.
+            DeviceError: A dimension does not divide by the mesh axis that its rule names.
         """
         return load.abstract(
             network, dtype=self.dtype, mesh=self.mesh, quantization=self.quantization
         )
 
     def load(self, network: Network, rounding: quantizing.Plans | None = None) -> trees.Tree:
-        """Read the base's leaves of a network onto the mesh, and show how far it is.
+        """Read the base's leaves of a network onto the mesh, and show the progress.
 
         Args:
             network: The base's network, with adapters or without.
-            rounding: How each slice of a 4-bit leaf is rounded; `None` is to the nearest code.
+            rounding: How each slice of a 4-bit leaf is rounded; `None` rounds to the nearest code.
 
         Raises:
-            WeightsError: If tensors are missing, unexpected or misshapen, or a file is damaged.
+            WeightsError: Tensors are missing, unexpected or misshapen, or a file is damaged.
         """
         assert isinstance(self.mesh, Mesh), "leaves lie on devices"
         checkpoint = self.source.checkpoint()
@@ -174,21 +177,21 @@ class Base:
             return jax.block_until_ready(tree)
 
     def read(self, network: Network, path: str, region: Region) -> np.ndarray:
-        """Read a region of a leaf, as the files have it: not cast, and not quantized.
+        """Return a region of a leaf with the values of the files, neither cast nor quantized.
 
         Args:
             network: The base's network.
-            path: The leaf, "groups/0/0/attn/q/kernel".
-            region: Of the leaf, layers first in a stacked one.
+            path: The leaf's path, "groups/0/0/attn/q/kernel".
+            region: The region of the leaf; the first dimension of a stacked leaf is its layers.
 
         Raises:
-            WeightsError: If a value is no number, or a file is damaged.
+            WeightsError: A value is infinite or NaN, or a file is damaged.
         """
         return load.read_leaf(self.source.checkpoint(), self.family, network, path, region)
 
 
 def note_quantized(tree: trees.Tree) -> None:
-    """Say what quantization saves, if there is any."""
+    """Say how much memory quantization saves; nothing if no leaf is quantized."""
     leaves = {
         path: leaf for path, leaf in trees.flatten(tree).items() if isinstance(leaf, Quantized)
     }

@@ -1,14 +1,14 @@
-"""A leaf of the tree while the tensors of a checkpoint are written into it, slice by slice.
+"""A leaf of the tree while tensors of a checkpoint are written into it, slice by slice.
 
-There are two kinds because the memory of a device is either the host's or its own. A CPU's is the
-host's: a leaf is filled where it stays, and JAX takes it over without a copy or a program to
-compile. An accelerator's is not: the leaf lies there from the start and slices are sent to it, so
-that the host never holds a whole stack. The invariant: each device gets its own part only, and
-nothing that was handed to JAX is written again.
+There are two kinds of leaves, because devices either share the host's memory or have their own. A
+CPU shares it: the leaf is filled in place, and JAX takes it over without a copy or a compiled
+program. An accelerator does not: the leaf lies on it from the start and slices are sent there, so
+the host never holds a whole stack. The invariant: each device gets its own part only, and memory
+that was handed to JAX is not written again.
 
-A slice is known by its index in the first dimensions of the leaf: (layer,), or (layer, expert)
-where experts are stacked as well; () is the whole leaf. A leaf says which region of a slice the
-devices of this process need, if any, and is given that region.
+A slice has an index into the first dimensions of the leaf: (layer,), or (layer, expert) if experts
+are stacked too; () is the whole leaf. `needed` returns the region of a slice that the devices of
+this process need, if any. `write` takes that region.
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxft.weights.formats import regions
 from jaxft.weights.formats.regions import Region
 
-_ALIGNMENT = 64  # bytes; JAX copies what is aligned less (XLA's `MinAlign` of a CPU)
+_ALIGNMENT = 64  # bytes; JAX copies memory with a smaller alignment (XLA's `MinAlign` on a CPU)
 _CACHE_LINE = 64  # bytes
 
 Index = tuple[int, ...]
 
 
 class OnHost:
-    """A leaf in the memory of the host, which is also that of the devices."""
+    """A leaf in the memory of the host, which the devices share."""
 
     def __init__(self, leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> None:
-        """Set memory aside, once for devices that have the same part."""
+        """Allocate memory for each distinct part; devices with the same part share it."""
         self._leaf = leaf
         self._sharding = sharding
         self._places = sharding.addressable_devices_indices_map(leaf.shape)
         self._needed = _needed(leaf, sharding)
-        # Where in the leaf, and the memory; by the text of where, as slices are not hashable.
+        # The index of each part in the leaf, and its memory. The key is the text of the index, as
+        # slices are not hashable.
         self._parts: dict[str, tuple[Any, np.ndarray]] = {}
         for at in self._places.values():
             if str(at) not in self._parts:
@@ -51,7 +52,7 @@ class OnHost:
         return self._needed[len(index) :] if regions.holds(self._needed, index) else None
 
     def write(self, part: np.ndarray, index: Index) -> None:
-        """Copy each device's part of a slice's needed region to its place, in the leaf's dtype."""
+        """Copy the needed region of a slice into the memory of each part, in the leaf's dtype."""
         depth = len(index)
         for at, memory in self._parts.values():
             place = regions.explicit(at, self._leaf.shape)
@@ -62,11 +63,11 @@ class OnHost:
             _copy(regions.cut(part, here), memory[*slot, ...])
 
     def finish(self) -> jax.Array:
-        """Hand the memory to JAX, which does not copy it."""
+        """Return the array, for which JAX takes over the memory without a copy."""
         arrays = [
             jax.device_put(self._parts[str(at)][1], device) for device, at in self._places.items()
         ]
-        self._parts = {}  # nobody writes there any more
+        self._parts = {}  # the memory must not be written again
         return jax.make_array_from_single_device_arrays(self._leaf.shape, self._sharding, arrays)
 
 
@@ -74,7 +75,7 @@ class OnDevices:
     """A leaf in the memory of accelerators."""
 
     def __init__(self, leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> None:
-        """Keep what it will be; a leaf that is no stack comes whole, when it is written."""
+        """Remember shape, dtype and sharding; `write` allocates the memory."""
         self._leaf = leaf
         self._sharding = sharding
         self._array: jax.Array | None = None
@@ -84,7 +85,7 @@ class OnDevices:
         return _needed(self._leaf, self._sharding)[len(index) :]
 
     def write(self, part: np.ndarray, index: Index) -> None:
-        """Send each device its part of a slice and wait: the host is to hold no second one."""
+        """Send each device its part of a slice and wait, so that the host holds one slice only."""
         axes, shape = self._sharding.spec[len(index) :], self._leaf.shape[len(index) :]
         placed = NamedSharding(self._sharding.mesh, PartitionSpec(*axes))
         values, needed = part.astype(self._leaf.dtype, copy=False), self.needed(index)
@@ -109,17 +110,17 @@ Filling = OnHost | OnDevices
 
 
 def begin(leaf: jax.ShapeDtypeStruct) -> Filling:
-    """Begin a leaf of which nothing is written yet.
+    """Return an unwritten leaf, in the memory of the host or of the devices.
 
     Args:
-        leaf: What it will be; its sharding is a `NamedSharding`.
+        leaf: Its shape, dtype and sharding, a `NamedSharding`.
     """
     sharding = leaf.sharding
     return (OnHost if _is_host(sharding) else OnDevices)(leaf, sharding)
 
 
 def _needed(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> Region:
-    """Return the smallest region of a leaf that has the parts of all devices of this process."""
+    """Return the smallest region of a leaf that holds the parts of all devices of this process."""
     places = sharding.addressable_devices_indices_map(leaf.shape).values()
     return regions.hull(regions.explicit(at, leaf.shape) for at in places)
 
@@ -136,7 +137,7 @@ def _is_host(sharding: NamedSharding) -> bool:
 
 
 def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Return memory that JAX takes over as it is, with nothing in it yet."""
+    """Return uninitialized memory that JAX can take over without a copy."""
     num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
     raw = np.empty(num_bytes + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
@@ -144,9 +145,9 @@ def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 def _copy(part: np.ndarray, to: np.ndarray) -> None:
-    """Copy and cast, a transposed matrix by strips that fill whole cache lines.
+    """Copy and cast a part; a transposed matrix is copied in strips that fill whole cache lines.
 
-    NumPy alone would write every element of such a matrix to another line: four times slower.
+    NumPy alone writes each element of such a matrix to another cache line, four times slower.
     """
     if part.ndim < 2 or part.strides[0] >= part.strides[1]:
         to[...] = part
@@ -154,5 +155,5 @@ def _copy(part: np.ndarray, to: np.ndarray) -> None:
     width = _CACHE_LINE // to.itemsize
     for start in range(0, part.shape[1], width):
         strip = part[:, start : start + width]
-        # Cast first: numpy casts and transposes at once as slowly as without strips.
+        # Cast first: casting and transposing in one step is as slow as without strips.
         to[:, start : start + width] = strip.astype(to.dtype, copy=False)

@@ -1,26 +1,27 @@
-"""Whether tensors hold numbers, found out at about the speed at which they are copied.
+"""Check that tensors are finite, at about the speed of a copy.
 
-Separate because base models and adapters both have to be looked at: a weight that overflowed, in
-float16 above all, makes every loss NaN, and then the learning rate would be blamed.
+The loaders of base models and of adapters both use it: a weight that overflowed, typically in
+float16, makes every loss NaN, and the user would blame the learning rate.
 """
 
 import jax.numpy as jnp
 import numpy as np
 
-_BLOCK = 2**15  # elements looked at together, which stay in the processor's cache
+_BLOCK = 2**15  # elements that are checked together; they fit into the processor's cache
 
 
 def is_finite(tensor: np.ndarray) -> bool:
-    """Return whether a tensor has no infinity and no NaN, True for [1, 2], False for [1, inf].
+    """Return whether a tensor has no infinity and no NaN: True for [1, 2], False for [1, inf].
 
-    The bits of a float are ordered as its absolute value is, infinity and NaN last, so integers are
-    compared: numpy asks bfloat16 and float16 one by one, five times slower.
+    It compares bits as integers, because the bits of floats without their sign are ordered like
+    their absolute values, with infinity and NaN last. `np.isfinite` is five times slower on
+    bfloat16 and float16, as it takes their elements one by one.
     """
     if not jnp.issubdtype(tensor.dtype, jnp.floating):
         return True
     bits = np.dtype(f"u{tensor.dtype.itemsize}")
     infinity = np.array(np.inf, tensor.dtype).view(bits)
     without_sign = np.array(np.iinfo(bits).max >> 1, bits)
-    flat = tensor.ravel(order="K").view(bits)  # as it lies in memory: a transpose is not copied
+    flat = tensor.ravel(order="K").view(bits)  # in memory order, so a transpose is not copied
     blocks = (flat[start : start + _BLOCK] for start in range(0, flat.size, _BLOCK))
     return all((block & without_sign).max() < infinity for block in blocks)

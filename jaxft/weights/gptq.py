@@ -1,14 +1,14 @@
-"""Four-bit codes chosen so that a matrix gives, for what it reads, what the original gives (GPTQ).
+"""Four-bit codes that keep the outputs of a matrix close to the original's on real inputs (GPTQ).
 
-Rounding each weight to the nearest code is blind to the inputs, of which some channels are hundreds
-of times as large as others. Here the rows of a matrix (one for each input) are rounded one after
-another, and what a row loses is made good, as well as can be, by those not rounded yet. That needs
-the second moments of the inputs, ``H = E[x x^T]``: `include` gathers them, `plan` works them out
-into what `rounded` needs, in the precision that takes.
+Rounding each weight to the nearest code ignores the inputs, though some of their channels are
+hundreds of times as large as others. GPTQ rounds the rows of a matrix (one for each input channel)
+one after another, and corrects the rows that are not rounded yet for the error of those that are.
+It needs the second moments of the inputs, ``H = E[x x^T]``: `include` gathers them, `plan` turns
+them into a `RoundingPlan` in float64, and `rounded` rounds a matrix by the plan.
 
-The inputs are cut into spans and what lies between two of them is left out, so that the moments
-take memory in proportion to the weights. Spans are of one length, so a width that only short ones
-divide (4,544 is 71 times 64) gains less.
+The input channels are cut into spans, and moments between two spans are left out, so the moments
+take memory in proportion to the weights. All spans have the same length, so a width that only
+short spans divide (4,544 is 71 times 64) gains less.
 
 Source: Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization", section 3, algorithm 1;
 its authors' `gptq.py: GPTQ.fasterquant` with `actorder`.
@@ -27,23 +27,26 @@ from jaxft.models import quantized
 from jaxft.models.quantized import Quantized
 
 _MAX_SPAN = 1024
-# Added to the diagonal of H, as a share of its mean: directions that were hardly seen are not
-# free. The same as in the reference implementation, `gptq.py: GPTQ.fasterquant`.
+# Added to the diagonal of H, as a share of its mean, so that errors in directions with hardly any
+# inputs still count. The value of the reference implementation, `gptq.py: GPTQ.fasterquant`.
 _DAMPING = 0.01
-# Of the scale at which the largest weight of a block gets the largest code. Smaller ones cut off
-# outliers to be finer elsewhere, larger ones shift the grid.
+# Factors on the scale at which the largest weight of a block gets the largest code. A smaller
+# scale clips outliers and is finer elsewhere; a larger one shifts the grid.
 _SCALES = np.linspace(0.85, 1.2, 15, dtype=np.float32)
 
 
 class RoundingPlan(NamedTuple):
-    """What rounding needs to know of the inputs of a matrix, which are cut into spans.
+    """The order in which to round the rows of a matrix, and how to carry errors to later rows.
+
+    The n spans of s input channels each are independent.
 
     Attributes:
-        order: int32 [n s], in which order the rows of a span are rounded: the largest inputs first,
-            while there are many left to make good for them; those of a block together.
-        carry: float32 [n s s], upper triangular, in this order, U of ``H^-1 = U^T U``: what is lost
-            at an input is made good at a later one in the ratio of their entries in the row of the
-            first; and a loss of e at it costs ``(e / U_jj)^2`` after that.
+        order: int32 [n s], the rows of each span in the order of rounding: rows with the largest
+            inputs come first, while many rows are left to correct for them; the rows of a block
+            stay together.
+        carry: float32 [n s s], upper triangular, rows and columns in `order`: U of
+            ``H^-1 = U^T U``. An error e in row j is corrected in a later row k by
+            ``e U_jk / U_jj``; after that it costs ``(e / U_jj)^2``.
     """
 
     order: Any
@@ -51,7 +54,7 @@ class RoundingPlan(NamedTuple):
 
 
 def empty(num_in: int) -> Float[Array, "n s s"]:
-    """Return the moments of nothing, for a matrix with so many inputs."""
+    """Return zero moments for a matrix with `num_in` input channels."""
     block = quantized.block_size(num_in)
     span = max(
         span for span in range(block, num_in + 1, block) if not num_in % span and span <= _MAX_SPAN
@@ -62,7 +65,7 @@ def empty(num_in: int) -> Float[Array, "n s s"]:
 def include(
     moments: Float[Array, "n s s"], x: Float[Array, "b t i"], is_counted: Bool[Array, "b t"]
 ) -> Float[Array, "n s s"]:
-    """Return the sum of ``x x^T`` over what was seen before, and `x` at the tokens that count."""
+    """Return the moments with ``x x^T`` of each counted token added."""
     num_spans, span, _ = moments.shape
     x = jnp.where(is_counted[..., None], x.astype(jnp.float32), 0.0)
     x = x.reshape(-1, num_spans, span)
@@ -70,12 +73,12 @@ def include(
 
 
 def plan(moments: Float[np.ndarray, "n s s"]) -> RoundingPlan:
-    """Work out the moments of a matrix's inputs, of which only the ratios matter, on the host.
+    """Return the plan for a matrix from the moments of its inputs; only their ratios matter.
 
-    In float64: H may be of full rank by its damping alone.
+    It is computed on the host in float64, because H may have full rank only by its damping.
 
     Raises:
-        WeightsError: If they are not finite.
+        WeightsError: The moments are not finite.
     """
     moments = moments.astype(np.float64)
     if not np.isfinite(moments).all():
@@ -85,7 +88,7 @@ def plan(moments: Float[np.ndarray, "n s s"]) -> RoundingPlan:
             "it without reading.",
         )
     num_spans, span, _ = moments.shape
-    # A matrix that has read nothing, or zeros, is rounded as if all inputs counted the same.
+    # Without inputs, or with zeros only, all input channels count the same.
     mean = np.einsum("nss->", moments) / (num_spans * span) or 1.0
     damped = moments / mean + _DAMPING * np.eye(span)
     order = _order(np.einsum("nss->ns", damped), quantized.block_size(num_spans * span))
@@ -96,7 +99,7 @@ def plan(moments: Float[np.ndarray, "n s s"]) -> RoundingPlan:
 
 
 def _order(importance: Float[np.ndarray, "n s"], block: int) -> Int[np.ndarray, "n s"]:
-    """Return the order of the rows of each span."""
+    """Return the order of rounding: by block, and in a block by row, the most important first."""
     by_block = importance.reshape(len(importance), -1, block)
     rows = np.argsort(-by_block, axis=2, kind="stable")
     blocks = np.argsort(-by_block.sum(2), axis=1, kind="stable")[:, :, None]
@@ -108,8 +111,8 @@ def rounded(weight: Float[Array, "i o"], plan: RoundingPlan, kind: str) -> Quant
     """Return a weight [in, out] in 4 bits.
 
     Args:
-        weight: As it is in the original.
-        plan: Of its inputs.
+        weight: The original weight.
+        plan: The plan for the weight's inputs.
         kind: "nf4" or "int4".
     """
     num_in, num_out = weight.shape
@@ -164,7 +167,7 @@ def _scale(
     levels: Float[Array, "16"],
     of_output: Float[Array, "1 o"],
 ) -> Float[Array, "n o"]:
-    """Return the factor of each block of rows with which rounding it costs the least."""
+    """Return the scale of each block of rows for which rounding costs the least."""
     largest = jnp.max(jnp.abs(rows), axis=1) / levels[-1]
 
     def cost(factor: jax.Array) -> Float[Array, "n o"]:
@@ -179,15 +182,15 @@ def _scale(
 
 
 def _put_back(x: jax.Array, order: Int32[Array, "n s"]) -> jax.Array:
-    """Return x [n s o] with what lies at i moved to order[i]."""
+    """Return x [n s o] with the row at i moved to order[i]."""
     return jnp.take_along_axis(x, jnp.argsort(order, axis=1)[:, :, None], axis=1)
 
 
 def _part(x: jax.Array, start: Any, size: int) -> jax.Array:
-    """Return x [n s ...] from `start` on dimension 1."""
+    """Return `size` elements of x [n s ...] along dimension 1, from `start` on."""
     return jax.lax.dynamic_slice_in_dim(x, start, size, axis=1)
 
 
 def _with(x: jax.Array, new: jax.Array, at: jax.Array) -> jax.Array:
-    """Return x [n s ...] with `new` [n ...] at `at` of dimension 1."""
+    """Return x [n s ...] with `new` [n ...] at index `at` of dimension 1."""
     return jax.lax.dynamic_update_slice_in_dim(x, new[:, None], at, axis=1)

@@ -1,6 +1,6 @@
-"""Between one tensor of a checkpoint and the leaves it fills: cut it, or join it again.
+"""Cut a tensor of a checkpoint into the leaves that it fills, and join them again.
 
-Pure functions of numpy arrays; which tensor and which leaves, `names` says.
+Pure functions of numpy arrays; `names` says which tensor fills which leaves.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,14 +27,14 @@ def cut(tensor: np.ndarray, slot: Slot) -> np.ndarray:
 def sources(slot: Slot, shape: Sequence[int], region: Region) -> list[Region]:
     """Return the regions of a tensor that make up a region of a slot.
 
-    Rows 0 to 2 of a kernel [in, out] are columns 0 to 2 of a tensor [out, in]. There are several
-    regions where the outputs of a fused tensor are in groups, one for each group.
+    Rows 0 to 2 of a kernel [in, out] are columns 0 to 2 of a tensor [out, in]. If the outputs of a
+    fused tensor are in groups, there is one region for each group.
 
     Args:
         slot: The slot.
-        shape: That of the tensor.
-        region: Of the leaf, or of the slot's slice of a stacked one, in the leaf's layout; of its
-            columns only those of the slot.
+        shape: The shape of the tensor.
+        region: The region of the leaf, or of the slot's slice of a stacked leaf, in the leaf's
+            layout. Its columns are columns of the slot.
 
     Returns:
         Regions in the tensor's layout, to be joined along its outputs.
@@ -56,13 +56,13 @@ def sources(slot: Slot, shape: Sequence[int], region: Region) -> list[Region]:
 def read(
     read_region: Callable[[Region], np.ndarray], slot: Slot, shape: Sequence[int], region: Region
 ) -> np.ndarray:
-    """Return a region of a slot, in the leaf's layout, from what is read of the tensor.
+    """Read a region of a slot from the tensor, and return it in the leaf's layout.
 
     Args:
-        read_region: Gives a region of the tensor.
+        read_region: Reads a region of the tensor.
         slot: The slot.
-        shape: That of the tensor.
-        region: As `sources` takes it.
+        shape: The shape of the tensor.
+        region: The region of the leaf; `sources` explains it.
     """
     parts = [read_region(each) for each in sources(slot, shape, region)]
     joined = parts[0] if len(parts) == 1 else np.concatenate(parts, 0 if slot.transposed else -1)
@@ -70,7 +70,7 @@ def read(
 
 
 def _from_columns(slot: Slot, region: Region) -> Region:
-    """Return a region of a leaf as one of the columns of the leaf that the slot fills."""
+    """Return a region of a leaf with its columns counted from the first one of the slot."""
     if slot.columns is None:
         return region
     (*others, columns), (first, _) = region, slot.columns
@@ -78,29 +78,29 @@ def _from_columns(slot: Slot, region: Region) -> Region:
 
 
 def _turned(region: Region, slot: Slot) -> Region:
-    """Return a region in the checkpoint's layout, from one in the leaf's."""
+    """Return a region in the checkpoint's layout from one in the leaf's layout."""
     return region[::-1] if slot.transposed else region
 
 
 def oriented(part: np.ndarray, slot: Slot) -> np.ndarray:
-    """Return what `cut` returned in the layout of the leaf, or the other way about."""
+    """Return a part of a tensor in the leaf's layout, or a part of a leaf in the tensor's."""
     return part.T if slot.transposed else part
 
 
 def slice_of(leaf: Any, index: Index) -> Any:
-    """Return a slice of a stacked leaf, of a NumPy array as a view."""
+    """Return a slice of a stacked leaf; for a NumPy array, it is a view."""
     return leaf[(*index, ...)]
 
 
 def fill(leaves: Mapping[str, np.ndarray], slots: tuple[Slot, ...], tensor: np.ndarray) -> None:
-    """Write a tensor into its slots of leaves by path."""
+    """Write a tensor into its slots; `leaves` are by path."""
     for slot in slots:
         target = slice_of(leaves[slot.path], slot.index)
         target[..., slice(*(slot.columns or (None,)))] = oriented(cut(tensor, slot), slot)
 
 
 def join(leaves: Mapping[str, Any], slots: tuple[Slot, ...]) -> np.ndarray:
-    """Return the tensor that fills `slots`, from leaves by path: the inverse of cutting it."""
+    """Return the tensor that fills `slots` from leaves by path, the inverse of `fill`."""
     parts = []
     for slot in slots:
         part = np.asarray(slice_of(leaves[slot.path], slot.index))

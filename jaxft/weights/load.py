@@ -1,9 +1,9 @@
-"""Bring a checkpoint's tensors into the parameter tree, each leaf born with its sharding.
+"""Load the tensors of a checkpoint into the parameter tree, with the sharding of each leaf.
 
-Every tensor is consumed exactly once or ignored by name, and every leaf is filled exactly once;
-all violations are found from the headers, before anything is read. A layer's tensor is written
-into its slice of the stacked leaf as it is read, so beside the leaves the host holds one tensor.
-Of a tensor of which the devices of this process need regions only, those are read.
+Every tensor is used exactly once or ignored by name, and every leaf is filled exactly once. The
+headers are checked for this before a tensor is read. A layer's tensor is written into its slice of
+the stacked leaf as soon as it is read, so the host holds one tensor beside the leaves. If the
+devices of this process need only regions of a tensor, only those are read.
 """
 
 import functools
@@ -34,26 +34,27 @@ from jaxft.weights.formats.regions import Region
 
 Filling = filling.Filling | quantizing.Quantizing
 
-_SHOWN = 5  # names listed of each kind of mismatch
+_SHOWN = 5  # names that a message lists for each kind of mismatch
 
 
 def abstract(
     network: Network, *, dtype: Any, mesh: Mesh | AbstractMesh, quantization: str | None
 ) -> trees.Tree:
-    """Return what the base weights of `network` will be once they are loaded.
+    """Return the tree of `load_base` without values.
 
     Args:
-        network: As in `load_base`.
-        dtype: See there.
-        mesh: See there; an abstract one needs no devices.
-        quantization: See there.
+        network: The network; leaves of its adapters are not part of the result.
+        dtype: The dtype of frozen leaves; trained ones are float32.
+        mesh: The devices that share the leaves; an abstract mesh needs no devices.
+        quantization: The kind to which the frozen matrices of the layers are quantized; `None`
+            for no quantization.
 
     Returns:
-        A `ShapeDtypeStruct` with its sharding for every leaf of the network but those of adapters,
-        or a `Quantized` of them.
+        For every leaf of the network except those of adapters, a `ShapeDtypeStruct` with its
+        sharding, or a `Quantized` of them.
 
     Raises:
-        DeviceError: If a dimension does not divide by the mesh axis that its rule names.
+        DeviceError: A dimension does not divide by the mesh axis that its rule names.
     """
     trained = network.trained_leaves()
     leaves = {
@@ -87,22 +88,22 @@ def load_base(
     """Read the base weights of `network`.
 
     Args:
-        checkpoint: Where the tensors are.
-        family: Their names.
+        checkpoint: The checkpoint with the tensors.
+        family: The family that names them.
         network: The network; leaves of its adapters are not part of the result.
-        dtype: dtype of frozen leaves, whatever they are stored as; trained ones are float32.
-        mesh: Over which the leaves are divided, by the sharding table.
-        progress: Called with the number of bytes after each tensor read.
-        quantization: To what the frozen matrices of the layers are quantized: a kind of
-            `Quantized`, or `None` for not at all.
-        rounding: How each slice of a 4-bit leaf is rounded; `None` is to the nearest code.
+        dtype: The dtype of frozen leaves, whatever the files store; trained ones are float32.
+        mesh: The devices that share the leaves, by the sharding table.
+        progress: Called after each tensor with the number of its bytes.
+        quantization: The kind to which the frozen matrices of the layers are quantized; `None`
+            for no quantization.
+        rounding: How each slice of a 4-bit leaf is rounded; `None` rounds to the nearest code.
 
     Returns:
-        Every leaf of the network but those of adapters.
+        Every leaf of the network except those of adapters.
 
     Raises:
-        WeightsError: If tensors are missing, unexpected or misshapen, one holds what is no number,
-            or a file is damaged.
+        WeightsError: Tensors are missing, unexpected or misshapen, a value is infinite or NaN, or
+            a file is damaged.
     """
     checkpoint = names.under_full_names(checkpoint, family)
     table = names.slots(family, network)
@@ -128,16 +129,16 @@ def fill(
     table: Mapping[str, tuple[names.Slot, ...]],
     progress: Callable[[int], None],
 ) -> None:
-    """Read every tensor of a table, or the regions of it that are needed, into leaves.
+    """Read the needed regions of every tensor of a table into leaves.
 
     Args:
-        filled: The leaves, by path.
-        checkpoint: Where the tensors are, under the names of the table.
+        filled: The leaves by path.
+        checkpoint: The checkpoint, under the names of the table.
         table: The slots of each tensor.
-        progress: Called with the number of bytes after each tensor.
+        progress: Called after each tensor with the number of its bytes.
 
     Raises:
-        WeightsError: If a value is no number, or a file is damaged.
+        WeightsError: A value is infinite or NaN, or a file is damaged.
     """
     infos = checkpoint.infos()
     for name, slots in table.items():
@@ -149,17 +150,17 @@ def fill(
 def read_leaf(
     checkpoint: Checkpoint, family: Family, network: Network, path: str, region: Region
 ) -> np.ndarray:
-    """Read a region of a leaf, as the checkpoint has it: not cast, and not quantized.
+    """Return a region of a leaf with the values of the checkpoint, neither cast nor quantized.
 
     Args:
-        checkpoint: Where the tensors are.
-        family: Their names.
-        network: The network whose leaf it is.
-        path: The leaf, "groups/0/0/attn/q/kernel".
-        region: Of the leaf, layers first in a stacked one.
+        checkpoint: The checkpoint with the tensors.
+        family: The family that names them.
+        network: The network of the leaf.
+        path: The leaf's path, "groups/0/0/attn/q/kernel".
+        region: The region of the leaf; the first dimension of a stacked leaf is its layers.
 
     Raises:
-        WeightsError: If a value is no number, or a file is damaged.
+        WeightsError: A value is infinite or NaN, or a file is damaged.
     """
     checkpoint = names.under_full_names(checkpoint, family)
     return read_region(checkpoint, names.slots(family, network), path, region)
@@ -171,13 +172,17 @@ def read_region(
     path: str,
     region: Region,
 ) -> np.ndarray:
-    """Read a region of a leaf from the tensors that fill it.
+    """Return a region of a leaf from the tensors that fill it, as `read_leaf` does.
 
     Args:
-        checkpoint: Where they are, under the names of the table.
+        checkpoint: The checkpoint, under the names of the table.
         table: The slots of each tensor.
-        path: As in `read_leaf`, and so are `region`, what is returned and what is raised.
-        region: See there; where experts are stacked, they are the second dimension.
+        path: The leaf's path, "groups/0/0/attn/q/kernel".
+        region: The region of the leaf. The first dimension of a stacked leaf is its layers, the
+            second of a leaf of experts is its experts.
+
+    Raises:
+        WeightsError: A value is infinite or NaN, or a file is damaged.
     """
     infos = checkpoint.infos()
     parts: dict[names.Index, np.ndarray] = {}
@@ -199,14 +204,21 @@ def _fill(
     read: Callable[[Region | None], np.ndarray],
     shape: tuple[int, ...],
 ) -> None:
-    """Write what is needed of a tensor of a shape into its slots, and keep nothing of it."""
+    """Read the needed regions of a tensor and write them into its slots.
+
+    Args:
+        filled: The leaves by path.
+        slots: The slots of the tensor.
+        read: Reads a region of the tensor, or with `None` all of it.
+        shape: The shape of the tensor.
+    """
     found = [(slot, filled[slot.path].needed(slot.index)) for slot in slots]
     needed = [(slot, region) for slot, region in found if region is not None]
     wanted = {
         str(each): each for slot, region in needed for each in layout.sources(slot, shape, region)
     }
     if sum(map(regions.num_values, wanted.values())) >= math.prod(shape):
-        # It is needed whole, and is read once.
+        # The whole tensor is needed: read it once.
         cut = functools.partial(regions.cut, read(None))
     else:
         parts = {key: read(each) for key, each in wanted.items()}
@@ -223,7 +235,7 @@ def _read_finite(checkpoint: Checkpoint, name: str, region: Region | None) -> np
     """Read a tensor or a region of it.
 
     Raises:
-        WeightsError: If it holds what is no number, or a file is damaged.
+        WeightsError: A value is infinite or NaN, or a file is damaged.
     """
     tensor = checkpoint.read(name) if region is None else checkpoint.read(name, region)
     if finite.is_finite(tensor):
@@ -282,7 +294,7 @@ def _check(
 def _check_filled(
     family: Family, leaves: Mapping[str, Any], table: Mapping[str, tuple[names.Slot, ...]]
 ) -> None:
-    """Refuse a network with a leaf that no tensor of the family's table fills."""
+    """Raise a WeightsError if no tensor of the family's table fills one of the leaves."""
     filled = {slot.path for slots in table.values() for slot in slots}
     empty = sorted(leaves.keys() - filled)
     if empty:
@@ -294,7 +306,7 @@ def _check_filled(
 
 
 def has_other_head(checkpoint: Checkpoint, family: Family) -> bool:
-    """Return whether a file has a head that is not its embedding, so that they cannot be tied."""
+    """Return whether a checkpoint has a head that differs from its embedding."""
     checkpoint = names.under_full_names(checkpoint, family)
     head, embed = f"{family.head_name}.weight", names.embedding_name(family)
     if not {head, embed} <= checkpoint.infos().keys():
@@ -303,10 +315,10 @@ def has_other_head(checkpoint: Checkpoint, family: Family) -> bool:
 
 
 def _tied_copies(checkpoint: Checkpoint, family: Family, network: Network) -> set[str]:
-    """Return the names of redundant copies of a tied head, once they are seen to be copies.
+    """Return the tensors that repeat the embedding as a tied head: {"lm_head.weight"}, or {}.
 
     Raises:
-        WeightsError: If the head that the file stores is not the embedding it is tied to.
+        WeightsError: The file stores a head that differs from the embedding that it is tied to.
     """
     head, embed = f"{family.head_name}.weight", names.embedding_name(family)
     if not network.spec.tied_head or head not in checkpoint.infos():

@@ -1,9 +1,8 @@
-"""Where each tensor of a checkpoint belongs in the tree, from the family's name table.
+"""The slots of the tree that each tensor of a checkpoint fills, from the family's name table.
 
-The table is read both ways: import and export, and the module names that PEFT knows, derive from
-the same lines. A layer's tensor goes to a slice of a stacked leaf; which one follows from how
-the network's layers are cut into groups. An expert's goes to a slice of that slice: of a leaf
-[layers, experts, in, out] to ``[layer, expert]``.
+Import, export and the module names of PEFT all come from the same table. A layer's tensor fills a
+slice of a stacked leaf: the groups of the network's layers decide which one. An expert's tensor
+fills the slice ``[layer, expert]`` of a leaf [layers, experts, in, out].
 """
 
 import dataclasses
@@ -24,17 +23,20 @@ from jaxft.models.spec import Learned, ModelSpec
 from jaxft.weights.formats.checkpoint import Checkpoint, TensorInfo
 from jaxft.weights.formats.regions import Region
 
-Index = tuple[int, ...]  # of a slice of a leaf, by its first dimensions
+Index = tuple[int, ...]  # the index of a slice in the first dimensions of a leaf
 
 
 class Outputs(NamedTuple):
-    """Which of a fused tensor's outputs: these of each of its groups.
+    """A part of the outputs of a fused tensor: the same range in each group of outputs.
+
+    In a tensor that holds q, k and v of the first kv head, then of the second, a group is a kv
+    head, and the part of k is a range of each group.
 
     Attributes:
-        start: The first, within a group.
-        stop: After the last, within a group.
-        groups: How many groups of equal size the outputs are in: 1 where the parts stand side by
-            side, the number of kv heads where each head has its own of every part.
+        start: The first output of the range, counted in a group.
+        stop: The end of the range (exclusive), counted in a group.
+        groups: The number of groups, all of one size: 1 if the parts lie side by side, the number
+            of kv heads if they are laid out by head.
     """
 
     start: int
@@ -44,16 +46,15 @@ class Outputs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """A place in the tree that a tensor of a checkpoint, or a part of one, fills.
+    """A place in the tree that a tensor of a checkpoint, or a part of it, fills.
 
     Attributes:
-        path: The leaf.
-        index: Which slice of the stacked leaf, (layer,) or (layer, expert), as they are counted in
-            the stack; () for the whole leaf.
-        transposed: Whether theirs is the transpose of ours.
-        outputs: Which of the tensor's outputs belong here; `None` for all.
-        columns: Which of the leaf's columns they are, from the first to before the second; `None`
-            for all.
+        path: The path of the leaf.
+        index: The slice of the stacked leaf, (layer,) or (layer, expert), with the layer counted
+            in the stack; () is the whole leaf.
+        transposed: Whether the tensor is the transpose of the leaf.
+        outputs: The outputs of the tensor that fill the slot; `None` for all.
+        columns: The columns of the leaf that they fill, (start, stop); `None` for all.
     """
 
     path: str
@@ -69,11 +70,11 @@ class Module:
 
     Attributes:
         name: Hugging Face's full name, "model.layers.0.self_attn.q_proj".
-        path: Ours within the block, "attn/q", or outside of the layers, "head" or "embed".
+        path: Our path within the block, "attn/q"; outside the layers, "head" or "embed".
         layer: The layer's index; `None` outside the layers.
-        dims: (in, out); of a table, its rows and its width.
-        parts: For each of ours that it is made of, which of its outputs that is in Hugging Face's
-            order, and which of them in ours; `None` twice where it is one.
+        dims: (in, out); for a table, the number of its rows and their width.
+        parts: For each part of a fused module, its outputs in Hugging Face's order and its columns
+            (start, stop) in ours. A module that is not fused has one part, (None, None).
     """
 
     name: str
@@ -83,14 +84,14 @@ class Module:
     parts: tuple[tuple[Outputs | None, tuple[int, int] | None], ...]
 
     def slots(self, path: str, index: Index, *, transposed: bool) -> tuple[Slot, ...]:
-        """Return the slots, all in one leaf, of a tensor with the module's outputs."""
+        """Return the slots of a tensor with the module's outputs; all of them are in one leaf."""
         return tuple(
             Slot(path, index, transposed, outputs, columns) for outputs, columns in self.parts
         )
 
     @property
     def is_table(self) -> bool:
-        """Whether it is looked up, and not multiplied with."""
+        """Whether the module is a table of embeddings, which is looked up."""
         return self.path in (EMBED, POSITIONS)
 
 
@@ -99,25 +100,25 @@ def slots(family: Family, network: Network) -> dict[str, tuple[Slot, ...]]:
     table = own_tensors(family, network)
     head = f"{family.head_name}.weight"
     if network.spec.tied_head and head in table:
-        # Its start is a copy of the embedding that it is tied to in the checkpoint.
+        # A head with a leaf of its own starts as a copy of the embedding that it is tied to.
         table[embedding_name(family)] += table.pop(head)
     return table
 
 
 def own_tensors(family: Family, network: Network) -> dict[str, tuple[Slot, ...]]:
-    """Return the slots of every tensor that the model has now, a head that was tied included."""
+    """Return the slots of every tensor of the model, with a head that training has untied."""
     return table_of(family.lines(network.spec), network, leaf_shapes(network))
 
 
 def table_of(
     lines: Iterable[Tensor], network: Network, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, tuple[Slot, ...]]:
-    """Return the slots of every tensor that lines of a name table are of.
+    """Return the slots of every tensor that lines of a name table describe.
 
     Args:
         lines: The lines.
-        network: Whose groups of layers the leaves are stacked in.
-        shapes: Of its leaves, by path; a line whose leaf is not there has no tensors.
+        network: The network; the groups of its layers decide how leaves are stacked.
+        shapes: The shapes of the leaves by path; a line whose leaf is missing has no tensors.
     """
     table = {}
     for line in lines:
@@ -134,13 +135,13 @@ def table_of(
 
 @dataclasses.dataclass(frozen=True)
 class _Occurrence:
-    """One of the tensors that a line of a name table is of.
+    """One of the tensors that a line of a name table describes.
 
     Attributes:
-        block: Where the line's leaves are, "groups/0/1"; "" outside the layers.
-        layer: The model's index of the layer; `None` outside the layers.
-        expert: The index of the expert; `None` where there is one tensor for the layer.
-        index: As in `Slot`.
+        block: The path of the block with the line's leaves, "groups/0/1"; "" outside the layers.
+        layer: The layer's index in the model; `None` outside the layers.
+        expert: The expert's index; `None` if there is one tensor for the layer.
+        index: The slice of the stacked leaf; `Slot` explains it.
     """
 
     block: str
@@ -149,14 +150,14 @@ class _Occurrence:
     index: Index
 
     def name(self, template: str) -> str:
-        """Return the name that a template with {layer} and {expert} is for."""
+        """Return the tensor's name, from a template with {layer} and {expert}."""
         return template.format(layer=self.layer, expert=self.expert)
 
 
 def _occurrences(
     line: Tensor, network: Network, shapes: Mapping[str, tuple[int, ...]]
 ) -> Iterator[_Occurrence]:
-    """Yield the tensors that a line is of; arguments as of `table_of`."""
+    """Yield the tensors that a line describes; `table_of` explains the arguments."""
     if not line.is_per_layer:
         if line.ours[0] in shapes:
             yield _Occurrence("", None, None, ())
@@ -175,11 +176,11 @@ def _occurrences(
 
 @dataclasses.dataclass(frozen=True)
 class Renamed:
-    """A checkpoint under other names.
+    """A checkpoint whose tensors have other names.
 
     Attributes:
-        original: The checkpoint.
-        theirs: Its own name of each tensor.
+        original: The checkpoint with its own names.
+        theirs: The original name of each tensor by its new name.
     """
 
     original: Checkpoint
@@ -191,7 +192,7 @@ class Renamed:
         return self.original.path
 
     def infos(self) -> dict[str, TensorInfo]:
-        """List the tensors under the other names."""
+        """Return shape and dtype of every tensor by its new name."""
         infos = self.original.infos()
         return {name: infos[theirs] for name, theirs in self.theirs.items()}
 
@@ -199,7 +200,7 @@ class Renamed:
         """Read one tensor, or a region of it.
 
         Raises:
-            WeightsError: The file cannot give it; file and tensor are named.
+            WeightsError: The file is damaged; the message names the file and the tensor.
         """
         return self.original.read(self.theirs.get(name, name), region)
 
@@ -207,11 +208,11 @@ class Renamed:
 def under_full_names(checkpoint: Checkpoint, family: Family) -> Checkpoint:
     """Return a checkpoint under the names of the family's table.
 
-    Names of older versions are put right, and those of files that were saved from the model
-    without its head. Of a tied pair, the name of either serves.
+    It renames tensors of older versions, and those of files that were saved from the model without
+    its head, such as openai-community/gpt2 ("h.0.attn.c_attn.weight") and old files of OPT
+    ("decoder.layers..."). If the file lacks the embedding, its head stands for both.
 
-    Source: transformers `modeling_utils.py`, `base_model_prefix`; such are the files of
-    openai-community/gpt2 ("h.0.attn.c_attn.weight") and old ones of OPT ("decoder.layers...").
+    Source: transformers `modeling_utils.py`, `base_model_prefix`.
     """
     names = {name: renamed(name, family.renames) for name in checkpoint.infos()}
     if not any(name.startswith(family.base_prefix) for name in names.values()):
@@ -222,7 +223,7 @@ def under_full_names(checkpoint: Checkpoint, family: Family) -> Checkpoint:
         }
     head, embed = f"{family.head_name}.weight", embedding_name(family)
     if embed not in names.values():
-        # Some files of a model that ties them have the head alone.
+        # Some files of a model with a tied head store the head only.
         names = {original: embed if name == head else name for original, name in names.items()}
     if all(original == name for original, name in names.items()):
         return checkpoint
@@ -235,7 +236,7 @@ def file_name(name: str, family: Family) -> str:
 
 
 def renamed(name: str, renames: Iterable[tuple[str, str]]) -> str:
-    """Return a name after regular expressions, and what to put for them, were applied to it."""
+    """Return a name after pairs of a regular expression and its replacement, in order."""
     for pattern, replacement in renames:
         name = re.sub(pattern, replacement, name)
     return name
@@ -247,7 +248,10 @@ def embedding_name(family: Family) -> str:
 
 
 def side_by_side(widths: Sequence[int], groups: int) -> list[Outputs]:
-    """Return the outputs of parts of these widths in a tensor that they make up."""
+    """Return the outputs of each part of a fused tensor, from the widths of the parts.
+
+    Widths 4, 2 and 2 in 2 groups are the outputs 0 to 2, 2 to 3 and 3 to 4 of each group.
+    """
     ends = list(itertools.accumulate(width // groups for width in widths))
     return [Outputs(*span, groups) for span in zip([0, *ends[:-1]], ends, strict=True)]
 
@@ -255,7 +259,7 @@ def side_by_side(widths: Sequence[int], groups: int) -> list[Outputs]:
 def expected_shape(
     parts: tuple[Slot, ...], shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[int, ...]:
-    """Return the shape of the tensor that fills these slots of leaves of these shapes."""
+    """Return the shape of the tensor that fills the slots `parts` of leaves of these shapes."""
     first = parts[0]
     shape = shapes[first.path][len(first.index) :]
     if first.outputs is not None:
@@ -268,7 +272,8 @@ def expected_shape(
 def adaptable_modules(family: Family, spec: ModelSpec) -> list[Module]:
     """Return every module that PEFT puts LoRA on: tables of embeddings, then all linear modules."""
     tables = {EMBED: (spec.vocab_size, spec.embed_dim)}
-    # Learned positions that are not counted from 0 are of a class that PEFT cannot call.
+    # transformers has a class of its own for learned positions that do not begin at row 0, which
+    # PEFT cannot call.
     if isinstance(spec.positions, Learned) and spec.positions.offset == 0:
         tables[POSITIONS] = (spec.positions.rows, spec.model_dim)
     names = {line.ours: line.theirs.removesuffix(".weight") for line in family.lines(spec)}
@@ -313,12 +318,12 @@ def _parts(
 
 
 class Owned(NamedTuple):
-    """The leaves of a Hugging Face module, of one kind (weight or bias).
+    """The leaves of one parameter (weight or bias) of a Hugging Face module.
 
     Attributes:
-        module: Its full name.
+        module: The module's full name.
         layer: The layer's index; `None` outside the layers.
-        leaves: Paths, within the block for a layer.
+        leaves: The paths of the leaves, within the block for a layer.
     """
 
     module: str
@@ -329,7 +334,7 @@ class Owned(NamedTuple):
 def owned_leaves(family: Family, spec: ModelSpec) -> list[Owned]:
     """Return the leaves of every module that can be trained, linear or not.
 
-    A tied head counts as having its own.
+    A tied head counts as a module with its own leaf.
     """
     network = base_network(spec)
     shapes = leaf_shapes(network)
@@ -337,7 +342,7 @@ def owned_leaves(family: Family, spec: ModelSpec) -> list[Owned]:
     for line in family.lines(spec):
         if line.is_buffer:
             continue
-        # Experts, which share a leaf, are trained together: it is the module that holds them all.
+        # Experts share a leaf and are trained together: name the module that holds them all.
         end = ".{expert}" if line.is_per_expert else "."
         module = line.theirs.rpartition(end)[0]
         found = [each for each in _occurrences(line, network, shapes) if not each.expert]

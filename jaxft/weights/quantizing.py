@@ -1,7 +1,7 @@
-"""A leaf of the tree that is quantized while the tensors of a checkpoint are written into it.
+"""A leaf of the tree that is quantized while tensors of a checkpoint are written into it.
 
-The counterpart of `filling` for weights in fewer bits: a slice is quantized as it comes, on the
-device, so that neither host nor device ever holds the leaf in its original width.
+The counterpart of `filling` for quantized weights: each slice is quantized on the device as soon
+as it is read, so neither host nor device ever holds the whole leaf in its original dtype.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,12 @@ from jaxft.weights.formats import regions
 from jaxft.weights.formats.regions import Region
 from jaxft.weights.gptq import RoundingPlan
 
-# From the path of a leaf and the slice of its stack to how it is rounded.
+# Returns the plan for a slice of a stacked leaf, from the leaf's path and the slice's index.
 Plans = Callable[[str, int], RoundingPlan]
 
 
 def is_quantized(path: str) -> bool:
-    """Return whether the leaf at `path`, if it is frozen, is one that is quantized.
+    """Return whether quantization applies to the leaf at `path` when it is frozen.
 
     Norms, biases, convolutions, embeddings and the head keep their dtype.
     """
@@ -35,11 +35,11 @@ class Quantizing:
     """A stack of quantized matrices."""
 
     def __init__(self, leaf: Quantized, plan_of: Callable[[int], RoundingPlan] | None) -> None:
-        """Begin with nothing.
+        """Begin without slices.
 
         Args:
-            leaf: What it will be, as `quantized.abstract` says it; it is not divided.
-            plan_of: How a slice is rounded; `None` rounds each weight to the nearest code.
+            leaf: The leaf without values, from `quantized.abstract`; every device has all of it.
+            plan_of: Returns the plan for a slice; `None` rounds each weight to the nearest code.
         """
         self._leaf, self._plan_of = leaf, plan_of
         self._slices: dict[int, Quantized] = {}
@@ -61,7 +61,7 @@ class Quantizing:
         self._slices[layer] = jax.block_until_ready(made)
 
     def finish(self) -> Quantized:
-        """Stack the slices."""
+        """Return the stack of the slices."""
         ordered: list[Any] = [self._slices[index] for index in sorted(self._slices)]
         self._slices = {}
         return jax.tree.map(lambda *slices: jnp.stack(slices), *ordered)

@@ -1,7 +1,7 @@
-"""Write whole models: config.json beside safetensors, or beside HF Flax's msgpack.
+"""Write whole models: config.json with safetensors, or with HF Flax's msgpack.
 
-Tensors are asked for one at a time, under Hugging Face's names. A model is written into a folder
-beside its place and takes it when it is complete.
+Tensors are read one at a time, under Hugging Face's names. A model is written into a temporary
+folder beside its target and moved to the target when it is complete.
 """
 
 import json
@@ -19,16 +19,16 @@ from jaxft.weights.formats import flax_msgpack, safetensors
 from jaxft.weights.formats.checkpoint import TensorInfo
 from jaxft.weights.places.source import Source
 
-_SHARD_BYTES = 5_000_000_000  # as transformers' `save_pretrained`
+_SHARD_BYTES = 5_000_000_000  # the size in transformers' `save_pretrained`
 
 Format = Literal["merged", "flax"]
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a place that holds something.
+    """Refuse a target that is a file or a folder with files.
 
     Raises:
-        WeightsError: If it does.
+        WeightsError: The target is not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise WeightsError(
@@ -37,14 +37,14 @@ def check_folder(folder: Path) -> None:
 
 
 def check_gives_way(folder: Path, mark: str) -> None:
-    """Refuse to put something in the place of a folder that is none of its kind.
+    """Refuse to replace a folder of another kind.
 
     Args:
-        folder: The place; it may be empty, or not there.
-        mark: A file that every folder of the kind has.
+        folder: The target; it may be empty or absent.
+        mark: A file that every folder of the right kind has.
 
     Raises:
-        WeightsError: If it holds other things.
+        WeightsError: The target is not empty and lacks `mark`.
     """
     if not (folder / mark).is_file():
         check_folder(folder)
@@ -53,21 +53,22 @@ def check_gives_way(folder: Path, mark: str) -> None:
 def check_apart(
     output: Path, base: Source, *, replaced: Sequence[str] = ("",), called: str = ""
 ) -> None:
-    """Refuse to write into the folder that a base model lies in, or over it.
+    """Refuse to write into the folder of a base model, or to replace it.
 
     Links and `..` are followed.
 
     Args:
         output: The folder to write.
         base: The model.
-        replaced: What in `output` gives way to what is written; "" is the folder itself.
-        called: What the user calls `output`, with its value; by default its path.
+        replaced: The names in `output` that writing replaces; "" is the folder itself.
+        called: The user's name of `output`, with its value; "" shows its path.
 
     Raises:
-        ConfigError: If `output` is that folder or in it, or has it where it writes.
+        ConfigError: `output` is the model's folder or lies in it, or the model lies in one of
+            `replaced`.
     """
     model, folder = base.folder.resolve(), output.resolve()
-    # A GGUF's folder may well be one for all sorts of things.
+    # The folder of a GGUF file may hold unrelated folders.
     is_inside = folder == model or (base.gguf is None and model in folder.parents)
     if is_inside or any(model.is_relative_to(folder / name) for name in replaced):
         raise ConfigError(
@@ -89,17 +90,17 @@ def save_model(
     """Write a model folder.
 
     Args:
-        folder: Its place; it must not exist, or be empty.
+        folder: The target.
         config: The content of config.json.
         infos: Shape and dtype of every tensor by Hugging Face's name.
         read: Returns a tensor by name, in torch's layout.
         kind: "merged" is safetensors, "flax" is `flax_model.msgpack`.
-        finish: Given the new folder before it takes its place, to add files and to check it.
-        replaces: A file by which a folder is known that gives way, once the new one is complete;
-            `None` for none that does.
+        finish: Called with the new folder before it is moved, to add files and to check it.
+        replaces: A file that marks an existing folder as one to replace; `None` allows only a
+            target that is empty or absent.
 
     Raises:
-        WeightsError: If the folder holds something that may not give way.
+        WeightsError: The target holds something that must not be replaced.
     """
     if replaces is None:
         check_folder(folder)
@@ -121,14 +122,14 @@ def save_model(
 
 
 def put_in_place(new: Path, folder: Path) -> None:
-    """Move a complete folder to its place; what is there goes, and stays if that fails."""
+    """Move a complete folder to its target and replace an old one, which stays if this fails."""
     old = new.parent / "old"
     try:
         if folder.exists():
             os.replace(folder, old)
         os.replace(new, folder)
     except BaseException:
-        # An interrupt between the two: the temporary folder must not take the old one along.
+        # An interrupt between the two moves: bring the old folder back out of the temporary one.
         if old.exists() and not folder.exists():
             os.replace(old, folder)
         raise
@@ -157,7 +158,7 @@ def _write(path: Path, names: list[str], read: Callable[[str], np.ndarray]) -> N
 
 
 def _shards(infos: Mapping[str, TensorInfo]) -> list[list[str]]:
-    """Cut the names into files of at most `_SHARD_BYTES`, in order."""
+    """Return the names of the tensors in each file of at most `_SHARD_BYTES`, in order."""
     shards: list[list[str]] = [[]]
     size = 0
     for name, info in infos.items():

@@ -1,4 +1,4 @@
-"""Model families: for each, how its config.json and its tensor names map onto ours."""
+"""Model families. Each maps its config.json and its tensor names onto the decoder's."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -100,10 +100,10 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
-    """Return the family that a config.json belongs to, by its `model_type`.
+    """Return the family of a config.json by its `model_type`.
 
     Raises:
-        UnsupportedModelError: If no family here has that name, or its weights are quantized.
+        UnsupportedModelError: No family has this `model_type`, or the weights are quantized.
     """
     foreign_quantization.refuse_quantized(config)
     model_type = config.get("model_type")
@@ -121,7 +121,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
 
 
 def passed_over(family: Family, config: Mapping[str, Any]) -> list[str]:
-    """Return the keys of a config.json that are foreign to the model, and change nothing of it."""
+    """Return the keys of a config.json that are foreign to the model and do not change its spec."""
     spec = family.spec_from_config(config)
     foreign = [
         name

@@ -1,10 +1,13 @@
-"""The names of activations in config.json and in `ModelSpec`: names alone, without jax."""
+"""The names of activations in config.json and in `ModelSpec`.
+
+The module holds names only, so that reading a config.json does not import jax.
+"""
 
 from typing import Any
 
 from jaxft.errors import UnsupportedModelError
 
-# Those of `models.activations.ACTIVATIONS`, which a test holds this to.
+# The keys of `models.activations.ACTIVATIONS`; a test compares the two.
 ACTIVATION_NAMES = ("gelu", "gelu_tanh", "relu", "relu2", "silu")
 _THEIRS = {
     "gelu_fast": "gelu_tanh",
@@ -15,10 +18,10 @@ _THEIRS = {
 
 
 def read_activation(name: str) -> Any:
-    """Return our name of a transformers activation.
+    """Return our name of a transformers activation: "silu" for "swish".
 
     Raises:
-        UnsupportedModelError: If it is not handled.
+        UnsupportedModelError: The activation is not supported.
     """
     ours = _THEIRS.get(name, name)
     if ours not in ACTIVATION_NAMES:
@@ -30,5 +33,5 @@ def read_activation(name: str) -> Any:
 
 
 def activation_name(ours: str) -> str:
-    """Return transformers' name of one of our activations."""
+    """Return transformers' name of one of our activations, the inverse of `read_activation`."""
     return {"gelu_tanh": "gelu_pytorch_tanh"}.get(ours, ours)

@@ -1,4 +1,4 @@
-"""Apertus: an MLP without a gate whose activation is learned, and each head of q and k is normed.
+"""Apertus: an MLP without a gate, an activation with weights, norms on the heads of q and k.
 
 Source: transformers `configuration_apertus.py`, `modeling_apertus.py` (defaults and names).
 """
@@ -33,7 +33,7 @@ _ROPE = {
 
 
 def _read_activation(name: str) -> str:
-    return name if name == "xielu" else read_activation(name)  # its own, which has weights
+    return name if name == "xielu" else read_activation(name)  # "xielu" is Apertus' own
 
 
 APERTUS = llama_family(

@@ -1,4 +1,4 @@
-"""BioGPT: an XGLM with learned positions, and with keys of its own in config.json.
+"""BioGPT: an XGLM with learned positions and other keys in config.json.
 
 Source: transformers `configuration_biogpt.py`, `modeling_biogpt.py` (defaults and names).
 """
@@ -13,7 +13,7 @@ from jaxft.models.spec import ModelSpec
 
 TENSORS = bart_tensors("biogpt", "layer_norm", "output_projection")
 
-_PADDING_ROWS = 2  # of the table of positions, before that of position 0
+_PADDING_ROWS = 2  # rows of the position table before the row of position 0
 
 KEYS = (
     Key("vocab_size", "vocab_size"),
@@ -29,7 +29,7 @@ KEYS = (
 
 def _read_biogpt(reader: ConfigReader) -> ModelSpec:
     """Read the config.json of a BioGPT."""
-    reader.get("layer_norm_eps", None)  # transformers has torch's default in its place
+    reader.get("layer_norm_eps", None)  # transformers ignores it and uses torch's default
     return read_scaled(reader, KEYS, padding_rows=_PADDING_ROWS)
 
 

@@ -1,4 +1,4 @@
-"""BLOOM: ALiBi instead of positions, a norm of the embeddings, queries, keys and values by head.
+"""BLOOM: ALiBi, a norm after the embedding, a fused projection that is laid out by head.
 
 Source: transformers `configuration_bloom.py`, `modeling_bloom.py` (defaults and names).
 """
@@ -29,7 +29,8 @@ TENSORS = (
     *linear("mlp/down", f"{_LAYER}.mlp.dense_4h_to_h"),
 )
 
-# Keys of the published files that the model never reads: of its first code base's kernels.
+# Keys of the published files that the model never reads. They configured the kernels of the code
+# that trained it.
 _UNUSED = (
     "attention_softmax_in_fp32",
     "bias_dropout_fusion",
@@ -42,7 +43,7 @@ _UNUSED = (
 )
 
 
-# Other names that config.json may have for these, which count where they are there.
+# Other names that config.json may have for these keys. The other name wins where both are there.
 _OTHER_NAMES = {
     "n_embed": "hidden_size",
     "num_attention_heads": "n_head",
@@ -66,7 +67,7 @@ KEYS = (
 
 
 def _settled(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config.json with the names that count."""
+    """Return a config.json in which other names are replaced by the usual ones."""
     renamed = {name: config[other] for other, name in _OTHER_NAMES.items() if config.get(other)}
     return dict(config) | renamed
 
@@ -75,7 +76,7 @@ def _read_bloom(reader: ConfigReader) -> ModelSpec:
     """Read the config.json of a BLOOM."""
     for key in (*_OTHER_NAMES, *_UNUSED):
         reader.get(key, None)
-    reader.require("slow_but_exact", (False,), False)  # it forgets biases
+    reader.require("slow_but_exact", (False,), False)  # transformers omits biases if it is set
     return read_gpt(reader, KEYS, activation="gelu_tanh", positions=Alibi(), embed_norm=True)
 
 

@@ -1,7 +1,7 @@
-"""Command R and its likes: layer norms without bias, attention and MLP side by side.
+"""Cohere (Command R): layer norms without bias, attention and MLP in parallel.
 
-Cohere 2 (Command R7B, Command A) has layers with a window and rotary positions, and layers that
-see everything and no positions.
+Cohere 2 (Command R7B, Command A) has two kinds of layers: some have a sliding window and rotary
+positions, the others see all tokens and have no positions.
 
 Source: transformers `configuration_cohere.py`, `configuration_cohere2.py`, `modeling_cohere.py`,
 `modeling_cohere2.py` (defaults and names).
@@ -26,7 +26,7 @@ from jaxft.models.families.windows import each_nth_full, read_windows, windows_c
 from jaxft.models.spec import ModelSpec
 
 _DEFAULTS = {"tie_word_embeddings": True}
-# What the published files of Cohere 2 say beyond what transformers reads.
+# Keys that the published files of Cohere 2 have and transformers does not read.
 _UNUSED = {
     "order_of_interleaved_layers": "local_attn_first",
     "position_embedding_type": "rope_gptj",
@@ -38,7 +38,7 @@ _UNUSED = {
 }
 
 
-# Of generation, of the tokenizer, of how it was trained.
+# Keys for generation, for the tokenizer and for pretraining.
 _UNREAD = ("cache_implementation", "model_max_length", "use_parallel_embedding")
 _LINES = (
     ATTENTION_BIAS,
@@ -67,7 +67,7 @@ def _read_cohere2(reader: ConfigReader) -> ModelSpec:
 
 
 def cohere2_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of a Cohere 2 says of `spec`."""
+    """Return the config.json keys of a Cohere 2 for `spec`."""
     return llama_config(spec, _KEYS) | windows_config(spec)
 
 

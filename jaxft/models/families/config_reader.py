@@ -1,8 +1,7 @@
-"""How a config.json is read without overlooking anything.
+"""Read a config.json without overlooking a key.
 
-`ConfigReader` hands out keys one by one and remembers them; `finish` raises for every key left
-over that may change numbers. So a config key that changes numbers and is not handled
-can not pass unseen.
+`ConfigReader` hands out keys one by one and remembers them. `finish` raises for every unread key
+that may change the model's numbers, so such a key cannot pass unseen.
 """
 
 from collections.abc import Mapping
@@ -11,9 +10,9 @@ from typing import Any
 from jaxft.errors import UnsupportedModelError
 from jaxft.models.families import foreign_keys
 
-REQUIRED = object()  # the default of a key that must be there
+REQUIRED = object()  # stands for the default of a key that must be there
 
-# Dropout of the base model. It is not applied in training: only the adapter's own dropout is.
+# Dropout of the base model. Training does not apply it; it applies the adapter's dropout only.
 TRAINING_ONLY = frozenset(
     {
         "activation_dropout",
@@ -34,7 +33,7 @@ TRAINING_ONLY = frozenset(
     }
 )
 
-# Keys that describe files, training or tokens, and never the logits of a causal forward pass.
+# Keys that describe files, training or tokens. They never change the logits of a causal model.
 HARMLESS = frozenset(
     {
         "_attn_implementation_autoset",
@@ -92,10 +91,10 @@ class ConfigReader:
         self._seen: set[str] = set()
 
     def get(self, key: str, default: Any = REQUIRED) -> Any:
-        """Return the value of `key`; `default` is what transformers' config class has.
+        """Return the value of `key`; `default` is the default of transformers' config class.
 
         Raises:
-            UnsupportedModelError: If the key is absent and has no default.
+            UnsupportedModelError: The key is absent and has no default.
         """
         self._seen.add(key)
         if key in self.config:
@@ -108,10 +107,10 @@ class ConfigReader:
         return default
 
     def require(self, key: str, allowed: tuple[Any, ...], default: Any = None) -> None:
-        """Read a key of which only some values are handled.
+        """Read a key of which only the `allowed` values are supported.
 
         Raises:
-            UnsupportedModelError: If the value is another one.
+            UnsupportedModelError: The value is not one of `allowed`.
         """
         value = self.get(key, default)
         if value not in allowed:
@@ -121,10 +120,10 @@ class ConfigReader:
             )
 
     def finish(self) -> None:
-        """Raise for keys that nobody read, and that may change numbers.
+        """Refuse a config.json with unread keys that may change the model's numbers.
 
         Raises:
-            UnsupportedModelError: Names them.
+            UnsupportedModelError: There are such keys; the message names them.
         """
         left = sorted(self.config.keys() - self._seen - HARMLESS - TRAINING_ONLY)
         unhandled = foreign_keys.unhandled(self.config, left)
@@ -136,6 +135,6 @@ class ConfigReader:
 
 
 def unapplied_dropout(config: Mapping[str, Any]) -> list[str]:
-    """Return the base model's own dropouts, which training here leaves out: "dropout=0.1"."""
+    """Return the dropouts of config.json that training does not apply: "dropout=0.1"."""
     said = {**(config.get("text_config") or {}), **config}
     return [f"{key}={said[key]}" for key in sorted(TRAINING_ONLY) if said.get(key)]

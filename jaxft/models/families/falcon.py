@@ -1,8 +1,9 @@
-"""Falcon: attention and MLP side by side; one kv head, some, or as many as query heads.
+"""Falcon: attention and MLP in parallel; one kv head, several, or as many as query heads.
 
-The fused projection holds for every kv head its queries, its k and its v: in 7B, with one kv head,
-as in 40B, 180B and 11B, with several. Checkpoints with ALiBi (falcon-rw) are refused: transformers
-rounds their slopes to bfloat16, and multiplies them by the scale of the scores.
+The fused projection holds the queries, the key and the value of the first kv head, then those of
+the second, and so on: 7B has one kv head, 40B, 180B and 11B have several. Checkpoints with ALiBi
+(falcon-rw) are refused: transformers rounds their slopes to bfloat16 and multiplies them by the
+scale of the scores.
 
 Source: transformers `configuration_falcon.py`, `modeling_falcon.py` (defaults and names).
 """
@@ -49,7 +50,7 @@ KEYS = (
 
 
 def _settled(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config.json with the width under the name that counts."""
+    """Return a config.json in which `hidden_size` has the value of its other name, `n_embed`."""
     other_name = config.get("n_embed")
     return dict(config) | ({"hidden_size": other_name} if other_name else {})
 
@@ -66,7 +67,7 @@ def _read_falcon(reader: ConfigReader) -> ModelSpec:
 
 
 def _read_architecture(reader: ConfigReader, num_heads: int) -> tuple[int, str]:
-    """Return how many kv heads there are, and how attention and MLP stand to each other."""
+    """Return the number of kv heads and the value of `ModelSpec.parallel`."""
     num_kv_heads = reader.get("num_kv_heads", None) or num_heads
     is_multi_query = reader.get("multi_query", True)
     if reader.get("new_decoder_architecture", False):
@@ -82,7 +83,7 @@ def _read_architecture(reader: ConfigReader, num_heads: int) -> tuple[int, str]:
 
 
 def falcon_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of a Falcon says of `spec`."""
+    """Return the config.json keys of a Falcon for `spec`."""
     rope, num_kv_heads = spec.blocks[0].rope, spec.num_kv_heads
     assert rope is not None
     is_new = spec.parallel == "two_norms" or 1 < num_kv_heads < spec.num_heads

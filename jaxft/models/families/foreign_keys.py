@@ -1,9 +1,9 @@
-"""Keys of config.json that no family here reads: which of them say nothing of a model's numbers.
+"""Decide which unread keys of a config.json may change the model's numbers.
 
-A file has keys of other programs (`unsloth_fixed`), of generation (`temperature`) and of
-transformers itself (`_attn_implementation`). What counts is what transformers makes of a key: one
-that neither its configuration class for the model has nor its code asks for cannot change a number
-there, so it cannot here. One that the class has, and that is not read here, may.
+A config.json also has keys of other programs (`unsloth_fixed`), of generation (`temperature`) and
+of transformers itself (`_attn_implementation`). transformers decides what a key means: a key that
+is not a field of the model's configuration class, and that no code of transformers asks for,
+cannot change a number. A field of the class that jaxft does not read may change one.
 
 Source: transformers `configuration_utils.py: PreTrainedConfig`, `configuration_*.py` of each model.
 """
@@ -16,8 +16,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-# Keys that transformers asks any configuration for, whether or not its class has them. A test
-# holds this to its source.
+# Keys that transformers looks up in any configuration, whether or not its class has them. A test
+# compares them with transformers' source.
 READ_FROM_ANY = frozenset(
     {
         "attention_chunk_size",
@@ -49,11 +49,11 @@ READ_FROM_ANY = frozenset(
 
 
 def unhandled(config: Mapping[str, Any], left: list[str]) -> list[str]:
-    """Return those of the keys that nobody read which may change a model's numbers.
+    """Return the unread keys that may change a model's numbers.
 
     Args:
-        config: The config.json, or the part of it that is a model's own.
-        left: Its keys that no family reads.
+        config: The config.json, or its text part.
+        left: The keys that the family did not read.
     """
     names = [name for name in left if not _asks_for_nothing(name, config[name])]
     if not names:
@@ -68,13 +68,13 @@ def unhandled(config: Mapping[str, Any], left: list[str]) -> list[str]:
 
 
 def is_foreign(config: Mapping[str, Any], name: str) -> bool:
-    """Return whether a key is of no configuration class of transformers that has to do with it."""
+    """Return whether transformers does not know a key: neither for this model nor for any model."""
     own = _fields(str(config.get("model_type")))
     return own is not None and name not in {*own, *_of_any_model(), *READ_FROM_ANY}
 
 
 def _asks_for_nothing(name: str, value: Any) -> bool:
-    """Return whether a value leaves a model as it is without the key, whatever the key is for."""
+    """Return whether a value means "off" for any key, as None, False and "" do."""
     is_plain = (
         name == "layer_types" and isinstance(value, list) and set(value) == {"full_attention"}
     )
@@ -83,9 +83,9 @@ def _asks_for_nothing(name: str, value: Any) -> bool:
 
 @functools.cache
 def _fields(model_type: str) -> Mapping[str, Any] | None:
-    """Return the fields of a model's configuration and their defaults; None if there is no class.
+    """Return the fields of a model's configuration class and their defaults.
 
-    A field under another of its names has the same default.
+    `None` if transformers has no such class. Another name of a field has the field's default.
     """
     from transformers import CONFIG_MAPPING
 
@@ -98,15 +98,17 @@ def _fields(model_type: str) -> Mapping[str, Any] | None:
 
 @functools.cache
 def _of_any_model() -> frozenset[str]:
-    """Return the keys of every configuration, and those of generation that files have in it."""
+    """Return the keys that any configuration may have, those of generation included.
+
+    The keys in `READ_FROM_ANY` are left out, as they may change numbers.
+    """
     from transformers import GenerationConfig, PretrainedConfig
 
-    numbers = READ_FROM_ANY  # of every configuration too, and not without meaning
-    return frozenset({*_defaults(PretrainedConfig), *GenerationConfig().to_dict()} - numbers)
+    return frozenset({*_defaults(PretrainedConfig), *GenerationConfig().to_dict()} - READ_FROM_ANY)
 
 
 def _defaults(kind: type) -> dict[str, Any]:
-    """Return the names that a configuration class takes, and their defaults."""
+    """Return the fields of a configuration class and their defaults."""
     if dataclasses.is_dataclass(kind):
         return {each.name: each.default for each in dataclasses.fields(kind)}
     parameters = inspect.signature(kind).parameters.values()

@@ -1,8 +1,8 @@
-"""Recognise checkpoints whose weights are stored quantized, and say what to use instead.
+"""Recognize checkpoints whose weights are stored quantized, and say which one to use instead.
 
-Separate because no family can read them: they are told by one key of config.json, or by the names
-of tensors that hold scales and packed codes. The invariant: such a model is refused as what it is,
-never by a complaint about keys or tensors that only follow from it.
+No family can read them. One key of config.json gives them away, or the names of tensors that hold
+scales and packed codes. The invariant: the message says that the model is quantized; it never
+complains about single keys or tensors.
 """
 
 import re
@@ -11,7 +11,8 @@ from typing import Any
 
 from jaxft.errors import UnsupportedModelError
 
-# transformers' `quantization_config.quant_method`, as people know it. Others are shown as they are.
+# The common name of each `quantization_config.quant_method`. A method that is missing here is
+# shown as config.json spells it.
 _METHODS = {
     "aqlm": "AQLM",
     "auto-round": "AutoRound",
@@ -30,14 +31,15 @@ _METHODS = {
     "quanto": "Quanto",
     "torchao": "torchao",
 }
-# Where the config does not count the bits, the method does.
+# The bits of methods whose config does not state them.
 _BITS = {"bitnet": 2, "eetq": 8, "fbgemm_fp8": 8, "fp8": 8, "mxfp4": 4}
 
-# Keys at which config.json keeps it; the second is that of old compressed-tensors, the third MLX's.
+# Keys of config.json that hold the description. The second is from old compressed-tensors, the
+# third from MLX.
 _KEYS = ("quantization_config", "compression_config", "quantization")
 
-# What the tensors of each kind are called beside, or in place of, a linear's weight. The first kind
-# that has a name wins: GPTQ's are AWQ's and one more.
+# The names of the tensors that each kind stores beside, or instead of, the weight of a linear
+# module. The first match wins: GPTQ stores the tensors of AWQ and one more.
 _TENSORS = (
     ("bitsandbytes, 4 bits", r".*\.weight\.(absmax|quant_map|nested_absmax|quant_state\..+)"),
     ("bitsandbytes, 8 bits", r".*\.(SCB|weight_format)"),
@@ -59,16 +61,16 @@ _NO_ORIGINAL = {
     "bfloat16",
     "fp8": "; where the model was released in FP8 alone, a copy converted to bfloat16",
 }
-# A name on the Hub, and the words by which the name of a quantized copy is known.
+# A name on the Hub, and the words that mark the name of a quantized copy.
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _COPY = re.compile(r"gptq|awq|bnb|nf4|hqq|quant|mlx|exl2|fp8|fp4|int[48]|w[48]a|[2-8]-?bit", re.I)
 
 
 def refuse_quantized(config: Mapping[str, Any]) -> None:
-    """Refuse the config.json of a quantized checkpoint, that of a part of it included.
+    """Refuse a config.json that says, itself or in its text part, that the weights are quantized.
 
     Raises:
-        UnsupportedModelError: Names method and bits, and what to use instead.
+        UnsupportedModelError: It says so; the message names the method, the bits and what to use.
     """
     for part in (config, config.get("text_config")):
         if not isinstance(part, Mapping):
@@ -92,7 +94,7 @@ def refuse_quantized_tensors(where: object, names: Iterable[str]) -> None:
         names: The names of all its tensors.
 
     Raises:
-        UnsupportedModelError: Says what the tensors are, and what to use instead.
+        UnsupportedModelError: The tensors are quantized; the message says how, and what to use.
     """
     kind = quantization_of(names)
     if kind:
@@ -103,9 +105,9 @@ def refuse_quantized_tensors(where: object, names: Iterable[str]) -> None:
 
 
 def quantization_of(names: Iterable[str]) -> str:
-    """Say how the tensors of these names are quantized; "" if none is known to be.
+    """Return how tensors with these names are quantized: "GPTQ"; "" if they are not.
 
-    A checkpoint that keeps scales is told by them, whatever its config.json says.
+    Only the names count, whatever config.json says.
     """
     listed = list(names)
     for kind, pattern in _TENSORS:
@@ -116,22 +118,22 @@ def quantization_of(names: Iterable[str]) -> str:
 
 
 def _method(key: str, described: Mapping[str, Any]) -> str:
-    """Return the method's name as transformers spells it; "" where it is not said."""
+    """Return the method's name as transformers spells it; "" if the config does not name it."""
     named = described.get("quant_method") or ("mlx" if key == "quantization" else "")
     if not named and any(name.endswith(("load_in_4bit", "load_in_8bit")) for name in described):
-        named = "bitsandbytes"  # whose older configs do not name it
+        named = "bitsandbytes"  # older configs of it do not name the method
     return str(named).casefold()
 
 
 def _description(method: str, described: Mapping[str, Any]) -> str:
-    """Say method and bits, as far as the config does."""
+    """Return the method and its bits, "GPTQ, 4 bits"; without the bits if they are not known."""
     name = _METHODS.get(method, method or "a method that it does not name")
     bits = _bits(method, described)
     return f"{name}, {bits} bits" if bits else name
 
 
 def _bits(method: str, described: Mapping[str, Any]) -> int | None:
-    """Return the bits of a weight, or `None` where the config does not say."""
+    """Return the bits of a weight; `None` if they are not known."""
     for bits in (4, 8):
         if described.get(f"load_in_{bits}bit"):
             return bits
@@ -144,7 +146,7 @@ def _bits(method: str, described: Mapping[str, Any]) -> int | None:
 
 
 def _remedy(method: str, config: Mapping[str, Any]) -> str:
-    """Say what to use instead, with the original's name where the config has it."""
+    """Return what to use instead, with the original's name if the config has it."""
     released = _NO_ORIGINAL.get(method, "")
     origin = config.get("_name_or_path")
     is_name = isinstance(origin, str) and _HUB_NAME.fullmatch(origin) and not _COPY.search(origin)

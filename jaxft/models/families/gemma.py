@@ -1,8 +1,9 @@
-"""Gemma 1, 2 and 3, and VaultGemma: norms of a scale of one plus what is learned.
+"""Gemma 1, 2 and 3, and VaultGemma: norms whose scale is one plus the weight, scaled embeddings.
 
-Embeddings are scaled. From Gemma 2 on, outputs are normed as well, and layers alternate between
-windows and all tokens. Gemma 2 caps scores and logits; Gemma 3 norms queries and keys and turns
-them by another base in layers with a window. VaultGemma is a Gemma 2 that norms no outputs.
+Gemma 2 and 3 norm the outputs of attention and MLP too, and alternate between layers with a window
+and layers that see all tokens. Gemma 2 caps scores and logits. Gemma 3 norms queries and keys, and
+its layers with a window have another base of rotary positions. VaultGemma is a Gemma 2 without
+norms on outputs.
 
 Source: transformers `configuration_gemma.py`, `configuration_gemma2.py`,
 `configuration_gemma3.py`, `configuration_vaultgemma.py` and the modeling files beside them
@@ -45,14 +46,14 @@ _GEMMA2_KEYS = with_keys(
     Key("attn_logit_softcapping", "attn_softcap", 50.0),
     Key("final_logit_softcapping", "logit_softcap", 30.0),
 )
-# Gemma 3 caps no scores, whatever config.json says.
+# Gemma 3 does not cap scores, whatever config.json says.
 _GEMMA3_KEYS = with_keys(
     without_keys(_GEMMA2_KEYS, "attn_softcap"),
     Key("final_logit_softcapping", "logit_softcap", None),
 )
 _GEMMA_DEFAULTS = {"num_key_value_heads": 16, "head_dim": 256, "tie_word_embeddings": True}
 _GEMMA2_DEFAULTS = _GEMMA_DEFAULTS | {"num_key_value_heads": 4}
-# Files of Gemma 3's text part leave out what is the class's default, sizes included.
+# Files of Gemma 3's text part leave out keys at the default of their class, sizes included.
 _GEMMA3_DEFAULTS = _GEMMA2_DEFAULTS | {
     "vocab_size": 262_208,
     "hidden_size": 2304,
@@ -63,7 +64,7 @@ _GEMMA3_DEFAULTS = _GEMMA2_DEFAULTS | {
 
 
 def gemma_tensors(base: str) -> tuple[Tensor, ...]:
-    """Return the name table of a Gemma from 2 on, whose modules but the head are below `base`."""
+    """Return the name table of a Gemma 2 or 3 whose modules, except the head, are below `base`."""
     layer = f"{base}.layers.{{layer}}"
     return replaced(
         llama_tensors(base),
@@ -74,7 +75,7 @@ def gemma_tensors(base: str) -> tuple[Tensor, ...]:
 
 
 def _read_gemma(reader: ConfigReader, keys: tuple[Key, ...] = _KEYS, **features: Any) -> ModelSpec:
-    """Read what all Gemmas share; arguments as of `read_llama`."""
+    """Read the keys that all Gemmas share, with the arguments of `read_llama`."""
     reader.require("use_bidirectional_attention", (False, None))
     norm = dataclasses.replace(RMS_NORM, scale="offset")
     spec = read_llama(reader, keys, norm=norm, **features)
@@ -84,19 +85,22 @@ def _read_gemma(reader: ConfigReader, keys: tuple[Key, ...] = _KEYS, **features:
 def _settled(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config.json of a Gemma 1 with the activation that the model was trained with.
 
-    The first files say "gelu" and mean its approximation.
+    The first files say "gelu", but the models were trained with its approximation.
     """
     named = config.get("hidden_act", _ACTIVATION)
     return dict(config) | {"hidden_act": _ACTIVATION if named == "gelu" else named}
 
 
 def _read_gemma1(reader: ConfigReader) -> ModelSpec:
-    reader.get("hidden_activation", None)  # of transformers 4, which nothing reads now
+    reader.get("hidden_activation", None)  # a key of transformers 4; nothing reads it now
     return _read_gemma(reader)
 
 
 def _read_windows(reader: ConfigReader, period: int) -> tuple[int | None, ...]:
-    """Return the window of each layer: unless it is listed, all but each `period`-th has one."""
+    """Return the window of each layer.
+
+    If config.json does not list them, every `period`-th layer has none and the others have one.
+    """
     default = each_nth_full(reader.get("num_hidden_layers"), period)
     return read_windows(reader, default, reader.get("sliding_window", 4096))
 
@@ -108,7 +112,7 @@ def _read_gemma2(reader: ConfigReader, placement: str) -> ModelSpec:
 
 
 def gemma2_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of a Gemma 2 or a VaultGemma says of `spec`."""
+    """Return the config.json keys of a Gemma 2 or a VaultGemma for `spec`."""
     return llama_config(spec, _GEMMA2_KEYS) | windows_config(spec)
 
 
@@ -132,12 +136,12 @@ def _read_gemma3_text(reader: ConfigReader) -> ModelSpec:
         qk_norm="head",
     )
     for key in ("attn_logit_softcapping", "_sliding_window_pattern", "hidden_act"):
-        reader.get(key, None)  # transformers keeps the first two; it uses none of them
+        reader.get(key, None)  # transformers keeps the first two and uses none of the three
     return spec
 
 
 def gemma3_text_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of a Gemma 3 without a vision part says of `spec`."""
+    """Return the config.json keys of a Gemma 3 without a vision part for `spec`."""
     return gemma2_config(spec) | {"rope_parameters": ropes_config(spec)}
 
 

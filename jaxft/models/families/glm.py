@@ -1,6 +1,6 @@
-"""GLM-4: a Llama that turns half of each head, in neighbouring pairs, with gate and up fused.
+"""GLM-4: a Llama that rotates neighbouring pairs in half of each head, with gate and up fused.
 
-The models of 2025 (`glm4`) norm what attention and MLP give as well.
+The models of 2025 (`glm4`) norm the outputs of attention and MLP too.
 
 Source: transformers `configuration_glm.py`, `configuration_glm4.py`, `modeling_glm.py`,
 `modeling_glm4.py` (defaults and names).

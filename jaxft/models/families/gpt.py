@@ -1,4 +1,4 @@
-"""What decoders before Llama share: layer norms with a bias, and an MLP without a gate."""
+"""GPT-2 and similar decoders: layer norms with a bias, and an MLP without a gate."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -20,16 +20,15 @@ def read_gpt(
     padding_rows: int = 0,
     **features: Any,
 ) -> ModelSpec:
-    """Read what GPT-2 and its likes share.
+    """Return the spec of a GPT-2 or a similar model.
 
     Args:
         reader: The config.json.
-        keys: What it says; positions are learned where there is one for "max_tokens".
-        rope: How every layer turns queries and keys.
-        windows: Of each layer; if not given, none has one.
-        padding_rows: Rows of the table of positions before that of position 0.
-        features: Fields as of `spec_of` that are not as in GPT-2; they count before those of the
-            keys.
+        keys: The keys to read. If one of them sets "max_tokens", positions are learned.
+        rope: The rotary positions of every layer; `None` for none.
+        windows: The window of each layer; if not given, no layer has one.
+        padding_rows: The number of rows of the position table before the row of position 0.
+        features: Fields of `spec_of` that differ from GPT-2's; they override those of `keys`.
     """
     fields = read_keys(reader, keys) | features
     model_dim, num_heads = fields["model_dim"], fields["num_heads"]

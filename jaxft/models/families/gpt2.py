@@ -1,7 +1,7 @@
-"""GPT-2: learned positions, layer norms before, one fused projection for q, k and v.
+"""GPT-2: learned positions, layer norms before each sublayer, a fused projection for q, k and v.
 
-Its linear modules are transformers' `Conv1D`, whose weights are [in, out] as ours are. PEFT puts
-one adapter on `c_attn`, over q, k and v together.
+Its linear modules are transformers' `Conv1D`, whose weights are [in, out], like our leaves. PEFT
+puts one adapter on `c_attn`, for q, k and v together.
 
 Source: transformers `configuration_gpt2.py`, `modeling_gpt2.py` (defaults and names).
 """
@@ -35,7 +35,7 @@ TENSORS = (
     *_conv1d("mlp/down", "mlp.c_proj"),
 )
 
-CAUSAL_MASK = r"transformer\.h\.\d+\.attn\.bias"  # stored as weights by old versions
+CAUSAL_MASK = r"transformer\.h\.\d+\.attn\.bias"  # old versions stored it among the weights
 
 
 KEYS = (
@@ -54,12 +54,12 @@ KEYS = (
 def _read_own(reader: ConfigReader) -> ModelSpec:
     """Read the config.json of a GPT-2."""
     reader.require("scale_attn_by_inverse_layer_idx", (False,), False)
-    reader.get("reorder_and_upcast_attn", False)  # float32 attention, which it always is here
+    reader.get("reorder_and_upcast_attn", False)  # asks for float32 attention, as jaxft always does
     return read_gpt2(reader)
 
 
 def read_gpt2(reader: ConfigReader, keys: tuple[Key, ...] = KEYS, **features: Any) -> ModelSpec:
-    """Read what GPT-2 and GPT-BigCode share; arguments as of `read_gpt`."""
+    """Read the keys that GPT-2 and GPT-BigCode share, with the arguments of `read_gpt`."""
     reader.require("scale_attn_weights", (True,), True)
     reader.require("add_cross_attention", (False,), False)
     reader.get("n_ctx", None)  # a former name of n_positions

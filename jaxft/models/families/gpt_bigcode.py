@@ -1,7 +1,8 @@
-"""GPT-BigCode, which SantaCoder and the first StarCoder are: a GPT-2 with one kv head.
+"""GPT-BigCode (SantaCoder, the first StarCoder): a GPT-2 with one kv head.
 
-Its linear modules are torch's. With one kv head for all queries the fused projection holds all
-queries, then k and v; otherwise every head's q, k and v together: both are "by kv head".
+Its linear modules are torch's `Linear`. With one kv head, the fused projection holds all queries,
+then k, then v. With several, it holds q, k and v of the first head, then of the second, and so on.
+Both are the layout `by_head` of `Tensor`.
 
 Source: transformers `configuration_gpt_bigcode.py`, `modeling_gpt_bigcode.py` (defaults, names).
 """
@@ -30,7 +31,7 @@ TENSORS = (
     *linear("mlp/down", f"{_LAYER}.mlp.c_proj"),
 )
 
-# How attention is rounded (it is float32 here), and keys of a former inference runner.
+# The dtype of attention (always float32 in jaxft), and keys of a former inference runner.
 _UNUSED = (
     "attention_softmax_in_fp32",
     "inference_runner",
@@ -57,7 +58,7 @@ def _read_gpt_bigcode(reader: ConfigReader) -> ModelSpec:
 
 
 def gpt_bigcode_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of a GPT-BigCode says of `spec`."""
+    """Return the config.json keys of a GPT-BigCode for `spec`."""
     heads = {"multi_query": spec.num_kv_heads == 1, "num_key_value_heads": spec.num_kv_heads}
     return keys_config(spec, KEYS) | heads
 

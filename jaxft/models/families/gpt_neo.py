@@ -1,6 +1,6 @@
-"""GPT-Neo: learned positions, layers that see a window between layers that see everything.
+"""GPT-Neo: learned positions; layers with a window alternate with layers that see all tokens.
 
-Its attention scores are not divided by the root of the head width.
+Its attention scores are not divided by the square root of the head dimension.
 
 Source: transformers `configuration_gpt_neo.py`, `modeling_gpt_neo.py` (defaults and names).
 """
@@ -32,7 +32,7 @@ TENSORS = (
     *linear("mlp/down", f"{_LAYER}.mlp.c_proj"),
 )
 
-# The masks, stored as weights by old versions.
+# The masks, which old versions stored among the weights.
 _IGNORED = (*IGNORED, r"transformer\.h\.\d+\.attn\.attention\.bias")
 _GLOBAL, _LOCAL = "global", "local"
 
@@ -52,7 +52,7 @@ KEYS = (
 def _read_gpt_neo(reader: ConfigReader) -> ModelSpec:
     """Read the config.json of a GPT-Neo."""
     window, num_layers = reader.get("window_size", 256), reader.get("num_layers")
-    # Each entry is a pattern and how often it is repeated.
+    # Each entry is a pattern of layers and the number of its repeats.
     types = reader.get("attention_types", None) or [[[_GLOBAL, _LOCAL], 12]]
     kinds = [kind for pattern, repeats in types for _ in range(repeats) for kind in pattern]
     if len(kinds) != num_layers or set(kinds) - {_GLOBAL, _LOCAL}:
@@ -61,13 +61,13 @@ def _read_gpt_neo(reader: ConfigReader) -> ModelSpec:
             f"{num_layers}, {', '.join(sorted(set(kinds)))}.",
             f"Handled here: {_GLOBAL} or {_LOCAL} for each layer.",
         )
-    reader.get("attention_layers", None)  # what follows from attention_types
+    reader.get("attention_layers", None)  # repeats attention_types
     windows = [window if kind == _LOCAL else None for kind in kinds]
     return read_gpt(reader, KEYS, windows=windows, attn_scale=1.0, qkv_bias=False)
 
 
 def gpt_neo_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of a GPT-Neo says of `spec`."""
+    """Return the config.json keys of a GPT-Neo for `spec`."""
     windows = [block.window for block in spec.blocks]
     kinds = [_GLOBAL if window is None else _LOCAL for window in windows]
     period = next(n for n in range(1, len(kinds) + 1) if kinds == kinds[:n] * (len(kinds) // n))

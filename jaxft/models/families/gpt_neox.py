@@ -1,4 +1,4 @@
-"""GPT-NeoX, which Pythia is: rotary positions on a quarter of a head, a parallel residual.
+"""GPT-NeoX and Pythia: rotary positions on a quarter of a head, a parallel residual.
 
 Source: transformers `configuration_gpt_neox.py`, `modeling_gpt_neox.py` (defaults and names).
 """
@@ -27,9 +27,10 @@ TENSORS = (
     *linear("mlp/down", f"{_LAYER}.mlp.dense_4h_to_h"),
 )
 
-# The mask, stored as weights by old versions.
+# The mask, which old versions stored among the weights.
 _IGNORED = (*IGNORED, r"gpt_neox\.layers\.\d+\.attention\.bias")
-# Files have the head's name before transformers 5, whose own writes it still.
+# Files call the head `embed_out`, as transformers 4 did. transformers 5 calls the module `lm_head`
+# and still writes `embed_out`.
 _RENAMES = ((r"^embed_out\.", "lm_head."),)
 _FILE_NAMES = ((r"^lm_head\.", "embed_out."),)
 
@@ -51,7 +52,7 @@ KEYS = (
 def _read_gpt_neox(reader: ConfigReader) -> ModelSpec:
     """Read the config.json of a GPT-NeoX."""
     head_dim = reader.get("hidden_size") // reader.get("num_attention_heads")
-    # Files of transformers 4 have these two, those of its last versions under both names.
+    # transformers 4 wrote these two keys; its last versions wrote them under both names.
     theta = float(reader.get("rotary_emb_base", 10_000))
     partial = float(reader.get("rotary_pct", 0.25))
     reader.require("rope_theta", (theta, None))
@@ -61,7 +62,7 @@ def _read_gpt_neox(reader: ConfigReader) -> ModelSpec:
 
 
 def gpt_neox_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of a GPT-NeoX says of `spec`."""
+    """Return the config.json keys of a GPT-NeoX for `spec`."""
     rope = spec.blocks[0].rope
     assert rope is not None
     share = {"partial_rotary_factor": rope.rotary_dim / spec.head_dim}

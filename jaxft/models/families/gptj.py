@@ -1,4 +1,4 @@
-"""GPT-J: one norm for attention and MLP side by side, interleaved rotary positions on a part.
+"""GPT-J: attention and MLP in parallel after one norm, interleaved rotary positions on a part.
 
 Source: transformers `configuration_gptj.py`, `modeling_gptj.py` (defaults and names).
 """
@@ -26,9 +26,9 @@ TENSORS = (
     *linear("mlp/down", f"{_LAYER}.mlp.fc_out"),
 )
 
-# The mask and the table of angles, stored as weights by old versions.
+# The mask and the table of angles, which old versions stored among the weights.
 _IGNORED = (*IGNORED, r"transformer\.h\.\d+\.attn\.(bias|embed_positions)")
-_THETA = 10_000.0  # the config has no field for it
+_THETA = 10_000.0  # config.json has no key for it
 
 
 KEYS = (
@@ -45,7 +45,7 @@ KEYS = (
 
 def _read_gptj(reader: ConfigReader) -> ModelSpec:
     """Read the config.json of a GPT-J."""
-    reader.get("n_positions", 2048)  # how many angles are computed beforehand
+    reader.get("n_positions", 2048)  # the size of transformers' table of angles
     for key in ("rotary", "scale_attn_weights"):
         reader.require(key, (True,), True)
     return read_gpt(
@@ -60,7 +60,7 @@ def _read_gptj(reader: ConfigReader) -> ModelSpec:
 
 
 def gptj_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of a GPT-J says of `spec`."""
+    """Return the config.json keys of a GPT-J for `spec`."""
     rope = spec.blocks[0].rope
     assert rope is not None
     return keys_config(spec, KEYS) | {"rotary_dim": rope.rotary_dim}

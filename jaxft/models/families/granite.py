@@ -1,7 +1,7 @@
-"""Granite: a Llama with a factor on embeddings, attention scores, residuals and logits each.
+"""Granite: a Llama with factors on embeddings, attention scores, residuals and logits.
 
-Of Granite 4 (`granitemoehybrid`) those models that have neither experts nor state spaces.
-HyperCLOVA X has the same factors, and norms what attention and MLP give as well.
+Granite 4 (`granitemoehybrid`) is supported for models with neither experts nor state-space layers.
+HyperCLOVA X has the same factors, and norms the outputs of attention and MLP too.
 
 Source: transformers `configuration_granite.py`, `configuration_granitemoehybrid.py`,
 `configuration_hyperclovax.py` and their `modeling_*.py` (defaults and names).
@@ -25,7 +25,7 @@ from jaxft.models.families.llama import (
 from jaxft.models.families.windows import FULL, read_layer_types
 from jaxft.models.spec import ModelSpec
 
-# A factor on embeddings, attention scores and residuals each.
+# The factors on embeddings, attention scores and residuals.
 _FACTORS = (
     Key("embedding_multiplier", "embed_scale", 1.0),
     Key("attention_multiplier", "attn_scale", 1.0),
@@ -36,7 +36,7 @@ _DIVISOR = Key("logits_scaling", "logit_scale", 1.0, lambda each: 1 / each, lamb
 GRANITE = llama_family("granite", ATTENTION_BIAS, MLP_BIAS, *_FACTORS, _DIVISOR)
 
 
-_OLD_KIND = "attention"  # of layers with full attention
+_OLD_KIND = "attention"  # the old name of `FULL`
 _GRANITE4_KEYS = with_keys(
     KEYS,
     ATTENTION_BIAS,
@@ -45,12 +45,12 @@ _GRANITE4_KEYS = with_keys(
     Key("shared_intermediate_size", "mlp_dim", 1024),
 )
 _NO_MIXTURE = {"num_experts_per_tok", "output_router_logits", "router_aux_loss_coef"}
-# Of experts, of how it began, of state spaces; and what `layer_types` says.
+# Keys about experts, initialization and state spaces, and an older name of `layer_types`.
 _UNREAD = {"intermediate_size", "init_method", "layers_block_type", "time_step_limit"}
 
 
 def _settled(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config.json of a Granite 4 with its layers listed as in other models."""
+    """Return a config.json of a Granite 4 whose `layer_types` has the kinds of other models."""
     layers = config.get("layer_types") or config.get("layers_block_type") or ["mamba"]
     kinds = [FULL if kind == _OLD_KIND else kind for kind in layers]
     return dict(config) | {"layer_types": kinds}
@@ -69,7 +69,7 @@ def _read_granite4(reader: ConfigReader) -> ModelSpec:
 
 
 def granite4_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of a dense Granite 4 says of `spec`."""
+    """Return the config.json keys of a dense Granite 4 for `spec`."""
     return llama_config(spec, _GRANITE4_KEYS) | {
         "layer_types": [FULL] * len(spec.blocks),
         "num_local_experts": 0,
@@ -96,7 +96,7 @@ HYPERCLOVAX = llama_family(
     ATTENTION_BIAS,
     MLP_BIAS,
     *with_keys(_FACTORS, Key("attention_multiplier", "attn_scale", None)),
-    Key("logits_scaling", "logit_scale", 1.0),  # a factor, where Granite divides by it
+    Key("logits_scaling", "logit_scale", 1.0),  # it multiplies by this; Granite divides
     choice("use_post_norm", "norm_placement", True, yes="sandwich", no="pre"),
     tensors=_HYPERCLOVAX_TENSORS,
 )

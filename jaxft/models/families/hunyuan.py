@@ -1,7 +1,7 @@
-"""Dense Hunyuan: a Llama whose queries and keys are normed after they are turned.
+"""Dense Hunyuan: a Llama that norms queries and keys after their rotation.
 
-Its rope is stretched by a factor on the base, `alpha`, under the name "dynamic"; without `alpha`
-that would be another kind, which depends on the length of the text.
+Its rope has the type "dynamic" and a field `alpha`, a factor on the base. Without `alpha`,
+"dynamic" is another kind of rope, which depends on the length of the text.
 
 Source: transformers `configuration_hunyuan_v1_dense.py`, `modeling_hunyuan_v1_dense.py`.
 """

@@ -34,7 +34,7 @@ STARCODER2 = llama_family(
         "num_key_value_heads": 2,
         "tie_word_embeddings": True,
     },
-    # The published files write them.
+    # The published files have these keys.
     fixed={"mlp_type": ("default",), "norm_type": ("layer_norm",)},
     tensors=replaced(
         TENSORS,
@@ -68,8 +68,9 @@ _NEMOTRON_KEYS = with_keys(KEYS, ATTENTION_BIAS, MLP_BIAS, Key("norm_eps", "norm
 
 def _read_nemotron(reader: ConfigReader) -> ModelSpec:
     """Read the config.json of a Nemotron."""
-    reader.get("rope_percent", None)  # of old files; transformers does not read it
-    if reader.get("kv_channels", None) is not None:  # in some files; transformers does not read it
+    # Some files have these two keys; transformers does not read them.
+    reader.get("rope_percent", None)
+    if reader.get("kv_channels", None) is not None:
         reader.require("kv_channels", (read_head_dim(reader),))
     norm = dataclasses.replace(LAYER_NORM, scale="offset")
     return read_llama(reader, _NEMOTRON_KEYS, norm=norm, partial=0.5, mlp="plain")

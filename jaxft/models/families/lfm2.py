@@ -1,4 +1,4 @@
-"""LFM2: short convolutions in most layers, grouped attention in the others.
+"""LFM2: short convolutions in most layers, grouped-query attention in the others.
 
 Source: transformers `configuration_lfm2.py`, `modeling_lfm2.py` (defaults and names).
 """
@@ -41,12 +41,12 @@ _DEFAULTS = {
     "tie_word_embeddings": True,
 }
 _KEYS = with_keys(without_keys(KEYS, "activation"), Key("norm_eps", "norm_eps", 1e-5))
-# By the names that older files have, which count where both are there.
+# Names of keys in older files. The older name wins where both are there.
 _OLDER = {"block_ff_dim": "intermediate_size", "tie_embedding": "tie_word_embeddings"}
 
 
 def _settled(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config.json without the older names."""
+    """Return a config.json in which older names are replaced by the usual ones."""
     named = {key: value for key, value in config.items() if key not in _OLDER}
     return named | {_OLDER[key]: config[key] for key in _OLDER if key in config}
 
@@ -54,7 +54,7 @@ def _settled(config: Mapping[str, Any]) -> dict[str, Any]:
 def _read_lfm2(reader: ConfigReader) -> ModelSpec:
     """Read the config.json of an LFM2."""
     for key in ("hidden_act", "rms_norm_eps"):
-        reader.get(key, None)  # its class asks for neither
+        reader.get(key, None)  # transformers' class reads neither
     spec = read_llama(reader, _KEYS, theta=1_000_000.0, qk_norm="head", activation="silu")
     conv = ConvSpec(reader.get("conv_L_cache", 3), reader.get("conv_bias", False))
     mlp = spec.blocks[0].mlp
@@ -67,10 +67,10 @@ def _read_lfm2(reader: ConfigReader) -> ModelSpec:
 
 
 def _read_kinds(reader: ConfigReader) -> list[str]:
-    """Return of each layer whether it has attention or a convolution.
+    """Return the kind of each layer, attention or convolution.
 
     Raises:
-        UnsupportedModelError: If there are kinds that are not handled, or too few or too many.
+        UnsupportedModelError: A kind is not supported, or there is not one for each layer.
     """
     num_layers = reader.get("num_hidden_layers")
     listed, kinds = reader.get("full_attn_idxs", None), reader.get("layer_types", None)
@@ -86,7 +86,7 @@ def _read_kinds(reader: ConfigReader) -> list[str]:
 
 
 def _adjusted(width: int, reader: ConfigReader) -> int:
-    """Return the MLP's width: two thirds of what is said, by a factor, rounded up to a multiple.
+    """Return the MLP's width: two thirds of `width` times a factor, rounded up to a multiple.
 
     Source: transformers `modeling_lfm2.py: Lfm2MLP.__init__`.
     """
@@ -100,7 +100,7 @@ def _adjusted(width: int, reader: ConfigReader) -> int:
 
 
 def lfm2_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of an LFM2 says of `spec`."""
+    """Return the config.json keys of an LFM2 for `spec`."""
     convs = [block.mixer for block in spec.blocks if isinstance(block.mixer, ConvSpec)]
     kinds = [_CONV if isinstance(block.mixer, ConvSpec) else FULL for block in spec.blocks]
     conv = {"conv_L_cache": convs[0].width, "conv_bias": convs[0].bias} if convs else {}

@@ -1,7 +1,7 @@
-"""Llama and its likes: RMS norms, rotary positions, grouped queries, a gated MLP.
+"""Llama and Mistral: RMS norms, rotary positions, grouped-query attention, a gated MLP.
 
-SmolLM2 is a Llama by its config.json. Mistral differs by its sliding window alone. Other families
-that are a Llama with some differences are a `llama_family`, or begin with `read_llama`.
+SmolLM2 has the config.json of a Llama. Mistral differs in its sliding window only. Other families
+that resemble a Llama are made with `llama_family`, or begin with `read_llama`.
 
 Source: transformers `configuration_llama.py`, `configuration_mistral.py`, `modeling_llama.py`,
 `modeling_mistral.py` (defaults and names).
@@ -37,7 +37,7 @@ from jaxft.models.spec import ModelSpec, NormSpec, Rope
 
 
 def llama_tensors(base: str) -> tuple[Tensor, ...]:
-    """Return the name table of a Llama whose modules but the head are below `base`."""
+    """Return the name table of a Llama whose modules, except the head, are below `base`."""
     layer = f"{base}.layers.{{layer}}"
     return (
         plain("embed/kernel", f"{base}.embed_tokens.weight"),
@@ -77,11 +77,11 @@ KEYS = (
     Key("rms_norm_eps", "norm_eps", 1e-6),
     Key("tie_word_embeddings", "tied_head", False),
 )
-# Lines that many families have more.
+# Keys that many families have in addition.
 ATTENTION_BIAS = Key("attention_bias", ("qkv_bias", "out_bias"), False)
 MLP_BIAS = Key("mlp_bias", "mlp_bias", False)
 
-# The kinds of norm; the eps is what config.json says.
+# The kinds of norm; `read_llama` sets the eps.
 RMS_NORM = NormSpec("rms", 0.0, scale="plain", bias=False)
 LAYER_NORM = NormSpec("layer", 0.0, scale="plain", bias=True)
 
@@ -99,20 +99,19 @@ def read_llama(
     interleaved: bool = False,
     **features: Any,
 ) -> ModelSpec:
-    """Read what Llama and its likes share.
+    """Return the spec of a Llama or a similar model.
 
     Args:
         reader: The config.json.
-        keys: What it says.
-        norm: The kind of every norm; its eps counts where no key says one.
-        windows: Of each layer; if not given, the one of `keys` for all, or none.
-        ropes: Of each layer; if not given, config.json has one for all.
-        is_turned: Which layers turn queries and keys; if not given, all do.
+        keys: The keys to read.
+        norm: The kind of every norm; a key for "norm_eps" overrides its eps.
+        windows: The window of each layer; if not given, the one of `keys` for all layers, or none.
+        ropes: The rotary positions of each layer; if not given, config.json has one for all layers.
+        is_turned: Whether each layer has rotary positions; if not given, all have them.
         theta: The family's default base of rotary positions.
-        partial: As in `read_rope`.
-        interleaved: Whether the pairs that are turned are neighbours, as in `Rope`.
-        features: Fields as of `spec_of` that are not as in Llama; they count before those of the
-            keys.
+        partial: The family's default share of rotated channels; `read_rope` explains it.
+        interleaved: Whether neighbouring channels are rotated together; `Rope` explains it.
+        features: Fields of `spec_of` that differ from Llama's; they override those of `keys`.
     """
     fields = read_keys(reader, keys) | features
     head_dim, num_layers = read_head_dim(reader), fields.pop("num_layers")
@@ -144,13 +143,13 @@ def read_llama(
 
 
 def read_head_dim(config: ConfigReader) -> int:
-    """Return the width of a head."""
+    """Return the dimension of a head."""
     width = config.get("head_dim", None)
     return int(width or config.get("hidden_size") // config.get("num_attention_heads"))
 
 
 def llama_config(spec: ModelSpec, keys: Iterable[Key] = KEYS) -> dict[str, Any]:
-    """Return what the config.json of Llama and its likes says of `spec`."""
+    """Return the config.json keys of a Llama, or of a similar family with `keys`, for `spec`."""
     ropes = [block.rope for block in spec.blocks if block.rope is not None]
     written = keys_config(spec, keys)
     if ropes:
@@ -170,18 +169,18 @@ def llama_family(
     tensors: tuple[Tensor, ...] = TENSORS,
     **features: Any,
 ) -> Family:
-    """Return a family that is a Llama but for what is said here.
+    """Return a family that differs from Llama in the arguments only.
 
     Args:
-        model_type: As config.json has it.
-        lines: Keys of config.json that a Llama has not, or has otherwise.
-        defaults: What transformers' config class has for keys that are missing, where that is not
-            what Llama's has.
-        fixed: Keys of which only some values are handled; the first is the default.
+        model_type: The `model_type` of its config.json.
+        lines: Keys of config.json that a Llama lacks, or reads in another way.
+        defaults: The defaults of transformers' config class that differ from Llama's.
+        fixed: The supported values of keys that allow only some; the first is the default.
         unread: Keys that files have and transformers does not read.
-        rope: The `rope_parameters` of a config.json that has none; if not given, `theta` says all.
-        windows: Where config.json lists layers with and without a window; if not given, the one of
-            `lines` is of all layers.
+        rope: The `rope_parameters` for a config.json that has none; if not given, rotary positions
+            of base `theta` without scaling.
+        windows: How config.json lists the layers that have a window; if not given, the window of
+            `lines` is that of all layers.
         tensors: The name table.
         features: Further arguments of `read_llama`: `theta`, fields of `ModelSpec`, and so on.
     """
@@ -198,7 +197,7 @@ def llama_family(
     def config_from_spec(spec: ModelSpec) -> dict[str, Any]:
         written = llama_config(spec, keys) | ({} if windows is None else windows.write(spec))
         if "partial" in features and "rope_parameters" in written:
-            # Said even where every channel is turned: unsaid, the family's own share is.
+            # Written even if every channel is rotated: without it, the family's default applies.
             whole = {"partial_rotary_factor": 1.0}
             written["rope_parameters"] = whole | written["rope_parameters"]
         return written
@@ -211,7 +210,7 @@ LLAMA = llama_family(
     "llama",
     ATTENTION_BIAS,
     MLP_BIAS,
-    fixed={"rope_interleaved": (False, None)},  # SmolLM2 writes it
+    fixed={"rope_interleaved": (False, None)},  # SmolLM2 has this key
 )
 MISTRAL = llama_family(
     "mistral",

@@ -1,8 +1,8 @@
-"""Families that are a Llama but for a few lines each.
+"""Families that differ from Llama in a few lines each.
 
-EXAONE 4 norms what attention and MLP give, and each head of queries and keys; its layers without a
-window have no positions, where others have a window. CWM has a window on three layers in four.
-Arcee's MLP has no gate. Helium and ERNIE 4.5 turn neighbouring channels. Seed-OSS has a bias on
+EXAONE 4 norms the outputs of attention and MLP, and the heads of queries and keys; if some of its
+layers have a window, the others have no positions. CWM has a window on three layers in four.
+Arcee's MLP has no gate. Helium and ERNIE 4.5 rotate neighbouring channels. Seed-OSS has a bias on
 queries, keys and values.
 
 Source: transformers `configuration_*.py` and `modeling_*.py` of each (defaults and names).
@@ -30,7 +30,7 @@ def _read_exaone4(reader: ConfigReader) -> ModelSpec:
     reader.get("attn_implementation", None)
     pattern = reader.get("sliding_window_pattern", None) or 4
     if not isinstance(pattern, str):
-        pattern = "L" * (pattern - 1) + "G"  # local and global layers, as files spell it
+        pattern = "L" * (pattern - 1) + "G"  # L is a local layer, G a global one, as in files
     window = reader.get("sliding_window", 4096)
     is_hybrid = window is not None
     kinds = [
@@ -45,7 +45,7 @@ def _read_exaone4(reader: ConfigReader) -> ModelSpec:
 
 
 def exaone4_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of an EXAONE 4 says of `spec`."""
+    """Return the config.json keys of an EXAONE 4 for `spec`."""
     is_hybrid = any(block.rope is None for block in spec.blocks)
     without = {} if is_hybrid else {"sliding_window": None}
     return llama_config(spec) | windows_config(spec) | without

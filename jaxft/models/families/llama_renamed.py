@@ -1,7 +1,7 @@
-"""Families that are a Llama under another name, with other defaults.
+"""Families that are a Llama with other names and defaults.
 
-EXAONE 3 and 3.5 name some keys of config.json otherwise, and their files have other names of
-tensors than transformers' class, which the adapters follow.
+EXAONE 3 and 3.5 have other names for some keys of config.json. Their files also name tensors
+differently from transformers' class; adapters use the names of the class.
 
 Source: transformers `configuration_exaone.py`, `configuration_iquestcoder.py`;
 `conversion_mapping.py` for the names in files.
@@ -49,13 +49,13 @@ _DEFAULTS = {"num_key_value_heads": 8, "rms_norm_eps": 1e-5}
 IQUESTCODER = llama_family(
     "iquestcoder", ATTENTION_BIAS, MLP_BIAS, defaults=_DEFAULTS | {"head_dim": 128}
 )
-_TRANSFORMERS = llama_family(  # by the names that transformers has
+_TRANSFORMERS = llama_family(  # with the names that transformers uses
     "exaone", ATTENTION_BIAS, MLP_BIAS, defaults=_DEFAULTS, theta=500_000.0
 )
 
 
 def _settled(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config.json of an EXAONE 3 or 3.5 with the keys of transformers."""
+    """Return the config.json of an EXAONE 3 or 3.5 with the keys of transformers' class."""
     return {_EXAONE_KEYS.get(key, key): value for key, value in config.items()}
 
 

@@ -1,7 +1,8 @@
-"""Ministral: a Mistral that says of each layer whether it has a window; Ministral 3.
+"""Ministral and Ministral 3.
 
-Ministral 3 has a window on all layers or on none, as a Mistral, and its queries grow with their
-position. That is said among the fields of its rope.
+Ministral is a Mistral whose config.json lists the layers that have a window. Ministral 3 has a
+window on all layers or on none, like a Mistral, and scales its queries up with their position; the
+fields of its rope say how.
 
 Source: transformers `configuration_ministral.py`, `modeling_ministral.py` (defaults and names);
 `configuration_ministral3.py`, `modeling_ministral3.py`.
@@ -58,8 +59,8 @@ def _read_ministral3(reader: ConfigReader) -> ModelSpec:
     """Read the config.json of a Ministral 3.
 
     Raises:
-        UnsupportedModelError: If the rope lacks what says how queries grow, or anything else is
-            not handled.
+        UnsupportedModelError: The rope lacks the fields that scale the queries, or another
+            feature is not supported.
     """
     found = reader.get("rope_scaling", None) or reader.get("rope_parameters", None)
     beta = found.get("llama_4_scaling_beta")
@@ -76,7 +77,7 @@ def _read_ministral3(reader: ConfigReader) -> ModelSpec:
 
 
 def ministral3_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of a Ministral 3 says of `spec`."""
+    """Return the config.json keys of a Ministral 3 for `spec`."""
     written = llama_config(spec, _KEYS_3)
     if spec.query_scaling is not None:
         written["rope_parameters"] |= {

@@ -1,6 +1,7 @@
-"""MPT: ALiBi, layer norms without a bias, no bias anywhere.
+"""MPT: ALiBi, layer norms, no bias anywhere.
 
-Much that its config.json can say, transformers never reads: other values are refused.
+transformers never reads many of the keys in its config.json. A value that differs from what
+transformers computes is refused.
 
 Source: transformers `configuration_mpt.py`, `modeling_mpt.py` (defaults and names).
 """
@@ -29,7 +30,7 @@ TENSORS = (
     *linear("mlp/down", f"{_LAYER}.ffn.down_proj"),
 )
 
-# The values that the class computes with, whatever config.json says.
+# The values that transformers' class computes with, whatever config.json says.
 _FIXED: Mapping[str, Any] = {"expansion_ratio": 4, "logit_scale": None, "no_bias": True}
 _FIXED_IN_ATTENTION: Mapping[str, Any] = {
     "alibi": True,
@@ -39,8 +40,8 @@ _FIXED_IN_ATTENTION: Mapping[str, Any] = {
     "prefix_lm": False,
     "qk_ln": False,
 }
-# Of the first code base: how the model was made, run and trained. The positions that
-# `learned_pos_emb` speaks of, ALiBi stands for.
+# Keys of the code that trained the model: how it was initialized, run and trained. ALiBi replaces
+# the positions that `learned_pos_emb` asks for.
 _UNUSED = (
     "embedding_fraction",
     "init_config",
@@ -64,7 +65,7 @@ KEYS = (
 
 def _read_mpt(reader: ConfigReader) -> ModelSpec:
     """Read the config.json of an MPT."""
-    # Without `finish`: files of transformers 4 have every key of any config in there.
+    # Unread keys are allowed: transformers 4 wrote the keys of any config into it.
     attention = ConfigReader(reader.get("attn_config", None) or {})
     for source, fixed in ((reader, _FIXED), (attention, _FIXED_IN_ATTENTION)):
         for key, value in fixed.items():
@@ -88,7 +89,7 @@ def _read_mpt(reader: ConfigReader) -> ModelSpec:
 
 
 def mpt_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of an MPT says of `spec`."""
+    """Return the config.json keys of an MPT for `spec`."""
     return keys_config(spec, KEYS) | {"attn_config": {"softmax_scale": spec.attn_scale}}
 
 

@@ -1,10 +1,11 @@
-"""The text part of models that also see.
+"""The text part of models of text and images.
 
 They are Gemma 3 from 4b on, Mistral Small from 3.1 on, Ministral 3 and Muse Glimmer.
 
-config.json has the text part's own config under `text_config`. The names here are those that the
-modules have in transformers' class for the whole, so that adapters load there; files have others.
-What sees is ignored by name, so such a model is written as a model of text alone.
+config.json has the config of the text part under `text_config`. The name table has the module
+names of transformers' class for the whole model, so that adapters load there; files have other
+names. The tensors of the vision part are ignored by name, and the model is written as a model of
+text alone.
 
 Source: transformers `configuration_gemma3.py`, `modeling_gemma3.py`, `configuration_mistral3.py`,
 `modeling_mistral3.py`; `conversion_mapping.py` for the names in files.
@@ -24,9 +25,9 @@ _RENAMES = (
     (r"language_model\.lm_head\.(.*)", r"lm_head.\1"),
     (r"language_model\.model\.(.*)", rf"{_BASE}.\1"),
 )
-_SEEING = r"(model\.)?(vision_tower|multi_modal_projector|vision_adapter|vision_projection)\..*"
-_IGNORED = (*IGNORED, _SEEING)
-# What config.json says of images.
+_VISION = r"(model\.)?(vision_tower|multi_modal_projector|vision_adapter|vision_projection)\..*"
+_IGNORED = (*IGNORED, _VISION)
+# Keys of config.json about images.
 _UNUSED = (
     "boi_token_index",
     "eoi_token_index",
@@ -42,28 +43,28 @@ _UNUSED = (
     "vision_config",
     "vision_feature_layer",
 )
-# transformers' classes of the text parts, which readers other than it go by.
+# transformers' class of each text part; other readers need it in config.json.
 _CLASSES = {
     "gemma3_text": "Gemma3ForCausalLM",
     "mistral": "MistralForCausalLM",
     "ministral": "MinistralForCausalLM",
     "ministral3": "Ministral3ForCausalLM",
-    # transformers has no class for it with a head; this one is without.
+    # transformers has no class with a head for it; this one has none.
     "muse_glimmer_text": "MuseGlimmerTextModel",
 }
-# Said by the whole, and by its text part only where the whole says nothing.
+# Keys that the whole model's config decides; its text part's count only if the whole lacks them.
 _OF_THE_WHOLE = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
-# What the whole means where it says nothing, whatever its text part says.
+# Defaults of the whole model's config, which count before the text part's keys.
 _MEANT = {"muse_glimmer": {"tie_word_embeddings": False}}
 
 
 def text_part(family: Family, config: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
     """Return the family and the config.json of the text part of a model.
 
-    Both are the model's own if it has no other part.
+    For a model of text alone they are the model's own.
 
     Raises:
-        UnsupportedModelError: If the text part is of no family that is handled in it.
+        UnsupportedModelError: The text part belongs to none of the family's `text_families`.
     """
     if not family.text_families:
         return family, dict(config)
@@ -77,7 +78,7 @@ def text_part(family: Family, config: Mapping[str, Any]) -> tuple[Family, dict[s
             f"Handled in a model of type {family.model_type}: {', '.join(by_name)}.",
         )
     said = {key: config[key] for key in _OF_THE_WHOLE if config.get(key) is not None}
-    # Tied by default, whatever the text part says.
+    # The head is tied by default, whatever the text part says.
     whole = {"tie_word_embeddings": True} | _MEANT.get(family.model_type, {}) | said
     own = {"architectures": [_CLASSES[named]], "model_type": named}
     return by_name[named], text | whole | own
@@ -88,13 +89,13 @@ def _read(family: Family, reader: ConfigReader) -> ModelSpec:
         reader.get(key, None)
     text_family, text = text_part(family, reader.config)
     if text_family is not muse_glimmer.MUSE_GLIMMER_TEXT:
-        # transformers' other classes of the whole do not apply it, those of the text part do.
+        # The classes of the text parts apply it; the other classes of the whole model do not.
         ConfigReader(text).require("final_logit_softcapping", (None,))
     return text_family.spec_from_config(text)
 
 
 def _written(family: Family, spec: ModelSpec) -> dict[str, Any]:
-    """Return the config.json of a spec, its text part of the first family that can say it."""
+    """Return the config.json of a spec; its text part is of the first family that can hold it."""
     written = (
         (each, each.config_from_spec(spec) | {"model_type": each.model_type})
         for each in family.text_families

@@ -1,7 +1,8 @@
-"""The text of Muse Glimmer: norms on both sides, gated attention, queries and keys without scales.
+"""The text part of Muse Glimmer: norms before and after each sublayer, gated attention.
 
-A weightless norm follows the embedding. What attention mixes is multiplied by the sigmoid of
-another projection of its input. Layers without a window have no positions.
+A norm without weights follows the embedding, and others norm queries and keys. The output of
+attention is multiplied by the sigmoid of another projection of its input. Layers without a window
+have no positions.
 
 Source: transformers `configuration_muse_glimmer.py: MuseGlimmerTextConfig`,
 `modeling_muse_glimmer.py` (defaults and names).
@@ -43,12 +44,12 @@ _KEYS = with_keys(
     Key("output_multiplier", "logit_scale", 0.19611613513818404),
     Key("final_logit_softcapping", "logit_softcap", 20.0),
 )
-_PERIOD = 4  # of layers, the last of which has neither window nor positions
-_DIGITS = 12  # of a factor that is folded into another one, when it is taken out again
+_PERIOD = 4  # of four layers, the last one has neither a window nor positions
+_DIGITS = 12  # significant digits of `qk_scale_factor` when it is recovered from `attn_scale`
 
 
 def muse_tensors(base: str) -> tuple[Tensor, ...]:
-    """Return the name table of a Muse Glimmer whose modules but the head are below `base`."""
+    """Return the name table of a Muse Glimmer whose modules, except the head, are below `base`."""
     gate = linear("attn/gate", f"{base}.layers.{{layer}}.self_attn.gate_proj")
     return (*gemma.gemma_tensors(base), *gate)
 
@@ -86,10 +87,10 @@ def _read_muse(reader: ConfigReader) -> ModelSpec:
 
 
 def _read_turned(reader: ConfigReader, is_open: list[bool]) -> list[bool]:
-    """Return which layers turn queries and keys: those with a base that is not 0.
+    """Return whether each layer has rotary positions: its base is not 0.
 
     Raises:
-        UnsupportedModelError: If a layer has a base of its own: transformers turns all by one.
+        UnsupportedModelError: A layer has another base than the model's; transformers uses one.
     """
     thetas = reader.get("layer_rope_theta", None)
     if thetas is None:
@@ -105,7 +106,7 @@ def _read_turned(reader: ConfigReader, is_open: list[bool]) -> list[bool]:
 
 
 def muse_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of the text part of a Muse Glimmer says of `spec`."""
+    """Return the config.json keys of the text part of a Muse Glimmer for `spec`."""
     return {
         **llama_config(spec, _KEYS),
         **windows_config(spec),

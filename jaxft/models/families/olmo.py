@@ -1,8 +1,8 @@
 """OLMo 1, 2 and 3: a Llama with norms in other places.
 
-OLMo 1 has layer norms that learn nothing. From OLMo 2 on, attention and MLP read the residual
-stream as it is and their outputs are normed, and so are queries and keys, all heads together;
-OLMo 3 has windows in all but each fourth layer, and another rope in the layers without.
+OLMo 1 has layer norms without weights. OLMo 2 and 3 do not norm the inputs of attention and MLP
+but their outputs, and they norm queries and keys over all heads together. OLMo 3 has a window in
+three layers of four, and another rope in the fourth.
 
 Source: transformers `configuration_olmo.py`, `configuration_olmo2.py`, `configuration_olmo3.py`,
 `modeling_olmo.py`, `modeling_olmo2.py`, `modeling_olmo3.py` (defaults and names).
@@ -59,7 +59,7 @@ def _read_olmo3(reader: ConfigReader) -> ModelSpec:
 
 
 def olmo3_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of an OLMo 3 says of `spec`."""
+    """Return the config.json keys of an OLMo 3 for `spec`."""
     ropes = {"rope_parameters": ropes_config(spec)}
     return llama_config(spec, _KEYS) | windows_config(spec) | ropes
 

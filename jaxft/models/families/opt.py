@@ -33,7 +33,7 @@ TENSORS = (
     *norm("mlp_norm", f"{_LAYER}.final_layer_norm"),
 )
 
-_PADDING_ROWS = 2  # of the table of positions, before that of position 0
+_PADDING_ROWS = 2  # rows of the position table before the row of position 0
 
 KEYS = (
     Key("vocab_size", "vocab_size"),
@@ -65,7 +65,7 @@ def _read_opt(reader: ConfigReader) -> ModelSpec:
 
 
 def opt_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of an OPT says of `spec`."""
+    """Return the config.json keys of an OPT for `spec`."""
     lacks_final_norm = spec.norm_placement == "pre" and not spec.final_norm
     return keys_config(spec, KEYS) | {"_remove_final_layer_norm": lacks_final_norm}
 

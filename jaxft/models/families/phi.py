@@ -1,4 +1,4 @@
-"""Phi 1, 1.5 and 2: attention and MLP side by side after one norm, biases everywhere.
+"""Phi 1, 1.5 and 2: attention and MLP in parallel after one norm, biases everywhere.
 
 Source: transformers `configuration_phi.py`, `modeling_phi.py` (defaults and names).
 """

@@ -1,7 +1,7 @@
 """Phi-3, Phi-3.5, Phi-4 and Phi-4-mini: a Llama whose projections are fused.
 
-Its rope has one set of factors for texts of up to `original_max_position_embeddings`, another one
-for longer texts, and may turn a part of each head's channels.
+Its rope has one set of factors for texts of up to `original_max_position_embeddings` tokens and
+another one for longer texts. It may rotate only a part of each head's channels.
 
 Source: transformers `configuration_phi3.py`, `modeling_phi3.py` (defaults and names).
 """
@@ -29,7 +29,7 @@ _DEFAULTS = {
     "max_position_embeddings": 4096,
     "original_max_position_embeddings": 4096,
 }
-# What Phi-4-mini's config.json says beyond transformers' own, and means nothing there.
+# Keys of Phi-4-mini's config.json that transformers does not read.
 _UNUSED = {
     "attention_bias": False,
     "full_attn_mod": 1,
@@ -37,7 +37,7 @@ _UNUSED = {
     "lm_head_bias": False,
     "mlp_bias": False,
 }
-_OLD_KINDS = ("su", "yarn")  # names that the same scaling had before "longrope"
+_OLD_KINDS = ("su", "yarn")  # older names of "longrope"
 
 
 def _read_phi3(reader: ConfigReader) -> ModelSpec:
@@ -49,7 +49,7 @@ def _read_phi3(reader: ConfigReader) -> ModelSpec:
 
 
 def _renamed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config.json whose rope, if it is of an old kind, is called by the name it has."""
+    """Return a config.json in which a rope with an old name has its new name, "longrope"."""
     renamed = dict(config)
     for key in ("rope_parameters", "rope_scaling"):
         found = dict(config.get(key) or {})
@@ -59,7 +59,7 @@ def _renamed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def phi3_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of a Phi-3 says of `spec`."""
+    """Return the config.json keys of a Phi-3 for `spec`."""
     rope, written = spec.blocks[0].rope, llama_config(spec, _KEYS)
     if rope is not None and isinstance(rope.scaling, LongScaling):
         original = rope.scaling.original_max_positions

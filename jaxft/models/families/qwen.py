@@ -36,7 +36,7 @@ _WINDOWS = Windows(_read_windows, _windows_config)
 QWEN2 = llama_family(
     "qwen2",
     defaults={"num_key_value_heads": 32},
-    fixed={"use_mrope": (False, None)},  # distilled models write it
+    fixed={"use_mrope": (False, None)},  # distilled models have this key
     windows=_WINDOWS,
     qkv_bias=True,
 )

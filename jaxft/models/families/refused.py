@@ -1,7 +1,6 @@
-"""What is known of model types that are not handled, so that a refusal says what they are.
+"""The model types that are not supported, by kind, so that a refusal can say why.
 
-Separate because it is knowledge of what is not here. The invariant: no type is both in this table
-and handled.
+The invariant: no type is both in this table and in `FAMILIES`.
 
 Source: the causal language models of transformers 5.23, `modeling_auto.py`.
 """
@@ -37,7 +36,7 @@ _BY_TYPE = {name: kind for kind, names in _TYPES.items() for name in names.split
 
 
 def kind_of(model_type: str) -> str:
-    """Return what a model type that is not handled is, or "" if it is not known either."""
+    """Return the kind of an unsupported model type, `EXPERTS`; "" if the table lacks it."""
     return _BY_TYPE.get(model_type, "")
 
 

@@ -1,7 +1,7 @@
-"""Rotary positions in config.json: `rope_parameters`, and what stood for it before transformers 5.
+"""Rotary positions in config.json: `rope_parameters`, and its older keys from transformers 4.
 
-Source: transformers `modeling_rope_utils.py: RotaryEmbeddingConfigMixin`, and the functions that
-compute each kind's frequencies, for what a missing field means.
+Source: transformers `modeling_rope_utils.py: RotaryEmbeddingConfigMixin`; for the defaults of
+missing fields, its functions that compute the frequencies of each kind.
 """
 
 import math
@@ -35,19 +35,19 @@ def read_rope(
     interleaved: bool = False,
     layer_type: str = "",
 ) -> Rope:
-    """Read the rotary embedding of a model, or of its layers of one type.
+    """Return the rotary embedding of a model, or of its layers of one type.
 
     Args:
         config: The config.json.
-        head_dim: Width of a head.
+        head_dim: The dimension of a head.
         theta: The family's default base.
-        partial: The family's default share of a head's channels that are turned; `None` where
-            all are, whatever config.json says.
-        interleaved: As in `Rope`.
-        layer_type: Of the layers, where `rope_parameters` has one set for each type.
+        partial: The family's default share of a head's channels that are rotated; `None` if the
+            family always rotates all.
+        interleaved: Whether neighbouring channels are rotated together; `Rope` explains it.
+        layer_type: The type of the layers, if `rope_parameters` has one set for each type.
 
     Raises:
-        UnsupportedModelError: If the scaling is of a kind not handled, or lacks a field.
+        UnsupportedModelError: The kind of scaling is not supported, or it lacks a field.
     """
     older = config.get("rope_scaling", None)
     found = dict(older or config.get("rope_parameters", None) or {})
@@ -67,7 +67,7 @@ def read_rope(
 
 
 def with_rope(config: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config.json with the family's default rope if it has none."""
+    """Return a config.json that has the family's default rope if it had none."""
     has_rope = any(config.get(key) for key in ("rope_parameters", "rope_scaling"))
     return dict(config) | ({} if has_rope else {"rope_parameters": default})
 
@@ -81,22 +81,23 @@ def read_ropes(
     local_theta: float,
     local_key: str = "",
 ) -> tuple[Rope, ...]:
-    """Read the rotary embedding of each layer, where those with a window have one of their own.
+    """Return the rotary embedding of each layer of a model with two: layers with a window have one.
+
+    Before transformers 5, `rope_theta` and `rope_scaling` were those of layers without a window.
 
     Args:
         config: The config.json.
-        head_dim: Width of a head.
-        windows: Of each layer.
+        head_dim: The dimension of a head.
+        windows: The window of each layer.
         theta: The family's default base in layers without a window.
-        local_theta: The same in layers with one.
-        local_key: What that base was called before transformers 5; "" if it had no key, and
-            `rope_theta` was that of the other layers alone, as `rope_scaling` always was.
+        local_theta: The family's default base in layers with a window.
+        local_key: The key of the latter before transformers 5; "" if there was none.
 
     Raises:
-        UnsupportedModelError: If a scaling is of a kind not handled, or lacks a field.
+        UnsupportedModelError: A kind of scaling is not supported, or it lacks a field.
 
     Source: transformers `configuration_gemma3.py: Gemma3TextConfig.convert_rope_params_to_dict`,
-    and that of `configuration_olmo3.py`.
+    and the same method in `configuration_olmo3.py`.
     """
     given = dict(config.get("rope_parameters", None) or {})
     if set(given) - {FULL, SLIDING}:
@@ -112,15 +113,15 @@ def read_ropes(
     )
     ropes = []
     for fields, base in zip((full, local), thetas, strict=True):
-        fields.pop("truncate", None)  # transformers does not look for it here
+        fields.pop("truncate", None)  # transformers ignores it in these models
         ropes.append(Rope(float(base), head_dim, False, _read_scaling(fields, config)))
     return tuple(ropes[0] if window is None else ropes[1] for window in windows)
 
 
 def _read_scaling(found: dict[str, Any], config: ConfigReader) -> Any:
-    """Return a `Rope.scaling` from the fields that are left of it.
+    """Return the `Rope.scaling` that the fields of a rope describe.
 
-    A field that transformers does not look for in such a kind, as `finetuned`, is not looked at.
+    Fields that transformers does not read for this kind, such as `finetuned`, are ignored.
     """
     kind = found.pop("rope_type", None) or found.get("type") or "default"
     found.pop("type", None)
@@ -133,7 +134,7 @@ def _read_scaling(found: dict[str, Any], config: ConfigReader) -> Any:
 
 
 class _Scaling:
-    """The fields of one kind of scaling, and where to look for those that are missing."""
+    """Reads the fields of one kind of scaling; config.json supplies missing ones."""
 
     def __init__(self, kind: str, found: Mapping[str, Any], config: ConfigReader) -> None:
         self._kind, self._found, self._config = kind, found, config
@@ -239,7 +240,7 @@ def rope_config(rope: Rope, head_dim: int) -> dict[str, Any]:
             "attention_factor": scaling.magnitude,
         }
     elif isinstance(scaling, AlphaScaling):
-        # Without a factor transformers warns; it reads none.
+        # transformers does not use the factor, but warns if it is missing.
         written |= {"rope_type": "dynamic", "alpha": scaling.alpha, "factor": 1.0}
     elif isinstance(scaling, DynamicScaling):
         written |= {"rope_type": "dynamic", "factor": scaling.factor}
@@ -247,7 +248,7 @@ def rope_config(rope: Rope, head_dim: int) -> dict[str, Any]:
 
 
 def context_config(rope: Rope) -> dict[str, Any]:
-    """Return what config.json says outside of `rope_parameters` and a rotary embedding needs."""
+    """Return the keys of config.json outside of `rope_parameters` that a rope needs."""
     scaling = rope.scaling
     if isinstance(scaling, DynamicScaling):
         return {"max_position_embeddings": scaling.max_positions}

@@ -1,4 +1,4 @@
-"""SmolLM3: a Llama whose every fourth layer does not turn queries and keys.
+"""SmolLM3: a Llama without rotary positions in every fourth layer.
 
 Source: transformers `configuration_smollm3.py`, `modeling_smollm3.py` (defaults and names).
 """
@@ -28,7 +28,7 @@ _KEYS = with_keys(KEYS, ATTENTION_BIAS, MLP_BIAS)
 def _read_smollm3(reader: ConfigReader) -> ModelSpec:
     """Read the config.json of a SmolLM3."""
     is_turned = _read_turned(reader)
-    reader.get("max_window_layers", None)  # files have it, and nothing reads it
+    reader.get("max_window_layers", None)  # files have this key; transformers does not read it
     window = reader.get("sliding_window", None)
     has_windows = reader.get("use_sliding_window", False) and window is not None
     default = [SLIDING if has_windows and not turned else FULL for turned in is_turned]
@@ -37,7 +37,7 @@ def _read_smollm3(reader: ConfigReader) -> ModelSpec:
 
 
 def _read_turned(reader: ConfigReader) -> list[bool]:
-    """Return which layers turn queries and keys: 1 in `no_rope_layers` means that one does."""
+    """Return whether each layer has rotary positions: 1 in `no_rope_layers` means that it has."""
     num_layers = reader.get("num_hidden_layers")
     interval = reader.get("no_rope_layer_interval", _INTERVAL)
     listed = reader.get("no_rope_layers", None)
@@ -52,7 +52,7 @@ def _read_turned(reader: ConfigReader) -> list[bool]:
 
 
 def smollm3_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the config.json of a SmolLM3 says of `spec`."""
+    """Return the config.json keys of a SmolLM3 for `spec`."""
     is_turned = [block.rope is not None for block in spec.blocks]
     windows = windows_config(spec)
     first = is_turned.index(False) + 1 if False in is_turned else _INTERVAL

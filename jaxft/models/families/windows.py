@@ -9,11 +9,11 @@ from jaxft.models.spec import ModelSpec
 
 
 class Windows(NamedTuple):
-    """How a family's config.json says which layers have a window; see `read_windows`.
+    """The two functions of a family whose config.json lists the layers that have a window.
 
     Attributes:
-        read: Returns the window of each layer.
-        write: Returns what config.json says of the windows of a spec.
+        read: Returns the window of each layer; `read_windows` does most of the work.
+        write: Returns the keys of config.json about the windows of a spec.
     """
 
     read: Callable[[ConfigReader], tuple[int | None, ...]]
@@ -24,15 +24,15 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 def each_nth_full(num_layers: int, period: int) -> list[str]:
-    """Return the attention of layers of which each `period`-th has no window, the others have."""
+    """Return the attention of each layer: every `period`-th is full, the others have a window."""
     return [SLIDING if number % period else FULL for number in range(1, num_layers + 1)]
 
 
 def read_layer_types(config: ConfigReader, default: Sequence[str]) -> list[str]:
-    """Return which attention each layer has; `default` where config.json does not list it.
+    """Return the attention of each layer; `default` if config.json does not list it.
 
     Raises:
-        UnsupportedModelError: If there are kinds that are not handled, or too few or too many.
+        UnsupportedModelError: A kind is not supported, or there is not one for each layer.
     """
     kinds = list(config.get("layer_types", None) or default)
     if len(kinds) != len(default) or set(kinds) - {FULL, SLIDING}:
@@ -46,15 +46,16 @@ def read_layer_types(config: ConfigReader, default: Sequence[str]) -> list[str]:
 def read_windows(
     config: ConfigReader, default: Sequence[str], window: int | None
 ) -> tuple[int | None, ...]:
-    """Return the window of each layer, in tokens; `None` for a layer that sees everything.
+    """Return the window of each layer, in tokens; `None` for a layer that sees all tokens.
 
     Args:
         config: The config.json.
-        default: The attention of each layer where config.json does not list it.
+        default: The attention of each layer if config.json does not list it.
         window: The window of the layers that have one.
 
     Raises:
-        UnsupportedModelError: As `read_layer_types`; or if layers slide and there is no window.
+        UnsupportedModelError: `read_layer_types` raises it, or layers have a window and `window`
+            is missing.
     """
     kinds = read_layer_types(config, default)
     if SLIDING in kinds and not window:
@@ -66,7 +67,7 @@ def read_windows(
 
 
 def windows_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return what config.json says of the windows, the inverse of `read_windows`."""
+    """Return the keys of config.json about windows, the inverse of `read_windows`."""
     windows = [block.window for block in spec.blocks]
     kinds = [FULL if window is None else SLIDING for window in windows]
     width = next(filter(None, windows), None)

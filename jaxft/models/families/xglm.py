@@ -1,4 +1,4 @@
-"""XGLM: sines and cosines for positions, scaled embeddings, otherwise an OPT with norms before.
+"""XGLM: an OPT with sinusoidal positions and scaled embeddings.
 
 Source: transformers `configuration_xglm.py`, `modeling_xglm.py` (defaults and names).
 """
@@ -16,11 +16,11 @@ from jaxft.models.spec import ModelSpec, Sinusoidal
 
 
 def bart_tensors(base: str, final_norm: str, head: str) -> tuple[Tensor, ...]:
-    """Return the name table of a decoder that is named as those of encoder-decoders are.
+    """Return the name table of a decoder with the module names of BART.
 
     Args:
-        base: What all modules but the head are below.
-        final_norm: The name of the final norm.
+        base: The module that holds all others except the head, "model".
+        final_norm: The name of the final norm below `base`.
         head: The name of the head.
     """
     layer = f"{base}.layers.{{layer}}"
@@ -42,7 +42,7 @@ def bart_tensors(base: str, final_norm: str, head: str) -> tuple[Tensor, ...]:
 
 TENSORS = bart_tensors("model", "layer_norm", "lm_head")
 
-_OFFSET = 2  # rows of the table of positions that are for padding
+_OFFSET = 2  # rows of the position table before the row of position 0
 
 KEYS = (
     Key("vocab_size", "vocab_size"),
@@ -56,9 +56,10 @@ KEYS = (
 
 
 def read_scaled(reader: ConfigReader, keys: tuple[Key, ...], **features: Any) -> ModelSpec:
-    """Read a decoder of which config.json says whether its token embeddings are scaled.
+    """Return the spec of a decoder whose config.json has the key `scale_embedding`.
 
-    Arguments as of `read_gpt`; the factor is the root of their width.
+    The key says whether token embeddings are multiplied by the square root of their width. The
+    arguments are those of `read_gpt`.
     """
     spec = read_gpt(reader, keys, **features)
     is_scaled = reader.get("scale_embedding", True)
@@ -66,7 +67,7 @@ def read_scaled(reader: ConfigReader, keys: tuple[Key, ...], **features: Any) ->
 
 
 def scaled_config(spec: ModelSpec, keys: tuple[Key, ...]) -> dict[str, Any]:
-    """Return what config.json says of `spec`, the inverse of `read_scaled`."""
+    """Return the config.json keys for `spec`, the inverse of `read_scaled`."""
     return keys_config(spec, keys) | {"scale_embedding": spec.embed_scale != 1.0}
 
 

@@ -60,7 +60,7 @@ def cut(tensor: np.ndarray, region: Region) -> np.ndarray:
 
 
 def holds(region: Region, index: Sequence[int]) -> bool:
-    """Return whether a slice, by its index in the first dimensions, reaches into a region."""
+    """Return whether a region contains a part of the slice at `index` in the first dimensions."""
     return all(part.start <= at < part.stop for at, part in zip(index, region, strict=False))
 
 
