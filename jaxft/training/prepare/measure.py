@@ -1,10 +1,10 @@
 """Before the first step of `init_lora_weights: eva`: the base reads training batches, ranks follow.
 
 Separate from `lora.eva`, which knows what is made of a module's inputs; here the model reads
-training rows. Ranks cut the layers into groups, so they are decided before the weights are there
-for training: the base is measured under its own groups, and in 4 bits as it is before `calibrate`.
-The invariant: a run that goes on has the ranks that its checkpoints have, whatever this machine
-would measure.
+training rows. A module without a rank has no adapter, which may cut the layers into other groups,
+so ranks are decided before the weights are there for training: the base is measured under its own
+groups, and in 4 bits as it is before `calibrate`. The invariant: a run that goes on has the ranks
+that its checkpoints have, whatever this machine would measure.
 """
 
 import os
