@@ -7,14 +7,27 @@ imported and not in a fixture.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
+from importlib import metadata
 
 # JAX_PLATFORMS=cuda pytest ... runs the suite on a GPU instead.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Half of the suite's time would be LLVM polishing programs that run once. What is compiled, and
+# Most of the suite's time would be LLVM polishing programs that run once. What is compiled, and
 # into what memory, is settled before LLVM sees it. An XLA_FLAGS of one's own is left alone.
 if os.environ["JAX_PLATFORMS"] == "cpu":
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    flags = ["--xla_backend_optimization_level=0"]
+    # XLA's older code for fusions compiles in half the time. Later releases do not have it.
+    if metadata.version("jaxlib").startswith("0.10."):
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ.setdefault("XLA_FLAGS", " ".join(flags))
+# What one test has compiled, every other finds: in the other worker, in a process that a test
+# starts, after a file's end (below). The folder goes with the process that made it.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = tempfile.TemporaryDirectory(prefix="jaxft-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # No test may reach the Hub; a forgotten download fails at once instead of passing by luck.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"

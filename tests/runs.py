@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
+import datasets
 import numpy as np
 import pytest
 import safetensors.numpy
 import tokenizers
-from jax.experimental.compilation_cache import compilation_cache
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -234,22 +234,10 @@ def saved_steps(run: Path) -> list[int]:
     return sorted(int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit())
 
 
-def share_compilations(folder: Path) -> None:
-    """Let every run of this process, and of those it starts, find what was compiled before.
-
-    Many runs of the same tiny model would otherwise spend nearly all their time compiling it.
-    """
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    compilation_cache.reset_cache()
-
-
-def keep_compilations() -> None:
-    """Undo `share_compilations`."""
-    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
-        os.environ.pop(name, None)
-    jax.config.update("jax_compilation_cache_dir", None)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    compilation_cache.reset_cache()
+@contextlib.contextmanager
+def own_caches(folder: Path) -> Iterator[pytest.MonkeyPatch]:
+    """Keep the caches of rows in `folder`, of this process and of those that it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+        patch.setenv("HF_DATASETS_CACHE", str(folder))
+        yield patch

@@ -21,13 +21,6 @@ IDS = np.random.default_rng(1).integers(0, small_models.VOCABULARY, (2, 11)).ast
 PATTERNS = {"rank_pattern": {"v_proj": 2}, "alpha_pattern": {"fc1": 5}, "use_rslora": True}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compiled(tmp_path_factory):
-    runs.share_compilations(tmp_path_factory.mktemp("compiled"))
-    yield
-    runs.keep_compilations()
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """Return a folder with a model, and adapters "a", "b" and "patterned" on it."""

@@ -36,13 +36,11 @@ def place(tmp_path_factory):
     small_models.write(folder / "twin", small_models.LLAMA, seed=1)
     for name, config in OTHERS.items():
         small_models.write(folder / name, config)
-    runs.share_compilations(tmp_path_factory.mktemp("compiled"))
     model = jaxft.AutoModelForCausalLM.from_pretrained(folder / "model", dtype="float32")
     tuned = jaxft.get_peft_model(model, jaxft.LoraConfig(r=3, target_modules=["q_proj", "v_proj"]))
     tuned.set_trained_leaves(jax.tree.map(lambda x: np.full(x.shape, 0.1), tuned.trained_leaves()))
     tuned.save_pretrained(folder / "adapter")
-    yield folder
-    runs.keep_compilations()
+    return folder
 
 
 def config(**changes: Any) -> Spoil:

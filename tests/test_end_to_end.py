@@ -12,7 +12,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import datasets
 import pytest
 import runs
 import safetensors.numpy
@@ -55,14 +54,10 @@ main.main(sys.argv[3:])
 def base(tmp_path_factory):
     """A folder with model, rows and recipe, and caches that belong to these tests alone."""
     path = tmp_path_factory.mktemp("end_to_end")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", path / "datasets")
-        patch.setenv("HF_DATASETS_CACHE", str(path / "datasets"))
+    with runs.own_caches(path / "datasets") as patch:
         patch.setattr(finish, "_ANSWER_TOKENS", 4)
-        runs.share_compilations(tmp_path_factory.getbasetemp() / "compiled")
         runs.write_recipe(path)
         yield path
-        runs.keep_compilations()
 
 
 @pytest.fixture(scope="module")

@@ -104,13 +104,6 @@ TUNINGS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compiled(tmp_path_factory):
-    runs.share_compilations(tmp_path_factory.mktemp("compiled"))
-    yield
-    runs.keep_compilations()
-
-
 def auto(path):
     return jaxft.AutoModelForCausalLM.from_pretrained(path, dtype="float32")
 

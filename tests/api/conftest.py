@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 import runs
 import small_models
@@ -18,13 +17,9 @@ import jaxft
 def workshop(tmp_path_factory):
     """A folder with a model in it."""
     base = tmp_path_factory.mktemp("api")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", base / "datasets")
-        patch.setenv("HF_DATASETS_CACHE", str(base / "datasets"))
-        runs.share_compilations(base / "compiled")
+    with runs.own_caches(base / "datasets"):
         small_models.write(base / "opt", small_models.OPT)
         yield base
-        runs.keep_compilations()
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datasets
 import jax
 import pytest
 import runs
@@ -19,13 +18,9 @@ from jaxft.training.run.trainer import Trainer
 def workshop(tmp_path_factory):
     """A folder with a recipe, and caches that belong to these tests alone."""
     base = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", base / "datasets")
-        patch.setenv("HF_DATASETS_CACHE", str(base / "datasets"))
-        runs.share_compilations(tmp_path_factory.getbasetemp() / "compiled")
+    with runs.own_caches(base / "datasets"):
         runs.write_recipe(base)
         yield base
-        runs.keep_compilations()
 
 
 @pytest.fixture(scope="session")

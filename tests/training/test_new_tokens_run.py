@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import datasets
 import numpy as np
 import pytest
 import runs
@@ -33,11 +32,8 @@ TRAINED = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_de
 def base(tmp_path_factory):
     """A folder with model, rows and recipe, and caches that belong to these tests alone."""
     path = tmp_path_factory.mktemp("new_tokens")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", path / "datasets")
-        patch.setenv("HF_DATASETS_CACHE", str(path / "datasets"))
+    with runs.own_caches(path / "datasets") as patch:
         patch.setattr(finish, "_ANSWER_TOKENS", 2)
-        runs.share_compilations(tmp_path_factory.getbasetemp() / "compiled")
         runs.write_recipe(
             path,
             model__new_tokens=NEW,
@@ -49,7 +45,6 @@ def base(tmp_path_factory):
         runs.write_rows(path / "train.jsonl", ROWS)
         runs.write_rows(path / "eval.jsonl", ROWS[:3])
         yield path
-        runs.keep_compilations()
 
 
 @pytest.fixture(scope="module")
