@@ -1,7 +1,9 @@
-"""Choices of one level for each of several factors, such that every pair of levels is met.
+"""Small sets that meet everything once.
 
-Most mistakes of combination are of two things. All pairs of levels need a small part of the rows
-that the full cross has: about the product of the two largest factors.
+`covering` chooses names such that every trait is met. `pairwise` chooses one level for each of
+several factors such that every pair of levels is met: most mistakes of combination are of two
+things. All pairs of levels need a small part of the rows that the full cross has, about the product
+of the two largest factors.
 
 Source: Cohen, Dalal, Fredman and Patton 1997, "The AETG System", section 4, with a fixed order in
 place of its random one.
@@ -10,7 +12,7 @@ place of its random one.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 Row = Mapping[str, str]  # a level for each factor
 Pair = tuple[tuple[str, str], tuple[str, str]]
@@ -47,6 +49,17 @@ def pairwise(factors: Factors, is_allowed: Rule) -> list[dict[str, str]]:
         for seen in pairs_of(row):
             missing.pop(seen, None)
     return rows
+
+
+def covering(traits: Mapping[str, Collection[str]]) -> list[str]:
+    """Return names whose traits, together, are those of all: always the one with most new ones."""
+    missing = {trait for of_one in traits.values() for trait in of_one}
+    chosen = []
+    while missing:
+        name = max(traits, key=lambda name: len(missing.intersection(traits[name])))
+        chosen.append(name)
+        missing.difference_update(traits[name])
+    return chosen
 
 
 def pairs_of(row: Row) -> Iterator[Pair]:

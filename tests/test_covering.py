@@ -1,4 +1,4 @@
-"""Pairwise covering sets, which decide what the comparison of combinations compares."""
+"""Covering sets, which decide what is compared with the references."""
 
 import covering
 from hypothesis import given
@@ -22,6 +22,16 @@ def test_every_pair_that_is_possible_is_covered(sizes, forbidden):
         pair for row in covering.cross(factors, is_allowed) for pair in covering.pairs_of(row)
     }
     assert {pair for row in rows for pair in covering.pairs_of(row)} == possible
+
+
+@given(st.dictionaries(st.text(max_size=3), st.sets(st.sampled_from("abcdefg")), max_size=6))
+def test_every_trait_is_covered_and_each_name_adds_one(traits):
+    chosen = covering.covering(traits)
+    seen = set()
+    for name in chosen:
+        assert traits[name] - seen
+        seen |= traits[name]
+    assert seen == set().union(*traits.values())
 
 
 def test_it_takes_little_more_rows_than_the_two_largest_factors_need():

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import peft
 import pytest
+import reference_features
 import reference_models
 import reference_runs
 import torch
@@ -23,9 +24,10 @@ from jaxft import tree as trees
 from jaxft.adapters import conversion, peft_format
 from jaxft.config import LoraConfig
 from jaxft.leaves.address import Address
-from jaxft.lora import mask, numbers, starts, targets
+from jaxft.lora import mask, numbers, starts, targets, tying
 from jaxft.models import bind
 from jaxft.models.network import Network
+from jaxft.weights import names
 
 GEMMA = cases.FIRST["gemma"]  # tied, and its embeddings are scaled
 TOKENS = [61, 5, 17, 40, 2]  # not in order: rows stand as they are named
@@ -85,6 +87,9 @@ DORA: dict[str, tuple[str, Choice]] = {
         {"use_dora": True, "target_modules": ["c_attn", "c_proj"], "bias": "lora_only"},
     ),
     "dora-by-head": ("bloom", {"use_dora": True, "target_modules": "all-linear"}),
+}
+# And what the covering set of test_variants_reference.py has not.
+OTHER_DORA: dict[str, tuple[str, Choice]] = {
     "dora-convolutions": ("lfm2", {"use_dora": True, "target_modules": "all-linear"}),
     "dora-tied-head": ("llama-tied", {"use_dora": True, "target_modules": ["lm_head", "v_proj"]}),
     "dora-350m": (
@@ -95,6 +100,9 @@ DORA: dict[str, tuple[str, Choice]] = {
 
 EVERY_FAMILY: dict[str, tuple[str, Choice]] = {
     f"all-linear-{family}": (case, every_linear(case)) for family, case in cases.FIRST.items()
+}
+EVERY_TRAIT: dict[str, tuple[str, Choice]] = {
+    f"all-linear-{case}": (case, every_linear(case)) for case in reference_features.STANDING
 }
 
 
@@ -195,6 +203,28 @@ def export(
         revision=None,
     )
     peft_format.save_adapter(folder, tensors, config)
+
+
+def assert_same_files(ours: Path, theirs: Path, model: TinyModel) -> None:
+    """Assert that two adapter folders hold the same tensors, bit for bit, and mean the same."""
+    (written, tensors), (expected, their_tensors) = map(peft_format.read_adapter, (ours, theirs))
+    # Beside an adapter on the head or the embedding, PEFT also stores them as they are.
+    for frozen in (model.family.head_name, tying.embedding_module(model.family)):
+        their_tensors.pop(f"base_model.model.{frozen}.base_layer.weight", None)
+    assert {name: _bits(tensor) for name, tensor in tensors.items()} == {
+        name: _bits(tensor) for name, tensor in their_tensors.items()
+    }
+    # Full names or their endings: what counts is which modules they mean.
+    modules = names.adaptable_modules(model.family, model.spec)
+    for config in (written, expected):
+        if isinstance(config["exclude_modules"], list):
+            config["exclude_modules"].sort()  # a set in PEFT
+        config["target_modules"] = set(targets.select(modules, config["target_modules"]))
+    assert written == {key: expected[key] for key in written}
+
+
+def _bits(tensor: np.ndarray) -> tuple[str, tuple[int, ...], bytes]:
+    return tensor.dtype.name, tensor.shape, tensor.tobytes()
 
 
 def lora_config(choice: Choice) -> LoraConfig:

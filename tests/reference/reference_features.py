@@ -1,7 +1,14 @@
-"""What a model has that the plainest one has not, in words: for the table of docs/models.md."""
+"""What a model has that the plainest one has not, and families that have all of it together."""
 
 from __future__ import annotations
 
+import json
+import os
+
+import cases
+import covering
+
+from jaxft.models import families
 from jaxft.models.families.family import ABSENT
 from jaxft.models.spec import (
     Alibi,
@@ -47,7 +54,7 @@ _QK_NORM = {
 
 
 def features(spec: ModelSpec) -> list[str]:
-    """Return the features of a model, in the order of the spec."""
+    """Return the features of a model, in the order of the spec: for the table of docs/models.md."""
     found = [_POSITIONS[type(spec.positions)]] if spec.positions is not None else []
     convolves = [isinstance(block.mixer, ConvSpec) for block in spec.blocks]
     found += ["short convolutions in some layers"] if any(convolves) else []
@@ -85,3 +92,25 @@ def features(spec: ModelSpec) -> list[str]:
     found += [f"biases ({', '.join(has)})"] if has else []
     found += ["narrow embedding"] if spec.embed_dim != spec.model_dim else []
     return list(dict.fromkeys(found))
+
+
+def traits(case: str) -> set[str]:
+    """Return all that sets a case apart where the names of its tensors do not matter."""
+    saved = json.loads(cases.config_of(case).to_json_string())
+    family = families.family_of(saved)
+    spec = family.spec_from_config(saved)
+    return {
+        *features(spec),
+        f"activation {spec.activation}",
+        f"{spec.mlp} MLP",
+        f"tied head: {spec.tied_head}",
+        *(" and ".join(line.ours) for line in family.lines(spec)),
+    }
+
+
+# A case for every trait of the families' first cases. JAXFT_EVERY_FAMILY=1 has all of them.
+STANDING: list[str] = (
+    list(cases.FIRST.values())
+    if os.environ.get("JAXFT_EVERY_FAMILY")
+    else covering.covering({case: traits(case) for case in cases.FIRST.values()})
+)

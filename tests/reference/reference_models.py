@@ -12,9 +12,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cases
 import torch
 import transformers
-from cases import CASES, COMMON
+from cases import COMMON
 from jax.sharding import Mesh
 
 from jaxft import tree as trees
@@ -36,14 +37,6 @@ CALMER = dict.fromkeys(
     0.35,
 )
 SHARD_BYTES = 40_000  # a few tensors a file, in the sharded variant
-
-VOCAB_SIZE = 112
-TOKENS = {
-    "vocab_size": VOCAB_SIZE,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,13 +93,7 @@ def make(
         dtype: Of the weights.
         shard_bytes: The largest size of a file; by default that of transformers.
     """
-    config_class, features = CASES[name]
-    fields = COMMON[config_class] | features
-    if "text_config" in fields:
-        fields |= {"text_config": TOKENS | fields["text_config"]}
-    else:
-        fields = TOKENS | fields
-    config = config_class(**fields)
+    config = cases.config_of(name)
     model = auto_class(config).from_config(config, dtype=dtype)
     randomise(model, std or CALMER.get(name, STD), seed=sum(name.encode()))
     sharding = {} if shard_bytes is None else {"max_shard_size": shard_bytes}

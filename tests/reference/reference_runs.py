@@ -77,12 +77,14 @@ def _logits(network: Network, mesh: Mesh, dtype: str, tree: trees.Tree, *inputs:
 
 
 def greedy(
-    network: Network, tree: Mapping[str, Any], prompts: Text, mesh: Mesh, num_tokens: int
+    network: Network, tree: trees.Tree, prompts: Text, mesh: Mesh, num_tokens: int
 ) -> np.ndarray:
     """Continue padded prompts by the most likely token, int32 [b num_tokens]."""
 
     @jax.jit
-    def advance(cache: forward.Cache, tokens: Any, valid: Any, lengths: Any) -> Any:
+    def advance(
+        tree: trees.Tree, cache: forward.Cache, tokens: Any, valid: Any, lengths: Any
+    ) -> Any:
         hidden, cache = forward.extend(
             network, tree, cache, tokens, valid, lengths, mesh=mesh, dtype="float32"
         )
@@ -93,10 +95,10 @@ def greedy(
     batch, width = prompts.input_ids.shape
     cache = forward.empty_cache(network, batch, width + num_tokens, "float32")
     lengths = prompts.attention_mask.sum(axis=1, dtype=np.int32)
-    cache, token = advance(cache, prompts.input_ids, prompts.is_token, lengths)
+    cache, token = advance(tree, cache, prompts.input_ids, prompts.is_token, lengths)
     tokens, every = [token], jnp.ones((batch, 1), bool)
     while len(tokens) < num_tokens:
-        cache, token = advance(cache, token, every, cache.next_position + 1)
+        cache, token = advance(tree, cache, token, every, cache.next_position + 1)
         tokens.append(token)
     return np.concatenate(tokens, axis=1)
 

@@ -15,6 +15,10 @@ from jaxft.data.rows.tokenized import IGNORED
 
 Side = Literal["left", "right"]
 
+# Two chunks of queries and more, several windows, and lengths of no common factor. Where logits of
+# a base model are compared, all texts have this shape: a model is compiled once for all tests.
+PADDED = (53, 47, 31, 34)
+
 
 class Text(NamedTuple):
     """A padded batch in transformers' form, int32 [b t] each."""

@@ -178,7 +178,7 @@ def compare(model: TinyModel, row: Row, folder: Path, mesh: Mesh) -> Seen:
     with_start = trees.combine(ours.adapters, starts.of(ours.frozen))
     reference_adapters.export(model, choice, ours.network, with_start, folder / "ours")
     if (folder / "theirs").exists():
-        assert _bits(folder / "ours", model) == _bits(folder / "theirs", model)
+        reference_adapters.assert_same_files(folder / "ours", folder / "theirs", model)
     returned = reference_runs.torch_logits(
         reference_adapters.peft_from(model, folder / "ours"), text
     )
@@ -188,13 +188,6 @@ def compare(model: TinyModel, row: Row, folder: Path, mesh: Mesh) -> Seen:
         returned=reference_runs.difference(returned, logits, text),
         moved=reference_runs.difference(expected, base, text),
     )
-
-
-def _bits(folder: Path, model: TinyModel) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    _, tensors = peft_format.read_adapter(folder)
-    # Beside an adapter on the head, PEFT also stores the frozen head.
-    tensors.pop(f"base_model.model.{model.family.head_name}.base_layer.weight", None)
-    return {name: (each.dtype.name, each.shape, each.tobytes()) for name, each in tensors.items()}
 
 
 def _furthest_gradient(

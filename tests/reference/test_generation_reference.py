@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import cases
 import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 
+import reference_features
 import reference_runs
 import reference_texts
 import torch
@@ -38,7 +38,7 @@ CASES = {
     "falcon-new": {},
     "mpt-six-heads-scale-untied": {},
     "biogpt-unscaled-untied-relu": {"std": 0.3},
-    **{name: {} for name in cases.FIRST.values() if name not in _STUCK},
+    **{name: {} for name in reference_features.STANDING if name not in _STUCK},
 }
 
 

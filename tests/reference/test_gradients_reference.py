@@ -40,12 +40,12 @@ pytestmark = [pytest.mark.reference, *reference_adapters.IGNORED_WARNINGS]
 TOLERANCE = 1e-4  # norm of the difference over the norm, for each tensor
 ACCUMULATION_TOLERANCE = 1e-5
 
-# What the covering set of test_variants_reference.py has not: every family, windows, positions,
-# rows of several tables.
+# What the covering set of test_variants_reference.py has not: every trait of the families, windows,
+# positions, rows of several tables.
 CHOICES: dict[str, tuple[str, Choice]] = {
     "all-linear": ("llama-rope-llama3", {"target_modules": "all-linear"}),
-    **reference_adapters.DORA,
-    **reference_adapters.EVERY_FAMILY,
+    **reference_adapters.OTHER_DORA,
+    **reference_adapters.EVERY_TRAIT,
     "regex": ("mistral-window", {"target_modules": r".*layers\.[02]\..*(q|k|down)_proj"}),
     "tied-head": ("llama-tied", {"target_modules": ["lm_head", "v_proj"]}),
     "saved-various": (
@@ -116,8 +116,8 @@ def comparison(
     ("name", "remat"),
     [
         *((name, False) for name in CHOICES),
-        # Which layers are computed again, and how, does not depend on the family.
-        *((name, True) for name in CHOICES if name not in reference_adapters.EVERY_FAMILY),
+        # Which layers are computed again, and how, does not depend on their traits.
+        *((name, True) for name in CHOICES if name not in reference_adapters.EVERY_TRAIT),
     ],
 )
 def test_every_gradient_equals_that_of_peft(

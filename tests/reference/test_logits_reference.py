@@ -26,8 +26,7 @@ from jaxft import tree as trees
 
 pytestmark = pytest.mark.reference
 
-# Two chunks of queries and more, several windows, and lengths of no common factor.
-PADDED, WHOLE = (53, 47, 31, 34), (53, 53, 53, 53)
+PADDED, WHOLE = reference_texts.PADDED, (53, 53, 53, 53)
 
 
 # Padded on either side, and not at all.
@@ -66,7 +65,7 @@ def test_logits_equal_transformers(
     assert distance < TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["llama-tied", "opt-350m", *cases.FIRST.values()])
+@pytest.mark.parametrize("name", ["llama-tied", "opt-350m", *reference_features.STANDING])
 def test_logits_equal_transformers_on_four_devices(
     name: str,
     tiny_model: Callable[..., TinyModel],
@@ -94,13 +93,14 @@ def test_a_sharded_checkpoint_loads_bit_equal_to_a_single_file(
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-@pytest.fixture(scope="module", params=cases.FIRST.values())
+@pytest.fixture(scope="module")
 def narrow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """A model stored in bfloat16; torch's is the same rounded weights computed in float32."""
     folder = tmp_path_factory.mktemp("narrow")
     return reference_models.make(request.param, folder, dtype=torch.bfloat16)
 
 
+@pytest.mark.parametrize("narrow", cases.FIRST.values(), indirect=True)
 def test_bfloat16_weights_computed_in_float32_equal_transformers(
     narrow: TinyModel, one_device: Mesh, record_property: Record
 ) -> None:
@@ -112,6 +112,7 @@ def test_bfloat16_weights_computed_in_float32_equal_transformers(
     assert distance < TOLERANCE
 
 
+@pytest.mark.parametrize("narrow", reference_features.STANDING, indirect=True)
 def test_bfloat16_computation_errs_no_more_than_transformers_own(
     narrow: TinyModel, one_device: Mesh, record_property: Record
 ) -> None:

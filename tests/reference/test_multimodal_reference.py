@@ -123,7 +123,9 @@ def test_a_text_part_alone_has_the_logits_of_the_whole(
     assert (family.model_type, spec) == (text_type, model.spec)
     alone = TinyModel(model.torch_model, tmp_path / "text", family, spec)
     tree = alone.load(alone.network, one_device)
-    text = reference_texts.draw((41, 29), "left", reference_models.VOCAB_SIZE, seed=14)
+    text = reference_texts.draw(
+        reference_texts.PADDED, "left", reference_models.VOCAB_SIZE, seed=14
+    )
     logits = reference_runs.our_logits(alone.network, tree, text, one_device)
     expected = reference_runs.torch_logits(model.torch_model, text)
     distance = reference_runs.difference(logits, expected, text)

@@ -59,6 +59,7 @@ ADAPTERS: dict[str, tuple[str, Choice]] = {
     "adapted-tied-head": ("llama-tied", {"target_modules": ["lm_head", "v_proj"]}),
     "grouped-by-head": ("falcon-new", {"target_modules": "all-linear"}),
     **reference_adapters.DORA,
+    **reference_adapters.OTHER_DORA,
     **reference_adapters.EVERY_FAMILY,
 }
 
@@ -115,7 +116,9 @@ def test_every_format_gives_the_same_leaves_and_transformers_logits(
     checkpoint = opening.open_folder(tmp_path / "model")
     tree = tree_of(model, model.network, checkpoint, one_device, "float32")
     jax.tree.map(np.testing.assert_array_equal, tree, model.load(model.network, one_device))
-    text = reference_texts.draw((53, 41), "left", reference_models.VOCAB_SIZE, seed=12)
+    text = reference_texts.draw(
+        reference_texts.PADDED, "left", reference_models.VOCAB_SIZE, seed=12
+    )
     ours = reference_runs.our_logits(model.network, tree, text, one_device)
     theirs = reference_runs.torch_logits(model.torch_model, text)
     distance = reference_runs.difference(ours, theirs, text)
