@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import byte_tokenizer
 import datasets
 import numpy as np
 import pytest
-import safetensors.numpy
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
+import small_models
 from transformers import PreTrainedTokenizerFast
 
 from jaxft import config
@@ -56,78 +55,32 @@ RECIPE: dict[str, Any] = {
 
 def write_model(folder: Path, *, seed: int = 0, width: int = WIDTH, biases: bool = False) -> Path:
     """Write a random Llama with a ChatML tokenizer; `biases` are those of attention."""
-    folder.mkdir(parents=True)
     fast = tokenizer()
-    fast.save_pretrained(folder)
     content = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        **small_models.LLAMA,
         "attention_bias": biases,
-        "hidden_act": "silu",
         "hidden_size": width,
         "intermediate_size": MLP,
-        "max_position_embeddings": 512,
-        "mlp_bias": False,
         "num_attention_heads": HEADS,
         "num_hidden_layers": LAYERS,
         "num_key_value_heads": KV_HEADS,
-        "rms_norm_eps": 1e-05,
-        "rope_scaling": None,
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": True,
         "vocab_size": len(fast),
         "eos_token_id": fast.eos_token_id,
     }
-    (folder / "config.json").write_text(json.dumps(content))
-    tensors = _tensors(len(fast), width, seed, biases)
-    safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    small_models.write_weights(folder, content, dtype="float32", seed=seed)
+    fast.save_pretrained(folder)
     return folder
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """Return a tokenizer of bytes with a ChatML template."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {word: number for number, word in enumerate(alphabet)}
-    backend = tokenizers.Tokenizer(models.BPE(vocabulary, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(SPECIAL_TOKENS)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="<|im_end|>", pad_token="<|im_end|>"
+    return byte_tokenizer.make(
+        last=SPECIAL_TOKENS,
+        bos_token="<s>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        chat_template=CHATML,
     )
-    fast.chat_template = CHATML
-    return fast
-
-
-def _tensors(vocabulary: int, width: int, seed: int, biases: bool) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    kv = width // HEADS * KV_HEADS
-    block = {
-        "self_attn.q_proj": (width, width),
-        "self_attn.k_proj": (kv, width),
-        "self_attn.v_proj": (kv, width),
-        "self_attn.o_proj": (width, width),
-        "mlp.gate_proj": (MLP, width),
-        "mlp.up_proj": (MLP, width),
-        "mlp.down_proj": (width, MLP),
-        "input_layernorm": (width,),
-        "post_attention_layernorm": (width,),
-    }
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (vocabulary, width),
-        "model.norm.weight": (width,),
-    }
-    for layer in range(LAYERS):
-        shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in block.items()}
-        for name in ("q", "k", "v", "o") if biases else ():
-            module = f"self_attn.{name}_proj"
-            shapes[f"model.layers.{layer}.{module}.bias"] = block[module][:1]
-
-    def draw(shape: tuple[int, ...]) -> np.ndarray:
-        values = rng.standard_normal(shape).astype(np.float32)
-        return 1 + 0.1 * values if len(shape) == 1 else values * np.float32(shape[-1] ** -0.5)
-
-    return {name: draw(shape) for name, shape in shapes.items()}
 
 
 def make_rows(count: int, seed: int) -> list[dict[str, Any]]:

@@ -11,8 +11,6 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 import tiny
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
 
 from jaxft import tree as trees
 from jaxft.models import families
@@ -63,6 +61,13 @@ LLAMA: dict[str, Any] = {
 
 def write(folder: Path, config: dict[str, Any], *, dtype: str = "float32", seed: int = 0) -> Path:
     """Write random weights in safetensors beside config.json and tokenizer.json."""
+    write_weights(folder, config, dtype=dtype, seed=seed)
+    byte_tokenizer.write_plain(folder)
+    return folder
+
+
+def write_weights(folder: Path, config: dict[str, Any], *, dtype: str, seed: int) -> None:
+    """Write random weights in safetensors beside config.json."""
     family = families.family_of(config)
     network = base_network(family.spec_from_config(config))
     leaves = trees.flatten(tiny.random_leaves(network, seed))
@@ -74,21 +79,3 @@ def write(folder: Path, config: dict[str, Any], *, dtype: str = "float32", seed:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": dtype}))
     safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    write_tokenizer(folder)
-    return folder
-
-
-def write_tokenizer(folder: Path) -> None:
-    """Write a tokenizer of bytes that has no chat template, as OPT's has none."""
-    alphabet = ["</s>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    inner = tokenizers.Tokenizer(models.BPE({word: n for n, word in enumerate(alphabet)}, []))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    inner.add_special_tokens(["</s>", "<pad>"])
-    inner.save(str(folder / "tokenizer.json"))
-    content = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": "</s>",
-        "pad_token": "<pad>",
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(content))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors
+import byte_tokenizer
+from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from jaxft.config import SourceConfig
@@ -81,26 +81,23 @@ def make_tokenizer(
     **tokens: str | None,
 ) -> PreTrainedTokenizerFast:
     """Return a byte-level BPE tokenizer of some 270 tokens."""
-    merges = MERGES + list(extra_merges)
-    words = sorted(pre_tokenizers.ByteLevel.alphabet()) + ["".join(pair) for pair in merges]
-    backend = tokenizers.Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, merges))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(list(special_tokens))
+    named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"} | tokens
+    tokenizer = byte_tokenizer.make(
+        last=special_tokens,
+        merges=[*MERGES, *extra_merges],
+        keeps_words=False,
+        chat_template=chat_template,
+        **{name: token for name, token in named.items() if token},
+    )
     if adds_start or adds_end:
         single = f"{'<s> ' if adds_start else ''}$A{' </s>' if adds_end else ''}"
-        ids = [(name, backend.token_to_id(name)) for name in ("<s>", "</s>")]
-        backend.post_processor = processors.Sequence(
+        ids = [(name, tokenizer.convert_tokens_to_ids(name)) for name in ("<s>", "</s>")]
+        tokenizer.backend_tokenizer.post_processor = processors.Sequence(
             [
                 processors.ByteLevel(trim_offsets=True),
                 processors.TemplateProcessing(single=single, special_tokens=ids),
             ]
         )
-    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"} | tokens
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, **{name: token for name, token in names.items() if token}
-    )
-    tokenizer.chat_template = chat_template
     return tokenizer
 
 

@@ -15,7 +15,6 @@ pytest.importorskip("torch")
 
 import cases
 import pydantic
-import reference_models
 import transformers
 from reference_models import TinyModel
 
@@ -60,7 +59,7 @@ def test_a_config_written_from_its_spec_says_the_same(
     assert model.family.spec_from_config(written) == model.spec
     config_class = type(transformers.AutoConfig.from_pretrained(model.folder))
     theirs = numbers(config_class.from_dict(original))
-    tokens = {key: original.get(key) for key in reference_models.TOKENS}
+    tokens = {key: original.get(key) for key in cases.TOKENS}
     ours = numbers(config_class.from_dict(tokens | written))
     differing = {
         key: (value, ours.get(key))

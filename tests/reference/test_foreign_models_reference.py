@@ -22,7 +22,7 @@ import safetensors.torch
 import torch
 import transformers
 from jax.sharding import Mesh
-from reference_models import TOKENS, TinyModel
+from reference_models import TinyModel
 from reference_runs import TOLERANCE
 
 from jaxft.errors import UnsupportedModelError
@@ -114,8 +114,8 @@ def test_what_config_json_leaves_out_is_what_the_class_has(name: str) -> None:
     config_class, features = cases.CASES[name]
     fields = cases.COMMON[config_class] | features
     if "text_config" in fields:
-        fields |= {"text_config": TOKENS | fields["text_config"]}
-    written = json.loads(json.dumps(config_class(**TOKENS | fields).to_dict()))
+        fields |= {"text_config": cases.TOKENS | fields["text_config"]}
+    written = json.loads(json.dumps(config_class(**cases.TOKENS | fields).to_dict()))
     family = families.family_of(written)
     for key in sorted(written.keys() - SIZES):
         if (key, name) == ("layer_types", "exaone4-no-window"):

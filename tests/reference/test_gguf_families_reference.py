@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+import cases
 import reference_gguf
 import reference_models
 import reference_runs
@@ -128,7 +129,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
     def one(name: str) -> Made:
         if name not in made:
             config_class, features, keys = CASES[name]
-            config = config_class(**(reference_models.TOKENS | features))
+            config = config_class(**(cases.TOKENS | features))
             model = transformers.AutoModelForCausalLM.from_config(
                 config, dtype=torch.float32, attn_implementation="eager"
             )

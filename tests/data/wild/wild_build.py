@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import tokenizers
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
+import byte_tokenizer
+from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from jaxft.data.chats.encoding import Encoding
@@ -94,23 +94,14 @@ _TOKENIZERS: dict[str, PreTrainedTokenizerFast] = {}
 
 
 def _made(family: Family, merges: Sequence[tuple[str, str]]) -> PreTrainedTokenizerFast:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [*alphabet, *("".join(pair) for pair in merges)]
-    vocabulary = {word: index for index, word in enumerate(words)}
-    backend = tokenizers.Tokenizer(models.BPE(vocabulary, list(merges)))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(
-        add_prefix_space=False, use_regex=merges == WORD_MERGES
-    )
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(
-        [each if isinstance(each, AddedToken) else swallowing(each) for each in family.tokens]
-    )
     named = {"bos_token": family.bos, "eos_token": family.eos, "pad_token": family.pad}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, **{name: token for name, token in named.items() if token}
+    return byte_tokenizer.make(
+        last=[each if isinstance(each, AddedToken) else swallowing(each) for each in family.tokens],
+        merges=merges,
+        keeps_words=merges == WORD_MERGES,
+        chat_template=family.template,
+        **{name: token for name, token in named.items() if token},
     )
-    tokenizer.chat_template = family.template
-    return tokenizer
 
 
 def encoding(family: Family, tokenizer: Any = None, **changes: Any) -> Encoding:
