@@ -30,8 +30,10 @@ NETWORKS = {"tied rows": TIED, "rows": UNTIED, "tied adapter": ADAPTED}
 TABLE = (tiny.SPEC.vocab_size, tiny.SPEC.embed_dim)
 
 
-def gradients(network: Network, mesh: jax.sharding.Mesh):
-    """Return the compiled function of gradients, and its arguments."""
+@functools.cache
+def compiled(network: Network, shape: tuple[int, int, int] = (1, 1, 1)):
+    """Return the compiled function of gradients on a mesh, and its arguments."""
+    mesh = meshes.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
     capacity = POSITIONS // meshes.row_shards(mesh)
     program = steps.Program(network, mesh, "float32", capacity, False, CAUSAL_LM)
     leaves = tiny.placed(tiny.random_leaves(network), mesh)
@@ -40,13 +42,14 @@ def gradients(network: Network, mesh: jax.sharding.Mesh):
         for key, value in BATCH.items()
     }
     arguments = (*tiny.split(leaves, network), batch, 0, 0)
-    return jax.jit(functools.partial(steps.gradients, program)), arguments
+    function = jax.jit(functools.partial(steps.gradients, program))
+    return function.lower(*arguments).compile(), arguments
 
 
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 def test_the_frozen_table_has_no_gradient_and_no_copy_is_trained(network):
-    function, arguments = gradients(network, tiny.one_device())
-    text = function.lower(*arguments).compile().as_text()
+    function, arguments = compiled(network)
+    text = function.as_text()
     assert TABLE not in programs.compiled_products(text)
     assert TABLE[::-1] not in programs.compiled_products(text)
     # Looked up, a trained table's gradient would be scattered into one of its size.
@@ -59,11 +62,10 @@ def test_the_frozen_table_has_no_gradient_and_no_copy_is_trained(network):
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 @pytest.mark.parametrize("shape", [(2, 2, 1), (1, 1, 4)])
 def test_four_devices_equal_one(network, shape):
-    mesh = meshes.make_mesh(*shape, devices=jax.devices()[:4])
-    function, arguments = gradients(network, mesh)
+    function, arguments = compiled(network, shape)
     terms, found = function(*arguments)
     loss, _ = terms["loss"]
-    one, on_one = gradients(network, tiny.one_device())
+    one, on_one = compiled(network)
     terms, expected = one(*on_one)
     expected_loss, _ = terms["loss"]
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
@@ -73,9 +75,8 @@ def test_four_devices_equal_one(network, shape):
 
 
 def test_the_logits_of_a_divided_vocabulary_are_not_collected():
-    mesh = meshes.make_mesh(1, 1, 4, devices=jax.devices()[:4])
-    function, arguments = gradients(TIED, mesh)
-    found = programs.collectives(function.lower(*arguments).compile().as_text())
+    function, _ = compiled(TIED, (1, 1, 4))
+    found = programs.collectives(function.as_text())
     assert any(tiny.MLP.dim // 4 in shape or POSITIONS in shape for _, shape in found)
     assert not {shape for _, shape in found if TABLE[0] in shape and POSITIONS in shape}
 

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("peft")
 
+import cases
 import peft
 import reference_adapters
 import reference_models
@@ -106,7 +107,7 @@ def choice(
 
 @pytest.fixture(scope="module")
 def text() -> reference_texts.Text:
-    return reference_texts.draw((41, 29), "left", reference_models.VOCAB_SIZE, seed=5)
+    return reference_texts.draw((41, 29), "left", cases.VOCAB_SIZE, seed=5)
 
 
 def test_an_adapter_of_peft_gives_its_logits(

@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("peft")
 
+import cases
 import huggingface_hub
 import reference_adapters
 import reference_models
@@ -73,7 +74,7 @@ def pair(
 
 @pytest.fixture(scope="module")
 def text() -> reference_texts.Text:
-    return reference_texts.draw((37, 22), "left", reference_models.VOCAB_SIZE, seed=5)
+    return reference_texts.draw((37, 22), "left", cases.VOCAB_SIZE, seed=5)
 
 
 def written(adapter: LoraAdapter, folder: Path) -> Path:

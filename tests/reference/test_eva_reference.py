@@ -13,9 +13,9 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("peft")
 
+import cases
 import peft
 import reference_adapters
-import reference_models
 import reference_runs
 import reference_texts
 import torch
@@ -56,7 +56,7 @@ class Case(NamedTuple):
     @property
     def rows(self) -> tuple[reference_texts.Text, np.ndarray]:
         """The text and its shifted labels."""
-        text = reference_texts.draw(self.lengths, "right", reference_models.VOCAB_SIZE, seed=5)
+        text = reference_texts.draw(self.lengths, "right", cases.VOCAB_SIZE, seed=5)
         return text, reference_texts.ragged_labels(text, (0.8, 0.9), seed=5)
 
     @property

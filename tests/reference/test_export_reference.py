@@ -12,6 +12,7 @@ pytest.importorskip("torch")
 pytest.importorskip("peft")
 
 import byte_tokenizer
+import cases
 import jax
 import numpy as np
 import reference_adapters
@@ -59,7 +60,7 @@ def saved(
 
 
 def drawn() -> reference_texts.Text:
-    return reference_texts.draw((41, 29), "left", reference_models.VOCAB_SIZE, seed=5)
+    return reference_texts.draw((41, 29), "left", cases.VOCAB_SIZE, seed=5)
 
 
 def our_logits(model: jaxft.PeftModel, text: reference_texts.Text) -> np.ndarray:

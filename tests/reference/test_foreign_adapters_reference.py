@@ -16,6 +16,7 @@ import pytest
 
 pytest.importorskip("peft")
 
+import cases
 import peft
 import reference_models
 import reference_texts
@@ -42,8 +43,8 @@ pytestmark = [
 ]
 
 TOLERANCE = 1e-5  # of the largest logit, float32
-RESIZED = reference_models.VOCAB_SIZE + 5
-IDS = reference_texts.draw((31, 31), "right", reference_models.VOCAB_SIZE, seed=5).input_ids
+RESIZED = cases.VOCAB_SIZE + 5
+IDS = reference_texts.draw((31, 31), "right", cases.VOCAB_SIZE, seed=5).input_ids
 QV = {"target_modules": ["q_proj", "v_proj"]}
 BOTH = ["embed_tokens", "lm_head"]
 OLD_NAMES = {"model.language_model.": "language_model.model."}

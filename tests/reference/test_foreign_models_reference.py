@@ -35,7 +35,7 @@ from jaxft.weights.places.source import Source
 
 pytestmark = pytest.mark.reference
 
-TEXT = reference_texts.draw((53, 35), "right", reference_models.VOCAB_SIZE, seed=3)
+TEXT = reference_texts.draw((53, 35), "right", cases.VOCAB_SIZE, seed=3)
 # Without them no model can be made, and every file has them.
 SIZES = {
     *("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size"),

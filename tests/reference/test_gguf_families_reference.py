@@ -183,7 +183,7 @@ def test_logits_equal_transformers(
         quantization=None,
         rounding=None,
     )
-    text = reference_texts.draw((53, 47, 31, 34), "right", reference_models.VOCAB_SIZE, seed=7)
+    text = reference_texts.draw((53, 47, 31, 34), "right", cases.VOCAB_SIZE, seed=7)
     ours = reference_runs.our_logits(network, tree, text, one_device)
     theirs = reference_runs.torch_logits(model, text)
     distance = reference_runs.difference(ours, theirs, text)

@@ -76,7 +76,7 @@ def test_biased_convolutions_have_the_logits_of_transformers_without_padding_bef
     monkeypatch.setitem(cases.CASES, "biased", (config_class, {"conv_bias": True}))
     model = reference_models.make("biased", tmp_path)
     tree = model.load(model.network, one_device)
-    text = reference_texts.draw((53, 47, 31), "right", reference_models.VOCAB_SIZE, seed=7)
+    text = reference_texts.draw((53, 47, 31), "right", cases.VOCAB_SIZE, seed=7)
     ours = reference_runs.our_logits(model.network, tree, text, one_device)
     theirs = reference_runs.torch_logits(model.torch_model, text)
     assert reference_runs.difference(ours, theirs, text) < reference_runs.TOLERANCE

@@ -31,7 +31,7 @@ PADDED, WHOLE = reference_texts.PADDED, (53, 53, 53, 53)
 
 # Padded on either side, and not at all.
 TEXTS = [
-    reference_texts.draw(lengths, side, reference_models.VOCAB_SIZE, seed=7)
+    reference_texts.draw(lengths, side, cases.VOCAB_SIZE, seed=7)
     for side, lengths in (("left", PADDED), ("right", PADDED), ("right", WHOLE))
 ]
 
@@ -73,7 +73,7 @@ def test_logits_equal_transformers_on_four_devices(
     record_property: Record,
 ) -> None:
     model = tiny_model(name)
-    text = reference_texts.draw(PADDED, "left", reference_models.VOCAB_SIZE, seed=8)
+    text = reference_texts.draw(PADDED, "left", cases.VOCAB_SIZE, seed=8)
     tree = model.load(model.network, four_devices)
     assert not tree["groups"]["0"]["0"]["mlp"]["up"]["kernel"].sharding.is_fully_replicated
     ours = reference_runs.our_logits(model.network, tree, text, four_devices)
@@ -122,7 +122,7 @@ def test_bfloat16_computation_errs_no_more_than_transformers_own(
     rotation in float32 throughout), so the errors are alike in size and not in value: half as
     much again is allowed, on the root mean square over all logits.
     """
-    text = reference_texts.draw(PADDED, "left", reference_models.VOCAB_SIZE, seed=9)
+    text = reference_texts.draw(PADDED, "left", cases.VOCAB_SIZE, seed=9)
     exact = reference_runs.torch_logits(narrow.torch_model, text)
     rounded = reference_models.open_torch(narrow.folder, torch.bfloat16)
     theirs = reference_runs.torch_logits(rounded, text)

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-import reference_models
+import cases
 import torch
 from jax.sharding import Mesh
 from reference_models import TinyModel
@@ -36,7 +36,7 @@ LENGTHS = {
 
 def prompt(length: int, seed: int = 0) -> list[int]:
     rng = np.random.default_rng([length, seed])
-    return rng.integers(0, reference_models.VOCAB_SIZE, length).tolist()
+    return rng.integers(0, cases.VOCAB_SIZE, length).tolist()
 
 
 def theirs(model: TinyModel, row: list[int], *, use_cache: bool = True) -> list[int]:

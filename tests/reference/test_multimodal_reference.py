@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("peft")
 
+import cases
 import reference_adapters
 import reference_features
 import reference_models
@@ -47,7 +48,7 @@ def test_adapters_of_ours_stay_on_the_text_in_peft(
     adapted = [name for name, module in theirs.named_modules() if isinstance(module, LoraLayer)]
     assert adapted
     assert all(".language_model.layers." in name for name in adapted)
-    text = reference_texts.draw((41, 29), "left", reference_models.VOCAB_SIZE, seed=5)
+    text = reference_texts.draw((41, 29), "left", cases.VOCAB_SIZE, seed=5)
     expected = reference_runs.our_logits(ours.network, ours.tree, text, one_device)
     logits = reference_runs.torch_logits(theirs, text)
     assert reference_runs.difference(logits, expected, text) < reference_runs.TOLERANCE
@@ -77,7 +78,7 @@ def test_what_is_written_whole_opens_as_a_model_of_text(
     whole = getattr(written, "model", None)
     opened = getattr(whole, "language_model", written)
     assert config["architectures"] == [type(opened).__name__]
-    text = reference_texts.draw((41, 29), "left", reference_models.VOCAB_SIZE, seed=13)
+    text = reference_texts.draw((41, 29), "left", cases.VOCAB_SIZE, seed=13)
     expected = reference_runs.torch_logits(model.torch_model, text)
     logits = reference_runs.torch_logits(written, text)
     assert reference_runs.difference(logits, expected, text) < reference_runs.TOLERANCE
@@ -123,9 +124,7 @@ def test_a_text_part_alone_has_the_logits_of_the_whole(
     assert (family.model_type, spec) == (text_type, model.spec)
     alone = TinyModel(model.torch_model, tmp_path / "text", family, spec)
     tree = alone.load(alone.network, one_device)
-    text = reference_texts.draw(
-        reference_texts.PADDED, "left", reference_models.VOCAB_SIZE, seed=14
-    )
+    text = reference_texts.draw(reference_texts.PADDED, "left", cases.VOCAB_SIZE, seed=14)
     logits = reference_runs.our_logits(alone.network, tree, text, one_device)
     expected = reference_runs.torch_logits(model.torch_model, text)
     distance = reference_runs.difference(logits, expected, text)

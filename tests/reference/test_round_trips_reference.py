@@ -116,9 +116,7 @@ def test_every_format_gives_the_same_leaves_and_transformers_logits(
     checkpoint = opening.open_folder(tmp_path / "model")
     tree = tree_of(model, model.network, checkpoint, one_device, "float32")
     jax.tree.map(np.testing.assert_array_equal, tree, model.load(model.network, one_device))
-    text = reference_texts.draw(
-        reference_texts.PADDED, "left", reference_models.VOCAB_SIZE, seed=12
-    )
+    text = reference_texts.draw(reference_texts.PADDED, "left", cases.VOCAB_SIZE, seed=12)
     ours = reference_runs.our_logits(model.network, tree, text, one_device)
     theirs = reference_runs.torch_logits(model.torch_model, text)
     distance = reference_runs.difference(ours, theirs, text)
@@ -187,7 +185,7 @@ def test_a_merged_model_has_the_logits_of_peft_in_transformers(
         dtype="auto",
     )
     ours = reference_models.open_torch(tmp_path / "merged")
-    text = reference_texts.draw((41, 29), "left", reference_models.VOCAB_SIZE, seed=13)
+    text = reference_texts.draw((41, 29), "left", cases.VOCAB_SIZE, seed=13)
     expected = reference_runs.torch_logits(theirs, text)
     logits = reference_runs.torch_logits(ours, text)
     distance = reference_runs.difference(logits, expected, text)

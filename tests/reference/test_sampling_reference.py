@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-import reference_models
+import cases
 import tokenizers
 import torch
 import transformers
@@ -97,7 +97,7 @@ def test_greedy_rows_with_a_repetition_penalty_are_transformers(
     tiny_model: Callable[..., TinyModel], one_device: Mesh
 ) -> None:
     model, num_new = tiny_model("llama-tied"), 24
-    prompts = np.random.default_rng(3).integers(0, reference_models.VOCAB_SIZE, (2, 13))
+    prompts = np.random.default_rng(3).integers(0, cases.VOCAB_SIZE, (2, 13))
     decoder = CachedDecoder(model.network, stop_ids=(), mesh=one_device, dtype="float32")
     tree = model.load(model.network, one_device)
 

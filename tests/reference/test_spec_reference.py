@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-import reference_models
+import cases
 import reference_runs
 import reference_texts
 from jax.sharding import Mesh
@@ -164,7 +164,7 @@ def moved(
         tree = tiny_model(case).load(network, one_device)
         return reference_runs.our_logits(network, tree, text, one_device)
 
-    text = reference_texts.draw((53, 35), "right", reference_models.VOCAB_SIZE, seed=11)
+    text = reference_texts.draw((53, 35), "right", cases.VOCAB_SIZE, seed=11)
     original = functools.cache(lambda case: logits(case, tiny_model(case).spec))
     return lambda case, spec: reference_runs.difference(logits(case, spec), original(case), text)
 

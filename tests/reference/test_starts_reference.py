@@ -17,8 +17,8 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("peft")
 
+import cases
 import reference_adapters
-import reference_models
 import reference_runs
 import reference_texts
 import torch
@@ -99,7 +99,7 @@ def case(request: pytest.FixtureRequest, case_of: Callable[[str], Case]) -> Case
 
 @pytest.fixture(scope="module")
 def text() -> reference_texts.Text:
-    return reference_texts.draw(LENGTHS, "right", reference_models.VOCAB_SIZE, seed=5)
+    return reference_texts.draw(LENGTHS, "right", cases.VOCAB_SIZE, seed=5)
 
 
 def relative(ours: np.ndarray, theirs: np.ndarray) -> float:

@@ -12,9 +12,9 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("peft")
 
+import cases
 import peft
 import reference_adapters
-import reference_models
 import reference_runs
 import reference_texts
 import torch
@@ -85,7 +85,7 @@ SETTINGS = {
 
 
 def rows_of(seed: int) -> Rows:
-    text = reference_texts.draw(LENGTHS, "right", vocab_size=reference_models.VOCAB_SIZE, seed=seed)
+    text = reference_texts.draw(LENGTHS, "right", vocab_size=cases.VOCAB_SIZE, seed=seed)
     shares = np.random.default_rng(seed).random(len(LENGTHS))
     return text, reference_texts.ragged_labels(text, shares, seed)
 

@@ -22,6 +22,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+import cases
 import reference_models
 import reference_runs
 import runs
@@ -106,7 +107,7 @@ def test_an_exported_folder_is_the_same_model(
     export.export(
         adapter=None, model=str(base), output=tmp_path / "out", kind="merged", dtype="bfloat16"
     )
-    ids = np.random.default_rng(3).integers(0, reference_models.VOCAB_SIZE, (2, 9))
+    ids = np.random.default_rng(3).integers(0, cases.VOCAB_SIZE, (2, 9))
     found = ask(tmp_path / "out", ids.tolist())
     logits = np.asarray(found["logits"])
     theirs = reference_models.open_torch(tmp_path / "out")

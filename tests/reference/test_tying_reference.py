@@ -17,9 +17,9 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("peft")
 
+import cases
 import peft
 import reference_adapters
-import reference_models
 import reference_runs
 import reference_texts
 import torch
@@ -71,7 +71,7 @@ def choice(
 
 @pytest.fixture(scope="module")
 def text() -> reference_texts.Text:
-    return reference_texts.draw((31, 22), "right", reference_models.VOCAB_SIZE, seed=5)
+    return reference_texts.draw((31, 22), "right", cases.VOCAB_SIZE, seed=5)
 
 
 def tied_by_peft(model: TinyModel, chosen: Choice) -> peft.PeftModel:

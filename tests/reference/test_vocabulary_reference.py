@@ -34,7 +34,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The model was loaded with:UserWarning"),
 ]
 
-STORED = reference_models.VOCAB_SIZE
+STORED = cases.VOCAB_SIZE
 ROWS = STORED + 3
 NEW = [STORED, STORED + 1, STORED + 2]
 BOTH = {"embed_tokens": NEW, "lm_head": NEW}
