@@ -101,8 +101,7 @@ def traits(case: str) -> set[str]:
     spec = family.spec_from_config(saved)
     return {
         *features(spec),
-        f"activation {spec.activation}",
-        f"{spec.mlp} MLP",
+        *(f"{block.mlp.kind} MLP of {block.mlp.activation}" for block in spec.blocks),
         f"tied head: {spec.tied_head}",
         *(" and ".join(line.ours) for line in family.lines(spec)),
     }
