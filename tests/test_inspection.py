@@ -17,6 +17,7 @@ import pytest
 import safetensors.numpy
 import small_models
 import tiny
+import tiny_specs
 
 import jaxft
 from jaxft import tree as trees
@@ -322,7 +323,7 @@ def test_layers_with_a_convolution_are_counted_and_modules_are_told_by_where_the
 
 
 def test_mlps_of_several_widths_are_told_by_the_smallest_and_the_largest(llama):
-    found = dataclasses.replace(inspection.inspect(str(llama), None), spec=tiny.SEVERAL_MLPS)
+    found = dataclasses.replace(inspection.inspect(str(llama), None), spec=tiny_specs.SEVERAL_MLPS)
     assert dict(inspection._facts(found))["layers"] == "3, width 64, MLP 96 to 160"
 
 

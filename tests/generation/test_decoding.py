@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+import tiny_specs
 
 from jaxft import tree as trees
 from jaxft.errors import DataError
@@ -62,7 +63,7 @@ def test_greedy_rows_are_those_of_recomputing_the_whole_text(windows):
 
 
 def test_convolutions_go_on_from_their_last_inputs_whatever_the_prompts_length():
-    check_greedy(tiny.adapted(tiny.CONVOLUTIONS, modules=["conv/bcx", "conv/o"], head=True))
+    check_greedy(tiny.adapted(tiny_specs.CONVOLUTIONS, modules=["conv/bcx", "conv/o"], head=True))
 
 
 def check_greedy(network):

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+import tiny_specs
 
 from jaxft import tree as trees
 from jaxft.config import LoraConfig
@@ -188,15 +189,15 @@ def test_modules_that_read_one_input_can_get_what_the_largest_can_but_no_more_th
     ("spec", "reads"),
     [
         (tiny.SPEC, {"attn/q": "attn/q", "attn/v": "attn/q", "mlp/gate": "mlp/up"}),
-        (tiny.PARALLEL, {"attn/k": "attn/q", "mlp/gate": "attn/q", "mlp/down": "mlp/down"}),
-        (tiny.TWO_NORMS, {"mlp/up": "mlp/up", "attn/qkv": "attn/q", "head": "head"}),
+        (tiny_specs.PARALLEL, {"attn/k": "attn/q", "mlp/gate": "attn/q", "mlp/down": "mlp/down"}),
+        (tiny_specs.TWO_NORMS, {"mlp/up": "mlp/up", "attn/qkv": "attn/q", "head": "head"}),
     ],
 )
 def test_what_reads_whose_input(spec, reads):
     assert {path: read_by(path, spec) for path in reads} == reads
 
 
-@pytest.mark.parametrize("spec", [tiny.SPEC, tiny.PARALLEL, tiny.POST])
+@pytest.mark.parametrize("spec", [tiny.SPEC, tiny_specs.PARALLEL, tiny.POST])
 def test_inputs_are_had_from_every_layer_and_are_shared_where_that_is_said(spec):
     network, micro = base_network(spec), tiny.micro_batch(2, 20)
     repeats = {block: len(layers) for block, _, layers in network.stacked_blocks()}

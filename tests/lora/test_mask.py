@@ -1,6 +1,7 @@
 """What LoRA trains: the adapters' leaves, and no other."""
 
 import tiny
+import tiny_specs
 
 from jaxft import tree as trees
 from jaxft.lora import mask
@@ -42,7 +43,7 @@ def test_mask_marks_the_leaves_that_the_network_names():
 
 
 def test_mask_marks_trained_rows_and_adapters_on_tables():
-    network = tiny.adapted(tiny.PARALLEL, modules=[], rows={"head": (3,)}, outside=["embed"])
+    network = tiny.adapted(tiny_specs.PARALLEL, modules=[], rows={"head": (3,)}, outside=["embed"])
     marks = trees.flatten(mask.trainable_mask(network, bind.abstract_tree(network)))
     trained = {path for path, trained in marks.items() if trained}
     assert trained == {"embed/lora_a", "embed/lora_b", "head/rows"}

@@ -9,6 +9,7 @@ import naive
 import numpy as np
 import pytest
 import tiny
+import tiny_specs
 
 from jaxft import tree as trees
 from jaxft.models import convolution, forward
@@ -89,11 +90,13 @@ OTHERS = {
         outside=["embed_in", "embed_out"],
         dora=True,
     ),
-    **{name: tiny.adapted(spec, head=True) for name, spec in tiny.SPECS.items()},
+    **{name: tiny.adapted(spec, head=True) for name, spec in tiny_specs.SPECS.items()},
     "tables": tiny.adapted(tiny.LEARNED, outside=["embed", "positions"], head=True),
-    "tied adapter": tiny.adapted(tiny.SANDWICH, outside=["embed"], head=True, follows=True),
-    "rows": tiny.adapted(tiny.PARALLEL, rows={"embed": (5, 111, 0, 40), "head": (7, 5)}),
-    "tied rows": tiny.adapted(tiny.SANDWICH, rows={"embed": (40, 5, 3)}, head=True, follows=True),
+    "tied adapter": tiny.adapted(tiny_specs.SANDWICH, outside=["embed"], head=True, follows=True),
+    "rows": tiny.adapted(tiny_specs.PARALLEL, rows={"embed": (5, 111, 0, 40), "head": (7, 5)}),
+    "tied rows": tiny.adapted(
+        tiny_specs.SANDWICH, rows={"embed": (40, 5, 3)}, head=True, follows=True
+    ),
     "rows of a tied head": tiny.adapted(tiny.POST, rows={"head": (40, 5, 3)}),
 }
 
@@ -223,8 +226,8 @@ DYNAMIC = tiny.with_windows(
 
 @pytest.mark.parametrize(
     "spec",
-    [tiny.with_windows([None, 3]), tiny.LEARNED, *tiny.SPECS.values(), LONG, DYNAMIC],
-    ids=["windows", "learned", *tiny.SPECS, "long rope", "dynamic rope"],
+    [tiny.with_windows([None, 3]), tiny.LEARNED, *tiny_specs.SPECS.values(), LONG, DYNAMIC],
+    ids=["windows", "learned", *tiny_specs.SPECS, "long rope", "dynamic rope"],
 )
 def test_packed_equals_unpacked(spec):
     network = base_network(spec)
@@ -268,7 +271,7 @@ def extend_in_pieces(network, tree, ids, valid, pieces):
 
 
 def test_a_cache_begins_with_what_each_layers_class_begins_with(monkeypatch):
-    network = base_network(tiny.CONVOLUTIONS)
+    network = base_network(tiny_specs.CONVOLUTIONS)
 
     def ones(spec, conv, batch, slots, dtype):
         return convolution.LastInputs(jnp.ones((batch, conv.width - 1, spec.model_dim), dtype))
@@ -286,7 +289,7 @@ IN_PIECES = {
     "windows": tiny.adapted(tiny.with_windows([None, 5])),
     "pre": tiny.adapted(tiny.LEARNED),
     "post": tiny.adapted(tiny.POST),
-    **{name: tiny.adapted(spec) for name, spec in tiny.SPECS.items()},
+    **{name: tiny.adapted(spec) for name, spec in tiny_specs.SPECS.items()},
     **{name: OTHERS[name] for name in ("tables", "tied rows")},
 }
 

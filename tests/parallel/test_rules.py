@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+import tiny_specs
 from jax.sharding import PartitionSpec as P
 
 from jaxft import tree as trees
@@ -29,7 +30,7 @@ NETWORKS = {
     "post": tiny.adapted(tiny.POST, outside=["embed_in", "embed_out"], head=True),
     "gate on attention": tiny.adapted(dataclasses.replace(FULL, attn_gate=True)),
     "rows": tiny.adapted(FULL, rows={"embed": (3, 1), "head": (2,)}),
-    **{name: tiny.adapted(spec) for name, spec in tiny.SPECS.items()},
+    **{name: tiny.adapted(spec) for name, spec in tiny_specs.SPECS.items()},
     "many groups": tiny.adapted(tiny.with_windows(range(3, 15))),
 }
 

@@ -14,6 +14,7 @@ import numpy as np
 import programs
 import pytest
 import tiny
+import tiny_specs
 
 from jaxft import tree as trees
 from jaxft.models.network import base_network
@@ -83,9 +84,9 @@ OTHERS = {
     "own head": tiny.adapted(
         tiny.with_windows([None]), trained=["mlp_norm/scale"], outer_trained=["embed/kernel"]
     ),
-    "sandwich": tiny.adapted(tiny.SANDWICH, modules=["mlp/gate_up"], head=True),
+    "sandwich": tiny.adapted(tiny_specs.SANDWICH, modules=["mlp/gate_up"], head=True),
     "minus a start": tiny.adapted(modules=["attn/qkv", "mlp/down"], head=True, start=True),
-    "parallel": tiny.adapted(tiny.PARALLEL, modules=["attn/q"], bias=True),
+    "parallel": tiny.adapted(tiny_specs.PARALLEL, modules=["attn/q"], bias=True),
     "dora": tiny.adapted(modules=["attn/k", "mlp/gate_up", "mlp/down"], dora=True, head=True),
     "dora, fused": tiny.adapted(
         tiny.POST, modules=["attn/qkv"], outside=["embed_out"], dora=True, trained=["attn/o/bias"]
