@@ -229,7 +229,7 @@ def test_a_folder_that_holds_something_is_refused_before_anything_is_read(
 ):
     (tmp_path / "whole").mkdir()
     (tmp_path / "whole" / "mine").write_text("mine")
-    monkeypatch.setattr(export.tuned, "load", None)
+    monkeypatch.setattr(export.loaded, "load", None)
     with pytest.raises(WeightsError, match=r"whole exists and is not empty"):
         write(tmp_path)
     assert (tmp_path / "whole" / "mine").read_text() == "mine"
@@ -337,7 +337,7 @@ def test_held_out_rows_of_the_adapters_run_are_found(tuned, tmp_path, capsys):
 def test_the_base_models_folder_is_not_written_to(tuned, tmp_path, monkeypatch, where):
     (tmp_path / "link").symlink_to(tmp_path / "model")
     before = sorted(tmp_path.rglob("*"))
-    monkeypatch.setattr(export.tuned, "load", None)
+    monkeypatch.setattr(export.loaded, "load", None)
     with pytest.raises(ConfigError, match="is the base model's folder, lies in it"):
         write(tmp_path, output=tmp_path / where)
     assert sorted(tmp_path.rglob("*")) == before

@@ -19,6 +19,7 @@ from jaxft.generation import decoding
 from jaxft.generation.decoding import CHUNK, CachedDecoder
 from jaxft.generation.sampling import GREEDY, Sampling
 from jaxft.models.network import Network, base_network
+from jaxft.models.untuned import base_tree
 from jaxft.parallel import mesh as meshes
 
 # More than a chunk, a chunk, and far less; none a multiple of a window.
@@ -161,7 +162,7 @@ def test_decoding_ends_when_every_row_has_stopped():
 def test_with_b_zero_the_answer_is_the_bases():
     network, base = tiny.adapted(), base_network(tiny.SPEC)
     trained, frozen = tiny.split(tiny.random_leaves(network))
-    plain = greedy(base, frozen, prompts())
+    plain = greedy(base, base_tree(network, frozen, {}), prompts())
     untrained = jax.tree.map(jnp.zeros_like, trained)
     assert greedy(network, trees.combine(frozen, untrained), prompts()) == plain
     assert greedy(network, trees.combine(frozen, trained), prompts()) != plain

@@ -154,6 +154,15 @@ def as_three(tree):
     return trees.unflatten(flat)
 
 
+def numbers_as_three(tree):
+    """Return frozen leaves of `FUSED` as those of `THREE`: each of the three has its scaling."""
+    flat = trees.flatten(tree)
+    scaling = flat.pop("groups/0/0/attn/qkv/lora_scaling")
+    return trees.unflatten(
+        flat | {f"groups/0/0/attn/{name}/lora_scaling": scaling for name in WIDTHS}
+    )
+
+
 def test_a_fused_adapter_is_three_that_share_their_a_and_so_are_its_gradients():
     trainable, frozen = tiny.split(tiny.random_leaves(FUSED))
     batch = tiny.make_batch(2, 16)
@@ -167,7 +176,7 @@ def test_a_fused_adapter_is_three_that_share_their_a_and_so_are_its_gradients():
     loss, _ = terms["loss"]
     three, pull_back = jax.vjp(as_three, jax.tree.map(jax.numpy.asarray, trainable))
     terms, d_three = jax.jit(functools.partial(steps.gradients, programs[THREE]))(
-        three, frozen, batch, 0, 0
+        three, numbers_as_three(frozen), batch, 0, 0
     )
     expected_loss, _ = terms["loss"]
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)

@@ -86,7 +86,7 @@ def test_the_loss_is_the_mean_over_all_targets_and_no_batch_size_changes_it(
 def test_dropout_is_off(plan_of, frozen, adapters):
     def loss(share):
         plan = plan_of(f"lora.lora_dropout={share}")
-        fixed = numbers.leaves(plan.lora, plan.family, plan.network)
+        fixed = numbers.leaves(plan.config.lora, plan.family, plan.network)
         own = mask.parts(plan.network, frozen).frozen
         return measure(plan, trees.combine(own, fixed), adapters)[0].loss
 

@@ -182,5 +182,7 @@ def test_bfloat16_hidden_states_get_a_float32_loss_and_bfloat16_gradients():
 def test_head_leaves_are_those_that_the_head_reads():
     assert set(leaves_of(TIED)) == {"embed/kernel"}
     assert set(leaves_of(UNTIED)) == {"head/kernel"}
-    assert set(leaves_of(TIED_ADAPTED)) == {"embed/kernel", "head/lora_a", "head/lora_b"}
+    assert set(leaves_of(TIED_ADAPTED)) == {
+        *("embed/kernel", "head/lora_a", "head/lora_b", "head/lora_scaling"),
+    }
     assert "embed/kernel" in trees.flatten(tiny.random_leaves(UNTIED))

@@ -56,7 +56,7 @@ def test_the_tree_is_every_leaf_of_the_base_and_fresh_adapters(plan_of, leaves):
     adapters = trees.flatten(init.init_adapters(plan.network, kind=True, seed=7, mesh=plan.mesh))
     flat = trees.flatten(leaves)
     assert flat.keys() == trees.flatten(trees.combine(frozen, fixed)).keys() | adapters.keys()
-    expected = numbers.leaves(plan.lora, plan.family, plan.network)
+    expected = numbers.leaves(plan.config.lora, plan.family, plan.network)
     assert jax.tree.all(jax.tree.map(np.array_equal, fixed, expected))
     for path, leaf in adapters.items():
         assert np.array_equal(flat[path], leaf), path

@@ -107,8 +107,11 @@ class Trainer:
         # Placed as the step returns them, so that a run that goes on compiles once too.
         self.start, self.started, numbers, self.frozen = mask.parts(plan.network, tree)
         hyper = optimizer.hyper_of(plan.config.train, plan.num_steps)
+        # Copies, since a step gives up the buffers of its state, and `tree` may be used again.
         self.hyper = jax.device_put(
-            dataclasses.replace(hyper, adapters=numbers), meshes.replicated(plan.mesh)
+            dataclasses.replace(hyper, adapters=numbers),
+            meshes.replicated(plan.mesh),
+            may_alias=False,
         )
         self._carried = self.frozen
         if programs.static.objective.needs_base:
