@@ -125,8 +125,8 @@ def compare(live: Model, written: Model, rows: Rows, *, mesh: Mesh, dtype: str) 
         largest.append(found[0])
         absolute.append(found[1])
         divergence += found[2]
-    # Rounding makes a divergence of 0 slightly negative. `max` of Python may pass over NaN, so it is
-    # numpy's that is used.
+    # Rounding makes a divergence of 0 slightly negative. Python's `max` may pass over NaN, numpy's
+    # does not.
     kl = np.maximum(divergence / int(seen.sum()), 0.0)
     return Difference(float(np.max(largest)), float(np.max(absolute)), float(kl))
 
