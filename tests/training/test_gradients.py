@@ -17,7 +17,9 @@ import tiny
 import tiny_specs
 
 from jaxft import tree as trees
+from jaxft.lora import mask
 from jaxft.models.network import base_network
+from jaxft.models.untuned import base_tree
 from jaxft.training import step as steps
 from jaxft.training.objective import CAUSAL_LM
 
@@ -38,11 +40,18 @@ def gradient_function(network=NETWORK, remat=False, length=LENGTH):
     return jax.jit(gradients)
 
 
+FULL = trees.combine(TRAINABLE, FROZEN)
+
+
+def everything(network, tree):
+    """Split leaves into those that can be trained, and the numbers of adapters."""
+    parts = mask.parts(network, tree)
+    return trees.combine(parts.trainable, parts.started, parts.frozen), parts.numbers
+
+
 @functools.cache
 def compiled(remat=False, everything_trained=False):
-    arguments = (
-        (trees.combine(TRAINABLE, FROZEN), {}) if everything_trained else (TRAINABLE, FROZEN)
-    )
+    arguments = everything(NETWORK, FULL) if everything_trained else (TRAINABLE, FROZEN)
     return gradient_function(remat=remat).lower(*arguments, BATCH, 0, 0).compile()
 
 
@@ -73,8 +82,8 @@ def test_adapter_gradients_are_those_of_the_plain_decoder():
 
 
 def test_with_everything_trained_all_gradients_are_those_of_the_plain_decoder():
-    full = trees.combine(TRAINABLE, FROZEN)
-    _, _, grads = compiled(everything_trained=True)(full, {}, BATCH, 0, 0)
+    full, numbers = everything(NETWORK, FULL)
+    _, _, grads = compiled(everything_trained=True)(full, numbers, BATCH, 0, 0)
     assert trees.flatten(grads).keys() == trees.flatten(full).keys()
     assert_close(grads, oracle()[1], 1e-5)
 
@@ -110,8 +119,9 @@ def test_gradients_of_other_networks_are_those_of_the_plain_decoder(network):
     micro = {key: value[0] for key, value in BATCH.items()}
     loss = functools.partial(naive.loss_sum, network, micro=micro, xp=jnp)
     expected = jax.jit(jax.grad(loss))(tree)
-    _, _, grads = gradient_function(network)(tree, {}, BATCH, 0, 0)
-    assert trees.flatten(grads).keys() == trees.flatten(tree).keys()
+    full, numbers = everything(network, tree)
+    _, _, grads = gradient_function(network)(full, numbers, BATCH, 0, 0)
+    assert trees.flatten(grads).keys() == trees.flatten(full).keys()
     if network.spec.qkv_bias and network.spec.blocks[0].rope is None:
         # Under the softmax the bias of the keys has no effect, and a gradient of rounding alone.
         for found in (grads, expected):
@@ -226,7 +236,8 @@ def test_zero_b_gives_exactly_the_logits_of_the_base():
     micro = {key: value[0] for key, value in BATCH.items()}
     adapted = tiny.forward_logits(NETWORK, trees.combine(with_zero_b(TRAINABLE), FROZEN), micro)
     base = base_network(NETWORK.spec)
-    np.testing.assert_array_equal(adapted, tiny.forward_logits(base, FROZEN, micro))
+    of_base = base_tree(NETWORK, FROZEN, {})
+    np.testing.assert_array_equal(adapted, tiny.forward_logits(base, of_base, micro))
 
 
 def test_zero_b_has_gradients_in_b_alone():
