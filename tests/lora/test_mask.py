@@ -53,3 +53,9 @@ def test_adapter_of_rank_r_has_r_times_in_plus_out_parameters_a_layer():
     trainable, _ = tiny.split(bind.abstract_tree(tiny.adapted()))
     widths = (64 + 80) + (64 + 40) + (160 + 64)  # q, v, down
     assert trees.num_parameters(trainable) == 3 * tiny.RANK * widths
+
+
+def test_zeros_beyond_the_rank_of_a_layer_are_no_trained_parameters():
+    network = tiny.adapted(ranks=[1, 4, 0], start=True)
+    widths = (64 + 80) + (64 + 40) + (160 + 64)  # q, v, down
+    assert mask.num_trained(network) == (1 + 4 + 0) * widths
