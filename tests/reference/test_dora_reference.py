@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from reference_runs import Record
 
 from jaxft.models import dropout, layers
+from jaxft.models.attention.layout import WholeRows
 from jaxft.models.network import Adapter
 
 pytestmark = pytest.mark.reference
@@ -88,7 +89,7 @@ def test_dropped_inputs_give_the_output_and_gradients_of_peft(
         for name, leaf in {**ours, **trained, **numbers}.items():
             setattr(linear, name, nnx.Param(leaf))
         empty = jnp.zeros((B, T), jnp.int32)
-        return linear(x, layers.Context(one_device, empty, {}, empty, tokens, None), 1)
+        return linear(x, layers.Context(one_device, empty, {}, WholeRows(empty), tokens, None), 1)
 
     trained = {name: leaf for name, leaf in ours.items() if name.startswith("lora_")}
     found, pull = jax.vjp(apply, jnp.asarray(x.detach().numpy()), trained)
