@@ -1,6 +1,6 @@
 """`jaxft data ...` on the command line: one function for each command.
 
-As in `main`, help texts load neither jax nor numpy.
+Its help texts are printed without importing jax or numpy, like those of `main`.
 """
 
 from __future__ import annotations
