@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 IDS = np.arange(2, 11, dtype=np.int32)[None]
 SHORT = {"max_steps": 2}
-EVA = {"init_lora_weights": "eva"}
+EVA = {"init_lora_weights": "eva", "target_modules": ["q_proj", "out_proj", "fc2"]}
 
 
 def recipe(opt: Path, folder: Path, lora: dict, model: dict) -> str:
