@@ -24,7 +24,7 @@ from reference_models import TinyModel
 from jaxft import tree as trees
 from jaxft.adapters import peft_format
 from jaxft.data.rows.tokenized import IGNORED
-from jaxft.lora import starts
+from jaxft.lora import mask, starts
 from jaxft.training import step
 from jaxft.training.objective import CAUSAL_LM
 from jaxft.weights import names
@@ -168,7 +168,7 @@ def compare(model: TinyModel, row: Row, folder: Path, mesh: Mesh) -> Seen:
     else:
         theirs.save_pretrained(folder / "theirs")
         ours = reference_adapters.read(model, folder / "theirs", mesh)
-    assert trees.num_parameters(ours.adapters) == theirs.get_nb_trainable_parameters()[0]
+    assert mask.num_trained(ours.network) == theirs.get_nb_trainable_parameters()[0]
 
     text = reference_texts.draw((21, 17), "left", model.spec.vocab_size, seed=5)
     expected = reference_runs.torch_logits(theirs, text)

@@ -25,7 +25,7 @@ from reference_models import TinyModel
 from reference_runs import TOLERANCE, Record
 
 from jaxft import tree as trees
-from jaxft.lora import targets
+from jaxft.lora import mask, targets
 
 pytestmark = [pytest.mark.reference, *reference_adapters.IGNORED_WARNINGS]
 
@@ -171,8 +171,9 @@ def test_the_adapted_modules_and_their_size_are_those_of_peft(
     assert {module.name for module in targeted} - saved == adapted
     ours = reference_adapters.ours_on(model, chosen, one_device, seed=3)
     trainable, total = theirs.get_nb_trainable_parameters()
-    assert trees.num_parameters(ours.adapters) == trainable
-    ours_in_all = trees.num_parameters(ours.tree) - num_stored_buffers(model)
+    assert mask.num_trained(ours.network) == trainable
+    own = mask.parts(ours.network, ours.tree).frozen
+    ours_in_all = trainable + trees.num_parameters(own) - num_stored_buffers(model)
     assert ours_in_all == total - num_replaced(theirs) - num_unused(model)
 
 

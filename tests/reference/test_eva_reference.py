@@ -18,7 +18,6 @@ import peft
 import reference_adapters
 import reference_runs
 import reference_texts
-import tiny
 import torch
 from jax.sharding import Mesh
 from reference_models import TinyModel
@@ -217,9 +216,7 @@ def test_the_start_is_the_base_and_moved_it_gives_its_logits_in_peft(
     rng = np.random.default_rng(4)
     moved = jax.tree.map(lambda leaf: leaf + 0.3 * rng.standard_normal(leaf.shape), trained)
     moved = jax.tree.map(lambda leaf: np.array(leaf, np.float32), moved)
-    for path, leaf in trees.flatten(moved).items():  # what lies beyond a rank stays zero
-        for layer, rank in enumerate(tiny.ranks_of(both.network, path)):
-            leaf[layer, rank:] = 0
+    reference_adapters.clear_beyond_ranks(both.network, trees.flatten(moved))
     content = peft_format.adapter_config(both.lora, model.family, model.spec, "base", None)
     tensors = peft_format.to_tensors(moved, model.family, both.network)
     peft_format.save_adapter(tmp_path / "adapter", tensors, content)

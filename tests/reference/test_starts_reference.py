@@ -131,7 +131,7 @@ def test_a_and_b_begin_as_those_of_peft(case: Case, record_property: Record) -> 
 
 def test_the_parameters_that_are_trained_are_as_many_as_in_peft(case: Case) -> None:
     trainable, _ = case.fresh.get_nb_trainable_parameters()
-    assert trees.num_parameters(case.ours.adapters) == trainable
+    assert mask.num_trained(case.ours.network) == trainable
 
 
 def test_the_model_begins_as_its_base(case: Case, text: reference_texts.Text) -> None:

@@ -28,12 +28,11 @@ from reference_adapters import GEMMA, STD, Choice
 from reference_models import CALM_STD, TinyModel
 from reference_runs import TOLERANCE, Record
 
-from jaxft import tree as trees
 from jaxft.adapters import peft_format
 from jaxft.artifacts import merge
 from jaxft.data.rows.tokenized import IGNORED
 from jaxft.errors import AdapterError
-from jaxft.lora import tying
+from jaxft.lora import mask, tying
 from jaxft.training import step
 from jaxft.training.objective import CAUSAL_LM
 
@@ -108,7 +107,7 @@ def test_it_crosses_in_both_directions(
     assert distance < TOLERANCE
     # In PEFT two parameters on one storage; counted once, as they are here.
     places = {p.data_ptr(): p.numel() for p in theirs.parameters() if p.requires_grad}
-    assert trees.num_parameters(ours.adapters) == sum(places.values())
+    assert mask.num_trained(ours.network) == sum(places.values())
     reference_adapters.export(model, chosen, ours.network, ours.adapters, tmp_path / "ours")
     again = reference_adapters.peft_from(model, tmp_path / "ours")
     distance = reference_runs.difference(reference_runs.torch_logits(again, text), expected, text)
