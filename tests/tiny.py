@@ -154,7 +154,7 @@ def adapted(
         spec: The model.
         modules: With adapters, in a layer.
         layers: Which have something that is trained.
-        drops: Whether the adapters in layers have dropout.
+        drops: Whether the adapters in layers and on the head have dropout.
         ranks: The rank in each layer; `RANK` in all, if `None`.
         bias: Whether adapters have one.
         start: Whether adapters take away what they began as.
@@ -175,8 +175,8 @@ def adapted(
         else FROZEN
         for layer, rank in enumerate(ranks or [RANK] * len(spec.blocks))
     ]
-    named = [*outside, *(["head"] if head else [])]
-    outer = dict.fromkeys(named, dataclasses.replace(adapter, drops=False))
+    outer = dict.fromkeys(outside, dataclasses.replace(adapter, drops=False))
+    outer |= {"head": adapter} if head else {}
     is_copied = not {"head/kernel", "embed/kernel"}.isdisjoint(outer_trained)
     unties_head = spec.tied_head and is_copied and not keeps_tie
     network = build_network(spec, per_layer, Tuning(outer, outer_trained), unties_head=unties_head)
@@ -313,7 +313,7 @@ def make_batch(rows: int, length: int, *, seed: int = 0, accumulation: int = 1) 
         "segment_ids": segments,
         "positions": positions.astype(np.int32),
         "labels": labels,
-        "rows": np.arange(rows, dtype=np.int32),
+        "row_ids": np.arange(rows, dtype=np.int32),
     }
     return {key: value.reshape(accumulation, -1, *value.shape[1:]) for key, value in batch.items()}
 
@@ -345,6 +345,6 @@ def _logits_function(network: Network, dtype: str) -> Callable[..., jax.Array]:
             mesh=mesh,
             dtype=dtype,
         )
-        return forward.head_logits(network, mesh, forward.head_leaves(network, tree), hidden)
+        return forward.head_logits(network, mesh, forward.head_leaves(network, tree), hidden, None)
 
     return logits

@@ -339,4 +339,4 @@ def _logits(
     if hidden.shape[0] == 1 and hidden.dtype == jnp.bfloat16:
         # Twice: for a product with one single row, XLA on CPUs first casts the whole bf16 table.
         last = jnp.repeat(last, 2, axis=1)
-    return forward.head_logits(network, mesh, leaves, last)[:, 0]
+    return forward.head_logits(network, mesh, leaves, last, None)[:, 0]

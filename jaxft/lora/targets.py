@@ -301,10 +301,3 @@ def _check(config: LoraConfig, module: names.Module, adapter: Adapter) -> None:
             f"lora.target_modules has {module.name} together with use_dora.",
             f"DoRA on an embedding is not supported: leave {module.name} out, or use_dora.",
         )
-    if module.path == HEAD and adapter.drops:
-        raise AdapterError(
-            f"lora.target_modules has {module.name} together with "
-            f"lora_dropout={config.lora_dropout}.",
-            "Dropout before the head's adapter is not supported: set lora_dropout=0, or leave "
-            f"{module.name} out.",
-        )

@@ -1,11 +1,20 @@
-"""A module that may have an adapter: it makes the leaves that the table of parts says."""
+"""A module that may have an adapter: the adapter's leaves, and what it adds to the outputs.
 
-from collections.abc import Iterable
+Linear modules of the layers and the head, which is applied apart from the decoder, have the same
+adapters and share this.
+"""
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, UInt32
 
 from jaxft.leaves.parts import Part
+from jaxft.models import dora, dropout, linear
+from jaxft.models.network import Adapter
 
 
 class Adapted(nnx.Module):
@@ -31,3 +40,50 @@ class Adapted(nnx.Module):
         for part in parts:
             values = jnp.full(part.shape(rank, *dims), part.initial, part.dtype)
             setattr(self, part.name, nnx.Param(values))
+
+
+class Kernels(NamedTuple):
+    """The kernels of the modules that an adapter is on, their outputs side by side.
+
+    Attributes:
+        product: From activations [b t i] to their product with the kernels [b t o].
+        matrices: Return the kernels, each float32 [i _].
+    """
+
+    product: Callable[[jax.Array], jax.Array]
+    matrices: Callable[[], Sequence[jax.Array]]
+
+
+def added(
+    adapter: Adapter,
+    leaves: Mapping[str, jax.Array],
+    kernels: Kernels,
+    x: Float[Array, "b t i"],
+    product: Float[Array, "b t o"],
+    seeds: UInt32[Array, "b t"] | None,
+) -> Float[Array, "b t o"]:
+    """Return what an adapter adds to the product of its modules' kernels, in that dtype.
+
+    Args:
+        adapter: Its structure.
+        leaves: Its leaves by the name of the part, "lora_a".
+        kernels: Those that it is on.
+        x: Activations.
+        product: ``kernels.product(x)``, which is there already.
+        seeds: Of dropout for this module; `None` for no dropout.
+    """
+    a, b, scaling = leaves["lora_a"], leaves["lora_b"], leaves["lora_scaling"]
+    threshold = leaves["lora_dropout"] if adapter.drops else None
+    out = linear.lora(x, a, b, scaling, threshold, seeds)
+    if adapter.bias:
+        out = out + scaling * leaves["lora_bias"][None, None, :]
+    if adapter.subtracts_start:
+        out = linear.minus_start(out, x, leaves["lora_a0"], leaves["lora_b0"], scaling)
+    out = out.astype(product.dtype)
+    if not adapter.is_dora:
+        return out
+    if seeds is not None and threshold is not None:
+        # As in PEFT, the kernels too see the dropped input in what DoRA changes.
+        product = kernels.product(dropout.recomputed(x, threshold, seeds))
+    norms = dora.norms(kernels.matrices(), a, b, scaling)
+    return dora.rescaled(product + out, leaves["lora_magnitude"], norms) - product

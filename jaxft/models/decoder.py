@@ -23,7 +23,7 @@ from jaxft.models.block import Block
 from jaxft.models.cache import Cached
 from jaxft.models.embedding import EmbeddingTable
 from jaxft.models.layers import Context, Linear, Norm
-from jaxft.models.network import EMBED, HEAD, POSITIONS, Group, Network
+from jaxft.models.network import EMBED, HEAD, OUTSIDE, POSITIONS, Group, Network
 from jaxft.models.spec import Learned, Sinusoidal
 from jaxft.parallel.mesh import ROW_AXES
 
@@ -145,7 +145,7 @@ class Decoder(nnx.Module):
         if spec.embed_scale != 1.0:
             x = x * jnp.asarray(spec.embed_scale, dtype)
         if spec.embed_dim != spec.model_dim:
-            x = self.embed_in(x, context, _OUTSIDE)
+            x = self.embed_in(x, context, OUTSIDE)
         if isinstance(spec.positions, Learned):
             rows = context.positions + spec.positions.offset
             x = x + self.positions(rows, context.mesh, dtype)
@@ -158,7 +158,7 @@ class Decoder(nnx.Module):
         spec = self.network.spec
         if spec.final_norm:
             x = self.final_norm(x)
-        return x if spec.embed_dim == spec.model_dim else self.embed_out(x, context, _OUTSIDE)
+        return x if spec.embed_dim == spec.model_dim else self.embed_out(x, context, OUTSIDE)
 
 
 def _sinusoids(positions: Int32[Array, "b t"], width: int, dtype: Any) -> Float[Array, "b t d"]:
@@ -168,9 +168,6 @@ def _sinusoids(positions: Int32[Array, "b t"], width: int, dtype: Any) -> Float[
     angle = positions[..., None].astype(jnp.float32) * powers[None, None, :]
     waves = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
     return jnp.pad(waves, ((0, 0), (0, 0), (0, width % 2))).astype(dtype)
-
-
-_OUTSIDE = -1  # the "layer" of modules outside the layers, for the hash of dropout
 
 
 def _stacked(network: Network, group: Group, rngs: nnx.Rngs) -> nnx.List:

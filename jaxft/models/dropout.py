@@ -17,11 +17,11 @@ from jaxtyping import Array, Float, Int32, UInt32
 
 
 def token_seeds(
-    seed: jax.Array | int, step: jax.Array | int, rows: Int32[Array, " b"], num_positions: int
+    seed: jax.Array | int, step: jax.Array | int, row_ids: Int32[Array, " b"], num_positions: int
 ) -> UInt32[Array, "b t"]:
     """Return one hash a token from the run's seed, the step, and the row in the global batch."""
     start = _mix(_mix(jnp.uint32(seed)) + jnp.asarray(step).astype(jnp.uint32))
-    by_row = _mix(start + rows.astype(jnp.uint32))
+    by_row = _mix(start + row_ids.astype(jnp.uint32))
     positions = jnp.arange(num_positions, dtype=jnp.uint32)
     return _mix(by_row[:, None] + positions[None, :])
 

@@ -13,15 +13,28 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
+from jaxft.models import adapted, dropout, embedding, linear, rope
 from jaxft.models import block as blocks
-from jaxft.models import dora, embedding, linear, rope
 from jaxft.models.attention.layout import Slots, WholeRows
 from jaxft.models.bind import bind
 from jaxft.models.decoder import Fold, Kept
 from jaxft.models.layers import Context
-from jaxft.models.network import EMBED, HEAD, Group, Layer, Network
+from jaxft.models.network import EMBED, HEAD, OUTSIDE, Group, Layer, Network
 from jaxft.models.spec import ModelSpec, Rope
 from jaxft.parallel import rules
+
+
+class Hidden(NamedTuple):
+    """What the head is applied to.
+
+    Attributes:
+        states: The normed hidden states of the last layer.
+        seeds: Of each token, from `dropout.token_seeds` in training: there may be dropout before
+            an adapter on the head. `None` means no dropout.
+    """
+
+    states: Float[Array, "b t d"]
+    seeds: UInt32[Array, "b t"] | None
 
 
 def hidden_states(
@@ -118,31 +131,43 @@ def head_weight(network: Network, mesh: Mesh) -> tuple[str, linear.Materialise]:
 
 
 def head_logits(
-    network: Network, mesh: Mesh, leaves: Mapping[str, Any], hidden: Float[Array, "b t d"]
+    network: Network,
+    mesh: Mesh,
+    leaves: Mapping[str, Any],
+    hidden: Float[Array, "b t d"],
+    seeds: UInt32[Array, "b t"] | None,
 ) -> Float[Array, "b t v"]:
-    """Return float32 logits; `leaves` are those that `head_leaves` selects."""
+    """Return float32 logits.
+
+    Args:
+        network: The network, for its head.
+        mesh: Where the arrays live.
+        leaves: Those that `head_leaves` selects.
+        hidden: The normed hidden states, and `seeds` of the tokens: see `Hidden`.
+        seeds: Of dropout before the head's adapter.
+    """
     path, materialise = head_weight(network, mesh)
-    logits = linear.product(hidden, leaves[path], materialise, jnp.float32)
+
+    def product(x: jax.Array) -> jax.Array:
+        return linear.product(x, leaves[path], materialise, jnp.float32)
+
+    logits = plain = product(hidden)
     if network.head_rows is not None:
         owner, rows = network.head_rows
         logits = embedding.with_columns(logits, hidden, rows, leaves[f"{owner}/rows"])
     adapter = dict(network.outer_adapters).get(HEAD)
     if adapter is not None:
-        # The embedding's, where they are tied: what leads out of it leads in here.
-        ours = ("embed/lora_b", "embed/lora_a") if network.ties_adapters else _OWN
-        a, b = (leaves[name] for name in ours)
-        scaling = leaves["head/lora_scaling"]
-        delta = linear.lora(hidden, a, b, scaling, None, None)
-        if adapter.bias:
-            delta = delta + scaling * leaves["head/lora_bias"][None, None, :]
-        if adapter.subtracts_start:
-            a0, b0 = leaves["head/lora_a0"], leaves["head/lora_b0"]
-            delta = linear.minus_start(delta, hidden, a0, b0, scaling)
-        logits = logits + delta
-        if adapter.is_dora:
-            matrix = materialise(leaves[path], jnp.float32)
-            norms = dora.norms([matrix], a, b, scaling)
-            logits = dora.rescaled(logits, leaves["head/lora_magnitude"], norms)
+        own = {
+            path.removeprefix("head/"): leaf
+            for path, leaf in leaves.items()
+            if path.startswith("head/")
+        }
+        if network.ties_adapters:  # what leads out of the embedding leads in here
+            own |= {"lora_a": leaves["embed/lora_b"], "lora_b": leaves["embed/lora_a"]}
+        if seeds is not None:
+            seeds = dropout.module_seeds(seeds, OUTSIDE, HEAD)
+        kernels = adapted.Kernels(product, lambda: [materialise(leaves[path], jnp.float32)])
+        logits = logits + adapted.added(adapter, own, kernels, hidden, plain, seeds)
     spec = network.spec
     if spec.head_bias:
         logits = logits + leaves["head/bias"].astype(jnp.float32)[None, None, :]
@@ -165,10 +190,7 @@ def logits(
 ) -> Float[Array, "b t v"]:
     """Return float32 logits of whole rows; arguments as of `hidden_states`."""
     hidden = hidden_states(network, tree, input_ids, segment_ids, positions, mesh=mesh, dtype=dtype)
-    return head_logits(network, mesh, head_leaves(network, tree), hidden)
-
-
-_OWN = ("head/lora_a", "head/lora_b")
+    return head_logits(network, mesh, head_leaves(network, tree), hidden, None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32, UInt32
 
-from jaxft.models import activations, dora, dropout, linear, quantized, rope
+from jaxft.models import activations, adapted, dropout, linear, quantized, rope
 from jaxft.models.adapted import Adapted
 from jaxft.models.attention import scores
 from jaxft.models.attention.attend import attend
@@ -79,42 +79,23 @@ class Lora(Adapted):
             context: What is known of the tokens.
             layer: The (traced) index that dropout is keyed by.
         """
-        products = [part.product(x, context) for part in parts]
-        ends = np.cumsum([product.shape[-1] for product in products])[:-1]
-        added = jnp.split(self._added(parts, products, x, context, layer), ends, axis=-1)
-        outputs = [part.biased(y) for part, y in zip(parts, products, strict=True)]
-        return [output + part for output, part in zip(outputs, added, strict=True)]
-
-    def _added(
-        self,
-        parts: "Sequence[Linear]",
-        products: Sequence[Any],
-        x: Any,
-        context: Context,
-        layer: Any,
-    ) -> Float[Array, "b t o"]:
-        """Return what the adapter adds to the products of its modules' kernels."""
         assert self.adapter is not None
-        a, b, seeds = self.lora_a[...], self.lora_b[...], context.dropout_seeds
+        seeds = context.dropout_seeds
         if seeds is not None:
             seeds = dropout.module_seeds(seeds, layer, self.path)
-        scaling = self.lora_scaling[...]
-        threshold = self.lora_dropout[...] if self.adapter.drops else None
-        out = linear.lora(x, a, b, scaling, threshold, seeds)
-        if self.adapter.bias:
-            out = out + scaling * self.lora_bias[...][None, None, :]
-        if self.adapter.subtracts_start:
-            out = linear.minus_start(out, x, self.lora_a0[...], self.lora_b0[...], scaling)
-        out = out.astype(x.dtype)
-        if not self.adapter.is_dora:
-            return out
-        if seeds is not None and threshold is not None:
-            # As in PEFT, the kernels too see the dropped input in what DoRA changes.
-            dropped = dropout.recomputed(x, threshold, seeds)
-            products = [part.product(dropped, context) for part in parts]
-        plain = jnp.concatenate(products, axis=-1)
-        norms = dora.norms([part.matrix(context) for part in parts], a, b, scaling)
-        return dora.rescaled(plain + out, self.lora_magnitude[...], norms) - plain
+        products = [part.product(x, context) for part in parts]
+        kernels = adapted.Kernels(
+            lambda x: jnp.concatenate([part.product(x, context) for part in parts], axis=-1),
+            lambda: [part.matrix(context) for part in parts],
+        )
+        leaves = {part.name: getattr(self, part.name)[...] for part in self.adapter.parts}
+        whole = jnp.concatenate(products, axis=-1)
+        added = adapted.added(self.adapter, leaves, kernels, x, whole, seeds)
+        ends = np.cumsum([product.shape[-1] for product in products])[:-1]
+        outputs = [part.biased(y) for part, y in zip(parts, products, strict=True)]
+        return [
+            output + part for output, part in zip(outputs, jnp.split(added, ends, -1), strict=True)
+        ]
 
 
 class Linear(Lora):

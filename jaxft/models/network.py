@@ -58,6 +58,7 @@ class Adapter:
 
 
 HEAD, EMBED, POSITIONS = "head", "embed", "positions"  # modules outside the layers
+OUTSIDE = -1  # their "layer", for the hash of dropout
 
 # An adapter may be on a module that is one in the checkpoint and several here.
 FUSED: Mapping[str, tuple[str, ...]] = {

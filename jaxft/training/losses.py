@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int32, UInt32
 
 from jaxft.data.rows.tokenized import IGNORED
 from jaxft.models import forward
+from jaxft.models.forward import Hidden
 from jaxft.models.network import Network
 from jaxft.parallel import mesh as meshes
 
@@ -31,7 +32,7 @@ def causal_lm_loss(
     network: Network,
     mesh: Mesh,
     head_leaves: Leaves,
-    hidden: Float[Array, "b t d"],
+    hidden: Hidden,
     labels: Int32[Array, "b t"],
     capacity: int,
 ) -> tuple[Float[Array, ""], Int32[Array, ""]]:
@@ -41,7 +42,7 @@ def causal_lm_loss(
         network: The network, for its head.
         mesh: Where the arrays live; rows are divided over its data shards.
         head_leaves: From `forward.head_leaves`.
-        hidden: Final hidden states.
+        hidden: What the head is applied to.
         labels: The token to predict at each position, already shifted; `IGNORED` for none.
         capacity: At least the number of targets in any one data shard.
 
@@ -60,7 +61,7 @@ def label_log_probs(
     network: Network,
     mesh: Mesh,
     head_leaves: Leaves,
-    hidden: Float[Array, "b t d"],
+    hidden: Hidden,
     labels: Int32[Array, "b t"],
     capacity: int,
 ) -> Float[Array, "b t"]:
@@ -81,7 +82,7 @@ def label_log_probs(
 
 
 def _selected_losses(
-    network: Network, mesh: Mesh, head_leaves: Leaves, hidden: Any, labels: Any, capacity: int
+    network: Network, mesh: Mesh, head_leaves: Leaves, hidden: Hidden, labels: Any, capacity: int
 ) -> tuple[Float[Array, "p c"], Int32[Array, "p c"], Int32[Array, ""]]:
     """Return the losses of the supervised positions, where they are, and how many there are.
 
@@ -89,32 +90,45 @@ def _selected_losses(
     """
     shards = meshes.row_shards(mesh)
     by_shard = NamedSharding(mesh, PartitionSpec(meshes.ROW_AXES))
-    hidden = hidden.reshape(shards, -1, hidden.shape[-1])
+    states = hidden.states.reshape(shards, -1, hidden.states.shape[-1])
+    states = jax.lax.with_sharding_constraint(states, by_shard)
+    seeds = None if hidden.seeds is None else hidden.seeds.reshape(shards, -1)
     labels = labels.reshape(shards, -1)
-    hidden = jax.lax.with_sharding_constraint(hidden, by_shard)
     count = jnp.sum(labels != IGNORED, dtype=jnp.int32)
-    hidden, labels, places = _select(hidden, labels, min(capacity, labels.shape[1]))
+    capacity = min(capacity, labels.shape[1])
+    (states, labels, seeds), places = _select((states, labels, seeds), labels, capacity)
     logits_of = functools.partial(forward.head_logits, network, mesh)
     chunk = max(_CHUNK // shards, 1)
-    found = chunked_cross_entropy(hidden, labels, dict(head_leaves), logits_of, chunk)
+    found = chunked_cross_entropy(states, labels, seeds, dict(head_leaves), logits_of, chunk)
     return found, jnp.where(labels == IGNORED, -1, places), count
 
 
-def _select(hidden: Any, labels: Any, capacity: int) -> tuple[Any, Any, Any]:
-    """Return `capacity` positions of each shard, supervised ones first, and which they are."""
+def _select(arrays: Any, labels: Any, capacity: int) -> tuple[Any, Any]:
+    """Return `capacity` positions of each shard, supervised ones first, and which they are.
+
+    Args:
+        arrays: Tuple of arrays [p n ...], or `None` in the place of one.
+        labels: Of the positions, [p n].
+        capacity: How many positions are wanted.
+    """
     if capacity == labels.shape[1]:
-        return hidden, labels, jnp.arange(capacity, dtype=jnp.int32)[None, :]
+        return arrays, jnp.arange(capacity, dtype=jnp.int32)[None, :]
     order = jnp.argsort(labels == IGNORED, axis=1, stable=True)[:, :capacity]
-    picked = jnp.take_along_axis(hidden, order[..., None], axis=1)
-    return picked, jnp.take_along_axis(labels, order, axis=1), order.astype(jnp.int32)
+
+    def picked(array: Any) -> Any:
+        places = order.reshape(*order.shape, *(1,) * (array.ndim - 2))
+        return jnp.take_along_axis(array, places, axis=1)
+
+    return jax.tree.map(picked, arrays), order.astype(jnp.int32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def chunked_cross_entropy(
     hidden: Float[Array, "p c d"],
     labels: Int32[Array, "p c"],
+    seeds: UInt32[Array, "p c"] | None,
     head_leaves: Leaves,
-    logits_of: Callable[[Leaves, Any], jax.Array],
+    logits_of: Callable[[Leaves, Any, Any], jax.Array],
     chunk: int,
 ) -> Float[Array, "p c"]:
     """Return ``logsumexp(logits) - logits[label]`` of each position, 0 where there is no label.
@@ -122,65 +136,68 @@ def chunked_cross_entropy(
     Args:
         hidden: For each data shard, the positions to predict from.
         labels: The token to predict, or `IGNORED`.
+        seeds: Of dropout, one for each position; `None` for no dropout.
         head_leaves: What `logits_of` reads.
-        logits_of: Static function (head leaves, hidden [p c d]) to float32 logits [p c v].
+        logits_of: Static function (head leaves, hidden [p c d], seeds) to float32 logits [p c v].
         chunk: Positions of a shard whose logits exist at one time.
     """
 
     def losses(_: Any, part: Any) -> Any:
-        h, label = part
-        return None, _losses(head_leaves, h, label, logits_of)
+        h, *position = part
+        return None, _losses(head_leaves, h, *position, logits_of)
 
-    return _whole(jax.lax.scan(losses, None, _parts(hidden, labels, chunk))[1], labels.shape)
+    parts = _parts(hidden, labels, seeds, chunk)
+    return _whole(jax.lax.scan(losses, None, parts)[1], labels.shape)
 
 
-def _fwd(hidden: Any, labels: Any, head_leaves: Any, logits_of: Any, chunk: int) -> Any:
+def _fwd(hidden: Any, labels: Any, seeds: Any, head_leaves: Any, logits_of: Any, chunk: int) -> Any:
     trained = {path: leaf.value for path, leaf in head_leaves.items() if leaf.perturbed}
     frozen = {path: leaf.value for path, leaf in head_leaves.items() if not leaf.perturbed}
+    arrays = (hidden.value, labels.value, None if seeds is None else seeds.value)
     if trained:
-        arrays = (hidden.value, labels.value)
         losses = chunked_cross_entropy(*arrays, {**trained, **frozen}, logits_of, chunk)
         return losses, (*arrays, trained, frozen)
 
     def losses_and_gradient(_: Any, part: Any) -> Any:
-        h, label = part
-        losses, pull_back = jax.vjp(lambda h: _losses(frozen, h, label, logits_of), h)
+        h, *position = part
+        losses, pull_back = jax.vjp(lambda h: _losses(frozen, h, *position, logits_of), h)
         # A position's loss depends on its own hidden state alone, so one pull-back gives them all.
         return None, (losses, pull_back(jnp.ones_like(losses))[0])
 
-    parts = _parts(hidden.value, labels.value, chunk)
-    _, (losses, d_parts) = jax.lax.scan(losses_and_gradient, None, parts)
+    _, (losses, d_parts) = jax.lax.scan(losses_and_gradient, None, _parts(*arrays, chunk))
     d_hidden = _whole(d_parts, hidden.value.shape)
-    return _whole(losses, labels.value.shape), (d_hidden, None, {}, dict.fromkeys(frozen))
+    kept = (d_hidden, None, None, {}, dict.fromkeys(frozen))
+    return _whole(losses, labels.value.shape), kept
 
 
 def _bwd(logits_of: Any, chunk: int, kept: Any, d_losses: Any) -> Any:
-    hidden, labels, trained, frozen = kept
+    hidden, labels, seeds, trained, frozen = kept
     if isinstance(d_losses, SymbolicZero):
-        return None, None, None
+        return (None,) * 4
     if labels is None:  # `hidden` is then its gradient already
-        return (hidden * d_losses[..., None]).astype(hidden.dtype), None, None
+        return (hidden * d_losses[..., None]).astype(hidden.dtype), None, None, None
 
-    def accumulate(d_trained: Any, part: Any) -> Any:
-        h, label, d_part = part
+    def accumulate(d_trained: Any, parts: Any) -> Any:
+        (h, *position), d_part = parts
         _, pull_back = jax.vjp(
-            lambda leaves, h: _losses({**leaves, **frozen}, h, label, logits_of), trained, h
+            lambda leaves, h: _losses({**leaves, **frozen}, h, *position, logits_of), trained, h
         )
         d_leaves, d_h = pull_back(d_part)
         return jax.tree.map(jnp.add, d_trained, d_leaves), d_h
 
     zeros = jax.tree.map(jnp.zeros_like, trained)
-    parts = (*_parts(hidden, labels, chunk), _part(d_losses, chunk, 0.0))
+    parts = (_parts(hidden, labels, seeds, chunk), _part(d_losses, chunk, 0.0))
     d_trained, d_parts = jax.lax.scan(accumulate, zeros, parts)
-    return _whole(d_parts, hidden.shape), None, {**d_trained, **dict.fromkeys(frozen)}
+    return _whole(d_parts, hidden.shape), None, None, {**d_trained, **dict.fromkeys(frozen)}
 
 
 chunked_cross_entropy.defvjp(_fwd, _bwd, symbolic_zeros=True)
 
 
-def _parts(hidden: Any, labels: Any, chunk: int) -> tuple[Any, Any]:
+def _parts(hidden: Any, labels: Any, seeds: Any, chunk: int) -> tuple[Any, Any, Any]:
     """Cut positions into chunks, [n p s d] and [n p s]; what fills the last one is `IGNORED`."""
-    return _part(hidden, chunk, 0.0), _part(labels, chunk, IGNORED)
+    chunks = None if seeds is None else _part(seeds, chunk, 0)
+    return _part(hidden, chunk, 0.0), _part(labels, chunk, IGNORED), chunks
 
 
 def _part(array: Any, chunk: int, filler: float | int) -> Any:
@@ -199,8 +216,10 @@ def _whole(parts: Any, shape: tuple[int, ...]) -> Any:
     return joined[:, : shape[1]]
 
 
-def _losses(leaves: Leaves, hidden: Any, labels: Any, logits_of: Any) -> Float[Array, "p s"]:
-    logits = logits_of(leaves, hidden)
+def _losses(
+    leaves: Leaves, hidden: Any, labels: Any, seeds: Any, logits_of: Any
+) -> Float[Array, "p s"]:
+    logits = logits_of(leaves, hidden, seeds)
     log_sum = jax.nn.logsumexp(logits, axis=-1)
     # By comparison, not by indexing: a gather along a divided vocabulary would collect it.
     is_label = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == labels[..., None]

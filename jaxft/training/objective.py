@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int32
 
 from jaxft import tree as trees
 from jaxft.models import dropout, forward
+from jaxft.models.forward import Hidden
 from jaxft.models.network import Network
 from jaxft.models.untuned import base_tree
 from jaxft.parallel import mesh as meshes
@@ -84,18 +85,18 @@ class View:
         network = self.network.untuned()
         return dataclasses.replace(self, network=network, tree=tree, originals={})
 
-    def hidden(self, texts: Batch) -> Float[Array, "b t d"]:
-        """Return the final hidden states of sequences.
+    def hidden(self, texts: Batch) -> Hidden:
+        """Return what the head is applied to: the final hidden states of sequences.
 
         Args:
             texts: `input_ids`, `segment_ids` and `positions`, int32 [b t], and with dropout
-                `rows`, int32 [b], the number of each sequence in the batch.
+                `row_ids`, int32 [b], the number of each sequence in the batch.
         """
         seeds = None
         if self.noise is not None:
             num_positions = texts["input_ids"].shape[1]
-            seeds = dropout.token_seeds(*self.noise, texts["rows"], num_positions)
-        return forward.hidden_states(
+            seeds = dropout.token_seeds(*self.noise, texts["row_ids"], num_positions)
+        states = forward.hidden_states(
             self.network,
             self.tree,
             texts["input_ids"],
@@ -106,13 +107,14 @@ class View:
             dropout_seeds=seeds,
             remat=self.remat,
         )
+        return Hidden(states, seeds)
 
-    def logits(self, hidden: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
+    def logits(self, hidden: Hidden) -> Float[Array, "b t v"]:
         """Return float32 logits of all positions: as large as the vocabulary, so seldom wanted."""
-        return forward.head_logits(self.network, self.mesh, self._head, hidden)
+        return forward.head_logits(self.network, self.mesh, self._head, *hidden)
 
     def nll(
-        self, hidden: Float[Array, "b t d"], labels: Int32[Array, "b t"]
+        self, hidden: Hidden, labels: Int32[Array, "b t"]
     ) -> tuple[Float[Array, ""], Int32[Array, ""]]:
         """Return the summed negative log-likelihood of the labels in nats, and their number.
 
@@ -124,9 +126,7 @@ class View:
             self.network, self.mesh, self._head, hidden, labels, self.capacity
         )
 
-    def log_probs(
-        self, hidden: Float[Array, "b t d"], labels: Int32[Array, "b t"]
-    ) -> Float[Array, "b t"]:
+    def log_probs(self, hidden: Hidden, labels: Int32[Array, "b t"]) -> Float[Array, "b t"]:
         """Return the log-probability of each label in nats, and 0 where there is none.
 
         Arguments are those of `nll`.
@@ -149,7 +149,7 @@ CAUSAL_LM = Objective(
         "input_ids": "a b t",
         "labels": "a b t",
         "positions": "a b t",
-        "rows": "a b",
+        "row_ids": "a b",
         "segment_ids": "a b t",
     },
     terms=_causal_lm_terms,

@@ -233,7 +233,7 @@ def run_jaxft(
         shape = batch["input_ids"].shape
         batch["segment_ids"] = np.ones(shape, np.int32)
         batch["positions"] = np.tile(np.arange(shape[2], dtype=np.int32), (*shape[:2], 1))
-        batch["rows"] = np.arange(shape[1], dtype=np.int32)[None]
+        batch["row_ids"] = np.arange(shape[1], dtype=np.int32)[None]
         began = time.perf_counter()
         state, metrics = step(state, frozen, batch, np.uint32(0))
         losses.append(float(metrics.loss))

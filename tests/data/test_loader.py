@@ -118,7 +118,7 @@ def test_cutting_a_global_batch_changes_nothing_in_it(
     options = {"packing": packing, "group_by_length": grouping, "global_batch": 8}
     whole = plan_of(rows, **options).batch(step)
     cut = plan_of(rows, **options, accumulation=accumulation, shards=shards).batch(step)
-    assert cut["rows"].tolist() == np.arange(8).reshape(accumulation, -1).tolist()
+    assert cut["row_ids"].tolist() == np.arange(8).reshape(accumulation, -1).tolist()
     for name, array in cut.items():
         assert array.shape[:2] == (accumulation, 8 // accumulation)
         np.testing.assert_array_equal(array.reshape(whole[name].shape), whole[name])

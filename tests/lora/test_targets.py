@@ -237,10 +237,11 @@ def test_a_rank_above_the_modules_size_raises_naming_both():
     assert targets.adapted_network(LoraConfig(target_modules=["k_proj"], r=40), llama.LLAMA, SPEC)
 
 
-def test_dropout_on_the_head_is_refused():
+def test_dropout_stands_before_an_adapter_on_the_head_too():
     config = LoraConfig(target_modules=["lm_head"], lora_dropout=0.1)
-    with pytest.raises(AdapterError, match=r"lm_head together with lora_dropout=0\.1"):
-        targets.adapted_network(config, llama.LLAMA, dataclasses.replace(SPEC, tied_head=False))
+    spec = dataclasses.replace(SPEC, tied_head=False)
+    network = targets.adapted_network(config, llama.LLAMA, spec)
+    assert dict(network.outer_adapters)["head"].drops
 
 
 def names_adapted(**fields):

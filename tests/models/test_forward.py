@@ -312,7 +312,7 @@ def test_tokens_given_piece_by_piece_get_the_logits_of_whole_rows(network):
     pieces = extend_in_pieces(network, tree, ids, valid, [8, 2, 2, 2])
     leaves = jax.tree.map(jnp.asarray, forward.head_leaves(network, tree))
     hidden = jnp.asarray(pieces)
-    found = np.asarray(forward.head_logits(network, tiny.one_device(), leaves, hidden))
+    found = np.asarray(forward.head_logits(network, tiny.one_device(), leaves, hidden, None))
     micro = {"input_ids": ids, "segment_ids": valid.astype(np.int32), "positions": positions}
     whole = naive.logits(network, tree, micro)
     np.testing.assert_allclose(found[valid], whole[valid], atol=2e-5)

@@ -73,7 +73,7 @@ def our_logits(
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _logits(network: Network, mesh: Mesh, dtype: str, tree: trees.Tree, *inputs: Any) -> Any:
     hidden = forward.hidden_states(network, tree, *inputs, mesh=mesh, dtype=dtype)
-    return forward.head_logits(network, mesh, forward.head_leaves(network, tree), hidden)
+    return forward.head_logits(network, mesh, forward.head_leaves(network, tree), hidden, None)
 
 
 def greedy(
@@ -89,7 +89,7 @@ def greedy(
             network, tree, cache, tokens, valid, lengths, mesh=mesh, dtype="float32"
         )
         leaves = forward.head_leaves(network, tree)
-        logits = forward.head_logits(network, mesh, leaves, hidden[:, -1:])
+        logits = forward.head_logits(network, mesh, leaves, hidden[:, -1:], None)
         return cache, jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
     batch, width = prompts.input_ids.shape

@@ -67,13 +67,13 @@ def ragged_labels(text: Text, shares: Sequence[float], seed: int) -> np.ndarray:
 
 def batch_of(text: Text, labels: np.ndarray, accumulation: int) -> dict[str, np.ndarray]:
     """Return a step's batch [a b t]: the rows in order, `accumulation` micro-batches of them."""
-    rows = np.arange(len(labels), dtype=np.int32)
+    row_ids = np.arange(len(labels), dtype=np.int32)
     arrays = {
         "input_ids": text.input_ids,
         "segment_ids": text.attention_mask,
         "positions": text.positions,
         "labels": labels,
-        "rows": rows,
+        "row_ids": row_ids,
     }
     return {
         name: array.reshape(accumulation, -1, *array.shape[1:]) for name, array in arrays.items()

@@ -87,7 +87,7 @@ def test_how_long_a_batch_is_padded_changes_nothing_in_its_step(plan_of, leaves,
     padding = [(0, 0), (0, 0), (0, rest)]
     padded = {
         name: array
-        if name == "rows"
+        if name == "row_ids"
         else np.pad(array, padding, constant_values=-100 if name == "labels" else 0)
         for name, array in batch.items()
     }

@@ -57,7 +57,7 @@ def by_hand(plan, frozen, adapters):
     def forward_logits(tree, *batch):
         hidden = forward.hidden_states(plan.network, tree, *batch, mesh=plan.mesh, dtype=plan.dtype)
         leaves = forward.head_leaves(plan.network, tree)
-        return forward.head_logits(plan.network, plan.mesh, leaves, hidden)
+        return forward.head_logits(plan.network, plan.mesh, leaves, hidden, None)
 
     logits = forward_logits(trees.combine(adapters, frozen), ids, segments, positions)
     logits = np.asarray(logits, np.float64)

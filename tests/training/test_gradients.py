@@ -197,7 +197,7 @@ def unpacked(batch, segment):
     """Return the batch in which each row holds its text number `segment` alone, from the start."""
     alone = {key: np.zeros_like(value) for key, value in batch.items()}
     alone["labels"][:] = -100
-    alone["rows"] = batch["rows"]
+    alone["row_ids"] = batch["row_ids"]
     for row in range(ROWS):
         places = np.flatnonzero(batch["segment_ids"][0, row] == segment)
         for key in ("input_ids", "positions", "labels"):

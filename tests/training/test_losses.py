@@ -12,13 +12,15 @@ import tiny
 
 from jaxft import tree as trees
 from jaxft.data.rows.tokenized import IGNORED
-from jaxft.models import forward
+from jaxft.models import dropout, forward
+from jaxft.models.network import OUTSIDE
 from jaxft.parallel import mesh as meshes
 from jaxft.training import losses
 
 ROWS, LENGTH, WIDTH, VOCABULARY = 4, 300, 64, 112
 TIED = tiny.adapted()
 UNTIED = tiny.adapted(dataclasses.replace(tiny.SPEC, tied_head=False))
+DROPPED = tiny.adapted(dataclasses.replace(tiny.SPEC, tied_head=False), head=True, drops=True)
 ADAPTED = tiny.adapted(dataclasses.replace(tiny.SPEC, tied_head=False), head=True)
 TIED_ADAPTED = tiny.adapted(head=True)
 RNG = np.random.default_rng(0)
@@ -28,6 +30,7 @@ LABELS = np.where(
     RNG.integers(0, VOCABULARY, (ROWS, LENGTH)),
     IGNORED,
 ).astype(np.int32)
+SEEDS = dropout.token_seeds(0, 3, jnp.arange(ROWS), LENGTH)
 COUNT = int((LABELS != IGNORED).sum())
 
 
@@ -42,7 +45,11 @@ def full_loss(network, hidden, leaves):
     else:
         logits = hidden @ leaves["head/kernel"]
     if "head/lora_a" in leaves:
-        logits += tiny.SCALING * (hidden @ leaves["head/lora_a"].T @ leaves["head/lora_b"])
+        x = hidden
+        if network is DROPPED:
+            seeds = dropout.module_seeds(SEEDS, OUTSIDE, "head")
+            x = dropout.apply(hidden, dropout.threshold(tiny.DROPOUT), seeds)
+        logits += tiny.SCALING * (x @ leaves["head/lora_a"].T @ leaves["head/lora_b"])
     log_p = jax.nn.log_softmax(logits)
     picked = jnp.take_along_axis(log_p, jnp.maximum(LABELS, 0)[..., None], axis=-1)[..., 0]
     return -jnp.sum(jnp.where(LABELS == IGNORED, 0, picked))
@@ -50,6 +57,7 @@ def full_loss(network, hidden, leaves):
 
 def chunked_loss(network, hidden, leaves, capacity=ROWS * LENGTH, mesh=None, labels=LABELS):
     mesh = mesh or tiny.one_device()
+    hidden = forward.Hidden(hidden, SEEDS if network is DROPPED else None)
     return losses.causal_lm_loss(network, mesh, leaves, hidden, jnp.asarray(labels), capacity)
 
 
@@ -81,8 +89,13 @@ def loss_alone(network, hidden, leaves):
         (ADAPTED, ("head/lora_a", "head/lora_b")),
         (TIED_ADAPTED, ("head/lora_a", "head/lora_b")),
         (ADAPTED, ("head/kernel", "head/lora_b")),
+        (DROPPED, ()),
+        (DROPPED, ("head/lora_a", "head/lora_b")),
     ],
-    ids=["tied", "untied", "tied, trained", "trained", "adapted", "tied, adapted", "both"],
+    ids=[
+        *("tied", "untied", "tied, trained", "trained", "adapted", "tied, adapted", "both"),
+        *("dropped, frozen", "dropped"),
+    ],
 )
 def test_value_and_gradients_are_those_of_the_full_logits(network, trained):
     value, (d_hidden, d_leaves) = gradients(loss_alone, network, trained)

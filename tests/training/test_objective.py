@@ -163,7 +163,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_number_of_the_step():
     hyper = optimizer.hyper_of(TrainConfig(output_dir="run"), 10)
     step = steps.make_train_step(program(objective), make_optimizer, hyper, trainable)
     state = states.init_state(tiny.placed(trainable, MESH), {}, hyper, make_optimizer, MESH)
-    is_whole = np.zeros(BATCH["rows"].shape, np.int32)
+    is_whole = np.zeros(BATCH["row_ids"].shape, np.int32)
     state, metrics = step(state, frozen, {**BATCH, "is_broken": is_whole}, 0)
     assert not metrics.is_skipped
     before = jax.tree.map(np.array, state)

@@ -32,7 +32,7 @@ Batch = dict[str, np.ndarray]
     segment_ids   [a b t]  1, 2, ... for each example packed in a sequence, 0 in padding
     positions     [a b t]  from 0 in each segment, 0 in padding
     labels        [a b t]  the next token where it is a target of the same segment, else IGNORED
-    rows          [a b]    the number of the sequence (its row) within the global batch
+    row_ids       [a b]    the number of the sequence within the global batch
 """
 
 Packed = Sequence[Example]
@@ -111,7 +111,7 @@ class Batches(abc.ABC):
         arrays = assemble(packed, length)
         return {
             **{name: array.reshape(*own.shape, length) for name, array in arrays.items()},
-            "rows": np.ascontiguousarray(own),
+            "row_ids": np.ascontiguousarray(own),
         }
 
     def iterate(
