@@ -143,8 +143,8 @@ def chunked_cross_entropy(
     """
 
     def losses(_: Any, part: Any) -> Any:
-        h, *position = part
-        return None, _losses(head_leaves, h, *position, logits_of)
+        h, label, seed = part
+        return None, _losses(head_leaves, h, label, seed, logits_of)
 
     parts = _parts(hidden, labels, seeds, chunk)
     return _whole(jax.lax.scan(losses, None, parts)[1], labels.shape)
@@ -159,15 +159,15 @@ def _fwd(hidden: Any, labels: Any, seeds: Any, head_leaves: Any, logits_of: Any,
         return losses, (*arrays, trained, frozen)
 
     def losses_and_gradient(_: Any, part: Any) -> Any:
-        h, *position = part
-        losses, pull_back = jax.vjp(lambda h: _losses(frozen, h, *position, logits_of), h)
+        h, label, seed = part
+        losses, pull_back = jax.vjp(lambda h: _losses(frozen, h, label, seed, logits_of), h)
         # A position's loss depends on its own hidden state alone, so one pull-back gives them all.
         return None, (losses, pull_back(jnp.ones_like(losses))[0])
 
     _, (losses, d_parts) = jax.lax.scan(losses_and_gradient, None, _parts(*arrays, chunk))
     d_hidden = _whole(d_parts, hidden.value.shape)
-    kept = (d_hidden, None, None, {}, dict.fromkeys(frozen))
-    return _whole(losses, labels.value.shape), kept
+    losses = _whole(losses, labels.value.shape)
+    return losses, (d_hidden, None, None, {}, dict.fromkeys(frozen))
 
 
 def _bwd(logits_of: Any, chunk: int, kept: Any, d_losses: Any) -> Any:
@@ -178,9 +178,9 @@ def _bwd(logits_of: Any, chunk: int, kept: Any, d_losses: Any) -> Any:
         return (hidden * d_losses[..., None]).astype(hidden.dtype), None, None, None
 
     def accumulate(d_trained: Any, parts: Any) -> Any:
-        (h, *position), d_part = parts
+        (h, label, seed), d_part = parts
         _, pull_back = jax.vjp(
-            lambda leaves, h: _losses({**leaves, **frozen}, h, *position, logits_of), trained, h
+            lambda leaves, h: _losses({**leaves, **frozen}, h, label, seed, logits_of), trained, h
         )
         d_leaves, d_h = pull_back(d_part)
         return jax.tree.map(jnp.add, d_trained, d_leaves), d_h
