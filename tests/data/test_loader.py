@@ -273,7 +273,7 @@ def test_packed_rows_lie_end_to_end():
         "segment_ids": [1, 1, 1, 2, 2, 0, 0, 0],
         "positions": [0, 1, 2, 0, 1, 0, 0, 0],
         "labels": [-100, 3, -100, 5, -100, -100, -100, -100],
-        "rows": 0,
+        "row_ids": 0,
     }
 
 
