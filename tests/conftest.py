@@ -1,4 +1,4 @@
-"""Settings that hold for every test: four CPU devices, no network, strict shapes.
+"""Settings that hold for every test: four CPU devices, no network, checked shapes.
 
 They must be in place before jax makes its first device, so they are set while this file is
 imported and not in a fixture.
@@ -7,9 +7,11 @@ imported and not in a fixture.
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from importlib import metadata
+from pathlib import Path
 
 # JAX_PLATFORMS=cuda pytest ... runs the suite on a GPU instead.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -33,13 +35,27 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+# A shell that starts the tests in the background may have them ignore Ctrl-C, which some send.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Output is compared as text; a colourful terminal must not change it.
 os.environ["NO_COLOR"] = "1"
 os.environ.pop("FORCE_COLOR", None)
 
 import hypothesis
 import jax
+import jaxtyping
 import pytest
+
+# Every shape annotation of ours is checked at run time, in tests only. The check of a call takes
+# longer than most functions do, so modules without such annotations are left alone.
+PACKAGE = Path(__file__).parents[1] / "jaxft"
+SHAPED = [
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
+    if "from jaxtyping import" in path.read_text()
+]
+jaxtyping.install_import_hook(SHAPED, "beartype.beartype")
 
 # Four devices make every test a sharding test.
 jax.config.update("jax_num_cpu_devices", 4)

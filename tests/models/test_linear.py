@@ -5,6 +5,7 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -176,3 +177,8 @@ def test_inside_a_jitted_function_the_weight_is_still_seen_as_frozen():
     weights = draw(3, N, N)
     shapes = kept(jax.jit(lambda x: layers(x, weights)), X)
     assert shapes == [("float32", (3, N, N))]
+
+
+def test_a_shape_that_is_not_the_annotated_one_is_an_error_in_tests():
+    with pytest.raises(jaxtyping.TypeCheckError):
+        lora(X, A[:, 1:], B_UP)

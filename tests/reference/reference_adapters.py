@@ -103,7 +103,9 @@ EVERY_FAMILY: dict[str, tuple[str, Choice]] = {
     f"all-linear-{family}": (case, every_linear(case)) for family, case in cases.FIRST.items()
 }
 EVERY_TRAIT: dict[str, tuple[str, Choice]] = {
-    f"all-linear-{case}": (case, every_linear(case)) for case in reference_features.STANDING
+    name: (case, chosen)
+    for name, (case, chosen) in EVERY_FAMILY.items()
+    if case in reference_features.STANDING
 }
 
 

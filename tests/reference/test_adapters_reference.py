@@ -87,8 +87,10 @@ CHOICES: dict[str, tuple[str, Choice]] = {
         "llama",
         {"trainable_token_indices": TOKENS, "modules_to_save": ["lm_head"]},
     ),
-    **reference_adapters.EVERY_FAMILY,
+    **reference_adapters.EVERY_TRAIT,
 }
+# What each family calls its modules.
+NAMED = CHOICES | reference_adapters.EVERY_FAMILY
 
 
 @pytest.fixture(params=CHOICES)
@@ -101,7 +103,7 @@ def choice(
     rounding of the weights moves the logits by up to 8.5e-5 of the largest ("embedding-projected",
     in torch alone), and the tolerance then depends on the processor's order of sums.
     """
-    name, chosen = CHOICES[request.param]
+    name, chosen = NAMED[request.param]
     return tiny_model(name, std=reference_models.CALM_STD), chosen
 
 
@@ -151,6 +153,7 @@ def test_our_adapter_gives_its_logits_in_peft(
     assert reference_runs.difference(logits, base, text) > CLEARLY
 
 
+@pytest.mark.parametrize("choice", NAMED, indirect=True)
 def test_the_adapted_modules_and_their_size_are_those_of_peft(
     choice: tuple[TinyModel, Choice], one_device: Mesh
 ) -> None:

@@ -100,7 +100,7 @@ def narrow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return reference_models.make(request.param, folder, dtype=torch.bfloat16)
 
 
-@pytest.mark.parametrize("narrow", cases.FIRST.values(), indirect=True)
+@pytest.mark.parametrize("narrow", reference_features.STANDING, indirect=True)
 def test_bfloat16_weights_computed_in_float32_equal_transformers(
     narrow: TinyModel, one_device: Mesh, record_property: Record
 ) -> None:

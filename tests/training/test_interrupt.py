@@ -51,6 +51,16 @@ def test_afterwards_signals_do_what_they_did(is_signalled):
     assert after == before
 
 
+def test_a_signal_that_the_process_ignores_is_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupt.deferred() as received:
+            signal.raise_signal(signal.SIGINT)
+            assert received() is None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_outside_the_main_thread_signals_are_left_alone():
     found = []
 

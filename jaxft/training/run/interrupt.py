@@ -18,7 +18,7 @@ def deferred() -> Iterator[Callable[[], int | None]]:
 
     Yields:
         A function that returns the signal received, or `None`. A second signal of the same kind
-        acts as it would without this.
+        acts as it would without this. A signal that the process ignores is ignored here too.
     """
     received: list[int] = []
     said: list[threading.Thread] = []
@@ -36,7 +36,9 @@ def deferred() -> Iterator[Callable[[], int | None]]:
     # Python delivers signals to the main thread alone, and lets only it say what they do.
     handled = _SIGNALS if threading.current_thread() is threading.main_thread() else ()
     for number in handled:
-        previous[number] = signal.signal(number, note)
+        # A shell that starts a process in the background may have it ignore SIGINT.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            previous[number] = signal.signal(number, note)
     try:
         yield lambda: received[0] if received else None
     finally:
