@@ -1,1 +1,1 @@
-"""What an adapter is on disk: PEFT's tensors and names, their conversion, and algebra on them."""
+"""Adapters on disk: PEFT's tensors and names, conversion to and from them, and algebra on them."""

@@ -1,8 +1,8 @@
-"""The tensors of an adapter folder, whichever of PEFT's two files they are in.
+"""Reads the tensors of an adapter folder, from either of the two files that PEFT may have written.
 
-Separate from `peft_format`, which knows what they mean. Safetensors is preferred, as in PEFT, which
-wrote torch's pickle until 0.7 and still does on request. The invariant: what is returned are finite
-floating-point numbers.
+What the tensors mean is known to `peft_format`. A safetensors file is preferred, as in PEFT, which
+wrote torch's pickle until 0.7 and still does on request. The invariant: all values that are
+returned are finite floating-point numbers.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ _NAMED = re.compile(
 
 
 def read(folder: Path) -> dict[str, np.ndarray]:
-    """Read all tensors, as they are stored, without the name that PEFT gives a loaded adapter.
+    """Read all tensors as they are stored, and remove the adapter's name from their names.
 
-    It is in the names of a state that was saved as it is: "lora_A.default.weight".
+    PEFT names a loaded adapter "default". A state dict saved directly has that in its names, such
+    as "lora_A.default.weight", which becomes "lora_A.weight".
 
     Raises:
-        AdapterError: If there is no file of them, it is damaged, or holds what is no number.
+        AdapterError: If there is no tensor file, it is damaged, or a value is not a finite number.
     """
     opened = [
         (folder / name, opener)

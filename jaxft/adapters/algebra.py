@@ -1,12 +1,12 @@
-"""Adapters as what they are: updates that can be scaled, added, compared and written again.
+"""Adapters as sets of low-rank updates, which can be scaled, added, compared and written again.
 
-Separate from `peft_format`, which maps an adapter onto a network: here there is no base model, only
-the two files. All functions are pure. The invariant: a result is an adapter like any other, whose
-update is exactly the linear combination asked for, up to one rounding to float32.
+`peft_format` maps an adapter onto a network; this module needs no base model, only the adapter's
+two files. All functions are pure. The invariant: the result of a function is an ordinary adapter
+whose update is exactly the requested linear combination, up to one rounding to float32.
 
-Whole tensors (trained biases, modules to save) are no differences from the base. A combination of
-them means something only where its weights sum to 1, so nothing else is done with them. DoRA
-rescales the base's weights: what it adds to them cannot be said without them, and is not combined.
+Tensors that are trained as a whole (biases, modules to save) are not differences from the base. A
+linear combination of them is meaningful only if its weights sum to 1; any other is refused. DoRA
+rescales the base's weights, so its update cannot be computed without them: it is refused too.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class LoraAdapter:
     """An adapter in memory.
 
     Attributes:
-        origin: Its folder, for messages.
-        content: Of adapter_config.json.
-        lora: The same, checked.
-        updates: By the name of their module.
-        magnitudes: Of DoRA, by the name of their module, [out]; none without it.
-        whole: Biases, rows and modules that are trained as a whole, under PEFT's names.
-        tables: The modules that are embeddings, whose tensors have other names.
-        beside: Tensors of the base that it was trained on, under PEFT's names.
+        origin: The adapter's folder, for messages.
+        content: The content of adapter_config.json.
+        lora: The same content, validated.
+        updates: The update of each adapted module, by module name.
+        magnitudes: DoRA's magnitudes [out] of each module, by module name; empty without DoRA.
+        whole: Biases, token rows and modules that are trained as a whole, under PEFT's names.
+        tables: The names of modules that are embeddings; their tensors have other names in PEFT.
+        beside: Tensors of the base model that the adapter was trained on, under PEFT's names.
     """
 
     origin: Path
@@ -62,12 +62,12 @@ class LoraAdapter:
 
     @property
     def base_model(self) -> str | None:
-        """The base model that it names."""
+        """The name of the base model in the config, if there is one."""
         return self.content.get("base_model_name_or_path")
 
     @property
     def num_parameters(self) -> int:
-        """The parameters that were trained."""
+        """The number of trained parameters."""
         adapted = sum(each.num_parameters for each in self.updates.values())
         others = [*self.magnitudes.values(), *self.whole.values()]
         return adapted + sum(tensor.size for tensor in others)
@@ -77,7 +77,7 @@ def read(folder: Path) -> LoraAdapter:
     """Read an adapter folder.
 
     Raises:
-        AdapterError: If a file is missing or damaged, or the adapter is of a kind not supported.
+        AdapterError: If a file is missing or damaged, or the kind of adapter is not supported.
     """
     return parse(*peft_format.read_adapter(folder), folder)
 
@@ -85,10 +85,10 @@ def read(folder: Path) -> LoraAdapter:
 def parse(
     content: Mapping[str, Any], tensors: Mapping[str, np.ndarray], origin: Path
 ) -> LoraAdapter:
-    """Return the adapter that a config and tensors under PEFT's names make.
+    """Build an adapter from the content of its config and its tensors under PEFT's names.
 
     Raises:
-        AdapterError: If they do not go together.
+        AdapterError: If the config and the tensors do not fit each other.
     """
     lora = peft_format.read_lora_config(content, origin)
     parts: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
@@ -107,7 +107,7 @@ def parse(
                 "Adapters on linear modules are.",
             )
         elif ".modules_to_save." in name:
-            continue  # PEFT has it under a shorter name as well
+            continue  # PEFT stores the same tensor under a shorter name too
         elif is_of_base(name, lora):
             beside[name] = tensor
         else:
@@ -175,10 +175,10 @@ def tensors_of(adapter: LoraAdapter) -> dict[str, np.ndarray]:
 
 
 def scale(adapter: LoraAdapter, factor: float) -> LoraAdapter:
-    """Return an adapter whose update is `factor` times as large; all else stays.
+    """Return an adapter whose updates are `factor` times as large and that is otherwise the same.
 
     Raises:
-        AdapterError: If it has tensors that are no updates.
+        AdapterError: If it uses DoRA, or has tensors trained as a whole and `factor` is not 1.
     """
     check_plain(adapter)
     whole, adapter = _combined_whole([(adapter, factor)]), _untied(adapter)
@@ -187,12 +187,13 @@ def scale(adapter: LoraAdapter, factor: float) -> LoraAdapter:
 
 
 def combine(terms: Sequence[tuple[LoraAdapter, float]]) -> LoraAdapter:
-    """Return the sum of adapters, each times a weight, as one adapter with a scaling of 1.
+    """Return the weighted sum of adapters as one adapter with a scaling of 1.
 
-    Ranks add up. A module that only some of them adapt gets the update of those.
+    Their ranks add up. A module that only some of them adapt gets the sum of those updates.
 
     Raises:
-        AdapterError: If they are not for the same modules, or have tensors that cannot be added.
+        AdapterError: If a module has different shapes in them, one uses DoRA, or they have tensors
+            that cannot be added.
     """
     for adapter, _ in terms:
         check_plain(adapter)
@@ -212,7 +213,7 @@ def combine(terms: Sequence[tuple[LoraAdapter, float]]) -> LoraAdapter:
             )
         updates = {name: _with_bias(each) for name, each in updates.items()}
     first = terms[0][0]
-    # How the first one began says nothing of a sum.
+    # How the first adapter was initialised does not describe the sum.
     kept = {key: value for key, value in first.content.items() if key != "eva_config"}
     content = {**kept, **_merged_fields([adapter for adapter, _ in terms], updates)}
     lora = peft_format.read_lora_config(content, first.origin)
@@ -221,13 +222,13 @@ def combine(terms: Sequence[tuple[LoraAdapter, float]]) -> LoraAdapter:
 
 
 def fold(adapter: LoraAdapter) -> LoraAdapter:
-    """Return the same adapter with one rank and a scaling of 1 throughout.
+    """Return the same adapter with one rank for all modules and a scaling of 1.
 
-    That is for programs that read `r` and `lora_alpha` and no patterns: smaller ranks are filled up
-    with zeros, and each module's scaling goes into its B.
+    This is for programs that read `r` and `lora_alpha` but no patterns: smaller ranks are padded
+    with zeros, and each module's B is multiplied by its scaling.
 
     Raises:
-        AdapterError: If it is DoRA's.
+        AdapterError: If the adapter uses DoRA.
     """
     check_plain(adapter)
     adapter = _untied(adapter)
@@ -239,10 +240,10 @@ def fold(adapter: LoraAdapter) -> LoraAdapter:
 
 
 def _untied(adapter: LoraAdapter) -> LoraAdapter:
-    """Return the same adapter as PEFT reads it where embedding and head are not one.
+    """Return the adapter with separate updates for an embedding and a head that were tied.
 
-    The file has both, and what is done to an update is done to one of its two sides: the B of the
-    one, which would have to be the A of the other.
+    The A of a tied head is the B of the embedding, transposed. A change to an update changes its B
+    alone, so that the changed updates would no longer be tied. The file has the tensors of both.
     """
     updates = adapter.updates
     mirrored = any(
@@ -259,16 +260,16 @@ def _untied(adapter: LoraAdapter) -> LoraAdapter:
 
 
 def with_base(adapter: LoraAdapter, base_model: str) -> LoraAdapter:
-    """Return the adapter, naming another base model."""
+    """Return the adapter with another base model in its config."""
     content = {**adapter.content, "base_model_name_or_path": base_model, "revision": None}
     return dataclasses.replace(adapter, content=content)
 
 
 def check_plain(adapter: LoraAdapter) -> None:
-    """Refuse an adapter of DoRA's.
+    """Refuse a DoRA adapter.
 
     Raises:
-        AdapterError: If it is one.
+        AdapterError: If the adapter uses DoRA.
     """
     if adapter.lora.use_dora:
         raise AdapterError(
@@ -279,10 +280,10 @@ def check_plain(adapter: LoraAdapter) -> None:
 
 
 def check_base(first: LoraAdapter, second: LoraAdapter) -> None:
-    """Refuse two adapters that name different base models.
+    """Refuse two adapters whose configs name different base models.
 
     Raises:
-        AdapterError: If they do.
+        AdapterError: If the names differ.
     """
     if first.base_model != second.base_model:
         raise AdapterError(
@@ -294,10 +295,10 @@ def check_base(first: LoraAdapter, second: LoraAdapter) -> None:
 
 
 def check_dims(module: str, adapters: Sequence[LoraAdapter]) -> None:
-    """Refuse adapters that have a module in different shapes.
+    """Refuse adapters in which a module has different shapes.
 
     Raises:
-        AdapterError: If they do.
+        AdapterError: If the shapes differ.
     """
     first, *others = adapters
     for other in others:
@@ -318,7 +319,7 @@ def _with_bias(update: Update) -> Update:
 def _merged_fields(
     adapters: Sequence[LoraAdapter], updates: Mapping[str, Update]
 ) -> dict[str, Any]:
-    """Return the fields of adapter_config.json that describe a sum."""
+    """Return the fields of adapter_config.json that describe a sum of adapters."""
     first, *others = (each.lora for each in adapters)
     targeting: dict[str, Any] = {}
     same = all(getattr(each, key) == getattr(first, key) for each in others for key in _TARGETING)
@@ -336,7 +337,7 @@ def _merged_fields(
 
 
 def _rank_fields(ranks: Mapping[str, int], default: int) -> dict[str, Any]:
-    """Return the fields that give modules these ranks, each with a scaling of 1."""
+    """Return the config fields that give each module its rank, with a scaling of 1."""
     rank = max(ranks.values(), default=default)
     others: dict[str, int] = {}
     for kind, modules in kinds.grouped(ranks).items():
@@ -353,10 +354,11 @@ def _rank_fields(ranks: Mapping[str, int], default: int) -> dict[str, Any]:
 
 
 def _combined_whole(terms: Sequence[tuple[LoraAdapter, float]]) -> dict[str, np.ndarray]:
-    """Return the combination of what is no update, where that means something.
+    """Return the linear combination of the tensors that are trained as a whole.
 
     Raises:
-        AdapterError: If it does not.
+        AdapterError: If it is not meaningful: the weights do not sum to 1, an adapter lacks one of
+            the tensors, or shapes or config fields differ.
     """
     names = dict.fromkeys(name for adapter, _ in terms for name in adapter.whole)
     for name in names:

@@ -1,9 +1,9 @@
-"""The model card beside an adapter: README.md, with the header that the Hugging Face Hub reads.
+"""The model card of an adapter: README.md, with the header that the Hugging Face Hub reads.
 
-Separate from `peft_format`, which writes it, because it is prose. The invariants: it says nothing
-that the adapter's files or the caller did not say, it holds no date, so that equal runs write
-equal folders, and a base model is linked only where it is on the Hub: a local path is nobody
-else's.
+It is separate from `peft_format`, which writes it to disk, because it is prose. The invariants: the
+card states only what the adapter's files or the caller state. It holds no date, so that equal runs
+write equal folders. It links the base model only if that is on the Hub, since a local path means
+nothing to others.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ def model_card(
     facts: Mapping[str, str],
     resized_to: int | None = None,
 ) -> str:
-    """Return the text of a card.
+    """Return the text of a model card.
 
     Args:
-        content: Of adapter_config.json.
-        tensors: The adapter's, by name.
-        facts: What else is known of it, such as its steps and its held-out loss, by label.
-        resized_to: To how many rows of tokens its base has to be resized first, if to any.
+        content: The content of adapter_config.json.
+        tensors: The adapter's tensors, by name.
+        facts: Further facts by label, such as the number of steps and the held-out loss.
+        resized_to: The number of token rows that the base must be resized to before the adapter is
+            loaded, such as 32,001; `None` if it need not be resized.
     """
     name = content.get("base_model_name_or_path") or ""
     is_linked = _is_on_hub(name)
@@ -77,7 +78,7 @@ def model_card(
 
 
 def _header(base_model: str | None) -> list[str]:
-    """Return the lines of YAML that the Hub reads."""
+    """Return the YAML header that the Hub reads, line by line."""
     linked = [] if base_model is None else [f"base_model: {base_model}"]
     tags = ["lora", "jaxft"]
     if base_model is not None:
@@ -92,7 +93,7 @@ def _header(base_model: str | None) -> list[str]:
 
 
 def _facts(content: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Return what the files themselves say, by label."""
+    """Return the facts that the adapter's files state, by label."""
     facts = {"Rank": str(content["r"]), "Alpha": str(content["lora_alpha"])}
     if content.get("use_rslora"):
         facts["Alpha"] += ", rank-stabilised (over the root of the rank)"
@@ -128,7 +129,7 @@ def _facts(content: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dic
 
 
 def _is_on_hub(name: str) -> bool:
-    """Say whether a name is one of the Hub's rather than a place on this disk."""
+    """Return whether a name is a Hub id, not a path on this disk."""
     is_path = name.endswith(".gguf") or Path(name).exists()
     return bool(name) and not is_path and hub.is_name(name)
 

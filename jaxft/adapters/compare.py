@@ -1,7 +1,8 @@
-"""What can be said of an adapter, and of two, from their files alone.
+"""Measures one adapter, or compares two, from their files alone.
 
-Separate from `algebra`, which makes adapters. Updates are measured kind by kind: those of all
-layers together are one long vector, so a kind's norm is the root of the sum of their squares.
+`algebra` makes adapters; nothing here does. Updates are measured for each kind of module, such as
+"q_proj": the updates of all layers count as one long vector, so that the norm of a kind is the
+square root of the sum of their squared norms.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ class Kind:
     """The updates of one kind of module.
 
     Attributes:
-        name: Such as "q_proj".
-        count: How many modules.
-        dims: (in, out) of each, without repetition.
-        ranks: Without repetition.
-        norm: Of all updates together.
-        largest: The largest singular value of any.
-        effective_rank: How many directions an update uses, on average.
+        name: The name of the kind, such as "q_proj".
+        count: The number of modules of this kind.
+        dims: The different sizes (in, out) of these modules.
+        ranks: The different ranks of their updates, in ascending order.
+        norm: The Frobenius norm of all updates together.
+        largest: The largest singular value of any update.
+        effective_rank: The number of directions that an update uses, averaged over the modules.
     """
 
     name: str
@@ -48,10 +49,10 @@ class UpdateDifference:
     """How far two adapters' updates of one kind of module are apart.
 
     Attributes:
-        name: Such as "q_proj".
-        norms: Of the first adapter's updates and of the second's.
-        distance: The norm of their difference.
-        cosine: Of the angle between them; NaN where one of them is nothing.
+        name: The name of the kind, such as "q_proj".
+        norms: The norm of the first adapter's updates, and that of the second's.
+        distance: The norm of the difference of the updates.
+        cosine: The cosine of the angle between the updates; NaN if one of them is zero.
     """
 
     name: str
@@ -61,12 +62,12 @@ class UpdateDifference:
 
     @property
     def relative(self) -> float:
-        """The distance over the first's norm."""
+        """The distance divided by the norm of the first adapter's updates."""
         return self.distance / self.norms[0] if self.norms[0] else math.inf
 
 
 def summary(adapter: LoraAdapter) -> list[Kind]:
-    """Describe an adapter's updates by kind; of DoRA's, ``scaling * B A`` alone."""
+    """Describe an adapter's updates by kind; for DoRA this covers ``scaling * B A`` alone."""
     return [
         _kind(name, [adapter.updates[module] for module in modules])
         for name, modules in kinds.grouped(adapter.updates).items()
@@ -90,7 +91,7 @@ def differences(first: LoraAdapter, second: LoraAdapter) -> list[UpdateDifferenc
     """Compare the updates of two adapters by kind; a module without an adapter has an update of 0.
 
     Raises:
-        AdapterError: If they have a module in different shapes, or one is DoRA's.
+        AdapterError: If a module has different shapes in them, or one uses DoRA.
     """
     for adapter in (first, second):
         algebra.check_plain(adapter)
@@ -117,7 +118,7 @@ def differences(first: LoraAdapter, second: LoraAdapter) -> list[UpdateDifferenc
 
 
 def config_differences(first: LoraAdapter, second: LoraAdapter) -> list[tuple[str, Any, Any]]:
-    """Return the fields of adapter_config.json that say different things, with both values."""
+    """Return the fields of adapter_config.json that differ, each with both values."""
     fields: list[tuple[str, Any, Any]] = [
         (name, first.content.get(name), second.content.get(name)) for name in _NAMES
     ]
@@ -127,19 +128,19 @@ def config_differences(first: LoraAdapter, second: LoraAdapter) -> list[tuple[st
 
 
 def _said(value: Any) -> Any:
-    """Return a value such that lists of the same names are equal."""
+    """Return a value for comparison: a list is sorted, so that the order does not matter."""
     return sorted(value, key=str) if isinstance(value, list) else value
 
 
 @dataclasses.dataclass(frozen=True)
 class Shared:
-    """The tensors of two adapters by name.
+    """The names of the tensors of two adapters.
 
     Attributes:
-        equal: In both, and equal to the last bit.
-        different: In both, with other values or another shape.
-        only_first: In the first alone.
-        only_second: In the second alone.
+        equal: The tensors that both have, with equal shapes and values.
+        different: The tensors that both have, with different values or shapes.
+        only_first: The tensors that only the first adapter has.
+        only_second: The tensors that only the second adapter has.
     """
 
     equal: tuple[str, ...]
@@ -149,7 +150,7 @@ class Shared:
 
 
 def shared_tensors(first: LoraAdapter, second: LoraAdapter) -> Shared:
-    """Sort the tensors of two adapters by whether both have them, and alike."""
+    """Sort the tensors of two adapters by whether both have them, and whether they are equal."""
     ours, theirs = algebra.tensors_of(first), algebra.tensors_of(second)
     both = [name for name in ours if name in theirs]
     equal = {name for name in both if np.array_equal(ours[name], theirs[name])}

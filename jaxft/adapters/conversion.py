@@ -1,11 +1,12 @@
-"""An adapter as PEFT's files have it, also where it began with a part of the base's weights.
+"""Converts a live adapter to PEFT's config and tensors.
 
-Such an adapter is written as a plain one for the unchanged base: what was trained minus what it
-began as, ``scaling * (B A - B0 A0)``, of twice its rank as far as the module has that.
+An adapter that began with a part of the base's weights (PiSSA, OLoRA) becomes a plain adapter for
+the unchanged base: the trained product minus the initial one, ``scaling * (B A - B0 A0)``. It has
+twice the rank, or as much as the module's smaller side allows.
 
 Source: `peft/tuners/lora/model.py: LoraModel.subtract_mutated_init`. PEFT puts the scaling into
-`lora_alpha`, which `use_rslora` makes no whole number, and patterns then impossible; here it is in
-B, as for every sum of adapters (`algebra.combine`).
+`lora_alpha`, which with `use_rslora` is then not a whole number, and cannot have patterns. Here B
+is multiplied by it, as for every sum of adapters (`algebra.combine`).
 """
 
 import dataclasses
@@ -34,12 +35,12 @@ def to_peft(
     """Return the content of adapter_config.json, and the tensors under PEFT's names.
 
     Args:
-        lora: What the adapter is.
-        family: Of the model.
-        network: It, with the adapter.
-        tree: All its leaves.
-        base_model: Its name.
-        revision: Of it, on the Hub.
+        lora: The config of the adapter.
+        family: The family of the model.
+        network: The network of the model, with the adapter.
+        tree: All leaves of the network.
+        base_model: The name of the base model.
+        revision: The revision of the base model on the Hub.
     """
     content = peft_format.adapter_config(lora, family, network.spec, base_model, revision)
     tensors = peft_format.to_tensors(tree, family, network)
@@ -48,8 +49,8 @@ def to_peft(
     began = peft_format.to_tensors(starts.as_begun(tree), family, network)
     content["init_lora_weights"] = True
     now, then = (algebra.parse(content, each, Path()) for each in (tensors, began))
-    # What is trained as a whole takes the base's place, and is no part of the difference; tables
-    # did not begin with the weights.
+    # Tensors trained as a whole replace the base's, and are not part of the difference. Adapters
+    # on tables did not begin with the base's weights.
     begun = {name: each for name, each in then.updates.items() if name not in then.tables}
     now_alone = dataclasses.replace(now, whole={})
     then_alone = dataclasses.replace(then, whole={}, updates=begun, tables=frozenset())

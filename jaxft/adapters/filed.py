@@ -1,7 +1,7 @@
-"""Where the tensors of PEFT's file are in the tree, by the names that PEFT has for them.
+"""Maps each tensor name in PEFT's file to its place in the tree of leaves.
 
-Separate from `peft_format`, which reads and writes the file. A leaf may be wider than the rank of
-an adapter in it: the zeros beyond the rank are in no file.
+`peft_format` reads and writes the file. A leaf may be wider than the rank of an adapter in it; the
+zeros beyond the rank are not written.
 
 Source: `peft/utils/save_and_load.py: get_peft_model_state_dict` (key names).
 """
@@ -19,12 +19,12 @@ from jaxft.weights import layout, names
 
 
 class Filed(NamedTuple):
-    """Where a tensor of PEFT's file is in the tree.
+    """The place in the tree of one tensor of PEFT's file.
 
     Attributes:
-        slots: What it fills.
-        rank: Of a tensor that has the rank as a dimension, A or B: the leaves may be wider, with
-            zeros beyond it, which are in no file. `None` for all others.
+        slots: The parts of leaves that the tensor fills.
+        rank: The rank of A or B, which have it as a dimension; `None` for all other tensors. The
+            leaves may be wider, with zeros beyond the rank that are not in the file.
     """
 
     slots: tuple[names.Slot, ...]
@@ -35,19 +35,19 @@ class Filed(NamedTuple):
         return int(self.slots[0].transposed)  # A is [rank, in] in the file, and B [out, rank]
 
     def shape(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-        """Return the shape of the tensor, from those of the leaves."""
+        """Return the shape of the tensor in the file, given the shapes of the leaves."""
         shape = list(names.expected_shape(self.slots, shapes))
         if self.rank is not None:
             shape[self._axis] = self.rank
         return tuple(shape)
 
     def read(self, leaves: Mapping[str, Any]) -> np.ndarray:
-        """Return the tensor, float32."""
+        """Return the tensor as the file has it, float32."""
         tensor = layout.join(leaves, self.slots).astype(np.float32)
         return tensor if self.rank is None else tensor.take(range(self.rank), self._axis)
 
     def write(self, leaves: Mapping[str, np.ndarray], tensor: np.ndarray) -> None:
-        """Write the tensor into leaves of zeros."""
+        """Write a tensor of the file into leaves that are zeros."""
         if self.rank is not None:
             shapes = {path: leaf.shape for path, leaf in leaves.items()}
             whole = np.zeros(names.expected_shape(self.slots, shapes), tensor.dtype)
@@ -57,7 +57,7 @@ class Filed(NamedTuple):
 
 
 def places(family: Family, network: Network) -> dict[str, Filed]:
-    """Return the place of every tensor that PEFT's file has for what the network trains."""
+    """Return the place of each tensor that PEFT's file has for the trained parts of a network."""
     shapes = names.leaf_shapes(network)
     where = network.places()
     found: dict[str, Filed] = {}
@@ -80,7 +80,7 @@ def places(family: Family, network: Network) -> dict[str, Filed]:
     head = f"{PREFIX}{family.head_name}."
     if network.ties_adapters:
         adapted.add(family.head_name)
-        # What leads out of the embedding leads in here.
+        # The embedding's B is the head's A, and its A is the head's B.
         for part, path in ((PARTS["lora_a"], "embed/lora_b"), (PARTS["lora_b"], "embed/lora_a")):
             slot = names.Slot(path, (), part.is_filed_transposed, None, None)
             found[f"{head}{part.filed}"] = Filed((slot,))
@@ -89,7 +89,7 @@ def places(family: Family, network: Network) -> dict[str, Filed]:
     for name, slots in names.own_tensors(family, network).items():
         if slots[0].path in trained:
             stem, _, kind = name.rpartition(".")
-            # PEFT wraps a module that it adapts, and calls what was there its base layer.
+            # PEFT wraps a module that it adapts, and calls the original module `base_layer`.
             wrapped = ".base_layer" if stem in adapted else ""
             found[f"{PREFIX}{stem}{wrapped}.{kind}"] = Filed(slots)
     return found
@@ -98,7 +98,7 @@ def places(family: Family, network: Network) -> dict[str, Filed]:
 def _slots(
     part: Part, module: names.Module, path: str, index: names.Index
 ) -> tuple[names.Slot, ...]:
-    """Return the slots of a part's tensor, several where its module is fused in Hugging Face."""
+    """Return the slots of a part's tensor: several if Hugging Face has its module fused."""
     if part.axes[-1] == "out":
         return module.slots(path, index, transposed=part.is_filed_transposed)
     return (names.Slot(path, index, part.is_filed_transposed, None, None),)

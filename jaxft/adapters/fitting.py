@@ -1,10 +1,11 @@
-"""An adapter of others, fitted to the model it is used with: what its files mean, not how they say.
+"""Fits an adapter that was read from disk to the model that it is used with.
 
-PEFT reads more than it writes: targets that match nothing, names of older versions, and embeddings
-saved beside an adapter (`save_embedding_layers`), under up to three names. Here such a folder
-becomes what the rest of the program knows: a config every part of which matches something, the
-adapter's own tensors under today's names, and a base model that has the embeddings it was trained
-with. The invariant: nothing that is left out could have moved a logit, and whatever is, is said.
+PEFT accepts more than it writes: targets that match nothing, names of older versions, and
+embeddings saved with an adapter (`save_embedding_layers`) under up to three names. Here such a
+folder is converted to what the rest of the program expects: a config in which every entry matches
+something, the adapter's own tensors under current names, and a base model with the embeddings that
+the adapter was trained with. The invariant: whatever is left out could not have changed a logit,
+and a message says what it was.
 
 Source: `peft/utils/save_and_load.py: get_peft_model_state_dict` and `set_peft_model_state_dict`,
 `peft/utils/transformers_weight_conversion.py` for names.
@@ -34,12 +35,12 @@ Value = TypeVar("Value")
 
 
 class Fitted(NamedTuple):
-    """An adapter as it is on a model.
+    """An adapter that was fitted to a model.
 
     Attributes:
-        source: The base model, with what the adapter's folder has of it.
-        lora: What the adapter is.
-        tensors: What was trained, under PEFT's names of today.
+        source: The base model, with those of its weights that the adapter's folder replaces.
+        lora: The adapter's config.
+        tensors: The trained tensors, under PEFT's current names.
     """
 
     source: Source
@@ -50,12 +51,12 @@ class Fitted(NamedTuple):
 def fitted(
     source: Source, lora: LoraConfig, tensors: Mapping[str, np.ndarray], origin: Path
 ) -> Fitted:
-    """Return an adapter that was read, fitted to a base model; say what was passed over.
+    """Fit an adapter that was read to a base model, and print a note of what was left out.
 
     Args:
         source: The base model.
-        lora: What the adapter's config says.
-        tensors: The adapter's, as `peft_format.read_adapter` has them.
+        lora: The adapter's config.
+        tensors: The adapter's tensors, as `peft_format.read_adapter` returns them.
         origin: The adapter's folder, for messages.
 
     Raises:
@@ -75,7 +76,7 @@ def fitted(
         grown = dataclasses.replace(spec, vocab_size=rows)
         network = targets.adapted_network(lora, family, grown)
     except AdapterError:
-        return Fitted(source, lora, tensors)  # where it is put on, it says what is wrong
+        return Fitted(source, lora, tensors)  # the error is reported when it is put on the model
     trained = peft_format.names_of(family, network)
     frozen = tables.frozen_in(tensors, family, trained, is_tied=spec.tied_head)
     if filed is not None:
@@ -92,19 +93,21 @@ def _trained_beside(
     frozen: Mapping[str, np.ndarray],
     origin: Path,
 ) -> Source:
-    """Return a base model with the vocabulary that an adapter was trained beside, and say so.
+    """Return the base model with the vocabulary that an adapter was trained with.
+
+    If anything of the base model is replaced, a note says so.
 
     Args:
         source: The base model.
-        family: Its family.
-        spec: Its description.
-        rows: How many rows its embedding had then.
+        family: The family of the base model.
+        spec: The description of the base model.
+        rows: The number of rows that the embedding had when the adapter was trained.
         frozen: The embedding and the head in the adapter's file, by the model's own names.
         origin: The adapter's folder, whose tokenizer is used if it has tokens that the base's
             lacks.
 
     Raises:
-        AdapterError: If they are not of such a model.
+        AdapterError: If a table has a shape that does not fit the base model.
     """
     words = _own_tokenizer(source, origin)
     new_ids = [each for each in vocabulary.new_ids(source) if each < rows]
@@ -125,10 +128,10 @@ def _trained_beside(
 
 
 def _others(source: Source, resized: vocabulary.Resized, family: Family, origin: Path) -> list[str]:
-    """Return the names of the tables in an adapter's file that are not the base's own.
+    """Return the names of the tables in an adapter's file that differ from the base model's.
 
     Raises:
-        AdapterError: If one is of another shape.
+        AdapterError: If a table has another shape than the base model's module needs.
     """
     stored = names.under_full_names(source.checkpoint(), family)
     now = resized.checkpoint()
@@ -163,7 +166,7 @@ def _own_tokenizer(found: Source, adapter: Path) -> Any:
 
 
 def _under_names_of(lora: LoraConfig, family: Family) -> LoraConfig:
-    """Return a config whose lists have today's names of modules, as the tensors have them."""
+    """Return the config with current names of modules in its lists, as the tensors have them."""
 
     def renamed(name: str) -> str:
         return names.renamed(f"{name}.weight", family.renames).removesuffix(".weight")
@@ -179,7 +182,7 @@ def _under_names_of(lora: LoraConfig, family: Family) -> LoraConfig:
 
 
 def _adapted(tensors: Iterable[str]) -> list[str]:
-    """Return the names of the modules that have an adapter in a file."""
+    """Return the names of the modules that have LoRA tensors among these."""
     found = (_LORA.fullmatch(name.removeprefix(tables.PREFIX)) for name in tensors)
     return list(dict.fromkeys(each[1] for each in found if each))
 
@@ -187,17 +190,18 @@ def _adapted(tensors: Iterable[str]) -> list[str]:
 def _as_far_as_filed(
     lora: LoraConfig, family: Family, spec: ModelSpec, tensors: Iterable[str], origin: Path
 ) -> LoraConfig:
-    """Return a config of EVA that targets none of the modules of which its file has nothing.
+    """Return an EVA config that targets only the modules that have tensors in its file.
 
-    PEFT shortens the names of many targets, which then mean modules to which EVA gave no rank, and
-    leaves these as they are. In any other file a module that lacks is a sign of another base.
+    PEFT shortens a long list of targets, so that it matches modules to which EVA gave no rank; it
+    leaves these modules unchanged. For any other kind of adapter, a module that has no tensors in
+    the file is a sign of another base model.
     """
     if lora.init_lora_weights != "eva":
         return lora
     try:
         targeted = [module.name for module in targets.targeted(lora, family, spec)]
     except AdapterError:
-        return lora  # for another model, which is said where it is put on
+        return lora  # it is for another model: reported when it is put on this one
     saved = tuple(lora.modules_to_save or ())
     wanted = [name for name in targeted if not (saved and name.endswith(saved))]
     filed = [name for name in wanted if name in set(_adapted(tensors))]
@@ -215,7 +219,7 @@ def _as_far_as_filed(
 def _without_idle(
     lora: LoraConfig, family: Family, spec: ModelSpec, tensors: Iterable[str]
 ) -> tuple[LoraConfig, dict[str, list[Any]]]:
-    """Return a config without what matches nothing, and that by field."""
+    """Return a config without the entries that match nothing, and those entries by field."""
     modules = names.adaptable_modules(family, spec)
     by_name, adapted = {module.name for module in modules}, _adapted(tensors)
     owners = {one.module for one in names.owned_leaves(family, spec)}
@@ -236,7 +240,7 @@ def _without_idle(
     if isinstance(lora.target_modules, list):
         keep("target_modules", lora.target_modules, _means(by_name, ends))
     if changes.get("target_modules", True) is None:
-        return lora, {}  # an adapter for another model, which its targets will say
+        return lora, {}  # an adapter for another model: `targets` reports it
     if isinstance(lora.exclude_modules, list):
         keep("exclude_modules", lora.exclude_modules, _means(by_name, ends))
     elif lora.exclude_modules is not None:
@@ -253,13 +257,13 @@ def _without_idle(
 
 
 def _means(modules: Iterable[str], is_meant: Callable[[str, str], bool]) -> Callable[[str], bool]:
-    """Return whether an entry of a field means any of some modules."""
+    """Return a function that says whether an entry of a config field matches any of the modules."""
 
     def matches(entry: str) -> bool:
         try:
             return any(is_meant(entry, name) for name in modules)
         except re.error:
-            return True  # which is said where it is used
+            return True  # reported where the pattern is used
 
     return matches
 
@@ -271,7 +275,7 @@ def _fullmatches(pattern: str, name: str) -> bool:
 def _own(
     tensors: Mapping[str, np.ndarray], family: Family, spec: ModelSpec, trained: Collection[str]
 ) -> dict[str, np.ndarray]:
-    """Return a file's tensors without frozen tables and copies: what was trained, or is unknown."""
+    """Return a file's tensors without frozen tables and copies: the trained and unknown ones."""
     frozen = tables.frozen_names(family)
     return {
         name: tensor
@@ -281,9 +285,9 @@ def _own(
 
 
 def _is_copy(name: str, tensors: Mapping[str, np.ndarray], family: Family, spec: ModelSpec) -> bool:
-    """Return whether a tensor is in the file under another name too, which is the one that is read.
+    """Return whether a tensor is also in the file under another name, from which it is read.
 
-    PEFT 0.21 has a module that was trained as a whole twice, and rows of a tied pair.
+    PEFT 0.21 writes a module that was trained as a whole twice, and the token rows of a tied pair.
     """
     others = [name.replace(".modules_to_save.", ".")]
     if spec.tied_head:

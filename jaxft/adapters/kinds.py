@@ -1,6 +1,6 @@
-"""Many modules in few words: what tables about adapters have a line for, and room in a line.
+"""Groups the modules of all layers into kinds such as "q_proj", and shortens long lists.
 
-A kind of module is the same place in every layer.
+Modules are of the same kind if their names differ only in the number of the layer.
 """
 
 import re
@@ -13,11 +13,11 @@ _NUMBER = re.compile(r"\.\d+(?=\.)")
 
 
 def grouped(modules: Iterable[str]) -> dict[str, list[str]]:
-    """Group names of modules that differ by the number of their layer alone.
+    """Group the names of modules that differ only in the number of their layer.
 
     Returns:
-        The names by kind, in their order. A kind is called by the shortest ending that no other
-        kind has, such as "q_proj" or "attn.c_proj".
+        The names of each kind, in the given order. A kind is called by the shortest ending that no
+        other kind has, such as "q_proj" or "attn.c_proj".
     """
     groups: dict[str, list[str]] = defaultdict(list)
     for module in modules:
@@ -36,7 +36,7 @@ def _short(stem: str, stems: Iterable[str]) -> str:
 
 
 def shortened(values: Iterable[Any]) -> str:
-    """Write the first of many values, and how many more there are: "a, b and 12 more"."""
+    """List the first 8 values, and say how many more there are: "a, b, ... and 12 more"."""
     several = [str(value) for value in values]
     rest = f" and {len(several) - _SHOWN:,} more" if len(several) > _SHOWN else ""
     return ", ".join(several[:_SHOWN]) + rest

@@ -1,8 +1,7 @@
-"""The update that an adapter makes to one module, and what can be said of it in low rank.
+"""The low-rank update that an adapter makes to one module: its sums, its norm, its singular values.
 
-Separate from `algebra`, which knows whole adapters and their files. The invariant: the product
-B A is never formed at the module's full size where its rank is smaller, and everything that is
-summed up is summed up in float64.
+`algebra` handles whole adapters and their files. The invariants: the product B A is never formed at
+the module's full size if its rank is smaller, and all sums are computed in float64.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Update:
-    """What an adapter adds to one module: ``scaling * B A`` to its weight [out, in].
+    """The update of one module: an adapter adds ``scaling * B A`` to its weight [out, in].
 
     Attributes:
-        a: [r, in], float32.
-        b: [out, r], float32.
-        scaling: Of the product, and of the bias.
-        bias: [out], float32, added to the module's output; `None` without one.
+        a: The matrix A [r, in], float32.
+        b: The matrix B [out, r], float32.
+        scaling: The factor of the product B A and of the bias.
+        bias: The bias [out] that is added to the module's output, float32; `None` for no bias.
     """
 
     a: np.ndarray
@@ -31,31 +30,31 @@ class Update:
 
     @property
     def rank(self) -> int:
-        """The rank that it may have."""
+        """The number of rows of A, which is the largest rank that the update can have."""
         return self.a.shape[0]
 
     @property
     def dims(self) -> tuple[int, int]:
-        """(in, out) of the module."""
+        """The size of the module, (in, out)."""
         return self.a.shape[1], self.b.shape[0]
 
     @property
     def num_parameters(self) -> int:
-        """The numbers in it."""
+        """The number of values in A, B and the bias."""
         return self.a.size + self.b.size + (0 if self.bias is None else self.bias.size)
 
 
 def times(update: Update, factor: float) -> Update:
-    """Return `factor` times an update, with the scaling that it has."""
+    """Return `factor` times an update; the scaling stays, and B and the bias are multiplied."""
     bias = None if update.bias is None else _times(update.bias, factor)
     return dataclasses.replace(update, b=_times(update.b, factor), bias=bias)
 
 
 def total(terms: Sequence[tuple[Update, float]]) -> Update:
-    """Return the sum of updates of one module, each times a weight, with a scaling of 1.
+    """Return the weighted sum of updates of one module, with a scaling of 1.
 
-    It is exact: As and Bs are laid side by side, so ranks add up. Where they would be more than
-    the module's smaller side, one of the factors is the unit matrix instead.
+    The sum is exact: all As and all Bs are concatenated, so that the ranks add up. If that is more
+    than the module's smaller side, one factor is an identity matrix and the other the product.
     """
     num_in, num_out = terms[0][0].dims
     b = np.concatenate([_times(each.b, weight * each.scaling) for each, weight in terms], axis=1)
@@ -71,7 +70,7 @@ def total(terms: Sequence[tuple[Update, float]]) -> Update:
 
 
 def padded(update: Update, rank: int) -> Update:
-    """Return the same update at a larger rank, filled up with zeros, with a scaling of 1."""
+    """Return the same update with A and B padded with zeros to a rank, and a scaling of 1."""
     folded = dataclasses.replace(times(update, update.scaling), scaling=1.0)
     missing = rank - folded.rank
     a, b = np.pad(folded.a, ((0, missing), (0, 0))), np.pad(folded.b, ((0, 0), (0, missing)))
@@ -80,7 +79,8 @@ def padded(update: Update, rank: int) -> Update:
 
 def singular_values(update: Update) -> np.ndarray:
     """Return the singular values of ``scaling * B A``, the largest first; as many as its rank."""
-    # B = Q R and A^T = P S with orthonormal columns in Q and P, so those of B A are R S^T's.
+    # B = Q R and A^T = P S with orthonormal columns in Q and P, so B A and R S^T have the same
+    # singular values.
     r, s = (np.linalg.qr(each.astype(np.float64)).R for each in (update.b, update.a.T))
     return abs(update.scaling) * np.linalg.svd(r @ s.T, compute_uv=False)
 
@@ -105,7 +105,7 @@ def distance(first: Update, second: Update) -> float:
 def effective_rank(values: np.ndarray) -> float:
     """Return how many directions an update with these singular values uses, from 1 to its rank.
 
-    It is exp of the entropy of the values' shares, and 0 for an update of nothing.
+    This is the exponential of the entropy of the values' shares; it is 0 for an update of zero.
 
     Source: Roy and Vetterli, "The effective rank: a measure of effective dimensionality", 2007.
     """
@@ -116,7 +116,7 @@ def effective_rank(values: np.ndarray) -> float:
 
 
 def _times(values: np.ndarray, factor: float) -> np.ndarray:
-    """Return a product of float32 values, rounded once."""
+    """Return float32 values times a factor, rounded once to float32."""
     if factor == 1:
         return values
     return (values.astype(np.float64) * factor).astype(np.float32)

@@ -1,9 +1,9 @@
-"""An adapter on disk as PEFT has it: `adapter_config.json`, `adapter_model.safetensors`, a card.
+"""Reads and writes PEFT's adapter folders: `adapter_config.json`, `adapter_model.safetensors`.
 
-Tensor names come from the family's name table, so what PEFT reads is what was trained; the
-arrays are float32 and in torch's layout: A is [r, in] as ours, B [out, r] is ours transposed.
-Biases and modules that are trained as a whole are in the file under their own names.
-Writing goes through a temporary folder beside the target, so nothing is ever half written.
+Tensor names come from the family's name table, so that PEFT reads what was trained. The arrays are
+float32 and in torch's layout: A is [r, in] as in our tree, B is [out, r], our B transposed. Biases
+and modules that are trained as a whole are in the file under their own names. A folder is written
+to a temporary place next to its target first, so that it is never half written.
 """
 
 import json
@@ -39,13 +39,13 @@ def adapter_config(
     chosen, tokens = targets.target_modules(config, family), config.trainable_token_indices
     ties = config.ensure_weight_tying
     if chosen == targets.ALL_LINEAR or family.text_families:
-        # Resolved, as PEFT does: a reader may define "all" otherwise. In full where the model has
-        # other parts, whose modules may end alike.
+        # Resolved to names, as in PEFT: a reader may define "all" differently. Names are in full
+        # if the model has other parts (vision), whose modules may have the same endings.
         modules = targets.select(names.adaptable_modules(family, spec), chosen)
         found = [module.name for module in modules]
         endings = dict.fromkeys(name.rpartition(".")[2] for name in found)
         chosen = found if family.text_families else list(endings)
-        # By a list more may be tied than was by what it is made of.
+        # The list of names could tie more than the setting that it was made from.
         ties = tying.of(config, family, spec) is not None
     return {
         "peft_type": "LORA",
@@ -68,7 +68,7 @@ def adapter_config(
         "layers_pattern": config.layers_pattern,
         "fan_in_fan_out": family.is_conv1d,
         "init_lora_weights": config.init_lora_weights,
-        # Unknown to old versions of PEFT, so it is there only where it says something.
+        # Old versions of PEFT do not know these fields, so they are written only if they are set.
         **({"lora_bias": True} if config.lora_bias else {}),
         **({"eva_config": config.eva_config.model_dump()} if config.eva_config else {}),
         **({"trainable_token_indices": tokens} if tokens is not None else {}),
@@ -79,17 +79,17 @@ def adapter_config(
 def to_tensors(tree: Mapping[str, Any], family: Family, network: Network) -> dict[str, np.ndarray]:
     """Return the trained leaves as PEFT's tensors by name, float32 and in torch's layout.
 
-    `tree` may have the frozen leaves too.
+    `tree` may contain frozen leaves, which are ignored.
     """
     leaves = trees.flatten(tree)
     return {name: place.read(leaves) for name, place in filed.places(family, network).items()}
 
 
 def refuse_other_parts(tensors: Iterable[str], family: Family, origin: Path) -> None:
-    """Refuse an adapter on parts of a model that have nothing to do with text.
+    """Refuse an adapter that has tensors for the parts of a model that do not process text.
 
     Raises:
-        AdapterError: If it is one.
+        AdapterError: If the adapter has such tensors, for example in a vision tower.
     """
     if not family.text_families:
         return
@@ -105,14 +105,15 @@ def refuse_other_parts(tensors: Iterable[str], family: Family, origin: Path) -> 
 
 
 def names_of(family: Family, network: Network) -> frozenset[str]:
-    """Return the names of all tensors that PEFT's file has for what a network trains."""
+    """Return the names of all tensors that PEFT's file has for the trained parts of a network."""
     return frozenset(filed.places(family, network))
 
 
 def under_names_of(tensors: Mapping[str, np.ndarray], family: Family) -> dict[str, np.ndarray]:
-    """Return tensors under today's names of a family's modules, those of older versions put right.
+    """Return the tensors with module names of older versions replaced by the current names.
 
-    Until transformers 4.52 the layers of a Gemma 3 were `language_model.model.layers`.
+    For example, the layers of Gemma 3 were called `language_model.model.layers` until
+    transformers 4.52.
     """
     return {
         PREFIX + names.renamed(name.removeprefix(PREFIX), family.renames): tensor
@@ -126,10 +127,10 @@ def from_tensors(
     """Return the trained leaves of `network` from PEFT's tensors, float32.
 
     Raises:
-        AdapterError: If tensors are missing, unexpected or misshapen; `origin` is named.
+        AdapterError: If tensors are missing, unexpected or misshapen; the message names `origin`.
     """
     places = filed.places(family, network)
-    # Embedding and head, frozen: `adapters/fitting.py` puts them in the base's place.
+    # A frozen embedding or head: `adapters/fitting.py` replaces the base's tables with them.
     frozen = tables.frozen_names(family).keys() - places.keys()
     tensors = {name: tensor for name, tensor in tensors.items() if name not in frozen}
     wrong = sorted(places.keys() ^ tensors.keys())
@@ -153,7 +154,7 @@ def from_tensors(
             )
         place.write(leaves, tensors[name])
     for name, place in places.items():
-        # What is tied is in the file twice, for the embedding and for the head.
+        # A tied tensor is in the file twice, for the embedding and for the head.
         written = tensors[name].astype(np.float32)
         if not np.array_equal(place.read(leaves), written, equal_nan=True):
             raise AdapterError(
@@ -172,26 +173,27 @@ def save_adapter(
     facts: Mapping[str, str] | None = None,
     beside: tables.Beside = tables.NOTHING,
 ) -> None:
-    """Write an adapter folder, replacing one that is there only once the new one is complete.
+    """Write an adapter folder; an existing one is replaced only once the new one is complete.
 
     Args:
         folder: The adapter's folder.
-        tensors: Under PEFT's names.
+        tensors: The adapter's tensors, under PEFT's names.
         config: The content of adapter_config.json.
-        verify: Given the new folder before it takes its place, to look at it, to add files and to
-            return what the card says of it, by label; if it raises, all is as before.
-        facts: What its model card says beside what the config says, by label.
-        beside: What of its base is in the file too.
+        verify: Called with the new folder before it replaces the old one. It may check the folder
+            and add files, and returns further facts for the model card, by label. If it raises,
+            the old folder stays as it was.
+        facts: Facts for the model card that are not in the config, by label.
+        beside: Tensors of the base model that are written to the file too.
 
     Raises:
-        WeightsError: If the folder holds something that is no adapter.
+        WeightsError: If the folder holds something that is not an adapter.
     """
     save.check_gives_way(folder, CONFIG_FILE)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         new = Path(temporary) / "new"
         new.mkdir()
-        # Not sorted: of the patterns of ranks and alphas the first that matches counts.
+        # Not sorted: the first matching pattern for a rank or alpha counts.
         text = json.dumps(config, indent=2)
         (new / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
         every = {**tensors, **beside.tensors}
@@ -202,10 +204,10 @@ def save_adapter(
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Read an adapter folder: its config as written, and its tensors.
+    """Read an adapter folder: the content of adapter_config.json, and the tensors.
 
     Raises:
-        AdapterError: If a file is missing or damaged, or a tensor holds what is no number.
+        AdapterError: If a file is missing or damaged, or a value is not a finite number.
     """
     path = folder / CONFIG_FILE
     try:
@@ -236,8 +238,8 @@ def read_lora_config(config: Mapping[str, Any], folder: Path) -> LoraConfig:
     """Return the `LoraConfig` that an adapter_config.json describes.
 
     Raises:
-        AdapterError: If it is no LoRA, has an unknown field, uses what is not supported, or is not
-            for the unchanged base.
+        AdapterError: If the adapter is not a LoRA adapter, has an unknown field, uses something
+            that is not supported, or is not for the unchanged base model.
     """
     path = folder / CONFIG_FILE
     if config.get("peft_type") != "LORA":
@@ -252,7 +254,7 @@ def read_lora_config(config: Mapping[str, Any], folder: Path) -> LoraConfig:
         if key not in _DESCRIPTIVE and (key in known or not _asks_for_nothing(value))
     }
     if fields.get("init_lora_weights") != "eva":
-        fields.pop("eva_config", None)  # which PEFT then passes over as well
+        fields.pop("eva_config", None)  # PEFT ignores it too in this case
     try:
         lora = LoraConfig.model_validate(fields)
     except pydantic.ValidationError as error:
@@ -270,12 +272,12 @@ def read_lora_config(config: Mapping[str, Any], folder: Path) -> LoraConfig:
 
 
 def _asks_for_nothing(value: Any) -> bool:
-    """Return whether the value of a field of another version of PEFT says that it is not used."""
+    """Return whether the value of an unknown field means that the feature is not used."""
     return value is None or value is False or value in ("", [], {})
 
 
 def _worded(path: Path, key: str, value: Any, error: Mapping[str, Any]) -> tuple[str, str]:
-    """Return what is wrong with a field, and what to do."""
+    """Return the two parts of an error message: what is wrong with a field, and the remedy."""
     if error["type"] == "conflict":
         return f"{path}: {error['ctx']['found']}.", "No adapter can be like that: copy it anew."
     if error["type"] != "extra_forbidden":
@@ -303,7 +305,7 @@ _DESCRIPTIVE = frozenset(
         "base_model_name_or_path",
         "revision",
         "inference_mode",
-        "merge_weights",  # of PEFT before 0.3: when to merge
+        "merge_weights",  # PEFT before 0.3: when to merge
         "peft_version",
         "auto_mapping",
     ]

@@ -1,9 +1,9 @@
-"""What a server makes of an adapter: the rules by which vLLM takes one or not, told beforehand.
+"""Checks beforehand whether vLLM can serve an adapter.
 
-Separate from `peft_format`, which writes what PEFT reads. vLLM reads one rank and one alpha, so
-an adapter with patterns is taken, and is served with the wrong scalings: that counts as refused.
-Whether the class that serves the model takes adapters, and on which modules, is no fact of the
-adapter: docs/lora.md has a table by family.
+`peft_format` writes what PEFT reads; vLLM reads less. It reads one rank and one alpha, so it
+accepts an adapter with patterns but serves it with the wrong scalings: that counts as an objection
+here. Whether vLLM's class for a model supports adapters, and on which modules, does not depend on
+the adapter: docs/lora.md has a table by family.
 
 Source: vLLM at 1f486d96a17303ce8db8e02be39545b2be338446, of 3 July 2026 (`vllm/lora/peft_helper.py:
 PEFTHelper`, `vllm/lora/lora_model.py: LoRAModel`).
@@ -12,16 +12,16 @@ PEFTHelper`, `vllm/lora/lora_model.py: LoRAModel`).
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-VLLM_RANK = 16  # `--max-lora-rank` where nobody sets it
+VLLM_RANK = 16  # the default of `--max-lora-rank`
 _REQUIRED = ("r", "lora_alpha", "target_modules")
 
 
 def vllm_objections(content: Mapping[str, Any], tensors: Iterable[str]) -> list[str]:
-    """Return what of an adapter keeps vLLM from serving it, whatever the model; empty if nothing.
+    """Return the reasons why vLLM cannot serve an adapter, whatever the model; empty if it can.
 
     Args:
-        content: Of adapter_config.json.
-        tensors: The names of the adapter's.
+        content: The content of adapter_config.json.
+        tensors: The names of the adapter's tensors.
     """
     found = [f"{name} is missing" for name in _REQUIRED if content.get(name) is None]
     if content.get("modules_to_save"):

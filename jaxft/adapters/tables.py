@@ -1,8 +1,8 @@
-"""Embedding and head beside an adapter whose base has another vocabulary than its files.
+"""The frozen embedding and head in the file of an adapter whose base model was resized.
 
-Whoever opens such an adapter resizes the base first, to rows that PEFT's users get drawn. So a
-table whose new rows are not all among what was trained is in the adapter's file as a whole, under
-the name that PEFT has for it; and a file says by its shapes how many rows its base must have.
+Users of PEFT resize the base before they load such an adapter, and get random new rows. So if not
+all new rows of a table are trained, the adapter's file has the whole table, under PEFT's name for
+it. The shapes in a file tell how many rows its base model must have.
 
 Source: `peft/utils/save_and_load.py: get_peft_model_state_dict`, which writes both tables whenever
 the size of the vocabulary is not that of the base's config.json.
@@ -26,18 +26,20 @@ from jaxft.weights.places.source import Source
 from jaxft.weights.places.vocabulary import Resized
 
 PREFIX = "base_model.model."
-# How PEFT calls what a module was before: as it is, adapted, with rows of tokens, with a copy.
+# PEFT's prefixes of a module's original tensors: for a plain module, an adapted one, one with
+# trained token rows, and one with a trained copy.
 _WRAPPED = ("", "base_layer.", "token_adapter.base_layer.", "original_module.")
 _NOT_BY_TOKEN = ("lora_A.weight", "lora_embedding_B", "token_adapter.trainable_tokens_delta")
 _CALLED = {EMBED: "embedding", HEAD: "head"}
 
 
 class Beside(NamedTuple):
-    """What of its base is beside an adapter.
+    """The tensors of a base model that are written to the file of an adapter.
 
     Attributes:
-        rows: How many rows of tokens the base has to be resized to; `None` for those of its files.
-        tensors: Embedding and head, frozen, under PEFT's names.
+        rows: The number of token rows that the base model must be resized to, such as 32,001;
+            `None` if its files have that many.
+        tensors: The frozen embedding and head, under PEFT's names.
     """
 
     rows: int | None
@@ -48,7 +50,7 @@ NOTHING = Beside(None, {})
 
 
 def _modules(family: Family) -> dict[str, str]:
-    """Return Hugging Face's names of the embedding and the head."""
+    """Return Hugging Face's names of the embedding and the head, by our names."""
     return {
         EMBED: tying.embedding_module(family),
         HEAD: family.head_name,
@@ -56,9 +58,9 @@ def _modules(family: Family) -> dict[str, str]:
 
 
 def frozen_names(family: Family) -> dict[str, str]:
-    """Return each name that an adapter's file may have a frozen table under, and the model's own.
+    """Return the names that frozen tables may have in an adapter's file, with the model's own.
 
-    What of them an adapter trains as a whole has such a name too.
+    A table that the adapter trains as a whole has one of these names too.
     """
     return {
         f"{PREFIX}{module}.{wrapped}{kind}": f"{module}.{kind}"
@@ -69,11 +71,13 @@ def frozen_names(family: Family) -> dict[str, str]:
 
 
 def is_of_base(name: str, lora: LoraConfig) -> bool:
-    """Return whether a tensor that is no adapter's is the base's own, where no base is known.
+    """Return whether a tensor without LoRA in its name is the base model's, not a trained one.
+
+    This needs no base model.
 
     Args:
-        name: In the adapter's file.
-        lora: What the adapter is.
+        name: The name in the adapter's file.
+        lora: The adapter's config.
     """
     module, _, kind = name.rpartition(".")
     if module.endswith((".base_layer", ".original_module")):
@@ -84,13 +88,13 @@ def is_of_base(name: str, lora: LoraConfig) -> bool:
 
 
 def shared(several: Sequence[tuple[Path, Mapping[str, np.ndarray]]]) -> dict[str, np.ndarray]:
-    """Return what several adapters have beside them, by name.
+    """Return the base model's tensors that are in the files of several adapters, by name.
 
     Args:
-        several: Folders, for messages, and what is beside the adapter in each.
+        several: For each adapter its folder, for messages, and the base's tensors in its file.
 
     Raises:
-        AdapterError: If they were trained on other embeddings.
+        AdapterError: If the adapters were trained with different embeddings.
     """
     together: dict[str, np.ndarray] = {}
     for origin, tensors in several:
@@ -105,7 +109,7 @@ def shared(several: Sequence[tuple[Path, Mapping[str, np.ndarray]]]) -> dict[str
 
 
 def _is_same(one: np.ndarray, other: np.ndarray) -> bool:
-    """Return whether two tensors are equal in the coarser of their dtypes."""
+    """Return whether two tensors are equal after rounding to the smaller of their dtypes."""
     coarser = min(one.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
     return np.array_equal(one.astype(coarser), other.astype(coarser))
 
@@ -116,10 +120,10 @@ def frozen_in(
     """Return the frozen tables that an adapter's file has, by the model's own names.
 
     Args:
-        tensors: Under PEFT's names.
-        family: Of the model.
-        trained: The names of what the adapter trains.
-        is_tied: Whether the base's head is its embedding.
+        tensors: The tensors of the file, under PEFT's names.
+        family: The family of the model.
+        trained: The names of the tensors that the adapter trains.
+        is_tied: Whether the base model's head is tied to its embedding.
     """
     found = {
         own: tensors[name]
@@ -127,7 +131,7 @@ def frozen_in(
         if name in tensors and name not in trained
     }
     embedding, head = (f"{module}.weight" for module in _modules(family).values())
-    if is_tied:  # the file of such a base may have both names, and both are this table then
+    if is_tied:  # the base model's file may have both names; both then mean this table
         for one, other in ((embedding, head), (head, embedding)):
             if other in found:
                 found.setdefault(one, found[other])
@@ -137,13 +141,13 @@ def frozen_in(
 def num_rows(
     tensors: Mapping[str, np.ndarray], lora: LoraConfig, family: Family, stored: int
 ) -> int | None:
-    """Return how many rows the embedding of an adapter's base has; `None` if it does not say.
+    """Return how many rows the embedding of an adapter's base has; `None` if no tensor tells.
 
     Args:
-        tensors: The adapter's, under PEFT's names.
-        lora: What it is.
-        family: Of the model.
-        stored: How many rows the base's files have.
+        tensors: The adapter's tensors, under PEFT's names.
+        lora: The adapter's config.
+        family: The family of the model.
+        stored: The number of rows in the base model's files.
     """
     sizes = []
     for module in _modules(family).values():
@@ -158,7 +162,7 @@ def num_rows(
     chosen = lora.trainable_token_indices or []
     by_module = chosen.values() if isinstance(chosen, dict) else [chosen]
     beyond = {token for tokens in by_module for token in tokens if token >= stored}
-    # All of the rows that were made, or else it is an adapter for another model.
+    # Tokens beyond the stored rows must be all added rows; else the adapter is for another model.
     is_whole = beyond == set(range(stored, stored + len(beyond)))
     return stored + len(beyond) if beyond and is_whole else None
 
@@ -166,17 +170,17 @@ def num_rows(
 def check_complete(
     frozen: Collection[str], family: Family, network: Network, stored: int, origin: Path
 ) -> None:
-    """Refuse an adapter that is for more rows than the base's files have, and lacks some of them.
+    """Refuse an adapter for a resized base model if its file lacks some of the added rows.
 
     Args:
-        frozen: The tables that its file has, by the model's own names.
-        family: Of the model.
-        network: The adapter's.
-        stored: How many rows the base's files have.
+        frozen: The names of the frozen tables in the adapter's file, by the model's own names.
+        family: The family of the model.
+        network: The network with the adapter, with the rows of the resized base.
+        stored: The number of rows in the base model's files.
         origin: The adapter's folder, for messages.
 
     Raises:
-        AdapterError: If a row that it was trained beside is nowhere.
+        AdapterError: If a row of the embedding or the head is in neither file.
     """
     rows, modules = network.spec.vocab_size, _modules(family)
     for side in (EMBED, HEAD):
@@ -195,12 +199,12 @@ def check_complete(
 
 
 def to_write(base: Source, family: Family, network: Network) -> Beside:
-    """Return what of its base goes into the file of an adapter: nothing, if that is its files'.
+    """Return the base's tensors for an adapter's file; none if the base is as in its own files.
 
     Args:
         base: The base model.
-        family: Its family.
-        network: The adapter's.
+        family: The family of the base model.
+        network: The network with the adapter.
     """
     if not isinstance(base, Resized) or (base.rows == base.stored_rows and not base.tables):
         return NOTHING
@@ -211,7 +215,7 @@ def to_write(base: Source, family: Family, network: Network) -> Beside:
         for side in (EMBED, HEAD)
         if not (_is_whole(network, side) or (is_said and _has_rows(network, side, made)))
     ]
-    if network.spec.tied_head:  # there is one table, which PEFT ties by itself
+    if network.spec.tied_head:  # there is only one table; PEFT ties the head to it
         wanted = wanted[:1]
     modules, checkpoint, found = _modules(family), base.checkpoint(), {}
     stored = checkpoint.infos()
@@ -233,13 +237,13 @@ def _wrapped(network: Network, side: str) -> str:
 
 
 def _is_whole(network: Network, side: str) -> bool:
-    """Say whether the embedding, or the head, is trained as a whole."""
+    """Return whether the embedding, or the head, is trained as a whole."""
     table = side if side == EMBED or network.has_own_head else EMBED
     return f"{table}/kernel" in network.trained_leaves()
 
 
 def _has_rows(network: Network, side: str, tokens: Iterable[int]) -> bool:
-    """Say whether these rows of the embedding, or of the head, are trained."""
+    """Return whether the rows of these tokens are trained in the embedding, or in the head."""
     if side == EMBED:
         chosen = dict(network.rows).get(EMBED, ())
     else:
@@ -248,7 +252,7 @@ def _has_rows(network: Network, side: str, tokens: Iterable[int]) -> bool:
 
 
 def _untrained(base: Source, network: Network) -> list[str]:
-    """Return which of embedding and head do not learn what tokens that are new to it mean."""
+    """Return which of the embedding and the head do not train the rows of new tokens."""
     if not isinstance(base, Resized) or not base.new_ids:
         return []
     adapted = dict(network.outer_adapters)
@@ -262,16 +266,16 @@ def _untrained(base: Source, network: Network) -> list[str]:
 
 
 def refuse_untrained(base: Source, family: Family, network: Network, method: str) -> None:
-    """Refuse to add tokens of which nothing is trained.
+    """Refuse new tokens whose rows are not trained.
 
     Args:
         base: The model, perhaps with new tokens.
-        family: Its family.
-        network: It, with what is trained of it.
-        method: Of `tuning`.
+        family: The family of the model.
+        network: The network of the model; it says which parts are trained.
+        method: The method of the recipe's `tuning` section, such as "lora".
 
     Raises:
-        ConfigError: If neither embedding nor head learns the new tokens.
+        ConfigError: If the new rows are trained in neither the embedding nor the head.
     """
     if _untrained(base, network) == [EMBED, HEAD]:
         assert isinstance(base, Resized)
@@ -282,7 +286,7 @@ def refuse_untrained(base: Source, family: Family, network: Network, method: str
 
 
 def warn_of_untrained(base: Source, family: Family, network: Network, method: str) -> None:
-    """Say so where the embedding or the head does not learn new tokens; arguments as above."""
+    """Warn if the embedding or the head does not train new rows; see `refuse_untrained`."""
     if sides := _untrained(base, network):
         assert isinstance(base, Resized)
         whose = " and ".join(f"the {_CALLED[side]}" for side in sides)
@@ -300,13 +304,13 @@ def _listed(base: Resized) -> str:
 
 
 def _remedy(base: Resized, family: Family, network: Network, method: str) -> str:
-    """Return what to write to have the new tokens learned."""
+    """Return what to write in the recipe to have the rows of new tokens trained."""
     embedding, head = (name.rpartition(".")[2] for name in _modules(family).values())
     both = f"[{embedding}, {head}]"
     if method != "lora":
         return f"Name {both} among tuning.modules."
     saved = f"lora.modules_to_save: {both}"
-    if network.spec.head_bias:  # PEFT has no rows of such a head
+    if network.spec.head_bias:  # PEFT cannot train single rows of a head with a bias
         return f"Write `{saved}`."
     tokens: Sequence[int] = list(base.new_ids)
     rows = f"{tokens}" if network.spec.tied_head else f"{{{embedding}: {tokens}, {head}: {tokens}}}"

@@ -1,1 +1,1 @@
-"""Adapters and whole models as people keep them: loaded, merged, written and verified."""
+"""Loads, merges, writes and verifies adapters and whole models."""

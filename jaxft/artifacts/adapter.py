@@ -1,7 +1,7 @@
-"""An adapter on disk, checked: the counterpart of `whole` where the base stays apart.
+"""Writes the folder of an adapter and verifies it; `whole` does the same for a merged model.
 
-Before the folder takes its place it is read back, and its logits are compared with those of the
-live model.
+Before the new folder replaces an old one it is read back, and its logits are compared with those
+of the live model.
 """
 
 from collections.abc import Mapping
@@ -25,8 +25,9 @@ from jaxft.weights import save
 from jaxft.weights.places import companions, vocabulary
 from jaxft.weights.places.source import Source
 
-# Of the largest logit. The arrays are the same, so this is the program's noise; what began with the
-# weights is written as a difference, whose sums are in another order, as those of a merge are.
+# As shares of the largest logit. The arrays are the same, so the first covers only the noise of the
+# program. An adapter that began with a part of the weights is written as a difference, which adds
+# in another order, like a merge.
 _TOLERANCE, _TOLERANCE_WITH_START = 1e-5, 1e-4
 
 
@@ -44,19 +45,19 @@ def write_adapter(
     """Write an adapter folder, replacing an adapter that is there.
 
     Args:
-        folder: Its place.
-        base: The model that it is on.
-        lora: What it is.
+        folder: The folder to write.
+        base: The base model of the adapter.
+        lora: The adapter's config.
         model: The live model.
-        rows: On which it is compared with what was written.
-        mesh: Where its leaves lie.
-        dtype: Of activations and matrix products.
-        facts: What its card says beside what the files say, by label.
+        rows: The rows on which the live model and the written one are compared.
+        mesh: The devices that hold the model's leaves.
+        dtype: The dtype of activations and matrix products.
+        facts: Facts for the model card that are not in the files, by label.
 
     Raises:
         ConfigError: If the folder is the base model's, or lies in it.
-        WeightsError: If it holds something that is no adapter.
-        AdapterError: If what is on disk does not give the live model's logits.
+        WeightsError: If the folder holds something that is not an adapter.
+        AdapterError: If the adapter, read back, does not give the live model's logits.
     """
     save.check_apart(folder, base)
     family, network = model.family, model.network
@@ -68,14 +69,14 @@ def write_adapter(
     live_parts = mask.parts(network, model.tree)
     has_start = bool(live_parts.started)
     tolerance = _TOLERANCE_WITH_START if has_start else _TOLERANCE
-    # Of such an adapter a difference of products is written: another order of the same sums, which
-    # only in float32 is the same to be told.
+    # For such an adapter a difference of products is written: the same sums in another order, which
+    # can only be compared in float32.
     dtype, precision = ("float32", "highest") if has_start else (dtype, None)
 
     def check(written: Path) -> dict[str, str]:
         try:
             config, again = peft_format.read_adapter(written)
-            # As a reader would have it who knows nothing but the folder and the base.
+            # Read like a user would, who has only the folder and the base model.
             described = peft_format.read_lora_config(config, written)
             theirs = loaded.network_of(described, again, family, network.spec, written)
             _check_tables(folder, beside, again)

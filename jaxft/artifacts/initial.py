@@ -1,8 +1,8 @@
-"""An adapter from which training goes on: `lora.init_from` of a recipe.
+"""Reads the adapter from which training continues: `lora.init_from` of a recipe.
 
-Separate from `starts`, whose adapters are fresh: here one was trained, here or by PEFT. The
-invariant: what the recipe says is what is trained, so the adapter must be of that rank, alpha and
-targets; and the model without it is still the plain base, as which "before" is measured.
+`starts` makes fresh adapters; this one was trained before, by jaxft or by PEFT. The invariants: the
+recipe decides what is trained, so the adapter must have the recipe's rank, alpha and targets; and
+the loss "before" is measured on the plain base model, without the adapter.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from jaxft.weights import base
 from jaxft.weights.places import vocabulary
 from jaxft.weights.places.source import Source
 
-# Fields that say which numbers there are, and how they are scaled.
+# The config fields that decide which parameters there are, and how they are scaled.
 _TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 _SCALES = (
     *("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora", "lora_bias"),
@@ -36,12 +36,12 @@ _SCALES = (
 
 
 class Initial(NamedTuple):
-    """What training begins with.
+    """The adapter and the base model from which training continues.
 
     Attributes:
-        source: The base model, with what the adapter's folder has of it.
+        source: The base model, with those of its weights that the adapter's folder replaces.
         leaves: The trained leaves, on the host.
-        digest: Of the adapter's numbers and of what is beside them.
+        digest: A SHA-256 digest of the adapter's tensors and of the base's tensors in its folder.
     """
 
     source: Source
@@ -50,15 +50,15 @@ class Initial(NamedTuple):
 
 
 def read(folder: Path, lora: LoraConfig, source: Source) -> Initial:
-    """Read the adapter that a recipe goes on from.
+    """Read the adapter from which a recipe continues training.
 
     Args:
-        folder: Its folder.
-        lora: The recipe's section.
-        source: The recipe's base model.
+        folder: The adapter's folder.
+        lora: The `lora` section of the recipe.
+        source: The base model of the recipe.
 
     Raises:
-        AdapterError: If it cannot be read, or is another one than the recipe describes.
+        AdapterError: If the adapter cannot be read, or differs from what the recipe describes.
     """
     content, tensors = peft_format.read_adapter(folder)
     described = peft_format.read_lora_config(content, folder)
@@ -68,7 +68,7 @@ def read(folder: Path, lora: LoraConfig, source: Source) -> Initial:
     family, spec = base.read_spec(source)
     _check_new_tokens(folder, wanted, source, spec.vocab_size)
     network = targets.adapted_network(lora, family, spec)
-    # Dropout is of training, and may be another one now.
+    # Dropout matters only in training, and may differ from before.
     described = described.model_copy(update={"lora_dropout": lora.lora_dropout})
     is_same = loaded.network_of(described, own, family, spec, folder) == network
     now, then = (trees.flatten(numbers.leaves(each, family, network)) for each in (lora, described))
@@ -86,7 +86,7 @@ def read(folder: Path, lora: LoraConfig, source: Source) -> Initial:
 
 
 def _check_new_tokens(folder: Path, wanted: Source, found: Source, rows: int) -> None:
-    """Refuse an adapter beside which the tokens that a recipe adds are lost, or other ones."""
+    """Refuse an adapter whose vocabulary lacks the recipe's new tokens or changes their ids."""
     added = vocabulary.new_ids(wanted)
     if not added:
         return
@@ -109,7 +109,7 @@ def _modules(lora: LoraConfig, family: Family, spec: ModelSpec) -> set[str]:
 def _another(
     folder: Path, described: LoraConfig, lora: LoraConfig, fields: Sequence[str]
 ) -> AdapterError:
-    """Return what to say of an adapter that is not as the recipe has it in some of these fields."""
+    """Return the error for an adapter that differs from the recipe in some of these fields."""
     differing = {
         field: getattr(described, field)
         for field in fields
@@ -127,11 +127,11 @@ def _another(
 
 
 def _comparable(value: Any) -> Any:
-    """Return a value, a list of names without its order."""
+    """Return a value for comparison; a list of names is sorted, as its order does not matter."""
     is_names = isinstance(value, list) and all(isinstance(each, str) for each in value)
     return sorted(value) if is_names else value
 
 
 def placed(initial: Initial, like: trees.Tree) -> trees.Tree:
-    """Return the leaves where those of a tree of the same paths are."""
+    """Return the adapter's leaves with the shardings of the leaves of `like` at the same paths."""
     return jax.device_put(initial.leaves, jax.tree.map(lambda leaf: leaf.sharding, like))

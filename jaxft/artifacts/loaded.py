@@ -1,4 +1,4 @@
-"""A base model with an adapter in place: what generation and export begin from."""
+"""Loads a base model with an adapter, for generation and export."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,13 +25,13 @@ from jaxft.weights.places.source import Source
 
 
 class Tuned(NamedTuple):
-    """A model, loaded.
+    """A loaded model, with an adapter or without.
 
     Attributes:
-        family: Its family.
-        network: It, with what the adapter trains.
-        tree: All its leaves.
-        chat_format: How it is asked and where it stops.
+        family: The family of the model.
+        network: The network, with the trained parts of the adapter.
+        tree: All leaves of the network.
+        chat_format: The chat template of the model, and the tokens at which it stops.
     """
 
     family: Family
@@ -46,8 +46,8 @@ def base_name(
     """Return the name and the revision of the base model to use.
 
     Args:
-        content: Of adapter_config.json.
-        model: What the user named.
+        content: The content of adapter_config.json.
+        model: The base model that the user named, if any.
         adapter: The adapter's folder, or `None` without one.
 
     Raises:
@@ -74,8 +74,8 @@ class Found(NamedTuple):
 
     Attributes:
         source: The base model.
-        lora: What the adapter is; `None` for none.
-        tensors: The adapter's, under PEFT's names.
+        lora: The adapter's config; `None` without an adapter.
+        tensors: The adapter's tensors, under PEFT's names.
         origin: The adapter's folder, for messages.
     """
 
@@ -86,14 +86,14 @@ class Found(NamedTuple):
 
 
 def find(adapter: Path | None, model: str | None) -> Found:
-    """Read an adapter and find its base model, and say where that was.
+    """Read an adapter, find its base model, and print where the base model is.
 
     Args:
         adapter: The adapter's folder; `None` for the base model alone.
         model: The base model; `None` takes the one that the adapter names.
 
     Raises:
-        JaxftError: If the adapter cannot be read, or the model not be found.
+        JaxftError: If the adapter cannot be read, or the base model cannot be found.
     """
     content, tensors = ({}, {}) if adapter is None else peft_format.read_adapter(adapter)
     lora = None if adapter is None else peft_format.read_lora_config(content, adapter)
@@ -107,10 +107,10 @@ def find(adapter: Path | None, model: str | None) -> Found:
 
 
 def note_other_base(content: Mapping[str, Any], found: Source, adapter: Path) -> None:
-    """Say where an adapter is used with another base than it names, which may be a copy of it.
+    """Warn if an adapter is used with another base model than it names, perhaps a copy of it.
 
     Args:
-        content: Of adapter_config.json.
+        content: The content of adapter_config.json.
         found: The base model in use.
         adapter: The adapter's folder.
     """
@@ -129,17 +129,17 @@ def network_of(
     spec: ModelSpec,
     origin: Path,
 ) -> Network:
-    """Return the network that an adapter makes of a model.
+    """Return the network of a model with an adapter on it.
 
     Args:
-        lora: What the adapter is.
-        tensors: The names of the adapter's.
-        family: Of the model.
-        spec: The model.
+        lora: The adapter's config.
+        tensors: The names of the adapter's tensors.
+        family: The family of the model.
+        spec: The description of the model.
         origin: The adapter's folder, for messages.
 
     Raises:
-        AdapterError: If the adapter is not for such a model.
+        AdapterError: If the adapter does not fit the model.
     """
     peft_format.refuse_other_parts(tensors, family, origin)
     try:
@@ -164,11 +164,11 @@ def load(
 
     Args:
         found: The base model.
-        lora: What the adapter is; `None` for none.
-        tensors: The adapter's, under PEFT's names.
+        lora: The adapter's config; `None` without an adapter.
+        tensors: The adapter's tensors, under PEFT's names.
         origin: The adapter's folder, for messages.
-        mesh: Over which the leaves are divided.
-        dtype: Of the base's leaves.
+        mesh: The devices over which the leaves are sharded.
+        dtype: The dtype of the base model's leaves.
 
     Raises:
         JaxftError: If the model cannot be read, or the adapter does not fit it.

@@ -1,9 +1,9 @@
-"""Adapters merged into the weights they stand beside: ``W + scaling * A^T B``.
+"""Merges adapters into the weights of their modules: ``W + scaling * A^T B``.
 
-W is the tensor of the base model's file, whatever dtype the live model had it in. The sum is taken
-in float32, DoRA's rows are brought to their length, and all is rounded once, to the dtype that is
-written. What was trained as a whole takes the place of the base's tensor, and a tensor of which
-nothing was trained is the base's own, bit for bit.
+W is the tensor in the base model's file, whatever dtype the live model has it in. The sum is
+computed in float32, DoRA scales the weight's rows to their trained lengths, and the result is
+rounded once, to the dtype that is written. A tensor trained as a whole replaces the base's tensor.
+A tensor without a trained part is the base's own, bit for bit.
 
 Source: `peft/tuners/lora/layer.py: Linear.get_delta_weight`, `variants.py: DoraLinearVariant`.
 """
@@ -24,7 +24,7 @@ from jaxft.weights.names import Slot
 
 
 class Merged:
-    """The tensors of a tuned model under the names that files have, merged one at a time."""
+    """The tensors of a tuned model under their names in files; each is merged when it is read."""
 
     def __init__(
         self,
@@ -34,15 +34,15 @@ class Merged:
         base: Checkpoint,
         base_family: Family,
     ) -> None:
-        """Take the leaves of `network` that are trained; nothing is computed yet.
+        """Keep the trained leaves of `network`; nothing is computed yet.
 
         Args:
-            tree: All leaves of the network; those that are frozen are not read.
-            family: Names the tensors of the tuned model.
+            tree: All leaves of the network; frozen ones are not read.
+            family: The family that names the tensors of the tuned model.
             network: The network, with its adapters.
-            base: The base model's file.
-            base_family: Names the tensors in it: `family`, or the whole that `family` is the text
-                part of.
+            base: The checkpoint of the base model.
+            base_family: The family that names the tensors in `base`: `family`, or the multimodal
+                family of which `family` is the text part.
 
         Raises:
             AdapterError: If an adapter cannot be merged.
@@ -78,7 +78,7 @@ class Merged:
 
     @property
     def has_tied_head(self) -> bool:
-        """Whether the head is the embedding, and no tensor of its own."""
+        """Whether the head is tied to the embedding, so that it has no tensor of its own."""
         return self._head not in self._slots
 
     def names(self) -> list[str]:
@@ -86,13 +86,13 @@ class Merged:
         return list(self._table_names)
 
     def info(self, name: str) -> TensorInfo:
-        """Return the shape of a tensor, and the dtype that it has in the base model's file."""
+        """Return the shape of a tensor, and its dtype in the base model's file."""
         slots = self._slots[self._table_names[name]]
         dtype = self._base_infos[self.source(name)].dtype
         return TensorInfo(names.expected_shape(slots, self._shapes), dtype)
 
     def is_trained(self, name: str) -> bool:
-        """Say whether a part of a tensor is trained, or something is added to it."""
+        """Return whether a part of a tensor is trained, or an adapter adds to it."""
         name = self._table_names[name]
         stem, _, kind = name.rpartition(".")
         return (
@@ -102,15 +102,15 @@ class Merged:
         )
 
     def base(self, name: str) -> np.ndarray:
-        """Return a tensor as it is in the base model's file; of a head that was tied, the table."""
+        """Return a tensor of the base model's file; for a head that was tied, the embedding."""
         return self._base.read(self.source(name))
 
     def source(self, name: str) -> str:
-        """Return the name that the base model's file has for what a tensor is made of."""
+        """Return the name, in the base model's file, of the tensor that a tensor is made from."""
         return self._sources[self._slots[self._table_names[name]][0]]
 
     def read(self, name: str) -> np.ndarray:
-        """Return a tensor: float32 if a part of it is trained, else as it is in the base's file."""
+        """Return a merged tensor: float32 if a part is trained, else as in the base's file."""
         if not self.is_trained(name):
             return self.base(name)
         own = self._own(name)
@@ -121,7 +121,7 @@ class Merged:
         delta = self._delta(stem, kind) if stem in self._modules else None
         if delta is None:
             return tensor
-        # A head that was tied is read from the embedding, which lies the other way about.
+        # A head that was tied is read from the embedding, which is stored transposed.
         is_tied = name == self._head and not slots[0].transposed
         merged = tensor + (delta.T if is_tied else self._fused(delta, slots))
         magnitude = self._leaf(stem, "magnitude") if kind == "weight" else None
@@ -131,12 +131,12 @@ class Merged:
         return _of_lengths(merged, lengths, axis=1 if is_tied or slots[0].transposed else 0)
 
     def _fused(self, joined: np.ndarray, slots: tuple[Slot, ...]) -> np.ndarray:
-        """Return an array [... out], in our order of outputs, in a tensor's layout and order."""
+        """Return an array [... out], in our order of outputs, in a file's layout and order."""
         ends = np.cumsum([self._shapes[slot.path][-1] for slot in slots])[:-1]
         return layout.fuse(np.split(joined, ends, axis=-1), slots)
 
     def _own(self, name: str) -> np.ndarray:
-        """Return a tensor without its adapter, float32: the base's with its trained leaves."""
+        """Return a tensor without its adapter, float32: the base's tensor with trained leaves."""
         slots = self._slots[self._table_names[name]]
         if all(slot.path in self._trained for slot in slots):
             return layout.join(self._leaves, slots)
@@ -158,7 +158,7 @@ class Merged:
         return any(slot.path in self._trained for slot in slots)
 
     def _rows(self, name: str) -> tuple[str, tuple[int, ...]] | None:
-        """Return where the trained rows of a tensor are, and which; `None` if it has none."""
+        """Return which leaf has the trained rows of a tensor, and their tokens; `None` for none."""
         rows = dict(self._network.rows)
         if name == self._head and self._network.head_rows is not None:
             return self._network.head_rows
@@ -167,7 +167,7 @@ class Merged:
         return None
 
     def _with_rows(self, name: str, tensor: np.ndarray) -> np.ndarray:
-        """Return a tensor with its trained rows, if it is one that has some, in their place."""
+        """Return a tensor with its trained token rows, if it has any, in their places."""
         found = self._rows(name)
         if found is None:
             return tensor
@@ -183,7 +183,7 @@ class Merged:
         return None if adapter is None or (kind == "bias" and not adapter.bias) else adapter
 
     def _delta(self, module: str, kind: str) -> np.ndarray | None:
-        """Return what an adapter adds to a "weight" [in, out] or a "bias" [out], if anything."""
+        """Return the array that an adapter adds to a "weight" [in, out] or a "bias" [out]."""
         adapter = self._adapter(module, kind)
         if adapter is None:
             return None
@@ -207,12 +207,12 @@ class Merged:
         return None if leaf is None else np.asarray(leaf[place.slice_index], np.float32)
 
     def _tied_product(self) -> np.ndarray:
-        """Return A^T B of the head's adapter [in, out], which is the embedding's."""
+        """Return A^T B [in, out] of the head's adapter, which is tied to the embedding's."""
         a, b = (np.asarray(self._leaves[f"embed/lora_{side}"], np.float32) for side in "ba")
         return a.T @ b
 
     def _is_still_tied(self, network: Network) -> bool:
-        """Say whether a head that was tied is still the embedding, with what both were given."""
+        """Return whether a head that was tied still equals the embedding after merging both."""
         adapters, rows = dict(network.outer_adapters), dict(network.rows)
         if network.ties_adapters:
             of_embedding, of_head = (self._leaves[f"{each}/lora_scaling"] for each in (EMBED, HEAD))
@@ -220,7 +220,7 @@ class Merged:
         return EMBED not in adapters and HEAD not in adapters and HEAD not in rows
 
     def _check_biases(self) -> None:
-        """Refuse biases of adapters on modules that have none of their own to take them."""
+        """Refuse an adapter with a bias on a module that has no bias to merge it into."""
         for name in self._modules:
             if f"{name}.bias" not in self._slots and self._adapter(name, "bias") is not None:
                 raise AdapterError(
@@ -230,9 +230,9 @@ class Merged:
 
 
 def _of_lengths(matrix: np.ndarray, lengths: np.ndarray, axis: int) -> np.ndarray:
-    """Return a matrix brought to these lengths along an axis, that of the inputs.
+    """Return a matrix scaled so that its vectors along an axis, that of the inputs, have `lengths`.
 
-    What is 0 stays 0, as in the model itself (`models/dora.py`).
+    A vector of zeros stays zero, as in the model itself (`models/dora.py`).
     """
     norms = np.linalg.norm(matrix, axis=axis, keepdims=True)
     return matrix * np.divide(lengths, norms, out=np.ones_like(norms), where=norms != 0)

@@ -1,9 +1,10 @@
-"""What rounding the merged weights to the dtype of their file loses of the adapter's update.
+"""Measures how much of an adapter's update is lost when merged weights are rounded for a file.
 
-An update is small beside its weight, so that a step of bfloat16, 2**-8 of the weight, may be more
-than the update itself. With W the base's weight, M the merged one in float32 and R what is written,
-lost is |R - M| / |M - W|, in Frobenius norms: 0 where all of the update is in the file, 1 where
-what is missing is as large as the update. M - W is the update as float32 has it beside W.
+An update is small compared with its weight, so that one step of bfloat16, 2**-8 of the weight, may
+be larger than the update itself. Let W be the base's weight, M the merged weight in float32 and R
+the written one. The lost share is |R - M| / |M - W| in Frobenius norms: 0 if the file has the whole
+update, 1 if the error is as large as the update. M - W is the update after the sum was rounded to
+float32.
 """
 
 from __future__ import annotations
@@ -17,22 +18,22 @@ from jaxft.artifacts import verify
 
 
 class Rounding:
-    """What was lost so far, tensor by tensor."""
+    """The losses of the tensors that were written so far."""
 
     def __init__(self) -> None:
         """Begin with nothing."""
         self._dtypes = set[str]()
-        self._lost: dict[str, float] = {}  # squared norms by tensor, as the updates
+        self._lost: dict[str, float] = {}  # squared norms by tensor, like those of the updates
         self._updates: dict[str, float] = {}
 
     def add(self, name: str, base: np.ndarray, merged: np.ndarray, written: np.ndarray) -> None:
-        """Note a tensor that was written; one without an update is no matter of an adapter.
+        """Measure a tensor that was written; one whose update is zero is ignored.
 
         Args:
-            name: Its name.
-            base: As it is in the base.
-            merged: With the update, in float32.
-            written: What is in the file.
+            name: The name of the tensor.
+            base: The tensor in the base model.
+            merged: The tensor with the update, in float32.
+            written: The tensor in the file.
         """
         update = _squared(merged, base)
         if update:
@@ -41,27 +42,27 @@ class Rounding:
 
     @property
     def dtype(self) -> str:
-        """To what tensors with an update were rounded, such as "bfloat16 and float32"."""
+        """The dtypes of the written tensors that have updates, such as "bfloat16 and float32"."""
         return " and ".join(sorted(self._dtypes))
 
     @property
     def has_updates(self) -> bool:
-        """Whether there was an update to lose."""
+        """Whether any tensor has an update."""
         return bool(self._updates)
 
     @property
     def lost(self) -> float:
-        """The share lost of all updates together."""
+        """The lost share of all updates together, from 0."""
         return float((sum(self._lost.values()) / sum(self._updates.values())) ** 0.5)
 
     def worst(self) -> tuple[str, float]:
-        """Return the tensor that lost the largest share of its update, and the share."""
+        """Return the tensor that lost the largest share of its update, by name, and the share."""
         shares = {name: (self._lost[name] / each) ** 0.5 for name, each in self._updates.items()}
         name = max(shares, key=lambda each: shares[each])
         return name, shares[name]
 
     def report(self) -> dict[str, Any]:
-        """Return what `verification.json` says of it; nothing where there was no update."""
+        """Return the entry for `verification.json`; empty if there was no update."""
         if not self.has_updates:
             return {}
         name, share = self.worst()
@@ -75,7 +76,7 @@ class Rounding:
         }
 
     def in_words(self) -> str:
-        """Return the same as a line for people."""
+        """Return the result as one sentence."""
         name, share = self.worst()
         if not share:
             return f"Merged in {self.dtype}: nothing of the adapter's update is lost by rounding."
@@ -86,6 +87,6 @@ class Rounding:
 
 
 def _squared(one: np.ndarray, other: np.ndarray) -> float:
-    """Return the squared Frobenius norm of a difference."""
+    """Return the squared Frobenius norm of the difference of two arrays."""
     difference = np.asarray(one, jnp.float32) - np.asarray(other, jnp.float32)
     return float(np.sum(np.square(difference), dtype=np.float64))

@@ -1,8 +1,8 @@
-"""Is what was written the live model? Logits of both on some rows, and the record of it.
+"""Checks that a written model gives the logits of the live model, and records the result.
 
-The one home of that comparison, for adapters and for whole models. The record lies beside what
-was written, as `verification.json`. It holds no date and no path, so that equal runs write equal
-folders, and nothing in it was not measured.
+Adapters and whole models are compared by the same code here. The record is written to the model's
+folder as `verification.json`. It has no date and no path, so that equal runs write equal folders,
+and everything in it was measured.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Model(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What two models are compared on.
+    """The rows on which two models are compared.
 
     Attributes:
-        kind: Which rows they are, in words.
-        tokens: Of each row.
+        kind: What the rows are, such as "held-out rows".
+        tokens: The tokens of each row.
     """
 
     kind: str
@@ -54,12 +54,12 @@ class Rows(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """How far the logits of two models are apart.
+    """The difference between the logits of two models.
 
     Attributes:
-        largest_logit: The largest size of a logit of the live model.
-        absolute: The largest difference of a logit.
-        kl: Mean Kullback-Leibler divergence of the next token's distribution, in nats.
+        largest_logit: The largest absolute value of a logit of the live model.
+        absolute: The largest absolute difference between two logits.
+        kl: The mean Kullback-Leibler divergence of the next token's distribution, in nats.
     """
 
     largest_logit: float
@@ -68,19 +68,19 @@ class Difference(NamedTuple):
 
     @property
     def relative(self) -> float:
-        """The largest difference, over the largest logit."""
+        """The largest difference divided by the largest logit."""
         if not self.absolute:
             return 0.0
         return self.absolute / self.largest_logit if self.largest_logit else math.inf
 
 
 def first_rows(kind: str, examples: Examples | Sequence[Example], network: Network) -> Rows:
-    """Return the first of some rows, cut.
+    """Return the first 4 rows, each cut to 128 tokens or the number of positions of the model.
 
     Args:
-        kind: Which rows they are, in words.
+        kind: What the rows are, such as "held-out rows".
         examples: The rows, at least one.
-        network: It says how many positions there are.
+        network: The network of the model.
     """
     length = _length(network)
     chosen = [examples[index].input_ids for index in range(min(_NUM_ROWS, len(examples)))]
@@ -88,7 +88,7 @@ def first_rows(kind: str, examples: Examples | Sequence[Example], network: Netwo
 
 
 def spread_row(network: Network) -> Rows:
-    """Return one row of tokens from all of the vocabulary, for where there are no others."""
+    """Return one row of tokens spread over the vocabulary, for use when there are no rows."""
     spread = np.linspace(0, network.spec.vocab_size - 1, _length(network)).astype(np.int32)
     return Rows("tokens spread over the vocabulary", [spread.tolist()])
 
@@ -98,17 +98,17 @@ def _length(network: Network) -> int:
 
 
 def compare(live: Model, written: Model, rows: Rows, *, mesh: Mesh, dtype: str) -> Difference:
-    """Return how far the logits of what was written are from those of the live model.
+    """Return the difference between the logits of a written model and those of the live one.
 
     Args:
-        live: The model as it is in memory.
-        written: The same, read back.
-        rows: What they are compared on.
-        mesh: Where the leaves of both lie.
-        dtype: Of activations and matrix products.
+        live: The model in memory.
+        written: The written model, read back.
+        rows: The rows on which they are compared.
+        mesh: The devices that hold the leaves of both.
+        dtype: The dtype of activations and matrix products.
     """
     length = max(map(len, rows.tokens))
-    # As many rows at once as the mesh divides them into, the last ones perhaps empty.
+    # One row for each shard of the mesh at once; the last ones may be empty.
     at_once = meshes.row_shards(mesh)
     ids = np.zeros((-(-len(rows.tokens) // at_once) * at_once, length), np.int32)
     seen = np.zeros_like(ids)
@@ -125,7 +125,7 @@ def compare(live: Model, written: Model, rows: Rows, *, mesh: Mesh, dtype: str) 
         largest.append(found[0])
         absolute.append(found[1])
         divergence += found[2]
-    # Rounding makes a divergence of 0 slightly negative. Python's `max` may pass over NaN, numpy's
+    # Rounding can make a divergence of 0 slightly negative. Python's `max` may ignore NaN, numpy's
     # does not.
     kl = np.maximum(divergence / int(seen.sum()), 0.0)
     return Difference(float(np.max(largest)), float(np.max(absolute)), float(kl))
@@ -149,28 +149,28 @@ def _logits(
 def _difference(
     live: Float[Array, "b t v"], written: Float[Array, "b t v"], seen: Bool[Array, "b t"]
 ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
-    """Return the largest logit, the largest difference, and the sum of divergences."""
+    """Return the largest logit, the largest difference, and the sum of the KL divergences."""
     log_p, log_q = jax.nn.log_softmax(live), jax.nn.log_softmax(written)
     divergence = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
     counts = seen[..., None]
     apart = jnp.where(counts, jnp.abs(live - written), 0)
     return (
         jnp.max(jnp.where(counts, jnp.abs(live), 0)),
-        # A maximum on a CPU passes over NaN.
+        # A maximum on a CPU ignores NaN.
         jnp.where(jnp.any(jnp.isnan(apart)), jnp.nan, jnp.max(apart)),
         jnp.sum(jnp.where(seen, divergence, 0)),
     )
 
 
 def report(what: str, rows: Rows, found: Difference, *, dtype: str, tolerance: float) -> Report:
-    """Return the record of a comparison.
+    """Return the record of a comparison, the content of `verification.json`.
 
     Args:
-        what: Was compared, in words.
-        rows: On which rows.
-        found: What came of it.
-        dtype: In which the logits were computed.
-        tolerance: On the relative difference.
+        what: What was compared, in words.
+        rows: The rows of the comparison.
+        found: The result of the comparison.
+        dtype: The dtype in which the logits were computed.
+        tolerance: The largest relative difference that is accepted.
     """
     return {
         "compared": what,
@@ -187,24 +187,24 @@ def report(what: str, rows: Rows, found: Difference, *, dtype: str, tolerance: f
 
 
 def rounded(value: float) -> float:
-    """Return a figure as the record has it: three digits."""
+    """Return a value rounded to three significant digits, as the record has it."""
     return float(f"{value:.3g}") if math.isfinite(value) else value
 
 
 def write(folder: Path, content: Report) -> None:
-    """Write a record into a folder."""
+    """Write a record to `verification.json` in a folder."""
     text = json.dumps(content, indent=2)
     (folder / FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def in_words(content: Report) -> str:
-    """Return what a record says of an adapter as a line for people."""
+    """Return the record of an adapter's comparison as a phrase for messages."""
     relative = content["max_relative_difference"]
     same = f"to {relative:.0e} of the largest" if relative else "exactly"
     return f"the live model's logits {same}, on {rows_in_words(content)}"
 
 
 def rows_in_words(content: Report) -> str:
-    """Return on which rows a record is."""
+    """Return the number and kind of a record's rows, such as "4 rows (held-out rows)"."""
     count = content["num_rows"]
     return f"{count} row{'s' if count > 1 else ''} ({content['rows']})"

@@ -1,9 +1,9 @@
-"""A whole tuned model on disk, checked: adapters merged into what they stand beside.
+"""Writes a whole tuned model, with adapters merged into its weights, and verifies it.
 
-A tensor of which nothing was trained is the base's own. Before the folder takes its place it is
-read back: such tensors are compared with the base model's file, bit for bit, and its logits with
-those of the live model, whose adapters are apart. What rounding the merged weights costs is
-measured as they are written.
+A tensor without a trained part is the base's own. Before the new folder replaces an old one it is
+read back: such tensors are compared with the base model's file, bit for bit, and the logits with
+those of the live model, whose adapters are not merged. The loss by rounding the merged weights is
+measured while they are written.
 """
 
 import math
@@ -31,7 +31,7 @@ from jaxft.weights.places import companions, source
 from jaxft.weights.places.source import Source
 from jaxft.weights.places.vocabulary import Resized
 
-# Of the largest logit, by the coarsest dtype of weights that are compared.
+# As shares of the largest logit, by the coarsest dtype among the compared weights.
 _TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 
 
@@ -46,25 +46,26 @@ def write_model(
     dtype: str,
     replaces: bool,
 ) -> None:
-    """Write a model folder: weights, config.json, tokenizer and what else lies beside the base.
+    """Write a model folder: weights, config.json, tokenizer and the base model's other files.
 
     Args:
-        output: The folder.
+        output: The folder to write.
         found: The base model.
-        model: The model.
-        rows: On which it is compared with what was written.
-        mesh: Where its leaves lie.
+        model: The live model.
+        rows: The rows on which the live model and the written one are compared.
+        mesh: The devices that hold the model's leaves.
         kind: "merged" (safetensors) or "flax" (msgpack).
-        dtype: Of the weights written; "auto" is for each tensor the dtype that it has in the base
+        dtype: The dtype of the written weights; "auto" keeps each tensor's dtype in the base
             model's file.
-        replaces: Whether a folder that was written by this gives way once the new one is complete.
+        replaces: Whether a folder that this function wrote before may be replaced, once the new one
+            is complete.
 
     Raises:
-        JaxftError: If it cannot be written, or is not the same model when it is read back.
+        JaxftError: If the folder cannot be written, or is not the same model when it is read back.
     """
     save.check_apart(output, found)
     companions.check(found, model.chat_format)
-    # Of a model with other parts, none of which was read, the text part alone can be written.
+    # Of a multimodal model only the text part was read, so only the text part can be written.
     family, config = multimodal.text_part(model.family, found.config())
     merged = Merged(model.tree, family, model.network, found.checkpoint(), model.family)
     infos = {each: _as_written(merged.info(each), dtype) for each in merged.names()}
@@ -91,9 +92,9 @@ def write_model(
 
 
 def working_dtype(infos: Mapping[str, TensorInfo]) -> str:
-    """Return the dtype in which a model of these tensors is loaded without loss, or nearly.
+    """Return the dtype in which a model with these tensors is loaded with little or no loss.
 
-    It is that of the largest tensor where leaves can have it: "bfloat16", and else "float32".
+    This is "bfloat16" if the largest tensor has that dtype, and else "float32".
     """
     return "bfloat16" if _largest(infos) == jnp.bfloat16 else "float32"
 
@@ -110,9 +111,9 @@ def _cast(name: str, tensor: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Round a tensor to a dtype.
 
     Raises:
-        WeightsError: If a value is too large for it, or is no number.
+        WeightsError: If a value is too large for the dtype, or is not a finite number.
     """
-    # The overflow is said below, with the tensor's name.
+    # An overflow is reported below, with the tensor's name.
     with np.errstate(over="ignore"):
         written = tensor.astype(dtype)
     if not finite.is_finite(written):
@@ -134,9 +135,9 @@ def _cast(name: str, tensor: np.ndarray, dtype: np.dtype) -> np.ndarray:
 def _config(
     base: Mapping[str, Any], merged: Merged, dtype: str, infos: Mapping[str, TensorInfo]
 ) -> dict[str, Any]:
-    """Return config.json: the base's, with what is not so of what is written.
+    """Return config.json: the base's, with the dtype and the tied head of the written model.
 
-    `auto_map` names code in the base's folder, which is not copied.
+    `auto_map` is left out: it names code in the base's folder, which is not copied.
     """
     left_out = {"auto_map"} if dtype == "auto" else {"auto_map", "dtype", "torch_dtype"}
     config = {key: value for key, value in base.items() if key not in left_out}
@@ -155,11 +156,11 @@ def _finish(
     mesh: Mesh,
     rounding: Rounding,
 ) -> None:
-    """Add the other files and the record, and make sure that what was written is the live model.
+    """Add the other files and the record, and verify that the written model is the live one.
 
     Raises:
         WeightsError: If an untrained tensor is not the base's, or the logits differ by more than
-            rounding.
+            rounding explains.
     """
     companions.write(folder, found, live.chat_format, console.note)
     untrained = _check_untrained(folder, merged, infos)
@@ -200,10 +201,10 @@ def _finish(
 
 
 def _check_untrained(folder: Path, merged: Merged, infos: Mapping[str, TensorInfo]) -> list[str]:
-    """Compare tensors without a trained part with the base model's; return their names.
+    """Compare the tensors without a trained part with the base model's, and return their names.
 
     Raises:
-        WeightsError: If one differs in a bit from the base's, rounded to its dtype.
+        WeightsError: If a tensor differs in any bit from the base's, rounded to the same dtype.
     """
     untrained = [name for name in infos if not merged.is_trained(name)]
     written = opening.open_folder(folder)
@@ -220,7 +221,7 @@ def _check_untrained(folder: Path, merged: Merged, infos: Mapping[str, TensorInf
 
 
 def _dtypes(tree: Mapping[str, Any]) -> set[str]:
-    """Return the dtypes of the leaves of a live model; its base may have been rounded to them."""
+    """Return the dtypes of a live model's leaves; the base may have been rounded to them."""
     return {leaf.dtype.name for leaf in trees.flatten(tree).values()}
 
 

@@ -1,1 +1,1 @@
-"""From a recipe to a plan: everything that is decided before the first step."""
+"""Turns a recipe into a plan: everything that is decided before the first step."""

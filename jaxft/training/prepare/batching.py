@@ -1,8 +1,8 @@
-"""The batches of a run: how its recipe cuts rows into steps.
+"""The batches of a run: how the options of a recipe divide examples into steps.
 
-One global batch is `per_device_train_batch_size` sequences on each data shard, times the micro-
-batches of a step: 4 sequences on 2 shards with 8 micro-batches are 64. The plan itself is made in
-`data/`; here stands what a recipe's words mean there.
+A global batch has `per_device_train_batch_size` sequences for each data shard and micro-batch: 4
+sequences on 2 shards with 8 micro-batches are 64 sequences. The batches are planned in `data/`;
+this module translates the options of a recipe for it.
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ from jaxft.errors import ConfigError
 from jaxft.parallel import mesh as meshes
 from jaxft.training.prepare.reading import Data, Side
 
-# In the run's folder: where the blocks of a stream begin.
+# A file in the run's folder that records where the blocks of a stream begin.
 _JOURNAL = "stream.jsonl"
 
 
 def train_batches(config: RunConfig, data: Data, mesh: Mesh, vocab_size: int) -> Batches:
-    """Plan the batches to learn from, in the order of the recipe.
+    """Plan the training batches, in the order that the recipe asks for.
 
     Args:
         config: The recipe.
-        data: The rows.
+        data: The encoded rows.
         mesh: The devices.
-        vocab_size: How many embeddings the model has; a stream checks its tokens as they come.
+        vocab_size: The number of rows of the embedding; a stream checks its tokens against it as
+            they are read.
 
     Raises:
-        ConfigError: The global batch cannot be cut evenly.
-        DataError: There would be no batch at all.
+        ConfigError: The global batch cannot be divided evenly.
+        DataError: There would be no batch.
     """
     train, shards = config.train, meshes.row_shards(mesh)
     global_batch = train.per_device_train_batch_size * shards * train.gradient_accumulation_steps
@@ -75,7 +76,7 @@ def eval_batches(config: RunConfig, side: Side, mesh: Mesh) -> PlannedBatches:
     """Plan the batches of held-out rows, in the order of their files.
 
     Raises:
-        ConfigError: The batch cannot be cut evenly.
+        ConfigError: The batch cannot be divided evenly.
     """
     shards = meshes.row_shards(mesh)
     return in_order(
@@ -97,18 +98,18 @@ def in_order(
     global_batch: int,
     shards: int,
 ) -> PlannedBatches:
-    """Plan batches that give each row once, in order and without accumulation.
+    """Plan batches that have each example once, in order and without accumulation.
 
     Args:
-        examples: The rows as tokens, source by source.
-        max_length: The most tokens of a sequence.
-        packing: Whether several rows share a sequence.
-        seed: Decides the packing.
-        global_batch: Sequences of a batch.
-        shards: Data shards.
+        examples: The encoded examples of each source.
+        max_length: The largest number of tokens of a sequence.
+        packing: Whether several examples share a sequence.
+        seed: The random seed for packing.
+        global_batch: The number of sequences of a batch.
+        shards: The number of data shards.
 
     Raises:
-        ConfigError: The batch cannot be cut evenly.
+        ConfigError: The batch cannot be divided evenly.
     """
     return loader.make_batches(
         examples,
@@ -126,10 +127,10 @@ def in_order(
 
 
 def num_steps(config: RunConfig, train: Batches) -> int:
-    """Return the steps of the whole run.
+    """Return the number of steps of the whole run.
 
     Raises:
-        ConfigError: The rows have no end, and the recipe does not say how long to train.
+        ConfigError: The rows are a stream, and the recipe counts epochs or sets no `max_steps`.
     """
     has_epochs = train.steps_per_epoch is not None
     for name in ("eval_strategy", "save_strategy"):

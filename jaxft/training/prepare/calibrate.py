@@ -1,11 +1,11 @@
-"""Before the first step over a 4-bit base: how its matrices are rounded to suit the training rows.
+"""Calibrates the rounding of a 4-bit base model on training rows, before the first step.
 
-The weights are read twice. First each is rounded to the nearest code, and this model reads training
-rows while the moments of its matrices' inputs are gathered; then, as training begins, they are read
-again and rounded by these. So at no time is there more of the base than its codes and one tensor.
-The invariant: the same rows, in the same order, give the same codes on the same devices, so a run
-that goes on there has the base it began with. Where sums are rounded otherwise a code may differ;
-`folder` says so.
+The weights are read twice. The first time each weight is rounded to the nearest code; this model
+reads training rows, and the moments of the inputs of its matrices are accumulated. When training
+begins, the weights are read again and rounded according to these moments. So memory never holds
+more of the base than its codes and one tensor. The invariant: the same rows in the same order give
+the same codes on the same devices, so that a resumed run has the base it began with. Devices that
+round sums differently may give different codes; `folder` warns of that.
 """
 
 import functools
@@ -35,17 +35,17 @@ from jaxft.weights.quantizing import Plans
 def rounding(
     base: Base, tree: Mapping[str, Any], network: Network, batches: Batches, num_tokens: int
 ) -> Plans:
-    """Return how each matrix of a network is rounded to 4 bits, by what the base reads.
+    """Return the rounding plan of each 4-bit matrix of a network, from the inputs it reads.
 
     Args:
         base: The model, quantized to "nf4" or "int4".
         tree: The leaves of the base without anything trained, rounded to the nearest codes.
         network: The model's network, with adapters or without.
-        batches: Training rows; they are read in their order, no further than one epoch.
-        num_tokens: How many tokens are enough; batches are read whole.
+        batches: Training batches; they are read in order, for at most one epoch.
+        num_tokens: The number of tokens to read; the last batch is read to its end.
 
     Raises:
-        WeightsError: If what the base reads is not finite.
+        WeightsError: If the inputs of a matrix are not finite.
     """
     bare = base_network(network.spec)
     assert isinstance(base.mesh, Mesh), "what is loaded has devices"
@@ -57,7 +57,7 @@ def rounding(
         for repeat, layer in enumerate(indices)
     }
 
-    @functools.cache  # several modules read one input
+    @functools.cache  # several modules may read the same input
     def plan_of(block: str, path: str, repeat: int) -> RoundingPlan:
         return gptq.plan(kept[block][path][repeat])
 
@@ -78,15 +78,18 @@ def moments(
     mesh: Mesh,
     dtype: str,
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Return the moments of what is read, by block and path, [repeats n s s] on the host.
+    """Return the moments of the inputs that modules read, [repeats n s s] on the host.
 
     Args:
         bare: A network without adapters.
-        tree: Its leaves.
-        batches: As in `rounding`, and so is `num_tokens`.
-        num_tokens: See there.
-        mesh: Where the leaves live.
-        dtype: dtype of activations.
+        tree: All leaves of the network.
+        batches: Training batches; they are read in order, for at most one epoch.
+        num_tokens: The number of tokens to read; the last batch is read to its end.
+        mesh: The devices that hold the leaves.
+        dtype: The dtype of activations.
+
+    Returns:
+        The moments by block and by the path of the module whose input it is.
     """
     kept = jax.device_put(_empty(bare), meshes.replicated(mesh))
     include = inputs.make_include(bare, gptq.include, False, mesh=mesh, dtype=dtype)

@@ -1,7 +1,7 @@
-"""The check of the data at the start of a run, and what the run says of it.
+"""Checks the data at the start of a run, and prints the result.
 
-It is the check of `jaxft data check`; a run says only its numbers and what is doubtful, and stops
-where training would be meaningless.
+The check is that of `jaxft data check`. A run prints only the numbers and the findings, and stops
+if training would be meaningless.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from jaxft.data.batches.batch import Batches
 from jaxft.data.check import BatchFigures, Figures, Findings, findings, looks
 from jaxft.training.prepare.reading import Data
 
-_SILENT_S = 2.0  # of checking; from the cache it takes none
+_SILENT_S = 2.0  # seconds of checking before progress is shown; with the cache it takes none
 _NUM_PLACES = 3
 
 
 def run_check(config: DataConfig, data: Data, batches: Batches | None) -> Findings:
-    """Check the rows of a run, with a sign of life if that takes a while.
+    """Check the rows of a run; progress is shown if that takes more than 2 seconds.
 
     Args:
-        config: The recipe's section.
-        data: The rows, encoded; not those of a stream.
-        batches: The steps that are made of the training rows.
+        config: The `data` section of the recipe.
+        data: The encoded rows; they must not be a stream.
+        batches: The training batches; `None` leaves out the figures of batches.
 
     Raises:
-        DataError: `data.accept` names what is no finding.
+        DataError: `data.accept` names something that is not a finding.
     """
     total = looks.work(data.train, data.eval)
     with console.loading("Checking the rows", total, silent_s=_SILENT_S) as advance:
@@ -41,7 +41,7 @@ def run_check(config: DataConfig, data: Data, batches: Batches | None) -> Findin
 
 
 def say(found: Findings) -> None:
-    """Say the numbers of the rows and what was found in them, on standard error.
+    """Print the numbers of the rows and the findings to standard error.
 
     Raises:
         DataError: Training on these rows would be meaningless.
@@ -61,7 +61,7 @@ def say(found: Findings) -> None:
 
 
 def summary(figures: Figures) -> str:
-    """Return the numbers of one side as one sentence."""
+    """Return the numbers of the training rows, or of the held-out rows, as one sentence."""
     rows = f"{figures.rows:,} row{'' if figures.rows == 1 else 's'}"
     if figures.examples > figures.rows:
         rows += f" as {figures.examples:,} examples"

@@ -1,8 +1,8 @@
-"""The folder of a run: whether it may be used, what the run is known by, and its opening.
+"""The folder of a run: checks whether it may be used, makes the run's fingerprint, and opens it.
 
-Separate because a folder that holds something else is refused before anything is read into memory,
-and written to only when everything else is in order. The invariant: a run goes on only from
-checkpoints of which every number would have come out the same.
+A folder that holds something else is refused before anything is read into memory, and the folder is
+written to only after all other checks. The invariant: a run resumes only from checkpoints that it
+would have computed itself, number for number.
 """
 
 import hashlib
@@ -36,9 +36,9 @@ _RECIPE_FILE = "config.yaml"
 _RECIPE_HEAD = "# Written by jaxft train: the recipe of this run, every option in it.\n"
 
 _BASE_FILE = "base.crc32"
-_WRITTEN = ("adapter", "model", "checkpoints")  # folders that a run makes in its own
-# What may change when a run goes on: where and when it speaks and saves, and how a global batch
-# is divided (the batch itself is in the fingerprint).
+_WRITTEN = ("adapter", "model", "checkpoints")  # folders that a run makes inside its own
+# Options that may change when a run is resumed: where and when it logs and saves, and how a global
+# batch is divided (the size of the batch itself is in the fingerprint).
 _NOT_NUMERIC = frozenset(
     {
         "output_dir",
@@ -60,22 +60,23 @@ _NOT_NUMERIC = frozenset(
 
 
 def identity(request: Request, data: Data, train: Batches, num_steps: int) -> Identity:
-    """Return what a run is known by: its recipe, and all that its numbers depend on.
+    """Return the identity of a run: its recipe, and a fingerprint of all its numbers depend on.
 
-    The global batch is in the fingerprint, not how it is divided over devices and micro-batches.
+    The fingerprint has the size of the global batch, but not how it is divided over devices and
+    micro-batches.
 
     Args:
-        request: What is asked of the run.
-        data: The rows as tokens.
-        train: The batches to learn from.
-        num_steps: Steps of the whole run.
+        request: The request of the run.
+        data: The encoded rows.
+        train: The training batches.
+        num_steps: The number of steps of the whole run.
 
     Raises:
         WeightsError: If the headers of the base model's files cannot be read.
     """
     config, base = request.config, request.base
     numeric = config.train.model_dump(mode="json", exclude=set(_NOT_NUMERIC))
-    # Only where there are any: runs of before there could be are the same without them.
+    # Only if there are any, so that runs of older versions keep their fingerprints.
     added = {"new_tokens": config.model.new_tokens} if config.model.new_tokens else {}
     tokens_read = config.model.calibration_tokens if config.model.is_in_four_bits else None
     fingerprint = {
@@ -88,7 +89,7 @@ def identity(request: Request, data: Data, train: Batches, num_steps: int) -> Id
         "tuning": config.tuning.model_dump(mode="json"),
         "lora": config.lora.model_dump(mode="json", exclude={"init_from"}),
         "lora.init_from": _initial(request),
-        # A stream has no digest of its tokens: it is known by its files and options.
+        # A stream has no digest of its tokens; its files and options identify it.
         "data.train": data.train.fingerprint or train.fingerprint,
         "data.eval": None if data.eval is None else data.eval.fingerprint,
         "data.weights": [source.weight for source in config.data.train],
@@ -104,25 +105,25 @@ def identity(request: Request, data: Data, train: Batches, num_steps: int) -> Id
 
 
 def check(identity: Identity, base: Source) -> None:
-    """Refuse a folder that a run cannot start or go on in; nothing is written.
+    """Refuse a folder in which a run can neither start nor resume; nothing is written.
 
     Args:
-        identity: What the run is known by; its recipe names the folder.
-        base: The base model, which is not written over.
+        identity: The identity of the run; its recipe names the folder.
+        base: The base model, which must not be overwritten.
 
     Raises:
-        ConfigError: If it is not a folder, holds a recipe that no run wrote, or is the base
-            model's.
-        WeightsError: If something else lies where its result goes.
-        CheckpointError: If the checkpoints there are another run's, or not what
-            `resume_from_checkpoint` asks for.
+        ConfigError: If the path is not a folder, the folder holds a recipe that no run wrote, or
+            it is the base model's.
+        WeightsError: If the place of the run's result holds something else.
+        CheckpointError: If the checkpoints in the folder belong to another run, or do not fit
+            `resume_from_checkpoint`.
     """
     config = identity.recipe
     folder = config.train.output_dir
     save.check_apart(folder, base, replaced=_WRITTEN, called=f"train.output_dir={folder}")
     _check_place(folder)
     _check_initial(config)
-    # Said now, and not after hours of training.
+    # Reported now, not after hours of training.
     is_adapter = config.tuning.method == "lora"
     mark = peft_format.CONFIG_FILE if is_adapter else verify.FILE
     save.check_gives_way(folder / ("adapter" if is_adapter else "model"), mark)
@@ -143,9 +144,9 @@ def check(identity: Identity, base: Source) -> None:
 
 
 def data_of(run: Path) -> DataConfig | None:
-    """Return what rows a run was made from, by the recipe in its folder, if they are still there.
+    """Return the `data` section of the recipe in a run's folder; `None` if it cannot be used.
 
-    A run from Python has them in memory, and there are none to find.
+    A run from Python has its rows in memory, so that its recipe names no files.
     """
     try:
         return load_config(run / _RECIPE_FILE).data
@@ -154,11 +155,11 @@ def data_of(run: Path) -> DataConfig | None:
 
 
 def open_checkpoints(plan: Plan) -> checkpoint.Checkpoints:
-    """Write recipe and measured start into the run's folder, and open its checkpoints.
+    """Write the recipe and the measured EVA directions to the run's folder; open its checkpoints.
 
     Raises:
         ConfigError: If the folder cannot be written to.
-        CheckpointError: If the checkpoints there are another run's.
+        CheckpointError: If the checkpoints in the folder belong to another run.
     """
     try:
         plan.folder.mkdir(parents=True, exist_ok=True)
@@ -172,10 +173,10 @@ def open_checkpoints(plan: Plan) -> checkpoint.Checkpoints:
 
 
 def remember_base(plan: Plan, tree: Mapping[str, Any]) -> None:
-    """Note what a calibrated base came out as, and warn if the run began over another.
+    """Record a checksum of a calibrated base, and warn if the run began with another one.
 
-    It is in no file, and made anew when a run goes on: the same to the bit on the same devices, but
-    not surely on others, whose sums are rounded otherwise.
+    The calibrated base is not saved, but computed again when a run resumes. On the same devices it
+    is bitwise the same; on others it may differ, because they may round sums differently.
     """
     if not plan.config.model.is_calibrated:
         return
@@ -207,16 +208,16 @@ def _check_place(folder: Path) -> None:
 
 
 def _initial(request: Request) -> list[str] | None:
-    """Return what is known of the adapter that the run goes on from."""
+    """Return the folder and the digest of the adapter from which the run continues, if any."""
     folder, found = request.config.lora.init_from, request.initial
     return None if folder is None or found is None else [folder, found.digest]
 
 
 def _check_initial(config: RunConfig) -> None:
-    """Refuse a run that would write over what it began with.
+    """Refuse a run that would overwrite the adapter from which it continues.
 
     Raises:
-        ConfigError: If it would.
+        ConfigError: If `lora.init_from` is inside the run's folder.
     """
     folder, place = config.lora.init_from, config.train.output_dir
     if folder is not None and Path(folder).resolve().is_relative_to(place.resolve()):
@@ -234,13 +235,13 @@ def _unusable(folder: Path, found: str) -> ConfigError:
 
 
 def _weights(base: Base) -> str:
-    """Return a digest of what the base model's files say, read in a moment.
+    """Return a digest of the base model's files that is quick to compute.
 
-    Of the values only the vectors and the first layer of each group are in it: enough to know
-    another model, or another tuning of the same one.
+    It covers the names, shapes and dtypes of all tensors, but only the values of vectors and of the
+    first layer of each group. That is enough to detect another model, or another tuning of it.
     """
     source = names.under_full_names(base.source.checkpoint(), base.family)
-    # Of the base, whose groups are there before it is decided what is trained.
+    # The groups of the base network, which do not depend on what is trained.
     slots = names.slots(base.family, base_network(base.spec))
     digest = hashlib.sha256()
     for name, info in sorted(source.infos().items()):

@@ -1,7 +1,7 @@
-"""What the base's modules read in training batches, taken in batch by batch.
+"""Accumulates statistics of the inputs that the base's modules read in training batches.
 
-Shared by those who look at inputs before the first step: `measure`, where adapters begin along
-their directions, and `calibrate`, where the base is rounded so as to suit them.
+Two modules use it before the first step: `measure`, where adapters begin along the main directions
+of the inputs, and `calibrate`, where the base is rounded to suit the inputs.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,18 +27,19 @@ def make_include(
     mesh: Mesh,
     dtype: str,
 ) -> Callable[..., Any]:
-    """Return the compiled ``(kept, tree, batch) -> kept``; `kept` is donated.
+    """Return the compiled function ``(kept, tree, batch) -> kept``; `kept` is donated.
 
-    `batch` holds [a b t] as for a step. A token counts where it is one, not padding, and with
-    `use_label_mask` where it is itself learned, as in PEFT, whose labels stand at their tokens.
+    `kept` holds the statistics of each module, and `batch` arrays [a b t] as for a training step.
+    Padding does not count. With `use_label_mask` only supervised tokens count: each token that is
+    itself a label, as in PEFT, whose labels are not shifted.
 
     Args:
-        network: What `tree` is bound to.
-        include: From what is kept of a module, what it reads [b t i], and which tokens count [b t],
-            to what is then kept.
-        use_label_mask: See above.
-        mesh: Where the arrays live.
-        dtype: The dtype computed in.
+        network: The network that `tree` belongs to.
+        include: Maps the statistics of a module, the inputs that it reads [b t i], and a mask of
+            the tokens that count [b t] to the new statistics.
+        use_label_mask: Whether only supervised tokens count.
+        mesh: The devices that hold the arrays.
+        dtype: The dtype of the computation.
     """
 
     def of_micro(kept: Any, tree: Any, micro: Mapping[str, jax.Array]) -> Any:

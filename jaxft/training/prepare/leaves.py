@@ -1,8 +1,9 @@
-"""The leaves that a run begins with, read no more often than need be.
+"""The leaves that a run begins with; they are read no more often than necessary.
 
-What reads training rows before the first step wants the base alone; training wants it in the groups
-of its own network, and perhaps rounded by what was read. `Leaves` keeps what it has while that
-serves, and lets go of it before it reads anything else: it never has two bases.
+EVA and calibration read training rows before the first step and need the base alone. Training needs
+the base stacked in the groups of its own network, and perhaps rounded by the calibration. `Leaves`
+keeps the leaves it has read while they can be used, and releases them before it reads others: it
+never holds two copies of the base.
 """
 
 from collections.abc import Mapping
@@ -23,10 +24,10 @@ from jaxft.weights.quantizing import Plans
 
 
 class Held(NamedTuple):
-    """A base model in memory, as its files have it.
+    """A base model in memory, with the weights of its files.
 
     Attributes:
-        network: The network in whose groups its layers are stacked.
+        network: The network whose groups decide how the layers are stacked.
         tree: The base's own leaves of that network; a quantized leaf has the nearest codes.
     """
 
@@ -35,22 +36,23 @@ class Held(NamedTuple):
 
 
 class Leaves:
-    """The base's leaves while a run is prepared, and in the end all leaves of the run."""
+    """Provides the base's leaves while a run is prepared, and then all leaves of the run."""
 
     def __init__(self, base: Base, held: Held | None, tuned: InMemory | None) -> None:
-        """Read nothing yet.
+        """Keep the arguments; nothing is read yet.
 
         Args:
             base: The base model.
-            held: What is in memory of it, on the mesh of `base`; `None` for nothing.
-            tuned: What is put in the place of fresh adapters and of the base's trained leaves.
+            held: The base model in memory, on the mesh of `base`; `None` if it is not in memory.
+            tuned: The tuned leaves that replace fresh adapters and the base's trained leaves;
+                `None` for a fresh start.
         """
         self._base, self._held, self._tuned = base, held, tuned
         self._rounding: Plans | None = None
         self._is_read_here = False
 
     def bare(self) -> trees.Tree:
-        """Return the leaves of the base without anything trained, in its own groups.
+        """Return the leaves of the base model alone, stacked in the groups of the base network.
 
         Raises:
             WeightsError: If the weights cannot be read.
@@ -58,20 +60,20 @@ class Leaves:
         return self._own(base_network(self._base.spec)).tree
 
     def round_by(self, rounding: Plans) -> None:
-        """Have the base be read anew for the run, and each slice of a 4-bit leaf rounded so."""
+        """Have the base read again for the run, with each slice of a 4-bit leaf rounded by its plan."""
         self._rounding = rounding
 
     def begin(self, plan: Plan) -> trees.Tree:
-        """Return all leaves as they are before the first step, and keep none of them.
+        """Return all leaves before the first step, and release those that are kept.
 
         Raises:
             WeightsError: If the weights cannot be read.
-            AdapterError: If a rank does not suit how the adapters begin.
+            AdapterError: If a rank does not suit the initialisation of the adapters.
         """
         if self._rounding is not None:
             self._held = None
         own, self._held = self._own(plan.network).tree, None
-        self._rounding = None  # which is large
+        self._rounding = None  # it is large
         if self._is_read_here:
             bases.note_quantized(own)
         if self._tuned is not None:
@@ -90,14 +92,14 @@ class Leaves:
         return self._held
 
     def _serves(self, held: Network, wanted: Network) -> bool:
-        """Return whether the own leaves of one network are those of another, dtypes included."""
+        """Return whether the base's leaves of two networks are the same, dtypes included."""
         if held.trained_leaves() != wanted.trained_leaves():
             return False
         return _flat(self._base.abstract(held)) == _flat(self._base.abstract(wanted))
 
 
 def overlaid(tree: trees.Tree, trained: Mapping[str, Any], mesh: Mesh) -> trees.Tree:
-    """Return leaves with others put in their places or beside them, onto a mesh."""
+    """Return a tree with the trained leaves replaced or added, sharded over a mesh."""
     placed = jax.device_put(trained, rules.shardings(trained, mesh))
     return trees.unflatten({**trees.flatten(tree), **trees.flatten(placed)})
 

@@ -1,10 +1,10 @@
-"""Before the first step of `init_lora_weights: eva`: the base reads training batches, ranks follow.
+"""Measures ranks and directions for `init_lora_weights: eva`, before the first step.
 
-Separate from `lora.eva`, which knows what is made of a module's inputs; here the model reads
-training rows. A module without a rank has no adapter, which may cut the layers into other groups,
-so ranks are decided before the weights are there for training: the base is measured under its own
-groups, and in 4 bits as it is before `calibrate`. The invariant: a run that goes on has the ranks
-that its checkpoints have, whatever this machine would measure.
+The base reads training batches here; `lora.eva` computes ranks from the inputs of its modules. A
+module without a rank gets no adapter, which may change how layers are grouped. So ranks are decided
+before the weights are loaded for training: the base is measured in its own groups, and a 4-bit base
+before it is calibrated. The invariant: a resumed run has the ranks of its checkpoints, whatever
+this machine would measure.
 """
 
 import os
@@ -37,18 +37,18 @@ from jaxft.training.prepare.request import Request
 from jaxft.weights.base import Base
 
 FILE = "eva.safetensors"  # A of each module by its full name: `eva_state_dict` in PEFT
-_MAX_BATCHES = 200  # after which one more turns nothing that is not turned by chance
+_MAX_BATCHES = 200  # after this many, another batch changes the directions only by chance
 
 
 class Measured(NamedTuple):
-    """What was found in some batches.
+    """The result of measuring some batches.
 
     Attributes:
-        directions: A [rank, in] of each module that gets a rank, by its full name.
-        ranks: Of every module, 0 included.
-        num_found: Modules whose directions have come to rest.
-        num_tokens: The tokens measured.
-        num_batches: In how many batches.
+        directions: A [rank, in] for each module that gets a rank, by its full name.
+        ranks: The rank of each module, by its full name; 0 for a module without an adapter.
+        num_found: The number of modules whose directions have converged.
+        num_tokens: The number of tokens measured.
+        num_batches: The number of batches measured.
     """
 
     directions: dict[str, np.ndarray]
@@ -59,12 +59,13 @@ class Measured(NamedTuple):
 
 
 class Decided(NamedTuple):
-    """What is trained, once it is decided.
+    """The adapters that are trained, with their final ranks.
 
     Attributes:
-        lora: What adapters there are; where ranks were measured, as patterns of full names.
-        network: The network with them.
-        directions: What A begins as, [rank, in] by module name; `None` where it is drawn.
+        lora: The config of the adapters; measured ranks are patterns of full module names.
+        network: The network with these adapters.
+        directions: The initial A [rank, in] of each module, by its full name; `None` if A is drawn
+            at random.
     """
 
     lora: LoraConfig
@@ -73,18 +74,17 @@ class Decided(NamedTuple):
 
 
 def decided(request: Request, train: Batches, leaves: Leaves) -> Decided:
-    """Return what is trained, with ranks measured where the recipe asks for it.
+    """Return the adapters to train; their ranks are measured if the recipe asks for it.
 
-    Where the run's folder has checkpoints, the ranks are theirs. An adapter that is in memory has
-    its ranks.
+    If the run's folder has checkpoints, their ranks are used. An adapter in memory keeps its ranks.
 
     Args:
-        request: What is asked of the run.
-        train: The batches to learn from.
-        leaves: They give the base that is measured.
+        request: The request of the run.
+        train: The training batches.
+        leaves: Provide the base model that is measured.
 
     Raises:
-        CheckpointError: If the folder has checkpoints, and no ranks that fit them.
+        CheckpointError: If the folder has checkpoints, but no ranks that fit them.
         AdapterError: If there are too few tokens to measure.
         WeightsError: If the base model cannot be read.
     """
@@ -104,13 +104,13 @@ def decided(request: Request, train: Batches, leaves: Leaves) -> Decided:
     tables = eva.tables(request.network, base.family)
     lora = eva.decided(asked, sites, ranks, tables)
     if tying.of(asked, base.family, base.spec) is None:
-        # By a list of names more may be tied than was by what the recipe says.
+        # The list of names could tie more than the recipe does.
         lora = lora.model_copy(update={"ensure_weight_tying": False})
     return Decided(lora, targets.adapted_network(lora, base.family, base.spec), directions)
 
 
 def write(plan: Plan) -> None:
-    """Write what `decided` found into the run's folder; nothing where the recipe decides ranks."""
+    """Write the directions to the run's folder, if they were measured."""
     if plan.directions is None:
         return
     new = plan.folder / f".{FILE}"
@@ -145,8 +145,8 @@ def _unusable(path: Path, found: str) -> CheckpointError:
 def _measured(
     base: Base, train: Batches, tree: trees.Tree, sites: list[Site], config: EvaConfig
 ) -> dict[str, np.ndarray]:
-    """Measure, say what was found, and return A of each module with a rank."""
-    # An epoch has everything; of one batch, the second look tells that nothing moves.
+    """Measure, print the ranks, and return A [rank, in] of each module with a rank."""
+    # One epoch is enough, but at least 2 batches: convergence shows only at the second.
     limit = min(max(train.steps_per_epoch or _MAX_BATCHES, 2), _MAX_BATCHES)
     with console.loading("Measuring what modules read (EVA)", limit) as count:
         batches = (batch for _, batch in train.iterate(0, limit))
@@ -167,17 +167,17 @@ def measured(
     mesh: Mesh,
     dtype: str,
 ) -> Measured:
-    """Measure batches until all directions in use have come to rest, or there are no more.
+    """Measure batches until all directions in use have converged, or the batches end.
 
     Args:
-        batches: As a step takes them, [a b t], at least one.
-        tree: The base's leaves.
-        bare: Its network.
-        sites: The modules to be adapted.
-        config: How.
+        batches: Batches as a training step takes them, [a b t], at least one.
+        tree: The leaves of the base model.
+        bare: The network of the base model.
+        sites: The modules to adapt.
+        config: The options of EVA.
         progress: Called with 1 after each batch.
-        mesh: Where the leaves live.
-        dtype: The dtype computed in.
+        mesh: The devices that hold the leaves.
+        dtype: The dtype of the computation.
 
     Raises:
         AdapterError: If there are too few tokens.
@@ -224,7 +224,7 @@ def _check_number(num_tokens: int, sites: list[Site]) -> None:
 
 
 def _show(found: Measured) -> None:
-    """Say how ranks were given, by kind of module, and in the order of the layers."""
+    """Print the ranks for each kind of module, in the order of the layers."""
     ranks, num_modules = list(found.ranks.values()), len(found.ranks)
     console.note(
         f"EVA: {found.num_tokens:,} tokens in {found.num_batches} batches; ranks from "

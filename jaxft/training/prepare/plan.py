@@ -1,7 +1,7 @@
-"""The plan of a run: everything that is decided, before the first step is made.
+"""The plan of a run: everything that is decided before the first step.
 
-Nothing in it is provisional. Where ranks are measured they have been, and there is one
-`LoraConfig`, that of `config`; what the recipe said before is in the run's `Identity` alone.
+Everything in it is final. If ranks are measured, they are in it: the only `LoraConfig` is that of
+`config`, and only the run's `Identity` still has the recipe as it was given.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from jaxft.weights.places.source import Source
 
 
 class Identity(NamedTuple):
-    """What a run is known by in its folder.
+    """What identifies a run in its folder.
 
     Attributes:
         recipe: The recipe as it was given, from which the same run can be made again.
@@ -37,20 +37,20 @@ class Identity(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """A run, decided but not begun.
+    """A run that is decided but has not begun.
 
     Attributes:
-        config: The recipe, with the ranks that were measured where it asks for that.
-        base: The base model, and how it is held.
-        network: The base model's network, with what is trained of it.
-        data: The rows as tokens, and how they became that.
-        train: The batches to learn from, by step.
-        eval: The batches of held-out rows, or `None`.
-        num_steps: Steps of the whole run.
-        directions: What A begins as, [rank, in] by module name, where that was measured; `None`
-            where it is drawn.
-        initial: The adapter that training goes on from; `None` for a fresh one.
-        identity: What the run is known by in its folder.
+        config: The recipe, with the measured ranks if it asks for EVA.
+        base: The base model, with its mesh, dtype and quantization.
+        network: The base model's network, with its trained parts.
+        data: The encoded rows, and how they were encoded.
+        train: The training batches, by step.
+        eval: The batches of held-out rows; `None` without them.
+        num_steps: The number of steps of the whole run.
+        directions: The measured initial A [rank, in] of each module, by its full name; `None` if A
+            is drawn at random.
+        initial: The adapter from which training continues; `None` for a fresh one.
+        identity: What identifies the run in its folder.
     """
 
     config: RunConfig
@@ -87,7 +87,7 @@ class Plan:
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer, with the chat template that is trained with; None for rows of tokens."""
+        """The tokenizer, with the chat template used in training; `None` if all rows are tokens."""
         return self.data.tokenizer
 
     @property
@@ -97,10 +97,10 @@ class Plan:
 
     @property
     def checkpoints(self) -> Path:
-        """Where the checkpoints of the run lie."""
+        """The folder of the run's checkpoints."""
         return checkpoints_in(self.folder)
 
 
 def checkpoints_in(folder: Path) -> Path:
-    """Return where the checkpoints of a run lie in its folder."""
+    """Return the folder of the checkpoints in a run's folder."""
     return folder / "checkpoints"

@@ -1,8 +1,8 @@
-"""Preparing a run, for `jaxft train` and for Python: from what is asked to what is decided.
+"""Prepares a run, for `jaxft train` and for Python: turns a request into a plan.
 
-It goes in the order that finds mistakes soonest: rows, targets and the run's folder are checked
-before any weights are read. Where the recipe asks for it the base then reads training rows, for the
-ranks of adapters (EVA) and for how its weights are rounded to 4 bits.
+The order is the one that finds mistakes soonest: rows, targets and the run's folder are checked
+before any weights are read. If the recipe asks for it, the base then reads training rows to decide
+the ranks of adapters (EVA) and how its weights are rounded to 4 bits.
 """
 
 from collections.abc import Sequence
@@ -29,11 +29,11 @@ from jaxft.weights.places import new_tokens
 
 
 class Prepared(NamedTuple):
-    """A run that can begin.
+    """A run that is ready to begin.
 
     Attributes:
-        plan: All that is decided.
-        leaves: They give all leaves as they are before the first step.
+        plan: The plan of the run.
+        leaves: Provide all leaves before the first step.
     """
 
     plan: Plan
@@ -41,15 +41,15 @@ class Prepared(NamedTuple):
 
 
 def prepare(request: Request, held: Held | None) -> Prepared:
-    """Read the rows, check the run's folder, measure and calibrate: decide on a run.
+    """Read the rows, check the run's folder, measure ranks and calibrate, and return the plan.
 
     Args:
-        request: What is asked.
-        held: What is in memory of the base already, if anything.
+        request: The request of the run.
+        held: The base model in memory; `None` if it is not in memory.
 
     Raises:
         JaxftError: If the rows cannot be used or are too long for the model, if the folder cannot
-            be, or if the weights cannot be read where they are needed.
+            be used, or if the weights are needed and cannot be read.
     """
     config, held_by = request.config, request.base
     data = _read_data(request)
@@ -84,13 +84,13 @@ def prepare(request: Request, held: Held | None) -> Prepared:
 def held_out_batches(
     config: RunConfig, held_by: Base, rows: Sequence[RowSource], tokenizer: Any
 ) -> PlannedBatches:
-    """Read held-out rows, and nothing else, and plan their batches.
+    """Read only held-out rows, and plan their batches.
 
     Args:
         config: The recipe.
-        held_by: The base model, and how it is held.
+        held_by: The base model, with its mesh, dtype and quantization.
         rows: The held-out rows.
-        tokenizer: The model's; None where all rows are tokens.
+        tokenizer: The tokenizer of the model; `None` if all rows are tokens.
 
     Raises:
         JaxftError: If the rows cannot be used, or are too long for the model.
@@ -103,7 +103,7 @@ def held_out_batches(
 
 
 def _read_data(request: Request) -> Data:
-    """Say what of the model means nothing here, and read the rows as its tokens."""
+    """Print which keys of the model's config are ignored, and read and encode the rows."""
     config, held_by, tokenizer = request.config, request.base, request.tokenizer
     found, family, method = held_by.source, held_by.family, config.tuning.method
     _check_length(config, held_by)
@@ -121,7 +121,7 @@ def _read_data(request: Request) -> Data:
 
 
 def _check_length(config: RunConfig, held_by: Base) -> None:
-    """Raise a ConfigError where rows may be longer than the model's table of positions."""
+    """Raise a ConfigError if `max_length` is more than the model's table of positions has."""
     max_tokens = held_by.spec.max_tokens
     if max_tokens is not None and config.data.max_length > max_tokens:
         raise ConfigError(
@@ -131,7 +131,7 @@ def _check_length(config: RunConfig, held_by: Base) -> None:
 
 
 def _check_tokens(sides: Sequence[Side], held_by: Base) -> None:
-    """Raise a DataError for tokens without an embedding, and warn of rows that are very long."""
+    """Raise a DataError for tokens without an embedding, and warn of very long rows."""
     for side in sides:
         side.check_ids(held_by.spec.vocab_size)
     num_positions = held_by.source.config().get("max_position_embeddings")

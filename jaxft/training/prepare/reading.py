@@ -1,7 +1,7 @@
-"""Rows to tokens, as a recipe and a model have it: everything about data that a run begins with.
+"""Reads and encodes the rows of a recipe for a model, before batches are planned.
 
-`read_data` is what `jaxft train` does before it plans batches, and all that `jaxft data check` and
-`jaxft data show` need of a run. Nothing here reads weights.
+`jaxft train` calls `read_data` before it plans batches; `jaxft data check` and `jaxft data show`
+need nothing else of a run. Nothing here reads weights.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from jaxft.data.sources.source import RowSource, open_rows
 from jaxft.errors import DataError
 from jaxft.weights.places.chat_format import ChatFormat
 
-_SILENT_S = 2.0  # of encoding; from the cache it takes none
-_STREAM_ROWS = 64  # of a stream, from which it is learned how its chats are written
+_SILENT_S = 2.0  # seconds of encoding before progress is shown; with the cache it takes none
+_STREAM_ROWS = 64  # the first rows of a stream, which show how its chats are written
 
 
 class OpenRows(NamedTuple):
-    """Rows that were found and not read yet: the training rows and the held-out ones, if any."""
+    """Sources that are open but not read yet: the training rows and the held-out ones, if any."""
 
     train: Sequence[RowSource]
     eval: Sequence[RowSource] | None
@@ -39,9 +39,9 @@ class Side:
     """The training rows, or the held-out ones, source by source.
 
     Attributes:
-        sources: Where the rows are read.
-        encodings: How they become tokens.
-        examples: Their tokens; none of a stream.
+        sources: The sources of the rows.
+        encodings: How the rows of each source are encoded.
+        examples: The encoded examples of each source; empty for a stream.
     """
 
     sources: Sequence[RowSource]
@@ -50,12 +50,12 @@ class Side:
 
     @property
     def num_examples(self) -> int:
-        """How many examples there are in all sources together."""
+        """The number of examples of all sources together."""
         return sum(map(len, self.examples))
 
     @property
     def fingerprint(self) -> list[str]:
-        """A digest of all tokens and targets of each source."""
+        """For each source, a digest of all its tokens and labels."""
         return [examples.fingerprint for examples in self.examples]
 
     def check_ids(self, vocab_size: int) -> None:
@@ -65,7 +65,7 @@ class Side:
 
     @property
     def name(self) -> str:
-        """What messages call the sources, such as "train.jsonl and 2 others"."""
+        """The name of the sources in messages, such as "train.jsonl and 2 others"."""
         first, *others = (source.name for source in self.sources)
         return f"{first} and {len(others)} others" if others else first
 
@@ -76,11 +76,11 @@ class Data:
 
     Attributes:
         train: The training rows.
-        eval: The held-out rows, None without them.
-        tokenizer: The model's, with the chat template that is trained with; None where all rows are
-            tokens.
-        chat_format: How the tuned model is to be asked, and where it stops.
-        stop_ids: Where the base model stops.
+        eval: The held-out rows; `None` without them.
+        tokenizer: The tokenizer of the model, with the chat template used in training; `None` if
+            all rows are tokens.
+        chat_format: The chat template of the tuned model, and the tokens at which it stops.
+        stop_ids: The tokens at which the base model stops.
     """
 
     train: Side
@@ -91,21 +91,21 @@ class Data:
 
     @property
     def all_stop_ids(self) -> tuple[int, ...]:
-        """The tokens at which the base model stops, and those that the tuned one learns."""
+        """The tokens at which the base model stops, and those at which the tuned model does."""
         return tuple(sorted({*self.stop_ids, *self.chat_format.stop_ids}))
 
     @property
     def sides(self) -> list[Side]:
-        """The training rows and, where there are any, the held-out ones."""
+        """The training rows and, if there are any, the held-out rows."""
         return [self.train] if self.eval is None else [self.train, self.eval]
 
 
 def warn_of_untrained_positions(sides: Sequence[Side], num_positions: int | None) -> None:
-    """Say where rows are longer than what the model was trained on.
+    """Warn if rows are longer than those that the model was trained on.
 
     Args:
         sides: The rows.
-        num_positions: What config.json says of that, if anything.
+        num_positions: `max_position_embeddings` of the model's config.json, if it is there.
     """
     lengths = [int(some.lengths.max()) for side in sides for some in side.examples]
     longest = max(lengths, default=0)
@@ -118,10 +118,10 @@ def warn_of_untrained_positions(sides: Sequence[Side], num_positions: int | None
 
 
 def open_recipe(data: DataConfig) -> OpenRows:
-    """Find the sources of a recipe.
+    """Open the sources of a recipe.
 
     Raises:
-        DataError: One of them is not there, or is of no known kind.
+        DataError: A source does not exist, or is of an unknown kind.
     """
     train = open_rows(data.train, data.hold_out, "train")
     if data.hold_out is not None:
@@ -133,13 +133,13 @@ def read_data(data: DataConfig, rows: OpenRows, tokenizer: Any, stop_ids: Sequen
     """Encode rows, or take their tokens from the cache.
 
     Args:
-        data: The recipe's section.
+        data: The `data` section of the recipe.
         rows: The sources, as many as the section has.
-        tokenizer: The model's; None where all rows are tokens.
+        tokenizer: The tokenizer of the model; `None` if all rows are tokens.
         stop_ids: The tokens at which the model stops.
 
     Raises:
-        DataError: A row cannot be read or encoded, or nothing is left to learn.
+        DataError: A row cannot be read or encoded, or no supervised token is left.
     """
     encodings = make_encodings(data, data.train, tokenizer, stop_ids)
     if data.streaming:
@@ -169,13 +169,13 @@ def read_held_out(
     """Encode held-out rows, or take their tokens from the cache.
 
     Args:
-        data: The recipe's section.
-        rows: The sources, the first ones of the section.
-        tokenizer: The model's; None where all rows are tokens.
+        data: The `data` section of the recipe.
+        rows: The first sources of the section, perhaps not all.
+        tokenizer: The tokenizer of the model; `None` if all rows are tokens.
         stop_ids: The tokens at which the model stops.
 
     Raises:
-        DataError: A row cannot be read or encoded, or nothing is left to learn.
+        DataError: A row cannot be read or encoded, or no supervised token is left.
     """
     encodings = make_encodings(data, data.eval or data.train, tokenizer, stop_ids)
     return encode_side("Held-out rows", rows, encodings[: len(rows)], data)
@@ -184,12 +184,12 @@ def read_held_out(
 def make_encodings(
     data: DataConfig, configs: Sequence[SourceConfig], tokenizer: Any, stop_ids: Sequence[int]
 ) -> list[Encoding]:
-    """Return how the rows of each source become tokens.
+    """Return how the rows of each source are encoded.
 
     Args:
-        data: The recipe's section.
-        configs: The sources in it.
-        tokenizer: The model's; None where all rows are tokens.
+        data: The `data` section of the recipe.
+        configs: The sources in that section.
+        tokenizer: The tokenizer of the model; `None` if all rows are tokens.
         stop_ids: The tokens at which the model stops.
 
     Raises:
@@ -211,15 +211,15 @@ def make_encodings(
 
 
 def held_out_examples(data: DataConfig, tokenizer: Any, stop_ids: Sequence[int]) -> Examples | None:
-    """Return the first held-out rows of a recipe as tokens, None if it has none.
+    """Return the encoded examples of a recipe's first held-out source; `None` if it has none.
 
     Args:
-        data: The recipe's section.
-        tokenizer: The model's, with the chat template that it was trained with.
+        data: The `data` section of the recipe.
+        tokenizer: The tokenizer of the model, with the chat template used in training.
         stop_ids: The tokens at which the model stops.
 
     Raises:
-        DataError: A row cannot be read or encoded, or nothing is left to learn.
+        DataError: A row cannot be read or encoded, or no supervised token is left.
     """
     rows = open_recipe(data).eval
     if rows is None:
@@ -230,16 +230,16 @@ def held_out_examples(data: DataConfig, tokenizer: Any, stop_ids: Sequence[int])
 def encode_side(
     label: str, found: Sequence[RowSource], encodings: Sequence[Encoding], data: DataConfig
 ) -> Side:
-    """Encode the rows of sources, or take them from the cache, with a sign of life.
+    """Encode the rows of sources, or take their tokens from the cache, and show progress.
 
     Args:
         label: What the rows are, such as "Training rows".
         found: The sources.
-        encodings: How the rows of each become tokens.
-        data: The recipe's section.
+        encodings: How the rows of each source are encoded.
+        data: The `data` section of the recipe.
 
     Raises:
-        DataError: A row cannot be read or encoded, or nothing is left to learn.
+        DataError: A row cannot be read or encoded, or no supervised token is left.
     """
     examples = [
         _encoded(label, source, encoding, data.dataset_num_proc)
@@ -249,11 +249,11 @@ def encode_side(
 
 
 class _Seen(NamedTuple):
-    """What the rows of a source teach besides their words.
+    """What the rows of a source show about the format of chats.
 
     Attributes:
-        end_ids: The tokens that end what is learned.
-        has_chats: Whether the chat template wrote any of them.
+        end_ids: The tokens that end supervised text.
+        has_chats: Whether any of the rows was written with the chat template.
     """
 
     end_ids: frozenset[int]
@@ -261,7 +261,7 @@ class _Seen(NamedTuple):
 
 
 def _begun(source: RowSource, encoding: Encoding) -> _Seen:
-    """Return what the first rows of a stream teach."""
+    """Return what the first rows of a stream show about the format of chats."""
     encoded = tokens.encode_rows(list(itertools.islice(source, _STREAM_ROWS)), encoding)
     end_ids = frozenset(end for each in encoded for end in each.end_ids)
     return _Seen(end_ids, any(TEMPLATED in each.notes for each in encoded))
@@ -270,16 +270,16 @@ def _begun(source: RowSource, encoding: Encoding) -> _Seen:
 def _learned_format(
     encodings: Sequence[Encoding], seen: Sequence[_Seen], tokenizer: Any
 ) -> ChatFormat:
-    """Return how a model that learns from some rows is to be asked, and where it stops.
+    """Return the chat format of a model that is trained on some rows.
+
+    The format has a template if chats were written with another template than the base model's own,
+    or with variables of the recipe, which become the template's defaults. The template is that of
+    the first source with chats.
 
     Args:
-        encodings: How the rows of each source become tokens.
-        seen: What they teach.
-        tokenizer: The base model's, as its folder has it; None where all rows are tokens.
-
-    A template is kept where chats were written with another one than the base model's own, or with
-    variables of the recipe's, which become its defaults. Of several sources it is that of the first
-    with chats.
+        encodings: How the rows of each source are encoded.
+        seen: What the rows of each source show about the format of chats.
+        tokenizer: The tokenizer in the base model's folder; `None` if all rows are tokens.
     """
     ends = sorted({end for each in seen for end in each.end_ids})
     pairs = zip(encodings, seen, strict=True)
@@ -306,10 +306,10 @@ def _encoded(
 
 
 def _with_eos_token(tokenizer: Any, token: str | None) -> Any:
-    """Give a tokenizer another end token.
+    """Set the end token of a tokenizer; `None` changes nothing.
 
     Raises:
-        DataError: It does not have that token.
+        DataError: The tokenizer does not have that token.
     """
     if token is None:
         return tokenizer
@@ -326,7 +326,7 @@ def _with_eos_token(tokenizer: Any, token: str | None) -> Any:
 def _with_template(tokenizer: Any, name: str | None) -> Any:
     """Return a tokenizer with the chat template of that name, or with its own.
 
-    A model without a template gets the built-in default, unless it has no token to end replies.
+    A tokenizer without a template gets the built-in default, unless it has no end token either.
     """
     if tokenizer is None or (name is None and tokenizer.chat_template):
         return tokenizer

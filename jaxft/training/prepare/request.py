@@ -1,7 +1,7 @@
-"""What is asked of a run: the recipe, the model that it names, and rows that are not read yet.
+"""The request for a run: the recipe, the model that it names, and rows that are not read yet.
 
-`of_recipe` makes the `Request` of `jaxft train`; the Python face makes one of objects in memory.
-From there on both are prepared and run alike.
+`of_recipe` makes the `Request` of `jaxft train`; the Python API makes one from objects in memory.
+After that both are prepared and run by the same code.
 """
 
 import dataclasses
@@ -28,11 +28,12 @@ from jaxft.weights.places import new_tokens, source
 
 
 class InMemory(NamedTuple):
-    """What was trained before, or read, and is trained on.
+    """A tuned model in memory from which training continues.
 
     Attributes:
-        lora: What the adapter is; its ranks may have been measured.
-        leaves: The trained leaves, what adapters began as, and their scaling and dropout.
+        lora: The adapter's config; its ranks may have been measured.
+        leaves: The trained leaves, the initial A0 and B0 of adapters, and their scaling and
+            dropout.
     """
 
     lora: LoraConfig
@@ -41,17 +42,17 @@ class InMemory(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Request:
-    """What is asked of a run.
+    """A request for a run.
 
     Attributes:
         config: The recipe.
-        base: The base model, and how it is to be held.
-        network: The base model's network, with what is to be trained of it. Where the recipe asks
-            for ranks to be measured, they are those from which measuring begins.
-        tokenizer: The model's; None where all rows are tokens.
-        rows: The rows.
-        initial: The adapter in a folder that training goes on from, or `None`.
-        tuned: What is in memory and training goes on from; `None` for a fresh start.
+        base: The base model, with its mesh, dtype and quantization.
+        network: The base model's network, with its trained parts. If ranks will be measured, it has
+            the ranks with which measuring begins.
+        tokenizer: The tokenizer of the model; `None` if all rows are tokens.
+        rows: The open sources of the rows.
+        initial: The adapter in a folder from which training continues; `None` for none.
+        tuned: The tuned model in memory from which training continues; `None` for a fresh start.
     """
 
     config: RunConfig
@@ -70,11 +71,11 @@ class Request:
 
 
 def of_recipe(config: RunConfig) -> Request:
-    """Find the rows and the model of a recipe, and what is to be trained of it.
+    """Find the rows and the model of a recipe, and build the network with its trained parts.
 
     Raises:
-        JaxftError: If anything about the recipe, the devices, the model or the adapter to go on
-            from is amiss.
+        JaxftError: If something is wrong with the recipe, the devices, the model or the adapter
+            from which training continues.
     """
     devices.check()
     console.note(f"Devices: {devices.describe()}")
