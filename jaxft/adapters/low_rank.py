@@ -78,7 +78,7 @@ def padded(update: Update, rank: int) -> Update:
 
 
 def singular_values(update: Update) -> np.ndarray:
-    """Return the singular values of ``scaling * B A``, the largest first; as many as its rank."""
+    """Return the singular values of ``scaling * B A``, one for each rank, in descending order."""
     # B = Q R and A^T = P S with orthonormal columns in Q and P, so B A and R S^T have the same
     # singular values.
     r, s = (np.linalg.qr(each.astype(np.float64)).R for each in (update.b, update.a.T))

@@ -1,7 +1,8 @@
-"""The Python face, in the names that people know from transformers and PEFT.
+"""The Python API, with the names of transformers and PEFT.
 
-The same parts serve it and the command line: a model here is a handle on a `Source`, a `Network`
-and a tree; training is `training.run.loop`. What is known there and not supported here raises.
+The API and the command line share their implementation: a model here is a handle on a `Source`, a
+`Network` and a tree, and training is `training.run.loop`. An argument of transformers or PEFT that
+is not supported here raises an error.
 """
 
 from jaxft.api.arguments import LoraConfig, TrainingArguments

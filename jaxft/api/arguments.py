@@ -1,4 +1,4 @@
-"""`LoraConfig` and `TrainingArguments` as Python has them: the recipe's sections, built by call."""
+"""`LoraConfig` and `TrainingArguments`: sections of a recipe, created with keyword arguments."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from jaxft import config
 
 
 class LoraConfig(config.LoraConfig):
-    """The adapter, in PEFT's names and with PEFT's defaults."""
+    """The config of an adapter, with PEFT's names and defaults."""
 
     def __init__(self, **values: Any) -> None:
-        """Check the values.
+        """Validate the values.
 
         Raises:
             ConfigError: If a name is unknown or not supported, or a value is out of range.
@@ -23,14 +23,14 @@ class LoraConfig(config.LoraConfig):
 
 
 class TrainingArguments(config.TrainConfig):
-    """The run, in transformers' names and with transformers' defaults."""
+    """The options of a run, with transformers' names and defaults."""
 
     def __init__(self, output_dir: Any = None, **values: Any) -> None:
-        """Check the values.
+        """Validate the values.
 
         Args:
-            output_dir: Folder of the run; the one value that may come without its name.
-            **values: The others.
+            output_dir: The folder of the run; the only value that may be a positional argument.
+            **values: The other options, by name.
 
         Raises:
             ConfigError: If a name is unknown or not supported, or a value is out of range.

@@ -1,7 +1,7 @@
-"""What a `Trainer` was asked for, as the recipe that says the same.
+"""Converts the arguments of a `Trainer` to a recipe.
 
-Separate from the trainer because nothing here trains: arguments come in, a `RunConfig` goes out,
-and what cannot be done is refused before anything is read.
+It is separate from the trainer because nothing here trains: arguments become a `RunConfig`, and
+arguments that are not supported are refused before anything is read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from jaxft.config import (
 )
 from jaxft.errors import ConfigError, nearest
 
-# Arguments of transformers' Trainer, and what does here what they do there.
+# Arguments of transformers' Trainer that are not supported, and what to use instead.
 _KNOWN = {
     "data_collator": "Rows are batched by jaxft: give rows of text, or of input_ids and labels.",
     "optimizers": "The optimizer and its schedule are in the TrainingArguments.",
@@ -39,11 +39,11 @@ def refuse(others: Mapping[str, Any], taken: Sequence[str]) -> None:
     """Refuse the arguments that a Trainer does not take.
 
     Args:
-        others: By name.
-        taken: The names that it takes.
+        others: The values of the other arguments, by name.
+        taken: The names of the arguments that a Trainer takes.
 
     Raises:
-        ConfigError: If a name is unknown, or known and set to something.
+        ConfigError: If a name is unknown, or transformers has it and the value is not `None`.
     """
     for name, value in others.items():
         if name in _KNOWN and value not in (None, (None, None)):
@@ -62,7 +62,7 @@ def refuse(others: Mapping[str, Any], taken: Sequence[str]) -> None:
 def tuning_section(
     tuning: str | Mapping[str, Any] | TuningConfig | None, model: CausalLM
 ) -> TuningConfig:
-    """Return what is trained, as the section of a recipe.
+    """Return the `tuning` section of the recipe, which says what is trained.
 
     Raises:
         ConfigError: If a name is unknown or a value out of range.
@@ -88,10 +88,10 @@ def recipe(
     max_length: int,
     packing: bool,
 ) -> RunConfig:
-    """Return the run as a recipe would have it.
+    """Return the recipe of the run.
 
     Raises:
-        ConfigError: If its parts contradict each other.
+        ConfigError: If its sections contradict each other.
     """
     lora = model.asked if isinstance(model, PeftModel) and tuning.method == "lora" else LoraConfig()
     try:
@@ -104,7 +104,7 @@ def recipe(
             ),
             tuning=tuning,
             lora=lora,
-            # Names, not paths: the rows are in memory.
+            # Names, not paths, because the rows are in memory.
             data=DataConfig(
                 train=[SourceConfig(path="train_dataset")],
                 eval=[SourceConfig(path="eval_dataset")],
@@ -119,10 +119,10 @@ def recipe(
 
 
 def prepare(model: CausalLM, tuning: TuningConfig) -> None:
-    """Have the model know what is trained of it.
+    """Set which parts of the model are trained.
 
     Raises:
-        ConfigError: If it cannot be.
+        ConfigError: If these parts of the model cannot be trained.
     """
     if tuning.method != "lora":
         model.tune(tuning)

@@ -1,4 +1,4 @@
-"""`AutoModelForCausalLM`: from the name of a model to a handle on it."""
+"""`AutoModelForCausalLM`: finds a model by its name and returns a handle on it."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from jaxft.weights.places import new_tokens, source
 
 
 class AutoModelForCausalLM:
-    """Finds models; what it returns is a `CausalLM`."""
+    """Finds models by name; `from_pretrained` returns a `CausalLM`."""
 
     @staticmethod
     def from_pretrained(
@@ -30,18 +30,19 @@ class AutoModelForCausalLM:
         Args:
             path: A folder, a GGUF file, or a Hub id.
             revision: Branch, tag or commit on the Hub.
-            dtype: "float32", "bfloat16", or "auto" for the faster one here.
-            quantization: To what the frozen matrices of the layers are quantized: "nf4", "int4",
-                "int8", "fp8"; `None` for not at all.
-            calibration_tokens: How many tokens of its rows a `Trainer` has the model read, so that
-                its 4-bit matrices give nearly the outputs of the original ones; with 0, and before
-                it is trained, each weight has the nearest code.
-            **others: Names of transformers', if they ask for nothing.
+            dtype: "float32", "bfloat16", or "auto" for the faster one on this machine.
+            quantization: The format to which the frozen matrices of the layers are quantized:
+                "nf4", "int4", "int8" or "fp8"; `None` for no quantization.
+            calibration_tokens: The number of tokens of training rows that the model reads when a
+                `Trainer` rounds its 4-bit matrices, so that their outputs stay close to those of
+                the original matrices. With 0, and before training, each weight has the nearest
+                code.
+            **others: Other arguments of transformers, if their values ask for nothing.
 
         Raises:
-            ConfigError: If an option is unknown or not supported, or a value is none of its own.
+            ConfigError: If an argument is unknown or not supported, or a value is not valid for it.
             WeightsError: If the model cannot be found.
-            UnsupportedModelError: If its architecture is not handled.
+            UnsupportedModelError: If the architecture is not supported.
         """
         values = {"path": str(path), "revision": revision, "dtype": dtype} | others
         values |= {"quantization": quantization, "calibration_tokens": calibration_tokens}

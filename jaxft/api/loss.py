@@ -1,7 +1,7 @@
-"""A loss of the user's own, as an objective of the training step.
+"""Converts a user's own loss to an objective of the training step.
 
-Separate from the trainer because it is traced by JAX and everything there is not. The invariant:
-micro-batches weigh by their targets, whatever mean the user returns for each.
+It is separate from the trainer because JAX traces it. The invariant: each micro-batch is weighted
+by its number of labels, whatever mean the user's loss returns for it.
 """
 
 import functools
@@ -15,17 +15,17 @@ from jaxft.data.rows.tokenized import IGNORED
 from jaxft.errors import ConfigError
 from jaxft.training.objective import CAUSAL_LM, Batch, Objective, Terms, View
 
-# (outputs with `.logits`, labels [b t] not shifted, number of targets) to the mean loss
+# (outputs with `.logits`, labels [b t] not shifted, number of labels) -> mean loss
 ComputeLoss = Callable[[ModelOutput, Any, Any], Any]
 
 
 def of_method(own: Callable[..., Any]) -> Objective:
-    """Return the objective of a `compute_loss(model, inputs)`."""
+    """Return the objective for a `compute_loss(model, inputs)`."""
     return _objective(functools.partial(_by_method, own))
 
 
 def of_function(function: ComputeLoss) -> Objective:
-    """Return the objective of a `compute_loss_func(outputs, labels, number of targets)`."""
+    """Return the objective for a `compute_loss_func(outputs, labels, number of labels)`."""
     return _objective(functools.partial(_by_function, function))
 
 
@@ -34,7 +34,7 @@ def _objective(compute: Callable[[ModelOutput, dict[str, Any]], Any]) -> Objecti
 
 
 class _CalledModel:
-    """The model as a user's `compute_loss` sees it: called on its batch, it gives the outputs."""
+    """The model as a user's `compute_loss` sees it: a call on its batch returns the outputs."""
 
     def __init__(self, outputs: ModelOutput, input_ids: Any) -> None:
         self._outputs, self._input_ids = outputs, input_ids
@@ -49,20 +49,20 @@ class _CalledModel:
 
 
 def _by_method(own: Callable[..., Any], outputs: ModelOutput, inputs: dict[str, Any]) -> Any:
-    """Return the loss of a `compute_loss(model, inputs)`, which may come with the outputs."""
+    """Return the loss of a `compute_loss(model, inputs)`, which may return (loss, outputs)."""
     loss = own(_CalledModel(outputs, inputs["input_ids"]), inputs)
     return loss[0] if isinstance(loss, tuple) else loss
 
 
 def _by_function(function: ComputeLoss, outputs: ModelOutput, inputs: dict[str, Any]) -> Any:
-    """Return the loss of a `compute_loss_func(outputs, labels, number of targets)`."""
+    """Return the loss of a `compute_loss_func(outputs, labels, number of labels)`."""
     return function(outputs, inputs["labels"], inputs["num_items_in_batch"])
 
 
 def _terms(
     compute: Callable[[ModelOutput, dict[str, Any]], Any], view: View, micro: Batch
 ) -> Terms:
-    """Return a user's mean loss as (sum, count), so that micro-batches weigh by their targets."""
+    """Return a user's mean loss as (sum, count), which weights micro-batches by their labels."""
     logits = view.logits(view.hidden(micro))
     count = jnp.sum(micro["labels"] != IGNORED, dtype=jnp.int32)
     inputs = {

@@ -1,8 +1,8 @@
-"""Model handles: what `from_pretrained` returns, called, generated from and saved like a model.
+"""Model handles: the objects that `from_pretrained` returns, used like transformers' models.
 
-A handle is lazy. It knows where the weights are; they are read when a `Trainer` or a first call
-says on which devices they are wanted. It owns no computation: it binds arguments that people
-know to `models.forward`, `generation.decoding` and `lora.whole`.
+A handle is lazy. It knows where the weights are, and reads them when a `Trainer` or a first call
+decides which devices hold them. It does no computation of its own: it translates transformers'
+arguments for `models.forward`, `generation.decoding` and `artifacts.whole`.
 """
 
 import functools
@@ -42,26 +42,26 @@ from jaxft.weights.places.source import Source
 
 
 class ModelOutput(NamedTuple):
-    """What a call returns.
+    """The result of a call of a model.
 
     Attributes:
-        logits: float32 [b t v].
+        logits: The logits of the next token at each position, float32 [b t v].
     """
 
     logits: jax.Array
 
 
 class CausalLM:
-    """A base model, not read until it is needed.
+    """A base model, whose weights are not read until they are needed.
 
     Attributes:
-        source: Where it is.
-        family: Its family.
-        network: It, and what is trained of it.
-        dtype: dtype of its weights and of activations.
-        quantization: To what the frozen matrices of its layers are quantized; `None` for nothing.
-        calibration_tokens: How many tokens of training rows the model reads to be rounded anew to 4
-            bits when it is trained; before, weights have the nearest codes.
+        source: The files of the model.
+        family: The family of the model.
+        network: The network of the model, with its trained parts.
+        dtype: The dtype of weights and activations.
+        quantization: The format of the frozen matrices of the layers; `None` for no quantization.
+        calibration_tokens: The number of tokens of training rows that the model reads to be rounded
+            again to 4 bits when it is trained. Before that, weights have the nearest codes.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class CausalLM:
         quantization: str | None,
         calibration_tokens: int,
     ) -> None:
-        """Describe the model; `network` is the base's own unless adapters are put on."""
+        """Read the model's description; `network=None` is the base network without adapters."""
         self.source, self.dtype, self.quantization = found, dtype, quantization
         self.calibration_tokens = calibration_tokens
         self.family, spec = base.read_spec(found)
@@ -81,21 +81,21 @@ class CausalLM:
         self._tree: trees.Tree | None = None
         self._mesh: Mesh | None = None
         self._is_calibrated = False
-        self.chat_format = chat_format.BASE_FORMAT  # until it is trained, or an adapter says more
+        self.chat_format = chat_format.BASE_FORMAT  # training or an adapter may replace it
 
     @functools.cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer in the model's folder, with the chat template that was trained with."""
+        """The tokenizer in the model's folder, with the chat template used in training."""
         return self.chat_format.apply(self.source.tokenizer())
 
     def set_chat_format(self, learned: ChatFormat) -> None:
-        """Have the model be asked, and stop, as it was trained to."""
+        """Set the chat template and the stop tokens with which the model was trained."""
         self.chat_format = learned
         self.__dict__.pop("tokenizer", None)
 
     @property
     def config(self) -> dict[str, Any]:
-        """What config.json says."""
+        """The content of config.json."""
         return self.source.config()
 
     def resize_token_embeddings(
@@ -104,7 +104,7 @@ class CausalLM:
         pad_to_multiple_of: int | None = None,
         mean_resizing: bool = True,
     ) -> None:
-        """Give embedding and head another number of rows, as after `tokenizer.add_tokens(...)`.
+        """Change the number of rows of embedding and head, such as after `tokenizer.add_tokens`.
 
         Raises:
             ConfigError: If the model was tuned already, or the numbers are out of range.
@@ -115,10 +115,11 @@ class CausalLM:
             self.network, self._tree = base_network(base.read_spec(self.source)[1]), None
 
     def tree(self, mesh: Mesh | None = None) -> trees.Tree:
-        """Return all leaves, read on first use and moved if they lie on another mesh.
+        """Return all leaves; read them on first use, and move them if they are on another mesh.
 
         Args:
-            mesh: Where they are wanted; `None` for where they are, or one device.
+            mesh: The devices to hold the leaves; `None` for those that hold them already, or else
+                one device.
 
         Raises:
             WeightsError: If the weights cannot be read.
@@ -140,18 +141,18 @@ class CausalLM:
         return overlaid(own, self._start, mesh)
 
     def _begun(self, own: trees.Tree, mesh: Mesh) -> trees.Tree:
-        """Return all leaves as they are before training, from those that the model's files have."""
+        """Return all leaves before training, given the leaves that the model's files have."""
         return own
 
     def held_on(self, mesh: Mesh) -> Base:
-        """Return the base model as it is held on a mesh."""
+        """Return the base model on a mesh, with this handle's dtype and quantization."""
         spec = self.network.spec
         return Base(self.source, self.family, spec, mesh, self.dtype, self.quantization)
 
     def held(self, mesh: Mesh) -> Held | None:
-        """Return the base's leaves on a mesh, if they are in memory as the model's files have them.
+        """Return the base's leaves on a mesh, or `None` if they are not in memory as in the files.
 
-        They are not where they were rounded to suit the rows of a run before.
+        Leaves that were calibrated for the rows of an earlier run differ from the files.
         """
         if self._tree is None or self._is_calibrated:
             return None
@@ -161,30 +162,30 @@ class CausalLM:
 
     @property
     def in_memory(self) -> InMemory | None:
-        """What was read or trained, and is trained on; `None` for a fresh start."""
+        """The tuned leaves from which training continues; `None` for a fresh start."""
         return None if self._start is None else InMemory(configs.LoraConfig(), self._start)
 
     @property
     def network_to_train(self) -> Network:
-        """The network that training is asked for."""
+        """The network with which a run is requested."""
         return self.network
 
     def let_go(self) -> None:
-        """Forget the leaves that are in memory: others are about to be there."""
+        """Release the leaves in memory, to make room for others."""
         self._tree = None
 
     def take(self, plan: Plan, tree: trees.Tree) -> None:
-        """Have the leaves that a run begins with."""
+        """Take over the leaves with which a run begins."""
         self.network, self._tree, self._mesh = plan.network, tree, plan.mesh
         self._is_calibrated = plan.config.model.is_calibrated
 
     def tune(self, how: configs.TuningConfig) -> None:
-        """Say what of the model itself is trained: all of it, or a part.
+        """Set which of the model's own weights are trained: all of them, or a part.
 
-        Weights that were read already are read anew, those that are trained in float32.
+        Weights that were read already are read again; trained ones are then float32.
 
         Raises:
-            ConfigError: If a module or layer is not there, or the model was tuned otherwise.
+            ConfigError: If a module or layer does not exist, or other parts were tuned before.
         """
         spec = self.network.spec
         network = tuning.tuned_network(how, configs.LoraConfig(), self.family, spec)
@@ -199,16 +200,16 @@ class CausalLM:
 
     @property
     def is_tuned(self) -> bool:
-        """Whether what is trained is no longer as the model's files have it."""
+        """Whether the trained leaves differ from those of the model's files."""
         return self._start is not None
 
     def trained_leaves(self) -> trees.Tree:
-        """Return the leaves that are trained, adapters and others."""
+        """Return the trained leaves: those of adapters, and the model's own."""
         tree = self.tree()
         return trees.partition(tree, mask.trainable_mask(self.network, tree))[0]
 
     def set_trained_leaves(self, trained: trees.Tree) -> None:
-        """Replace the leaves that are trained, and what adapters began as if it comes with them."""
+        """Replace the trained leaves, and the initial A0 and B0 of adapters if they are given."""
         tree = self.tree()
         assert self._mesh is not None
         self._tree = overlaid(tree, trained, self._mesh)
@@ -216,13 +217,13 @@ class CausalLM:
         self._start = trees.combine(tuned.trainable, tuned.started, tuned.numbers)
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
-        """Return the number of trained parameters, and of all."""
+        """Return the number of trained parameters, and that of all parameters."""
         frozen = mask.parts(self.network, abstract_tree(self.network)).frozen
         count = mask.num_trained(self.network)
         return count, count + trees.num_parameters(frozen)
 
     def print_trainable_parameters(self) -> None:
-        """Say how many parameters are trained."""
+        """Print the number of trained parameters, that of all, and the percentage."""
         trained, total = self.get_nb_trainable_parameters()
         console.result(
             f"trainable params: {trained:,} || all params: {total:,} || "
@@ -230,12 +231,12 @@ class CausalLM:
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the whole model, read back and compared.
+        """Write the whole model, read it back, and compare it with the live model.
 
         Raises:
             ConfigError: If the folder is the base model's or lies in it, or the model is quantized.
-            WeightsError: If it holds something that is no model, or what is on disk does not give
-                the live model's logits.
+            WeightsError: If the folder holds something that is not a model, or the written model
+                does not give the live model's logits.
         """
         if self.quantization is not None:
             raise ConfigError(
@@ -257,7 +258,7 @@ class CausalLM:
         return Tuned(self.family, self.network, self.tree(), self.chat_format)
 
     def _placed_on(self) -> Mesh:
-        """Return the mesh of the leaves, which are read for it if they were not."""
+        """Return the mesh of the leaves; read the leaves if necessary."""
         self.tree()
         assert self._mesh is not None
         return self._mesh
@@ -265,15 +266,16 @@ class CausalLM:
     def __call__(
         self, input_ids: Any, attention_mask: Any = None, position_ids: Any = None
     ) -> ModelOutput:
-        """Return the logits of rows.
+        """Return the logits of a batch of token sequences.
 
         Args:
-            input_ids: int [b t].
-            attention_mask: 1 for tokens and 0 for padding, on either side; `None` for no padding.
-            position_ids: int [b t]; `None` counts the tokens of each row.
+            input_ids: The tokens, int [b t].
+            attention_mask: 1 for tokens and 0 for padding, on either side, int [b t]; `None` for no
+                padding.
+            position_ids: The positions, int [b t]; `None` counts the tokens of each batch row.
 
         Raises:
-            DataError: If a token or a position is none of the model's.
+            DataError: If the model has no such token or position.
         """
         ids, seen = self._checked(input_ids, attention_mask)
         if position_ids is None:
@@ -282,7 +284,7 @@ class CausalLM:
         check_below(positions, self.network.spec.max_tokens, "position")
         tree = self.tree()
         assert self._mesh is not None
-        # As many rows as the mesh divides them into, or a multiple: the last one repeated.
+        # Padded to a multiple of the mesh's row shards, with copies of the last row.
         missing = -len(ids) % meshes.row_shards(self._mesh)
         padded = (np.pad(a, ((0, missing), (0, 0)), mode="edge") for a in (ids, seen, positions))
         logits = _logits(self.network, tree, *padded, mesh=self._mesh, dtype=self.dtype)
@@ -292,7 +294,7 @@ class CausalLM:
         """Return tokens and mask, int32 [b t].
 
         Raises:
-            DataError: If they are no rows of tokens of this model.
+            DataError: If a shape is wrong, or the model has no such token.
         """
         ids = np.asarray(input_ids, np.int32)
         seen = np.ones_like(ids) if attention_mask is None else np.asarray(attention_mask, np.int32)
@@ -321,29 +323,30 @@ class CausalLM:
         tokenizer: Any = None,
         seed: int = 0,
     ) -> np.ndarray:
-        """Return the rows with their continuations, int32 [b, t + new tokens].
+        """Return the batch rows with their continuations, int32 [b, t + new tokens].
 
-        A row that ends early is filled up with its end token. Each row's continuation is the one
-        that it has alone.
+        A row that ends early is filled up with its end token. The continuation of a row does not
+        depend on the other rows.
 
         Args:
-            input_ids: int [b t].
-            attention_mask: 0 for padding, on the left; `None` for no padding.
-            max_new_tokens: The most that a row gets.
-            do_sample: Draw tokens; otherwise the likeliest is taken.
-            temperature: Of the draw.
-            top_k: The draw is among this many; 0 for all.
-            top_p: The draw is among the likeliest tokens of this share together.
-            min_p: The draw is among tokens that have this share of the likeliest one's probability.
-            repetition_penalty: Above 1, tokens that a row has already are less likely.
-            eos_token_id: What ends a row; `None` for where the model learned to end.
-            stop_strings: Text that ends a row too, itself included.
-            tokenizer: To find `stop_strings`; `None` for the model's own.
-            seed: Of the draw.
+            input_ids: The tokens of the prompts, int [b t].
+            attention_mask: 1 for tokens and 0 for padding, on the left, int [b t]; `None` for no
+                padding.
+            max_new_tokens: The largest number of tokens that are added to a row.
+            do_sample: Whether tokens are drawn at random; if not, the likeliest is taken.
+            temperature: The temperature of the draw: logits are divided by it.
+            top_k: Draw from this many of the likeliest tokens; 0 draws from all.
+            top_p: Draw from the smallest set of likeliest tokens whose probabilities sum to this.
+            min_p: Draw from tokens with at least this share of the likeliest token's probability.
+            repetition_penalty: A value above 1 makes tokens that a row has already less likely.
+            eos_token_id: The tokens that end a row; `None` for the model's own stop tokens.
+            stop_strings: Texts that end a row too; they stay in the row.
+            tokenizer: The tokenizer for `stop_strings`; `None` for the model's own.
+            seed: The random seed.
 
         Raises:
-            ConfigError: If an option is out of its range.
-            DataError: If a token is none of the model's, or a row has none or too many.
+            ConfigError: If an argument is out of its range.
+            DataError: If the model has no such token, or a row has no token or too many.
         """
         ids, seen = self._checked(input_ids, attention_mask)
         prompts = [row[kept == 1].tolist() for row, kept in zip(ids, seen, strict=True)]
@@ -362,7 +365,7 @@ class CausalLM:
             decoder.steps(tree, prompts, max_new_tokens=max_new_tokens, how=how, ends=ends)
         )
         new, is_new = (np.stack(each, axis=1) for each in zip(*steps, strict=True))
-        # A row that a string ended goes on repeating what completed it.
+        # A row that ended with a stop string repeats the token that completed the string.
         is_end = np.isin(new, stop_ids)
         filled = np.where(is_new | is_end, new, (*stop_ids, 0)[0])
         return np.concatenate([ids, filled.astype(np.int32)], axis=1)

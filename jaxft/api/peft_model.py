@@ -1,6 +1,6 @@
-"""A model handle with an adapter: fresh from `get_peft_model`, or read from a folder of PEFT's.
+"""Model handles with an adapter: fresh from `get_peft_model`, or read from a folder of PEFT's.
 
-Separate from `model` for its length; what is shared with a model without one is there.
+What all model handles share is in `model`.
 """
 
 from collections.abc import Mapping
@@ -27,9 +27,9 @@ class PeftModel(CausalLM):
     """A base model with an adapter.
 
     Attributes:
-        base: The model that the adapter is on.
-        asked: What the adapter is asked to be.
-        lora: What it is: the same, but for ranks that a `Trainer` has measured (`eva`).
+        base: The base model, without the adapter.
+        asked: The adapter's config as it was given.
+        lora: The adapter's config with the ranks that a `Trainer` measured, if any (`eva`).
         is_trainable: Whether a `Trainer` may train it.
     """
 
@@ -41,7 +41,7 @@ class PeftModel(CausalLM):
         *,
         is_trainable: bool,
     ) -> None:
-        """Put an adapter on a model: a fresh one, or the leaves of one that was read."""
+        """Put an adapter on a model: a fresh one, or the trained leaves of one that was read."""
         if isinstance(model, PeftModel):
             raise AdapterError(
                 "The model has an adapter already.", "Put the new one on the base model instead."
@@ -65,7 +65,7 @@ class PeftModel(CausalLM):
         """Read an adapter folder in PEFT's format and put it on `model`.
 
         Raises:
-            AdapterError: If it cannot be read, or is not for this model.
+            AdapterError: If the adapter cannot be read, or is not for this model.
         """
         origin = Path(adapter)
         content, tensors = peft_format.read_adapter(origin)
@@ -82,7 +82,7 @@ class PeftModel(CausalLM):
         return self
 
     def tune(self, how: configs.TuningConfig) -> None:
-        """Refuse to train the model itself beside an adapter.
+        """Refuse to train the model's own weights while it has an adapter.
 
         Raises:
             ConfigError: Always.
@@ -94,32 +94,32 @@ class PeftModel(CausalLM):
 
     @property
     def in_memory(self) -> InMemory | None:
-        """What was read or trained, and is trained on; `None` for a fresh adapter."""
+        """The tuned leaves from which training continues; `None` for a fresh adapter."""
         return None if self._start is None else InMemory(self.lora, self._start)
 
     @property
     def network_to_train(self) -> Network:
-        """The network that training is asked for, in which no ranks were measured."""
+        """The network with which a run is requested; a fresh adapter has its unmeasured ranks."""
         if self.is_tuned:
             return self.network
         return targets.adapted_network(self.asked, self.family, self.network.spec)
 
     def take(self, plan: Plan, tree: trees.Tree) -> None:
-        """Have the leaves that a run begins with, in the ranks that they have there."""
+        """Take over the leaves and ranks with which a run begins."""
         super().take(plan, tree)
         self.lora = plan.config.lora
 
     def _begun(self, own: trees.Tree, mesh: Mesh) -> trees.Tree:
-        # Drawn anew from the run's seed when training begins.
+        # Drawn again from the run's seed when training begins.
         return starts.with_adapters(own, self.family, self.network, self.lora, seed=0, mesh=mesh)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the adapter in PEFT's format, read back and compared.
+        """Write the adapter in PEFT's format, read it back, and compare it with the live model.
 
         Raises:
             ConfigError: If the folder is the base model's, or lies in it.
-            WeightsError: If it holds something that is no adapter.
-            AdapterError: If what is on disk does not give the live model's logits.
+            WeightsError: If the folder holds something that is not an adapter.
+            AdapterError: If the written adapter does not give the live model's logits.
         """
         write_adapter(
             Path(folder),
@@ -137,13 +137,13 @@ def get_peft_model(model: CausalLM, peft_config: object) -> PeftModel:
     """Put a fresh adapter on a model.
 
     Args:
-        model: From `AutoModelForCausalLM.from_pretrained`.
+        model: The base model, from `AutoModelForCausalLM.from_pretrained`.
         peft_config: A `LoraConfig`.
 
     Raises:
-        AdapterError: If a target matches nothing or is a module to save as well, or the model has
-            an adapter already.
-        ConfigError: If the configuration is another library's, or names an adapter to go on from.
+        AdapterError: If a target matches nothing or is also a module to save, or the model has an
+            adapter already.
+        ConfigError: If `peft_config` is another library's, or has `init_from`.
     """
     if not isinstance(peft_config, configs.LoraConfig):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""What `compute_metrics` is given: logits of held-out rows, and labels as transformers does it."""
+"""Computes the input of `compute_metrics`: the logits and labels of held-out rows."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,11 +17,12 @@ from jaxft.training.step import Program
 
 
 class EvalPrediction(NamedTuple):
-    """What `compute_metrics` is given.
+    """The argument of `compute_metrics`, as in transformers.
 
     Attributes:
-        predictions: float32 [rows t v], or what `preprocess_logits_for_metrics` made of them.
-        label_ids: int32 [rows t], not shifted: the token itself where it is a target, else -100.
+        predictions: The logits, float32 [rows t v], or the results of
+            `preprocess_logits_for_metrics`.
+        label_ids: The labels, int32 [rows t], not shifted: each supervised token itself, else -100.
     """
 
     predictions: Any
@@ -38,11 +39,11 @@ def of_batches(
     """Return the logits and labels of all rows.
 
     Args:
-        program: The network, and where and in which dtype it is computed.
-        batches: The rows.
+        program: The network, with its mesh and dtype.
+        batches: The batches of the rows.
         trainable: The trained leaves.
         frozen: The other leaves.
-        preprocess: Applied to (logits, labels) of each batch before they are kept.
+        preprocess: Called with the logits and labels of each batch; its result is kept.
     """
     kept, labels = [], []
     logits_of = _make_logits(program)
@@ -71,7 +72,7 @@ def _make_logits(program: Program) -> Callable[..., jax.Array]:
 
 
 def _unshifted(labels: np.ndarray) -> np.ndarray:
-    """Return labels as Hugging Face has them: at the token itself, not at the one before."""
+    """Return labels as in Hugging Face: at the token itself, not at the token before it."""
     moved = np.roll(labels, 1, axis=1)
     moved[:, 0] = IGNORED
     return moved

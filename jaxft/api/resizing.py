@@ -1,7 +1,7 @@
-"""`resize_token_embeddings` and tokenizers with added tokens, for models in Python.
+"""Implements `resize_token_embeddings` and tokenizers with added tokens for `CausalLM`.
 
-Separate from `model` for its length. The first rows stay as they are; one that is made begins as
-the mean of those in the model's files, where transformers draws it closely around that.
+Existing token rows stay as they are. A new row is the mean of the rows in the model's files;
+transformers draws it at random, close to that mean.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 def num_rows(
     model: CausalLM, wanted: int | None, multiple_of: int | None, mean_resizing: bool
 ) -> int:
-    """Return to how many rows a model is to be resized.
+    """Return the number of token rows that a resized model will have.
 
     Args:
         model: The model.
-        wanted: How many, such as `len(model.tokenizer)`; `None` is as many as there are.
-        multiple_of: To a multiple of what that is rounded up, if to any.
-        mean_resizing: Whether new rows begin as the mean; other starts are not supported.
+        wanted: The requested number, such as `len(model.tokenizer)`; `None` keeps the present one.
+        multiple_of: The number is rounded up to a multiple of this; `None` for no rounding.
+        mean_resizing: Whether new rows are the mean of the old ones; it must be true.
 
     Raises:
-        ConfigError: If a number is out of range, or another start is asked for.
+        ConfigError: If a number is out of range, or `mean_resizing` is false.
     """
     rows = model.network.spec.vocab_size if wanted is None else wanted
     if rows < 1 or (multiple_of is not None and multiple_of < 1) or not mean_resizing:
@@ -42,10 +42,10 @@ def num_rows(
 
 
 def resized(model: CausalLM, rows: int) -> Source:
-    """Return a model's source with so many rows, and with the tokens its tokenizer was given.
+    """Return a model's source with `rows` token rows, and with the tokenizer's added tokens.
 
     Raises:
-        ConfigError: If anything of the model is tuned, or about to be.
+        ConfigError: If the model was tuned, or has trained parts already.
     """
     if model.is_tuned or model.network != base_network(model.network.spec):
         raise ConfigError(
@@ -54,10 +54,10 @@ def resized(model: CausalLM, rows: int) -> Source:
         )
     stored = vocabulary.stored_rows(model.source)
     found = vocabulary.resized(model.source, rows, new_ids=range(stored, max(rows, stored)))
-    tokenizer = model.__dict__.get("tokenizer")  # in use already, and perhaps added to
+    tokenizer = model.__dict__.get("tokenizer")  # if it is in use, it may have added tokens
     return found if tokenizer is None else new_tokens.carrying(found, tokenizer)
 
 
 def with_tokenizer(model: CausalLM, tokenizer: Any) -> None:
-    """Have a model be written with a tokenizer, if that has other tokens than its own."""
+    """Set the tokenizer that a model is saved with, if its tokens differ from the model's own."""
     model.source = new_tokens.carrying(model.source, tokenizer)

@@ -1,8 +1,8 @@
 """`Trainer`: the same training as `jaxft train`, from objects in Python.
 
-It is prepared like a recipe (`training.prepare.preparation`) and makes the same steps
-(`training.run.loop.train`); here is only what Python adds: data sets in memory, callbacks, metrics
-of the user's own, a loss of the user's own.
+A run is prepared like that of a recipe (`training.prepare.preparation`) and makes the same steps
+(`training.run.loop.train`). This module adds what only Python has: data sets in memory, callbacks,
+and the user's own metrics and loss.
 """
 
 import inspect
@@ -41,12 +41,12 @@ from jaxft.training.run.listener import GO_ON, Listener, Moment, Verdict
 
 
 class TrainOutput(NamedTuple):
-    """What `train` returns.
+    """The result of `train`.
 
     Attributes:
-        global_step: Steps done.
-        training_loss: Mean loss in nats of the last logged steps.
-        metrics: The held-out loss before and after, where it was measured.
+        global_step: The number of steps done.
+        training_loss: The mean loss in the last log line, in nats.
+        metrics: The held-out losses `eval_loss_before` and `eval_loss`, if they were measured.
     """
 
     global_step: int
@@ -55,10 +55,10 @@ class TrainOutput(NamedTuple):
 
 
 class Trainer:
-    """Trains an adapter, or a model, on rows, in the names of transformers' `Trainer`.
+    """Trains an adapter, or a model, on rows, with the names of transformers' `Trainer`.
 
-    A subclass may define ``compute_loss(self, model, inputs)``; it is traced by JAX, calls
-    ``model(**inputs)`` once, and returns the mean loss.
+    A subclass may define ``compute_loss(self, model, inputs)``. JAX traces it; it must call
+    ``model(**inputs)`` once and return the mean loss.
     """
 
     def __init__(
@@ -80,34 +80,34 @@ class Trainer:
         tokenizer: Any = None,
         **others: Any,
     ) -> None:
-        """Keep everything; nothing is read until `train` or `evaluate`.
+        """Validate the arguments; nothing is read until `train` or `evaluate`.
 
         Args:
-            model: From `get_peft_model`, or `PeftModel.from_pretrained(..., is_trainable=True)`; or
-                a model without an adapter, of which `tuning` is trained.
-            args: The run, as `TrainingArguments`.
-            train_dataset: Rows of any shape that files may have, or token ids (`input_ids`,
-                `labels`): a list of dicts, a `datasets.Dataset`, or anything iterable.
-            eval_dataset: Held-out rows.
+            model: A model from `get_peft_model` or `PeftModel.from_pretrained(...,
+                is_trainable=True)`, or a model without an adapter, trained according to `tuning`.
+            args: The options of the run, a `TrainingArguments`.
+            train_dataset: Training rows in any format that files may have, or as token ids
+                (`input_ids`, `labels`): a list of dicts, a `datasets.Dataset`, or any iterable.
+            eval_dataset: Held-out rows, in the same formats.
             processing_class: A tokenizer; `None` takes the one in the model's folder, unless all
                 rows are tokens already.
-            compute_loss_func: A loss of your own: a function of (outputs, labels, number of
-                targets) in JAX, to the mean loss. It is given all logits [b t v].
-            compute_metrics: Further figures at each evaluation.
-            preprocess_logits_for_metrics: Applied to (logits, labels) of each batch before they
-                are kept for `compute_metrics`: keep little, logits of all rows are large.
-            callbacks: Each a `TrainerCallback`, told of what happens.
-            max_length: The most tokens of a row that are kept; `None` is 1,024, or fewer where the
-                model has fewer positions.
-            packing: Put several rows into one sequence.
-            mesh: How devices are laid out; `None` divides the rows over all of them.
+            compute_loss_func: Your own loss: a JAX function (outputs, labels, number of labels) ->
+                mean loss. The outputs have all logits [b t v].
+            compute_metrics: Returns further metrics at each evaluation.
+            preprocess_logits_for_metrics: Called with the logits and labels of each batch; its
+                result is kept for `compute_metrics`. Return little: all logits are large.
+            callbacks: `TrainerCallback` objects or classes.
+            max_length: The largest number of tokens of an example; `None` is 1,024, or the number
+                of positions of the model if that is less.
+            packing: Whether several examples share one sequence.
+            mesh: How devices are arranged; `None` divides the batch over all of them.
             tuning: What is trained, as in a recipe: "lora", "full", or {"method": "freeze", ...}.
-                `None` is the adapter, and the whole model where there is none, as in transformers.
+                `None` trains the adapter or, without one, the whole model, as in transformers.
             tokenizer: The former name of `processing_class`.
-            **others: Arguments of transformers' Trainer that are not supported, if not `None`.
+            **others: Other arguments of transformers' Trainer; they must be `None`.
 
         Raises:
-            ConfigError: If what is asked for cannot be trained of this model, or an argument is
+            ConfigError: If the requested parts of this model cannot be trained, or an argument is
                 not supported.
         """
         asked.refuse(others, list(inspect.signature(Trainer).parameters))
@@ -137,31 +137,32 @@ class Trainer:
         self._preprocess = preprocess_logits_for_metrics or (lambda logits, labels: logits)
 
     def add_callback(self, callback: Any) -> None:
-        """Have one more callback told of what happens.
+        """Add a callback.
 
         Raises:
-            ConfigError: If it waits for something that it would never be told.
+            ConfigError: If it has a method for an event that does not exist here.
         """
         callback = callback() if isinstance(callback, type) else callback
         told.check(callback)
         self.callbacks.append(callback)
 
     def train(self) -> TrainOutput:
-        """Train to the end, from the latest checkpoint in `output_dir` where there is one.
+        """Train to the end, from the latest checkpoint in `output_dir` if there is one.
 
         A callback that sets `control.should_training_stop` ends the run after that step, as if it
-        were the last: the step is logged, evaluated and, unless `save_strategy` is "no", saved. The
-        same call again goes on from there.
+        were the last: the step is logged, evaluated and, unless `save_strategy` is "no", saved.
+        Another call continues from there.
 
-        The model then has the trained leaves. `output_dir/adapter` holds them in PEFT's format or,
-        where the model itself was tuned, `output_dir/model` the whole; read back and compared.
+        After this the model has the trained leaves. They are also written, read back and compared:
+        to `output_dir/adapter` in PEFT's format or, if the model itself was tuned, to
+        `output_dir/model` as a whole model.
 
         Raises:
-            JaxftError: If the data, the folder or the model is not what training needs.
+            JaxftError: If the data, the folder or the model cannot be used for training.
         """
         request = self._request()
         plan, leaves = preparation.prepare(request, self.model.held(request.mesh))
-        self.model.let_go()  # where other leaves are read, there is no room for both
+        self.model.let_go()  # if other leaves are read, memory may not hold both
         tree = leaves.begin(plan)
         self.model.take(plan, tree)
         self.state, self.control = _new_state(), TrainerControl()
@@ -172,10 +173,10 @@ class Trainer:
         self.model.set_chat_format(plan.data.chat_format)
         self.model.set_trained_leaves(trees.combine(outcome.trainable, began))
         finish.write_result(plan, outcome)
-        # With the lines of a run that this one went on from.
+        # These include the lines of earlier parts of a resumed run.
         lines = metrics.read(plan.folder / "metrics.jsonl", plan.num_steps)
         self.state.log_history[:] = lines
-        # No step was left to do where the checkpoint is the last one's.
+        # No step was done if the checkpoint is that of the last step.
         self._reached(plan, self.state.global_step or plan.num_steps)
         self.tell("on_train_end")
         logged = [line["loss"] for line in lines if "loss" in line]
@@ -187,13 +188,13 @@ class Trainer:
         )
 
     def evaluate(self, eval_dataset: Any = None) -> dict[str, float]:
-        """Return the held-out loss, and what `compute_metrics` makes of the logits.
+        """Return the held-out loss, and the metrics of `compute_metrics`.
 
         Args:
-            eval_dataset: Rows; `None` takes those that the trainer was given.
+            eval_dataset: Held-out rows; `None` takes the trainer's own.
 
         Raises:
-            DataError: If there are none.
+            JaxftError: If there are no rows, or they cannot be used.
         """
         found = self.eval_dataset if eval_dataset is None else eval_dataset
         rows = _rows(found, "eval_dataset")
@@ -217,15 +218,15 @@ class Trainer:
         return figures
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
-        """Write the adapter in PEFT's format, or the whole model that was tuned.
+        """Write the adapter in PEFT's format or, if the model itself was tuned, the whole model.
 
-        Without a folder it is `output_dir/adapter`, or `output_dir/model`.
+        The default folder is `output_dir/adapter` or `output_dir/model`.
         """
         kind = "adapter" if isinstance(self.model, PeftModel) else "model"
         self.model.save_pretrained(output_dir or self.args.output_dir / kind)
 
     def tell(self, event: str, **details: Any) -> None:
-        """Call a method of every callback."""
+        """Call the method called `event` of every callback."""
         for callback in self.callbacks:
             getattr(callback, event)(
                 self.args, self.state, self.control, model=self.model, **details
@@ -243,7 +244,7 @@ class Trainer:
         trainable: trees.Tree,
         frozen: trees.Tree,
     ) -> dict[str, float]:
-        """Return what `compute_metrics` makes of all held-out logits, names led by "eval_"."""
+        """Return the metrics of `compute_metrics`, with names that begin with "eval_"."""
         if self._compute_metrics is None:
             return {}
         given = predictions.of_batches(program, batches, trainable, frozen, self._preprocess)
@@ -254,11 +255,11 @@ class Trainer:
         }
 
     def _request(self) -> Request:
-        """Return what is asked of a run.
+        """Return the request for a run.
 
         Raises:
             ConfigError: If there are no rows to train on.
-            DeviceError: If the devices do not suit the mesh.
+            DeviceError: If the devices do not fit the mesh.
         """
         rows = _rows(self.train_dataset, "train_dataset")
         held_out = None
@@ -283,9 +284,9 @@ class Trainer:
         return meshes.make_mesh(wanted.data, wanted.fsdp, wanted.tensor)
 
     def _tokenizer(self, sources: Sequence[RowSource]) -> Any:
-        """Return the tokenizer for some rows, with which the model is then written.
+        """Return the tokenizer for some rows, with which the model will also be saved.
 
-        Without one that was given it is the model's own, and `None` where all rows are tokens.
+        If none was given, it is the model's own, or `None` if all rows are tokens.
         """
         if self.processing_class is not None:
             resizing.with_tokenizer(self.model, self.processing_class)
@@ -294,7 +295,7 @@ class Trainer:
         return self.model.source.tokenizer() if is_text else None
 
     def _objective(self) -> Objective:
-        own = getattr(self, "compute_loss", None)  # of a subclass, as transformers has it
+        own = getattr(self, "compute_loss", None)  # a subclass may define it, as in transformers
         if own is not None:
             return loss.of_method(own)
         if self._compute_loss_func is not None:
@@ -306,7 +307,7 @@ def _rows(dataset: Any, name: str) -> RowSource:
     """Return the rows of a data set.
 
     Raises:
-        ConfigError: If there is none.
+        ConfigError: If the data set is `None`.
     """
     if dataset is None:
         raise ConfigError(f"The Trainer was given no {name}.", f"Pass {name}=...")
@@ -318,7 +319,7 @@ def _new_state() -> TrainerState:
 
 
 class _Callbacks(Listener):
-    """Tells callbacks what is told between steps, and asks what they set in `control`."""
+    """Calls callbacks between steps, and passes on what they set in `control`."""
 
     def __init__(self, owner: Trainer, plan: Plan) -> None:
         self._owner, self._plan = owner, plan
@@ -329,7 +330,7 @@ class _Callbacks(Listener):
         return Verdict(stop=self._owner.control.should_training_stop)
 
     def logged(self, step: int, line: Mapping[str, Any]) -> Verdict:
-        # The next step may be under way already: metrics are read one behind.
+        # The next step may have started already: metrics are read one step late.
         return self._heard(step, line, "on_log", logs=dict(line))
 
     def saved(self, step: int) -> Verdict:

@@ -76,7 +76,7 @@ def write_adapter(
     def check(written: Path) -> dict[str, str]:
         try:
             config, again = peft_format.read_adapter(written)
-            # Read like a user would, who has only the folder and the base model.
+            # Read as by a user who has only the folder and the base model.
             described = peft_format.read_lora_config(config, written)
             theirs = loaded.network_of(described, again, family, network.spec, written)
             _check_tables(folder, beside, again)

@@ -82,7 +82,7 @@ class Merged:
         return self._head not in self._slots
 
     def names(self) -> list[str]:
-        """Return the names of all tensors."""
+        """Return the names of all tensors, as files have them."""
         return list(self._table_names)
 
     def info(self, name: str) -> TensorInfo:

@@ -21,7 +21,7 @@ class Rounding:
     """The losses of the tensors that were written so far."""
 
     def __init__(self) -> None:
-        """Begin with nothing."""
+        """Begin without tensors."""
         self._dtypes = set[str]()
         self._lost: dict[str, float] = {}  # squared norms by tensor, like those of the updates
         self._updates: dict[str, float] = {}

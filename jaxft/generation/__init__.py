@@ -1,1 +1,1 @@
-"""How a model answers: decoding with a cache, picking tokens, and the text that comes of it."""
+"""Generates text: decoding with a cache, picking tokens, and converting tokens to text."""

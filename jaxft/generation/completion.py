@@ -1,6 +1,6 @@
-"""Answers to prompts: a prompt becomes tokens, the decoder adds tokens, and these become text.
+"""Answers prompts: encodes a prompt, decodes new tokens, and converts these to text.
 
-`decoding` knows tokens and no text. A prompt gets the same tokens here as in training.
+`decoding` handles only tokens. A prompt is encoded with the same tokens here as in training.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ class Generator:
     """A decoder and the tokenizer of its model.
 
     Attributes:
-        decoder: The compiled programs, which run any tree of the decoder's network.
+        decoder: The decoder, whose compiled programs run any tree of its network.
         tokenizer: A fast tokenizer.
     """
 
@@ -52,7 +52,7 @@ def complete(
         prompts: Plain texts to continue, or the messages of chats.
         max_new_tokens: The largest number of tokens in an answer.
         how: How tokens are picked.
-        stop_strings: An answer ends after the first of these strings, or with the model's own end.
+        stop_strings: An answer ends after the first of these strings, or at a stop token.
         first_row: The number of the first prompt, for random draws: see `CachedDecoder.steps`.
 
     Raises:

@@ -1,11 +1,11 @@
-"""Prompts to new tokens: two compiled programs, and the loop that keeps the device ahead of it.
+"""Decodes prompts to new tokens with two compiled programs, in a loop that keeps the device busy.
 
-`fill` takes a chunk of the prompts into the cache, `advance` adds a token to every row. There are
-few of both: the sizes of caches are powers of two, the widths of chunks multiples of 8. Weights are
-arguments, so base and tuned model run the same programs. The invariants: nothing is read from the
-device before the next step is under way; and a row's tokens do not depend on the rows beside it,
-which is why a rotary embedding that depends on the length of a text goes by each row's own
-(transformers, in a batch, by the longest).
+`fill` adds a chunk of the prompts to the cache, and `advance` adds a token to every row. Few
+variants of them are compiled: the sizes of caches are powers of two, the widths of chunks multiples
+of 8. Weights are arguments, so the base and the tuned model run the same programs. The invariants:
+nothing is read from the device before the next step was dispatched; and a row's tokens do not
+depend on the other rows. So a rotary embedding that depends on the length of a text uses the length
+of each row (transformers uses that of the longest row in the batch).
 """
 
 import functools
@@ -26,22 +26,22 @@ from jaxft.models import forward, rope
 from jaxft.models.network import Network
 from jaxft.parallel import mesh as meshes
 
-CHUNK = 128  # prompt tokens a call of `fill`, at most: enough to fill the machine
-_WIDTH_MULTIPLE = 8  # of a row of prompt tokens
-_MIN_SLOTS = 128  # of a cache
+CHUNK = 128  # the largest number of prompt tokens per call of `fill`: enough to use the device well
+_WIDTH_MULTIPLE = 8  # the length of a padded prompt is a multiple of this
+_MIN_SLOTS = 128  # the smallest size of a cache, in tokens
 
-# Of a row and all that was picked for it: whether it ends there.
+# (number of a row, all tokens picked for it) -> whether the row ends there
 Ends = Callable[[int, Sequence[int]], bool]
 
 
 class State(NamedTuple):
-    """Where decoding stands, on the device; every program consumes one and makes the next.
+    """The state of decoding, on the device; each program consumes a state and returns the next.
 
     Attributes:
-        cache: What the layers keep of all tokens but the last picked.
-        seen: bool [b v], which tokens each row's text has; the last picked are not yet among them.
-        tokens: int32 [b], the last picked.
-        step: int32, how many tokens were picked.
+        cache: The cache of the layers, for all tokens except the last picked one of each row.
+        seen: bool [b v], which tokens each row's text has, except the last picked one.
+        tokens: int32 [b], the last picked token of each row.
+        step: int32, the number of tokens that were picked before `tokens`.
     """
 
     cache: forward.Cache
@@ -51,11 +51,11 @@ class State(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One token of every row.
+    """One token for every row.
 
     Attributes:
-        tokens: int32 [b]; a row that has ended repeats its last token.
-        is_new: bool [b]: whether the row had not ended before.
+        tokens: int32 [b], the token of each row; a row that has ended repeats its last token.
+        is_new: bool [b], whether the token is new, because the row had not ended before.
     """
 
     tokens: Int32[np.ndarray, " b"]
@@ -63,15 +63,16 @@ class Step(NamedTuple):
 
 
 class CachedDecoder:
-    """Decodes with one network; compiles on first use, and once for each size of the cache."""
+    """Decodes with one network; compiles on first use, once for each size of the cache."""
 
     def __init__(self, network: Network, *, stop_ids: Sequence[int], mesh: Mesh, dtype: Any):
         """Prepare the programs.
 
         Args:
-            network: What the trees given later are bound to.
-            stop_ids: Tokens that end a row.
-            mesh: Where those trees live. Rows are not divided: every device decodes all of them.
+            network: The network of the trees that are passed later.
+            stop_ids: The tokens that end a row.
+            mesh: The devices that hold those trees. Rows are not sharded: every device decodes all
+                of them.
             dtype: The dtype of activations, matrix products and the cache.
         """
         self.stop_ids = tuple(stop_ids)
@@ -92,16 +93,17 @@ class CachedDecoder:
 
         Args:
             tree: All leaves of the network.
-            prompts: The tokens of each row.
-            max_new_tokens: The most that a row gets; fewer where the model has no more positions.
+            prompts: The tokens of the prompt of each row.
+            max_new_tokens: The largest number of new tokens of a row; the positions of the model
+                are a further limit.
             how: How tokens are picked.
-            first_row: The number of the first row: draws are keyed by it, so that a list of prompts
-                is answered the same way in batches of any size.
-            ends: What ends a row beside its stop token.
+            first_row: The number of the first row. Random draws are keyed by it, so that a list of
+                prompts gets the same answers in batches of any size.
+            ends: Says whether a row ends for another reason than a stop token.
 
         Raises:
-            DataError: If a prompt has no token, more than the model has positions, or one that the
-                model has no embedding for.
+            DataError: If a prompt has no token, more tokens than the model has positions, or a
+                token without an embedding.
             WeightsError: If the tree does not fit the network.
         """
         for prompt in prompts:
@@ -136,7 +138,7 @@ class CachedDecoder:
         first_row: int = 0,
         ends: Ends | None = None,
     ) -> list[list[int]]:
-        """Return the new tokens of every row, up to its stop token; arguments as of `steps`."""
+        """Return the new tokens of every row before its stop token; the arguments of `steps`."""
         steps = list(
             self.steps(
                 tree,
@@ -150,7 +152,7 @@ class CachedDecoder:
         return [list(self.row(steps, index)) for index in range(len(prompts))]
 
     def row(self, steps: Iterable[Step], index: int) -> Iterator[int]:
-        """Yield the tokens of one row as they come, and end before its stop token."""
+        """Yield the tokens of one row from the steps, and end before its stop token."""
         for step in steps:
             token = int(step.tokens[index])
             if not step.is_new[index] or token in self.stop_ids:
@@ -158,10 +160,10 @@ class CachedDecoder:
             yield token
 
     def _room(self, prompts: Sequence[Sequence[int]], wanted: int) -> int:
-        """Return how many tokens may follow the longest prompt; the last needs no position.
+        """Return how many tokens may follow the longest prompt; the last one needs no position.
 
         Raises:
-            DataError: If there is no position for its own.
+            DataError: If the longest prompt has more tokens than the model has positions.
         """
         longest, limit = max(map(len, prompts), default=0), self._spec.max_tokens
         if limit is None:
@@ -174,10 +176,10 @@ class CachedDecoder:
         return limit - longest + 1
 
     def _until_new_angles(self, texts: Sequence[Sequence[int]], goes_on: np.ndarray) -> int:
-        """Return how many tokens can be picked with one cache of these texts.
+        """Return how many tokens can be picked before the cache of these texts becomes invalid.
 
-        Where one of them grows past the length that its rotary embedding's angles hold for, keys in
-        the cache are those of another rotation, and all texts are read anew.
+        Some rotary embeddings change their angles beyond a certain length of the text. When a text
+        grows past it, its cached keys have the old rotation, and all texts must be read again.
         """
         ropes = {block.rope for block in self._spec.blocks if block.rope is not None}
         longest = [rope.longest_before_new_angles(each) for each in ropes]
@@ -197,19 +199,19 @@ class CachedDecoder:
         num_new: int,
         choice: sampling.Choice,
     ) -> Iterator[Int32[np.ndarray, " b"]]:
-        """Read texts, of which `count` tokens were picked, and yield the next `num_new`."""
+        """Read texts in which `count` tokens were picked, and yield the next `num_new` tokens."""
         input_ids, valid = left_padded(texts)
         batch, length = input_ids.shape
         lengths = np.array([len(text) for text in texts], np.int32)
         state = self._start(batch=batch, slots=num_slots(length + num_new), count=np.int32(count))
-        # The first chunk is what is left of whole ones, so that little of it is padding.
+        # The first chunk is the shorter one, so that it has little padding.
         ends = range((length - 1) % CHUNK + 1, length + 1, CHUNK)
         for start, end in itertools.pairwise([0, *ends]):
             chunk = slice(start, end)
             part = (input_ids[:, chunk], valid[:, chunk], lengths)
             state, tokens = self._fill(tree, state, *part, choice)
         for _ in range(num_new - 1):
-            # Before the wait for the tokens, so that the device has work while they are read.
+            # Dispatched before waiting for the tokens, so that the device is busy meanwhile.
             state, following = self._advance(tree, state, choice)
             yield np.asarray(tokens)
             tokens = following
@@ -217,15 +219,15 @@ class CachedDecoder:
 
 
 def check_below(numbers: Any, limit: int | None, what: str) -> None:
-    """Raise unless the model has a row for every number; JAX would read the nearest one.
+    """Check that the model has all of these tokens or positions; JAX would read the nearest row.
 
     Args:
-        numbers: Tokens or positions.
-        limit: How many there are; `None` for any number.
-        what: What they are, "token" or "position".
+        numbers: The tokens or positions.
+        limit: The number of them that the model has; `None` for no limit.
+        what: What the numbers are, "token" or "position".
 
     Raises:
-        DataError: If it has none.
+        DataError: If a number is negative, or not below the limit.
     """
     found = np.asarray(numbers)
     if limit is not None and found.size and not 0 <= found.min() <= found.max() < limit:
@@ -241,9 +243,9 @@ def check_below(numbers: Any, limit: int | None, what: str) -> None:
 def left_padded(
     prompts: Sequence[Sequence[int]],
 ) -> tuple[Int32[np.ndarray, "b t"], Bool[np.ndarray, "b t"]]:
-    """Return the prompts as rows, padded on the left, and what is no padding.
+    """Return the prompts as rows padded on the left, and a mask of the tokens.
 
-    Rows have one of 16 widths, or some chunks more: there is a program for each.
+    The length is a multiple of 8, so that chunks have one of 16 widths; each needs its own program.
 
     Raises:
         DataError: If a prompt has no token.
@@ -261,14 +263,14 @@ def left_padded(
 
 
 def num_slots(needed: int) -> int:
-    """Return the size of the cache that has room for `needed` tokens: a power of two."""
+    """Return the size of a cache that has room for `needed` tokens: a power of two."""
     return max(_MIN_SLOTS, 1 << (needed - 1).bit_length())
 
 
 @functools.lru_cache(maxsize=16)
 def programs(network: Network, mesh: Mesh, dtype: Any) -> tuple[Any, Any, Any]:
-    """Return `start`, `fill` and `advance` of a network; a second decoder compiles nothing anew."""
-    # Pinned, so that the state that a program returns is the state that it takes.
+    """Return `start`, `fill` and `advance` for a network, which all its decoders share."""
+    # The shardings are fixed, so that the programs can take the states that they return.
     compiled = functools.partial(jax.jit, out_shardings=meshes.replicated(mesh))
     start = functools.partial(_start, network, dtype)
     fill = functools.partial(_fill, network, mesh, dtype)
@@ -299,7 +301,7 @@ def _fill(
     lengths: Int32[Array, " b"],
     choice: sampling.Choice,
 ) -> tuple[State, Int32[Array, " b"]]:
-    """Take in a chunk, and pick a token, which is the answer's if the chunk is the last."""
+    """Add a chunk to the cache, and pick a token; it is used only after the last chunk."""
     hidden, cache = forward.extend(
         network, tree, state.cache, input_ids, valid, lengths, mesh=mesh, dtype=dtype
     )
@@ -317,7 +319,7 @@ def _advance(
     state: State,
     choice: sampling.Choice,
 ) -> tuple[State, Int32[Array, " b"]]:
-    """Take in the last token of every row and pick the next."""
+    """Add the last token of every row to the cache, and pick the next token."""
     batch = state.tokens.shape[0]
     every, lengths = jnp.ones((batch, 1), bool), state.cache.next_position + 1
     new = state.tokens[:, None]
@@ -333,10 +335,10 @@ def _advance(
 def _logits(
     network: Network, mesh: Mesh, tree: Mapping[str, Any], hidden: Float[Array, "b t d"]
 ) -> Float[Array, "b v"]:
-    """Return the logits after each row's last token: no other position is multiplied."""
+    """Return the logits after the last token of each row, without those of other positions."""
     leaves = forward.head_leaves(network, tree)
     last = hidden[:, -1:]
     if hidden.shape[0] == 1 and hidden.dtype == jnp.bfloat16:
-        # Twice: for a product with one single row, XLA on CPUs first casts the whole bf16 table.
+        # Repeated, because for a single row XLA on CPUs first casts the whole bf16 table.
         last = jnp.repeat(last, 2, axis=1)
     return forward.head_logits(network, mesh, leaves, last, None)[:, 0]

@@ -1,7 +1,7 @@
-"""The text of new tokens, as a whole or in pieces as they come.
+"""Converts new tokens to text, all at once or in pieces as they arrive.
 
-The pieces of a stream join to the text of all its tokens. A token may be a part of a character; its
-text is held back until later tokens can no longer change it.
+The joined pieces of a stream are the text of all its tokens. A token may be a part of a character;
+its text is held back until later tokens can no longer change it.
 """
 
 import re
@@ -28,7 +28,7 @@ def decode(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 def pieces(tokenizer: Any, ids: Iterable[int]) -> Iterator[str]:
-    """Yield the text of tokens as soon as it is certain; the joined pieces equal `decode`."""
+    """Yield the text of tokens once it is final; the joined pieces equal `decode`."""
     seen: list[int] = []
     num_shown = 0
     for token in ids:
@@ -60,7 +60,7 @@ def ends_with(
         stop_strings: The strings that end an answer.
 
     Raises:
-        ConfigError: A stop string is empty.
+        ConfigError: If a stop string is empty.
     """
     if not all(stop_strings):
         raise ConfigError("A stop string is empty.", "Give the text that ends an answer.")

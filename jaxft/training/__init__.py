@@ -1,1 +1,1 @@
-"""How a model is trained: the loss, the objective, the optimizer, the step, and evaluation."""
+"""Trains a model: the loss, the objective, the optimizer, the step, evaluation, checkpoints."""

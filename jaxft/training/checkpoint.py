@@ -1,10 +1,9 @@
-"""Checkpoints of a run: the state and the record of progress, never the base weights.
+"""Checkpoints of a run: the state and the record of progress, without the base weights.
 
-Saving is asynchronous. Beside the checkpoints lies the run's fingerprint, everything that its
-numbers depend on; a folder whose fingerprint is another run's is refused, not overwritten. A
-checkpoint that cannot be read (half copied, say), or is not what was saved, is said to be so and
-kept under another name, and the one before it is used. Nothing is deleted but what
-`save_total_limit` lets go.
+Saving is asynchronous. The folder of the checkpoints also has the run's fingerprint: everything
+that its numbers depend on. A folder with another run's fingerprint is refused, not overwritten. If
+a checkpoint cannot be read (half copied, say) or differs from what was saved, a warning says so, it
+is renamed, and the one before it is used. Only `save_total_limit` deletes checkpoints.
 """
 
 import contextlib
@@ -22,22 +21,22 @@ import orbax.checkpoint as ocp
 from jaxft import console
 from jaxft.errors import CheckpointError
 
-Saved = dict[str, Any]  # `TrainState.saved`: "trainable", "opt_state", "step", perhaps "began"
+Saved = dict[str, Any]  # `TrainState.saved`: "trainable", "opt_state", "step" and maybe "began"
 
 _FINGERPRINT_FILE = "fingerprint.json"
-_CHECKSUM = "checksum"  # in the record of progress; orbax itself notices only what it cannot parse
+_CHECKSUM = "checksum"  # in the record of progress; orbax notices only files it cannot parse
 
 
 class Checkpoints:
-    """The checkpoints of one run, in one folder; a context manager that waits for the last save."""
+    """The checkpoints of a run in a folder; as a context manager it waits for the last save."""
 
     def __init__(self, folder: Path, fingerprint: Mapping[str, Any], keep: int | None) -> None:
-        """Open the folder, made if it does not exist.
+        """Open the folder; create it if it does not exist.
 
         Args:
-            folder: Where the checkpoints lie.
-            fingerprint: What the run's numbers depend on: JSON values by name.
-            keep: How many of the latest are kept; `None` for all.
+            folder: The folder of the checkpoints.
+            fingerprint: Everything that the run's numbers depend on, as JSON values by name.
+            keep: The number of latest checkpoints to keep; `None` keeps all.
 
         Raises:
             CheckpointError: If the folder holds another run's checkpoints.
@@ -53,12 +52,12 @@ class Checkpoints:
         policy = None if keep is None else ocp.checkpoint_managers.LatestN(keep)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy,
-            cleanup_tmp_directories=True,  # what a killed save left
+            cleanup_tmp_directories=True,  # left by a save that was killed
         )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def __enter__(self) -> "Checkpoints":
-        """Return itself."""
+        """Return the object itself."""
         return self
 
     def __exit__(
@@ -67,29 +66,29 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Wait until everything is on disk."""
+        """Wait until all checkpoints are on disk, and close the folder."""
         self.close()
 
     def close(self) -> None:
-        """Wait until everything is on disk, and let go of the folder."""
+        """Wait until all checkpoints are on disk, and close the folder."""
         self.wait()
         self._manager.close()
 
     @property
     def steps(self) -> list[int]:
-        """The steps of which there are checkpoints."""
+        """The steps that have checkpoints, in ascending order."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Saved, progress: Mapping[str, Any]) -> None:
-        """Begin to save, if it is not saved yet; returns once the state may be changed.
+        """Begin to save a checkpoint, unless the step has one; the state may be changed after this.
 
         Args:
-            step: Number of steps done.
-            state: All of it is copied to the host before this returns.
-            progress: JSON values to restore with it.
+            step: The number of steps done.
+            state: The state to save; it is copied to the host before this returns.
+            progress: JSON values that are saved and restored with the state.
 
         Raises:
-            CheckpointError: If this checkpoint or the one before cannot be written.
+            CheckpointError: If this checkpoint or the previous one cannot be written.
         """
         if step in self.steps:
             return
@@ -99,40 +98,39 @@ class Checkpoints:
         )
         with self._write_errors():
             is_saved = self._manager.save(step, args=content)
-        if not is_saved:  # which orbax says without raising anything
+        if not is_saved:  # orbax does not raise an error for this
             raise CheckpointError(
                 f"{self._folder}: the checkpoint of step {step} was not saved.",
                 "Look for a file or folder of that name, or of a later step.",
             )
 
     def wait(self) -> None:
-        """Wait until what was saved is on disk.
+        """Wait until the checkpoints that were begun are on disk.
 
         Raises:
-            CheckpointError: If it cannot be written.
+            CheckpointError: If a checkpoint cannot be written.
         """
         with self._write_errors():
             self._manager.wait_until_finished()
 
     def restore_latest(self, abstract: Saved) -> tuple[Saved, dict[str, Any]] | None:
-        """Return the latest readable state and its progress; `None` if there is none.
+        """Return the latest readable state and its progress; `None` if there are no checkpoints.
 
-        Checkpoints after it, which cannot be read, get another name, so that their steps can be
-        saved again.
+        Later checkpoints, which cannot be read, are renamed, so that their steps can be saved
+        again.
 
         Args:
-            abstract: The state as ShapeDtypeStructs with the shardings that it is to have.
+            abstract: The state as ShapeDtypeStructs with the shardings of the restored state.
 
         Raises:
-            CheckpointError: If there are checkpoints, and none of them can be read. They are left
-                as they are.
+            CheckpointError: If there are checkpoints but none can be read. They are not renamed.
         """
         unreadable: list[int] = []
         reason = ""
         for step in reversed(self.steps):
             try:
                 restored = self._restore(step, abstract)
-            # What a damaged checkpoint raises depends on which of its files is damaged; of some,
+            # The type of the error depends on which file of the checkpoint is damaged; for some,
             # orbax raises a bare Exception.
             except Exception as error:
                 reason = _first_line(error)
@@ -152,7 +150,7 @@ class Checkpoints:
         """Read one checkpoint.
 
         Raises:
-            ValueError: If it is not what was saved.
+            ValueError: If the content differs from what was saved.
         """
         content = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()
@@ -166,10 +164,10 @@ class Checkpoints:
         return state, progress
 
     def _set_aside(self, steps: list[int]) -> None:
-        """Rename checkpoints, so that they are kept and not in the way."""
+        """Rename unreadable checkpoints, so that they are kept and their steps can be saved."""
         for step in steps:
             path = self._folder / f"{step}.unreadable"
-            while path.exists():  # from an earlier time
+            while path.exists():  # from an earlier run
                 path = path.with_name(path.name + "x")
             (self._folder / str(step)).rename(path)
             console.warning(f"It is kept as {path}, and its steps are done again.")
@@ -178,10 +176,10 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _write_errors(self) -> Iterator[None]:
-        """Turn what goes wrong in writing into an error that says so."""
+        """Convert errors of writing files to a CheckpointError."""
         try:
             yield
-        # tensorstore raises ValueError where the operating system has OSError.
+        # tensorstore raises ValueError for errors of the operating system.
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"{self._folder}: a checkpoint cannot be written ({_first_line(error)}).",
@@ -191,17 +189,17 @@ class Checkpoints:
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """Return the steps of the checkpoints in a folder, readable or not; none if there is none."""
+    """Return the steps of all checkpoints in a folder, readable or not; empty if there are none."""
     if not folder.is_dir():
         return []
     return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal())
 
 
 def check_fingerprint(folder: Path, fingerprint: Mapping[str, Any]) -> None:
-    """Make sure that the checkpoints in `folder` are this run's.
+    """Check that the checkpoints in `folder` belong to the run with this fingerprint.
 
     Raises:
-        CheckpointError: If they are another run's; says in what it differs.
+        CheckpointError: If they belong to another run; the message says how it differs.
     """
     path = folder / _FINGERPRINT_FILE
     try:
@@ -212,7 +210,7 @@ def check_fingerprint(folder: Path, fingerprint: Mapping[str, Any]) -> None:
             f"({_first_line(error)}).",
             "Copy it there anew, or choose another train.output_dir.",
         ) from error
-    # Through JSON, so that a tuple here equals the list it was saved as.
+    # Converted by way of JSON, so that a tuple equals the list as which it was saved.
     current = json.loads(json.dumps(dict(fingerprint)))
     differing = sorted(
         key for key in saved.keys() | current.keys() if saved.get(key) != current.get(key)

@@ -1,4 +1,4 @@
-"""Held-out loss: the mean over every label of the evaluation rows, whatever the batches."""
+"""The held-out loss: the mean over all labels of the evaluation rows, however they are batched."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -11,11 +11,11 @@ from jaxft.training.objective import Terms
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation found.
+    """The result of an evaluation.
 
     Attributes:
-        loss: Mean of the loss, for a causal language model in nats a label.
-        target_tokens: What it is a mean over: the number of labels.
+        loss: The mean loss; for a causal language model in nats per label.
+        target_tokens: The number of labels, over which the mean is taken.
         further: The means of the objective's other terms, by name.
     """
 
@@ -25,8 +25,8 @@ class Evaluation(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        """exp(loss)."""
-        return math.exp(min(self.loss, 700.0))  # beyond which a float overflows
+        """The perplexity, exp(loss)."""
+        return math.exp(min(self.loss, 700.0))  # a float overflows beyond about 709
 
 
 def evaluate(
@@ -37,20 +37,20 @@ def evaluate(
     progress: Callable[[int], None],
     is_stopped: Callable[[], bool],
 ) -> Evaluation | None:
-    """Run over all evaluation rows once; `None` if it was told to stop on the way.
+    """Evaluate all rows once; return `None` if it was stopped before the end.
 
     Args:
-        eval_step: From `step.make_eval_step`.
-        batches: The evaluation rows, not shuffled, without accumulation.
+        eval_step: The evaluation from `step.make_eval_step`.
+        batches: The batches of the rows, not shuffled, without accumulation.
         trainable: The trained leaves.
         frozen: The other leaves.
         progress: Called with 1 after each batch.
-        is_stopped: Asked after each batch.
+        is_stopped: Called after each batch; returns whether to stop.
     """
     found: list[Terms] = []
     for _, batch in batches.iterate(0, batches.steps_per_epoch):
         found.append(eval_step(trainable, frozen, batch))
-        if len(found) > 1:  # one batch behind, so that the device always has the next
+        if len(found) > 1:  # waits for the previous batch, so that the device is always busy
             jax.block_until_ready(found[-2])
         progress(1)
         if is_stopped():

@@ -1,10 +1,10 @@
 """The causal language-model loss as (sum, count), without logits for the whole batch.
 
-Only supervised positions are carried to the head, a static number of them per data shard, and
-the head is applied in chunks. If nothing of the head is trained, a chunk's gradient with respect
-to the hidden states is computed in the forward pass, while its logits are there, and nothing
-else is kept; otherwise the chunk is computed again in the backward pass. Which of the two is
-chosen at trace time, from what carries a tangent.
+The head is applied only to supervised positions, a static number of them per data shard, and in
+chunks. If no part of the head is trained, the forward pass also computes each chunk's gradient with
+respect to the hidden states, while its logits exist, and keeps nothing else. If a part is trained,
+the backward pass computes the chunk again. The choice is made when the function is traced, by which
+leaves carry a tangent.
 """
 
 import functools
@@ -23,7 +23,7 @@ from jaxft.models.forward import Hidden
 from jaxft.models.network import Network
 from jaxft.parallel import mesh as meshes
 
-_CHUNK = 512  # positions a chunk, over all shards
+_CHUNK = 512  # positions per chunk, over all shards
 
 Leaves = Mapping[str, Any]
 
@@ -36,19 +36,19 @@ def causal_lm_loss(
     labels: Int32[Array, "b t"],
     capacity: int,
 ) -> tuple[Float[Array, ""], Int32[Array, ""]]:
-    """Return the summed negative log-likelihood in nats, and the number of targets.
+    """Return the summed negative log-likelihood in nats, and the number of labels.
 
     Args:
-        network: The network, for its head.
-        mesh: Where the arrays live; rows are divided over its data shards.
-        head_leaves: From `forward.head_leaves`.
-        hidden: What the head is applied to.
+        network: The network, whose head is used.
+        mesh: The devices of the arrays; batch rows are divided over its data shards.
+        head_leaves: The leaves of the head, from `forward.head_leaves`.
+        hidden: The final hidden states, to which the head is applied.
         labels: The token to predict at each position, already shifted; `IGNORED` for none.
-        capacity: At least the number of targets in any one data shard.
+        capacity: At least the largest number of labels in one data shard.
 
     Returns:
-        The sum is NaN if a shard has more than `capacity` targets: a wrong capacity must never
-        pass for a loss.
+        The sum and the number. The sum is NaN if a shard has more than `capacity` labels, so that a
+        wrong capacity can never look like a valid loss.
     """
     token_losses, selected, count = _selected_losses(
         network, mesh, head_leaves, hidden, labels, capacity
@@ -65,15 +65,16 @@ def label_log_probs(
     labels: Int32[Array, "b t"],
     capacity: int,
 ) -> Float[Array, "b t"]:
-    """Return the log-probability of each label in nats, 0 where there is none.
+    """Return the log-probability of each label in nats, and 0 at positions without a label.
 
-    Arguments are those of `causal_lm_loss`. All are NaN if a shard has more than `capacity` labels.
+    The arguments are those of `causal_lm_loss`. If a shard has more than `capacity` labels, all
+    values are NaN.
     """
     token_losses, selected, count = _selected_losses(
         network, mesh, head_leaves, hidden, labels, capacity
     )
     shards, size = token_losses.shape[0], labels.size // token_losses.shape[0]
-    # What was not selected goes past the end, where it is dropped.
+    # Entries without a position are scattered past the end, where they are dropped.
     places = jnp.where(selected >= 0, selected, size)
     shard = jnp.arange(shards)[:, None]
     spread = jnp.zeros((shards, size)).at[shard, places].set(-token_losses, mode="drop")
@@ -84,9 +85,10 @@ def label_log_probs(
 def _selected_losses(
     network: Network, mesh: Mesh, head_leaves: Leaves, hidden: Hidden, labels: Any, capacity: int
 ) -> tuple[Float[Array, "p c"], Int32[Array, "p c"], Int32[Array, ""]]:
-    """Return the losses of the supervised positions, where they are, and how many there are.
+    """Return the losses of the supervised positions, the positions, and their total number.
 
-    For each of `p` data shards, `c` positions as numbers in the shard; -1 is no position.
+    Each of `p` data shards has `c` entries. A position is an index into the shard, or -1 for an
+    entry that is not supervised.
     """
     shards = meshes.row_shards(mesh)
     by_shard = NamedSharding(mesh, PartitionSpec(meshes.ROW_AXES))
@@ -104,12 +106,15 @@ def _selected_losses(
 
 
 def _select(arrays: Any, labels: Any, capacity: int) -> tuple[Any, Any]:
-    """Return `capacity` positions of each shard, supervised ones first, and which they are.
+    """Return the arrays at `capacity` positions of each shard, supervised ones first.
 
     Args:
-        arrays: Tuple of arrays [p n ...], or `None` in the place of one.
-        labels: Of the positions, [p n].
-        capacity: How many positions are wanted.
+        arrays: A tuple of arrays [p n ...]; any of them may be `None`.
+        labels: The label of each position, [p n].
+        capacity: The number of positions to select in each shard.
+
+    Returns:
+        The selected entries of each array, [p capacity ...], and their positions.
     """
     if capacity == labels.shape[1]:
         return arrays, jnp.arange(capacity, dtype=jnp.int32)[None, :]
@@ -131,15 +136,15 @@ def chunked_cross_entropy(
     logits_of: Callable[[Leaves, Any, Any], jax.Array],
     chunk: int,
 ) -> Float[Array, "p c"]:
-    """Return ``logsumexp(logits) - logits[label]`` of each position, 0 where there is no label.
+    """Return ``logsumexp(logits) - logits[label]`` at each position, 0 if it has no label.
 
     Args:
-        hidden: For each data shard, the positions to predict from.
-        labels: The token to predict, or `IGNORED`.
-        seeds: Of dropout, one for each position; `None` for no dropout.
-        head_leaves: What `logits_of` reads.
-        logits_of: Static function (head leaves, hidden [p c d], seeds) to float32 logits [p c v].
-        chunk: Positions of a shard whose logits exist at one time.
+        hidden: The hidden states of the selected positions of each data shard.
+        labels: The token to predict at each position, or `IGNORED`.
+        seeds: The dropout seed of each position; `None` for no dropout.
+        head_leaves: The leaves that `logits_of` reads.
+        logits_of: Static; (head leaves, hidden [p c d], seeds) -> float32 logits [p c v].
+        chunk: Static; the number of positions per shard whose logits exist at the same time.
     """
 
     def losses(_: Any, part: Any) -> Any:
@@ -161,7 +166,7 @@ def _fwd(hidden: Any, labels: Any, seeds: Any, head_leaves: Any, logits_of: Any,
     def losses_and_gradient(_: Any, part: Any) -> Any:
         h, label, seed = part
         losses, pull_back = jax.vjp(lambda h: _losses(frozen, h, label, seed, logits_of), h)
-        # A position's loss depends on its own hidden state alone, so one pull-back gives them all.
+        # The loss of a position depends only on its own hidden state, so one pull-back suffices.
         return None, (losses, pull_back(jnp.ones_like(losses))[0])
 
     _, (losses, d_parts) = jax.lax.scan(losses_and_gradient, None, _parts(*arrays, chunk))
@@ -174,7 +179,7 @@ def _bwd(logits_of: Any, chunk: int, kept: Any, d_losses: Any) -> Any:
     hidden, labels, seeds, trained, frozen = kept
     if isinstance(d_losses, SymbolicZero):
         return (None,) * 4
-    if labels is None:  # `hidden` is then its gradient already
+    if labels is None:  # `hidden` is then the gradient from the forward pass
         return (hidden * d_losses[..., None]).astype(hidden.dtype), None, None, None
 
     def accumulate(d_trained: Any, parts: Any) -> Any:
@@ -195,13 +200,13 @@ chunked_cross_entropy.defvjp(_fwd, _bwd, symbolic_zeros=True)
 
 
 def _parts(hidden: Any, labels: Any, seeds: Any, chunk: int) -> tuple[Any, Any, Any]:
-    """Cut positions into chunks, [n p s d] and [n p s]; what fills the last one is `IGNORED`."""
+    """Cut positions into chunks, [n p s d] and [n p s]; padding has the label `IGNORED`."""
     chunks = None if seeds is None else _part(seeds, chunk, 0)
     return _part(hidden, chunk, 0.0), _part(labels, chunk, IGNORED), chunks
 
 
 def _part(array: Any, chunk: int, filler: float | int) -> Any:
-    """Cut [p c ...] into n chunks of equal size, [n p s ...]."""
+    """Cut an array [p c ...] into n chunks of equal size, [n p s ...], padded with `filler`."""
     count = -(-array.shape[1] // chunk)
     size = -(-array.shape[1] // count)
     missing = [(0, 0)] * array.ndim
@@ -221,7 +226,7 @@ def _losses(
 ) -> Float[Array, "p s"]:
     logits = logits_of(leaves, hidden, seeds)
     log_sum = jax.nn.logsumexp(logits, axis=-1)
-    # By comparison, not by indexing: a gather along a divided vocabulary would collect it.
+    # By comparison, not by indexing: a gather along a sharded vocabulary would all-gather it.
     is_label = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == labels[..., None]
     label_logit = jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1)
     return jnp.where(labels == IGNORED, 0.0, log_sum - label_logit)

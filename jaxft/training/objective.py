@@ -1,8 +1,8 @@
-"""What training minimises: an objective names the arrays it reads and sums its terms over a batch.
+"""Objectives: what training minimises, as named terms that are summed over a batch.
 
-The objective is the only thing that knows what the loss is. The step, the evaluation, the metrics
-and the log see named terms, each a sum and a count: ``{"loss": (12.5, 10)}`` is a mean of 1.25. An
-objective makes the forward passes that it needs through a `View` of the model, as `CAUSAL_LM` does:
+Only the objective defines the loss. The step, the evaluation, the metrics and the log see named
+terms, each a sum and a count: ``{"loss": (12.5, 10)}`` is a mean of 1.25. An objective makes its
+forward passes through a `View` of the model, as `CAUSAL_LM` does:
 
     def causal_lm_terms(view, micro):
         return {"loss": view.nll(view.hidden(micro), micro["labels"])}
@@ -30,17 +30,17 @@ Terms = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, count)
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What is minimised.
+    """An objective to minimise.
 
     Attributes:
-        arrays: The arrays of a batch by name, each with the names of its dimensions, as in
-            ``{"input_ids": "a b t"}``: `a` micro-batches of `b` sequences of `t` positions.
-            Sequences are divided over the devices, wherever `b` stands.
-        terms: From a view of the model and one micro-batch (arrays without `a`) to the terms. The
-            term "loss" is there and is what is minimised: its sum over its count, both added up
-            over all micro-batches and devices. The other terms are logged.
-        needs_base: Whether it uses `View.base` where leaves of the model itself are trained: their
-            originals are then kept in memory beside them.
+        arrays: The names of the arrays of a batch, each with the names of its dimensions, as in
+            ``{"input_ids": "a b t"}``: `a` micro-batches of `b` sequences of `t` positions. The
+            dimension `b` is sharded over the devices, wherever it stands.
+        terms: A function of a view of the model and one micro-batch (arrays without `a`) that
+            returns the terms. The term "loss" is required and is minimised: its sum divided by its
+            count, both added up over all micro-batches and devices. The other terms are logged.
+        needs_base: Whether `terms` uses `View.base`. If the model's own leaves are trained, their
+            originals are then kept in memory too.
     """
 
     arrays: Mapping[str, str] = dataclasses.field(hash=False)
@@ -53,16 +53,16 @@ class View:
     """A model as an objective sees it inside the compiled step.
 
     Attributes:
-        network: The network, adapters included.
+        network: The network, including adapters.
         tree: All leaves, trained and frozen.
-        mesh: Where the arrays live.
-        dtype: dtype of activations and matrix products ("float32" or "bfloat16").
-        capacity: At least the number of labels in one data shard of a micro-batch.
+        mesh: The devices that hold the arrays.
+        dtype: The dtype of activations and matrix products, "float32" or "bfloat16".
+        capacity: At least the largest number of labels in one data shard of a micro-batch.
         remat: Whether each period of layers is computed again in the backward pass.
-        originals: The model's own trained leaves as they began, which `base` needs; they are not
-            needed where adapters alone are trained.
-        noise: Seed of the run and number of the step, which dropout depends on; `None` outside
-            training, where there is no dropout.
+        originals: The initial values of the model's own trained leaves, which `base` needs; empty
+            if only adapters are trained.
+        noise: The seed of the run and the number of the step, which determine dropout; `None`
+            outside training, when there is no dropout.
     """
 
     network: Network
@@ -76,7 +76,7 @@ class View:
 
     @property
     def base(self) -> "View":
-        """The model without its tuning, by which the tuned one may be measured.
+        """The base model without tuning, with which the tuned model can be compared.
 
         Raises:
             ValueError: If leaves of the model itself are trained and their originals are missing.
@@ -86,11 +86,11 @@ class View:
         return dataclasses.replace(self, network=network, tree=tree, originals={})
 
     def hidden(self, texts: Batch) -> Hidden:
-        """Return what the head is applied to: the final hidden states of sequences.
+        """Return the final hidden states of sequences, to which the head is applied.
 
         Args:
-            texts: `input_ids`, `segment_ids` and `positions`, int32 [b t], and with dropout
-                `row_ids`, int32 [b], the number of each sequence in the batch.
+            texts: The arrays `input_ids`, `segment_ids` and `positions`, int32 [b t], and with
+                dropout `row_ids`, int32 [b], the number of each sequence in the batch.
         """
         seeds = None
         if self.noise is not None:
@@ -110,7 +110,7 @@ class View:
         return Hidden(states, seeds)
 
     def logits(self, hidden: Hidden) -> Float[Array, "b t v"]:
-        """Return float32 logits of all positions: as large as the vocabulary, so seldom wanted."""
+        """Return the float32 logits of all positions, which are large and rarely needed."""
         return forward.head_logits(self.network, self.mesh, self._head, *hidden)
 
     def nll(
@@ -119,7 +119,7 @@ class View:
         """Return the summed negative log-likelihood of the labels in nats, and their number.
 
         Args:
-            hidden: From `hidden`.
+            hidden: The final hidden states, from the method `hidden`.
             labels: The token to predict at each position; `IGNORED` for none.
         """
         return losses.causal_lm_loss(
@@ -127,9 +127,9 @@ class View:
         )
 
     def log_probs(self, hidden: Hidden, labels: Int32[Array, "b t"]) -> Float[Array, "b t"]:
-        """Return the log-probability of each label in nats, and 0 where there is none.
+        """Return the log-probability of each label in nats, and 0 at positions without a label.
 
-        Arguments are those of `nll`.
+        The arguments are those of `nll`.
         """
         return losses.label_log_probs(
             self.network, self.mesh, self._head, hidden, labels, self.capacity
@@ -157,7 +157,7 @@ CAUSAL_LM = Objective(
 
 
 def batch_shardings(objective: Objective, mesh: Mesh) -> dict[str, NamedSharding]:
-    """Return the sharding of each array of a batch: sequences, dimension `b`, are divided."""
+    """Return the sharding of each array of a batch; the sequences, dimension `b`, are sharded."""
     return {
         name: meshes.rows(mesh, axis=dimensions.split().index("b"))
         for name, dimensions in objective.arrays.items()

@@ -1,10 +1,10 @@
-"""The optimizer and its schedule, from optax, under TrainingArguments' names.
+"""The optimizer and its schedule, built from optax, with the names of TrainingArguments.
 
-Their numbers are a `Hyper`, scalars on the device that the compiled step takes as operands: another
-learning rate does not compile again, and members of a sweep may each have their own.
+Their numbers are in a `Hyper`: scalars on the device that the compiled step takes as operands. So
+another learning rate needs no compilation, and each member of a sweep may have its own.
 
-The schedules are transformers' (`optimization.py: get_scheduler`): step k, counted from 0, runs
-at the rate of k. AdamW's numbers are all passed: optax's own default decays weights by 1e-4.
+The schedules are those of transformers (`optimization.py: get_scheduler`): step k, counted from 0,
+uses the rate of k. All numbers of AdamW are passed, since optax decays weights by 1e-4 by default.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from jaxft.config import TrainConfig
 from jaxft.leaves.address import Address
 from jaxft.models.network import EMBED, POSITIONS
 
-# The rate of LoRA+ for both sides of an adapter on a table, its `loraplus_lr_embedding`.
+# The learning rate of LoRA+ for A and B of an adapter on a table, its `loraplus_lr_embedding`.
 # Source: `peft/optimizers/loraplus.py: create_loraplus_optimizer`.
 _TABLE_RATE = 1e-6
 
@@ -45,21 +45,22 @@ _TABLE_RATE = 1e-6
 )
 @dataclasses.dataclass(frozen=True)
 class Hyper:
-    """The numbers of a run, each a scalar; what is `None` is not part of the program.
+    """The numbers of a run, each a scalar; one that is `None` is not part of the program.
 
     Attributes:
-        learning_rate: Highest rate of the schedule, float32.
-        warmup_steps: Steps of linear warm-up, int32.
-        num_steps: Length of the whole run, where linear and cosine reach 0, int32.
-        weight_decay: Of AdamW, float32.
-        adam_beta1: Decay of the first moment, float32.
-        adam_beta2: Decay of the second moment, float32.
-        adam_epsilon: Added to the root of the second moment, float32.
-        max_grad_norm: Norm to which gradients are clipped, float32; `None` for no clipping.
-        loraplus_lr_ratio: How much faster B is trained than A, float32; `None` without LoRA+.
-        lr_scheduler_type: Shape of the schedule, static: "linear", "cosine" and so on.
-        adapters: Scaling and dropout of the adapters, leaves of the model (`lora/numbers.py`), as
-            far as they are not among the frozen leaves already.
+        learning_rate: The highest rate of the schedule, float32.
+        warmup_steps: The number of steps of linear warm-up, int32.
+        num_steps: The number of steps of the whole run, at which linear and cosine schedules reach
+            0, int32.
+        weight_decay: The weight decay of AdamW, float32.
+        adam_beta1: The decay rate of the first moment, float32.
+        adam_beta2: The decay rate of the second moment, float32.
+        adam_epsilon: The number added to the root of the second moment, float32.
+        max_grad_norm: The norm to which gradients are clipped, float32; `None` for no clipping.
+        loraplus_lr_ratio: The ratio of B's learning rate to A's, float32; `None` without LoRA+.
+        lr_scheduler_type: The shape of the schedule, static: "linear", "cosine" and so on.
+        adapters: The scaling and dropout of the adapters, leaves of the model (`lora/numbers.py`),
+            unless they are among the frozen leaves.
     """
 
     learning_rate: Any
@@ -75,12 +76,12 @@ class Hyper:
     adapters: trees.Tree = dataclasses.field(default_factory=dict)
 
 
-# From the numbers, and the rate by the count of steps, to what maps gradients to updates.
+# (numbers, learning rate by step) -> optimizer
 MakeOptimizer = Callable[[Hyper, optax.Schedule], optax.GradientTransformation]
 
 
 def hyper_of(config: TrainConfig, num_steps: int) -> Hyper:
-    """Return the numbers of a recipe's run of `num_steps` steps."""
+    """Return the numbers for a run of `num_steps` steps with the options of a recipe."""
     ratio = config.loraplus_lr_ratio
     return Hyper(
         learning_rate=np.float32(config.learning_rate),
@@ -97,7 +98,7 @@ def hyper_of(config: TrainConfig, num_steps: int) -> Hyper:
 
 
 def learning_rate(hyper: Hyper, step: Any) -> jax.Array:
-    """Return the rate of a step, counted from 0, float32."""
+    """Return the learning rate of a step, counted from 0, float32."""
     warmup = hyper.warmup_steps
     decay = jnp.maximum(hyper.num_steps - warmup, 1)
     done = jnp.clip((step - warmup) / decay, 0.0, 1.0)
@@ -114,14 +115,15 @@ def learning_rate(hyper: Hyper, step: Any) -> jax.Array:
 
 
 def make_optimizer(hyper: Hyper, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Return AdamW behind clipping by global norm, with another rate for B if LoRA+ is asked for.
+    """Return AdamW after clipping by global norm; with LoRA+, B has its own learning rate.
 
-    Norms and biases are not decayed, nor are DoRA's magnitudes, though transformers' Trainer does:
-    decay would draw them to 0, where a module is switched off, not to where it is the base's.
+    Weight decay does not apply to norms, biases and DoRA's magnitudes. Transformers' Trainer does
+    decay the magnitudes, but that pulls them to 0, which switches a module off, and not to the
+    magnitudes of the base.
 
     Args:
         hyper: The numbers, which may be traced.
-        schedule: The rate by the number of updates made.
+        schedule: The learning rate by the number of updates made.
     """
     parts = [
         optax.adamw(
@@ -141,7 +143,7 @@ def make_optimizer(hyper: Hyper, schedule: optax.Schedule) -> optax.GradientTran
 
 
 def _faster(ratio: Any, peak: Any) -> optax.GradientTransformation:
-    """Multiply the updates of B: LoRA+ (Hayou et al. 2024), `lr_B = ratio * lr_A`."""
+    """Scale the updates of B, as in LoRA+ (Hayou et al. 2024): `lr_B = ratio * lr_A`."""
 
     def scale(path: str, update: Any) -> Any:
         address = Address.parse(path)

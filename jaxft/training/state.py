@@ -1,4 +1,4 @@
-"""The state of training: what changes from step to step, and what the step needs beside the base.
+"""The state of training: all arrays that a step needs besides the base and the batch.
 
 Everything else is a function of the state, the frozen leaves and the seed.
 """
@@ -26,15 +26,14 @@ from jaxft.training.optimizer import Hyper, MakeOptimizer, learning_rate
 )
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """The state of one run, or whatever stands in its leaves' places: shapes or shardings.
+    """The state of one run; its leaves may also be shapes or shardings.
 
     Attributes:
         trainable: The trained leaves.
-        started: What adapters began as, A0 and B0, where they are trained against it; these do not
-            change.
-        opt_state: State of the optimizer.
-        step: Number of steps done, int32.
-        hyper: Numbers of the optimizer and of the adapters.
+        started: The initial A0 and B0 of adapters that subtract their start; they do not change.
+        opt_state: The state of the optimizer.
+        step: The number of steps done, int32.
+        hyper: The numbers of the optimizer and of the adapters.
     """
 
     trainable: Any
@@ -44,10 +43,10 @@ class TrainState:
     hyper: Any
 
     def saved(self) -> dict[str, Any]:
-        """Return what a checkpoint holds: all but the numbers of optimizer and adapters.
+        """Return the content of a checkpoint: everything except `hyper`.
 
-        What adapters began as is there, though it does not change: computed again it might be
-        another decomposition of the same weight.
+        A checkpoint has A0 and B0 although they do not change, because computing them again could
+        give another decomposition of the same weight.
         """
         began = {"began": self.started} if self.started else {}
         return {
@@ -58,12 +57,12 @@ class TrainState:
         }
 
     def constant(self, frozen: trees.Tree) -> trees.Tree:
-        """Return all leaves of the model that a step does not change: `frozen`, and the state's."""
+        """Return all leaves that a step does not change: `frozen`, and those of the state."""
         return trees.combine(frozen, self.started, self.hyper.adapters)
 
     @classmethod
     def restored(cls, saved: Mapping[str, Any], hyper: Hyper) -> "TrainState":
-        """Return the state of which `saved` is what a checkpoint held."""
+        """Return the state for `saved`, the content of a checkpoint."""
         return cls(
             saved["trainable"], saved.get("began", {}), saved["opt_state"], saved["step"], hyper
         )
@@ -72,7 +71,7 @@ class TrainState:
 def init_state(
     trainable: trees.Tree, started: trees.Tree, hyper: Hyper, make: MakeOptimizer, mesh: Mesh
 ) -> TrainState:
-    """Return the state before the first step, placed as the step will return it."""
+    """Return the state before the first step, with the shardings that the step returns."""
     placed = state_shardings(trainable, hyper, make, mesh)
     begin = jax.jit(functools.partial(_begin, make), out_shardings=placed)
     return begin(trainable, started, hyper)
@@ -86,16 +85,16 @@ def _begin(
 
 
 def optimizer_of(hyper: Hyper, make: MakeOptimizer) -> optax.GradientTransformation:
-    """Return the optimizer under its own schedule."""
+    """Return the optimizer with the learning rates of its own schedule."""
     return make(hyper, functools.partial(learning_rate, hyper))
 
 
 def state_shardings(
     trainable: trees.Tree, hyper: Hyper, make: MakeOptimizer, mesh: Mesh
 ) -> TrainState:
-    """Return the shardings of a state: moments lie where their parameter lies.
+    """Return the shardings of a state; moments have the shardings of their parameters.
 
-    One sharding stands for all leaves of `started` and of `hyper`: they are on every device.
+    All leaves of `started` and `hyper` are replicated, and have one sharding for the whole branch.
     """
     optimizer = optimizer_of(hyper, make)
     leaves = rules.shardings(trainable, mesh)

@@ -1,8 +1,8 @@
 """The training step: one pure function, jit-compiled and sharded, of state, base and batch.
 
-Only the first argument of the loss is differentiated, and it holds only what is trained. Read
-`_loss_sum` and `advance` for the mathematics; `make_train_step` adds placement and donation. What
-the loss is, the step does not know: it is the program's `objective`.
+Only the first argument of the loss is differentiated, and it has only trained leaves. Read
+`_loss_sum` and `advance` for the mathematics; `make_train_step` adds sharding and donation. The
+loss itself is defined by the program's `objective`.
 """
 
 import dataclasses
@@ -26,15 +26,15 @@ from jaxft.training.state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What is static about a step: compiled once for each.
+    """The static properties of a step; a step is compiled once for each combination of them.
 
     Attributes:
-        network: The network, adapters included.
-        mesh: Where the arrays live.
-        dtype: dtype of activations and matrix products ("float32" or "bfloat16").
-        capacity: At least the number of labels in one data shard of a micro-batch.
+        network: The network, including adapters.
+        mesh: The devices that hold the arrays.
+        dtype: The dtype of activations and matrix products, "float32" or "bfloat16".
+        capacity: At least the largest number of labels in one data shard of a micro-batch.
         remat: Whether each period of layers is computed again in the backward pass.
-        objective: What is minimised, such as `objective.CAUSAL_LM`.
+        objective: The objective that is minimised, such as `objective.CAUSAL_LM`.
     """
 
     network: Network
@@ -45,12 +45,12 @@ class Program:
     objective: Objective
 
     def view(self, tree: trees.Tree, noise: tuple[Any, Any] | None) -> View:
-        """Return the model with these leaves as the objective sees it.
+        """Return the view of the model with these leaves for the objective.
 
         Args:
-            tree: All leaves, and the originals of trained ones where `untuned.with_originals` put
-                them there.
-            noise: As in `View`.
+            tree: All leaves, and the originals of trained ones if `untuned.with_originals` added
+                them.
+            noise: The seed of the run and the number of the step; `None` for no dropout.
         """
         leaves, originals = untuned.split(tree)
         return View(
@@ -66,12 +66,12 @@ class Program:
 
 
 class StepMetrics(NamedTuple):
-    """What a step reports, all scalars on the device.
+    """The metrics of a step, all scalars on the device.
 
     Attributes:
         terms: The objective's terms over the whole batch: name -> (sum, count).
-        grad_norm: Norm of the gradient of the mean loss, before clipping.
-        learning_rate: Rate of this step.
+        grad_norm: The norm of the gradient of the mean loss, before clipping.
+        learning_rate: The learning rate of this step.
         is_skipped: Whether the loss or the gradient was not finite, so that nothing was changed.
     """
 
@@ -95,16 +95,16 @@ def make_train_step(
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """Return the compiled step: ``step(state, frozen, batch, seed) -> (state, metrics)``.
 
-    `state` is donated. `batch` holds the arrays that the objective names, of `a` micro-batches.
-    `seed` is that of the run; dropout depends on it and the state's step alone. A step whose loss
-    or gradient is not finite is skipped: trained leaves and optimizer state stay as they were, bit
-    for bit, and the state's step goes on. With an objective that needs the base, `frozen` has the
-    originals of trained leaves of the model itself, see `untuned.with_originals`.
+    `state` is donated. `batch` has the arrays that the objective names, with `a` micro-batches.
+    `seed` is the seed of the run; dropout depends only on it and the state's step. A step whose
+    loss or gradient is not finite is skipped: trained leaves and optimizer state stay the same, bit
+    for bit, and only the state's step is incremented. If the objective needs the base, `frozen`
+    also has the originals of the model's own trained leaves, see `untuned.with_originals`.
 
     Args:
-        program: What is static.
-        make: Makes the optimizer from the numbers in the state, `optimizer.make_optimizer`.
-        hyper: Numbers of the kind that the state will have; their values are not used.
+        program: The static properties of the step.
+        make: Makes the optimizer from the numbers in the state, like `optimizer.make_optimizer`.
+        hyper: Numbers with the structure of those in the state; their values are not used.
         trainable: The trained leaves, or their shapes.
     """
     mesh = program.mesh
@@ -150,8 +150,8 @@ def gradients(
 ) -> tuple[Terms, trees.Tree]:
     """Return the terms, and the gradient of the sum of "loss", over all micro-batches.
 
-    Sums and counts are added up, and divided once by the caller: a mean of the micro-batches'
-    means would weigh their targets unequally.
+    Sums and counts are added up, and the caller divides once: a mean of the micro-batches' means
+    would weight their labels unequally.
     """
 
     def micro_gradients(micro: Batch) -> tuple[Terms, trees.Tree]:
@@ -179,9 +179,9 @@ def advance(
     batch: Batch,
     seed: Any,
 ) -> tuple[TrainState, StepMetrics]:
-    """Return the state after a step, and what the step reports; arguments as in `make_train_step`.
+    """Return the state after a step, and its metrics; for the arguments see `make_train_step`.
 
-    It may be mapped over `state` and `seed` (`jax.vmap`): the frozen leaves are then shared.
+    It may be mapped over `state` and `seed` (`jax.vmap`), with frozen leaves that are shared.
     """
     trainable, opt_state = state.trainable, state.opt_state
     constant = state.constant(frozen)
@@ -192,7 +192,7 @@ def advance(
     norm = optax.tree.norm(grads)
     is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     rate = learning_rate(state.hyper, state.step)
-    # The optimizer's own count of updates would give the same rate: it is computed once.
+    # The optimizer would compute the same rate from its own count; it is computed only once.
     updates, new_opt_state = make(state.hyper, lambda _: rate).update(grads, opt_state, trainable)
     new = (optax.apply_updates(trainable, updates), new_opt_state)
     new_trainable, new_opt_state = jax.tree.map(

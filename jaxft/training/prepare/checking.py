@@ -13,12 +13,12 @@ from jaxft.data.batches.batch import Batches
 from jaxft.data.check import BatchFigures, Figures, Findings, findings, looks
 from jaxft.training.prepare.reading import Data
 
-_SILENT_S = 2.0  # seconds of checking before progress is shown; with the cache it takes none
+_SILENT_S = 2.0  # a shorter check is not mentioned; with the cache it takes no time
 _NUM_PLACES = 3
 
 
 def run_check(config: DataConfig, data: Data, batches: Batches | None) -> Findings:
-    """Check the rows of a run; progress is shown if that takes more than 2 seconds.
+    """Check the rows of a run, and show progress.
 
     Args:
         config: The `data` section of the recipe.

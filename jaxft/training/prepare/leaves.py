@@ -60,7 +60,7 @@ class Leaves:
         return self._own(base_network(self._base.spec)).tree
 
     def round_by(self, rounding: Plans) -> None:
-        """Have the base read again for the run, with each slice of a 4-bit leaf rounded by its plan."""
+        """Have the base read again for the run, each slice of a 4-bit leaf rounded by its plan."""
         self._rounding = rounding
 
     def begin(self, plan: Plan) -> trees.Tree:

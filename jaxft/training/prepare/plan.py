@@ -66,7 +66,7 @@ class Plan:
 
     @property
     def source(self) -> Source:
-        """Where the base model is."""
+        """The files of the base model."""
         return self.base.source
 
     @property
@@ -76,7 +76,7 @@ class Plan:
 
     @property
     def mesh(self) -> Mesh:
-        """The devices."""
+        """The mesh of devices."""
         assert isinstance(self.base.mesh, Mesh), "a run has devices"
         return self.base.mesh
 
@@ -92,7 +92,7 @@ class Plan:
 
     @property
     def folder(self) -> Path:
-        """The run's folder."""
+        """The folder of the run."""
         return self.config.train.output_dir
 
     @property

@@ -23,7 +23,7 @@ from jaxft.data.sources.source import RowSource, open_rows
 from jaxft.errors import DataError
 from jaxft.weights.places.chat_format import ChatFormat
 
-_SILENT_S = 2.0  # seconds of encoding before progress is shown; with the cache it takes none
+_SILENT_S = 2.0  # shorter encoding is not mentioned; with the cache it takes no time
 _STREAM_ROWS = 64  # the first rows of a stream, which show how its chats are written
 
 

@@ -65,7 +65,7 @@ class Request:
 
     @property
     def mesh(self) -> Mesh:
-        """The devices."""
+        """The mesh of devices."""
         assert isinstance(self.base.mesh, Mesh), "a run has devices"
         return self.base.mesh
 

@@ -1,1 +1,1 @@
-"""A run of a plan: its steps, what it logs and keeps, and how it ends."""
+"""Runs a plan: makes its steps, writes logs and checkpoints, and writes the result."""

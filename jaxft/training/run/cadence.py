@@ -1,4 +1,4 @@
-"""When the things between steps are due: log lines, evaluations, checkpoints."""
+"""Decides after which steps log lines, evaluations and checkpoints are due."""
 
 import dataclasses
 
@@ -7,13 +7,13 @@ from jaxft.config import TrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class Cadence:
-    """After which steps something is due. A number of steps is `None` where it never is.
+    """The steps after which log lines, evaluations and checkpoints are due.
 
     Attributes:
-        last: The last step of the run, which has a log line, and a checkpoint if there are any.
-        logging: Steps between two log lines.
-        evaluation: Steps between two evaluations.
-        saving: Steps between two checkpoints.
+        last: The last step of the run. It gets a log line, and a checkpoint if the run saves any.
+        logging: The number of steps between two log lines.
+        evaluation: The number of steps between two evaluations; `None` for no evaluations.
+        saving: The number of steps between two checkpoints; `None` for no checkpoints.
     """
 
     last: int
@@ -22,7 +22,7 @@ class Cadence:
     saving: int | None
 
     def logs(self, step: int) -> bool:
-        """Return whether a log line is written of the steps up to this one."""
+        """Return whether a log line is written after this step."""
         return step % self.logging == 0 or step == self.last
 
     def evaluates(self, step: int) -> bool:
@@ -38,9 +38,9 @@ def of_recipe(train: TrainConfig, num_steps: int, steps_per_epoch: int | None) -
     """Return the cadence that a recipe asks for.
 
     Args:
-        train: The recipe's section.
-        num_steps: Steps of the whole run.
-        steps_per_epoch: Steps of an epoch; `None` for a stream, which has none.
+        train: The `train` section of the recipe.
+        num_steps: The number of steps of the whole run.
+        steps_per_epoch: The number of steps of an epoch; `None` for a stream, which has no epochs.
     """
 
     def interval(strategy: str, steps: int) -> int | None:

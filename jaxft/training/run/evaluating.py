@@ -1,4 +1,4 @@
-"""Evaluations between steps: before the first one, where they are due, and at the end."""
+"""Evaluates held-out rows before the first step, after steps where it is due, and at the end."""
 
 import time
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from jaxft.training.run.metrics import MetricsFile
 
 
 class Evaluating(Listener):
-    """Measures the loss on held-out rows, and tells of it."""
+    """Measures the loss on held-out rows, and reports it to the other listeners."""
 
     def __init__(
         self,
@@ -25,15 +25,15 @@ class Evaluating(Listener):
         log: Log,
         tell: Listener,
     ) -> None:
-        """Measure nothing yet.
+        """Keep the arguments; nothing is evaluated yet.
 
         Args:
             eval_step: The compiled evaluation.
-            batches: The held-out rows.
+            batches: The batches of held-out rows.
             cadence: When evaluations are due.
-            record: It knows what was evaluated before, in a part of the run that was stopped.
-            log: The time of evaluations is not counted there.
-            tell: Who hears of evaluations, and has further figures.
+            record: The metrics file, which has the evaluations of earlier parts of the run.
+            log: The log, from whose clock the time of evaluations is left out.
+            tell: The listener that is told of evaluations, and that measures further metrics.
         """
         self._eval_step, self._batches, self._cadence = eval_step, batches, cadence
         self._record, self._log, self._tell = record, log, tell
@@ -43,17 +43,17 @@ class Evaluating(Listener):
         return self._cadence.evaluates(step)
 
     def began(self, now: Moment) -> Verdict:
-        """Evaluate the base, or make up for what a run missed that stopped after it had saved."""
+        """Evaluate before step 0, or catch up on an evaluation missed by an interrupted run."""
         if now.step == 0:
             return self._evaluate(now) if self._cadence.evaluation is not None else GO_ON
         return self._missing(now) if self.is_due(now.step) else GO_ON
 
     def stepped(self, now: Moment) -> Verdict:
-        """Evaluate if it is time."""
+        """Evaluate if an evaluation is due."""
         return self._evaluate(now) if self.is_due(now.step) else GO_ON
 
     def ended(self, now: Moment) -> Verdict:
-        """Evaluate the last step in any case."""
+        """Evaluate after the last step, unless that was done already."""
         return self._missing(now)
 
     def _missing(self, now: Moment) -> Verdict:
@@ -88,6 +88,6 @@ class Evaluating(Listener):
 
 
 def recorded(record: MetricsFile, step: int) -> Evaluation | None:
-    """Return the evaluation that the record has of a step, `None` if it has none."""
+    """Return the recorded evaluation of a step; `None` if there is none."""
     line = record.find(step, "eval_loss")
     return None if line is None else Evaluation(line["eval_loss"], line["eval_target_tokens"])

@@ -1,7 +1,6 @@
-"""The end of a run: the adapter or model written, read back and compared; answers side by side.
+"""Ends a run: writes and verifies the adapter or model, and compares answers to held-out prompts.
 
-Nothing is called saved before it has been read again from the disk and gives the live model's
-logits.
+A result counts as saved only after it was read back from disk and gave the live model's logits.
 """
 
 import itertools
@@ -31,10 +30,10 @@ _ANSWER_TOKENS = 48
 
 
 def write_result(plan: Plan, outcome: Outcome) -> Path:
-    """Write what a run is for, once it is made sure of: the adapter, or else the whole model.
+    """Write and verify the result of a run, and return its folder: an adapter or a whole model.
 
     Raises:
-        JaxftError: If what is on disk does not give the live model's logits.
+        JaxftError: If the result, read back, does not give the live model's logits.
     """
     if plan.config.tuning.method == "lora":
         return write_adapter(plan, outcome)
@@ -52,10 +51,10 @@ def write_result(plan: Plan, outcome: Outcome) -> Path:
 
 
 def write_adapter(plan: Plan, outcome: Outcome) -> Path:
-    """Write the adapter folder of a run, once it is made sure of.
+    """Write and verify the adapter of a run, and return its folder.
 
     Raises:
-        AdapterError: If what is on disk does not give the live model's logits.
+        AdapterError: If the adapter, read back, does not give the live model's logits.
     """
     folder = plan.folder / "adapter"
     adapter.write_adapter(
@@ -77,7 +76,7 @@ def _live(plan: Plan, outcome: Outcome) -> Tuned:
 
 
 def _rows(plan: Plan) -> Rows:
-    """Return the rows that the live model and what was written of it are compared on."""
+    """Return the rows on which the live model and the written one are compared."""
     if plan.data.eval is not None:
         return verify.first_rows("held-out rows", plan.data.eval.examples[0], plan.network)
     if plan.data.train.examples:
@@ -86,7 +85,7 @@ def _rows(plan: Plan) -> Rows:
 
 
 def _facts(plan: Plan, outcome: Outcome) -> dict[str, str]:
-    """Return what a run knows of its adapter, for the model card."""
+    """Return the facts about a run for the model card of its adapter, by label."""
     data, train = plan.config.data, plan.config.train
     counted = f"{plan.data.train.num_examples:,}" if plan.data.train.examples else "a stream"
     facts = {
@@ -108,13 +107,13 @@ def _facts(plan: Plan, outcome: Outcome) -> dict[str, str]:
 
 
 def _names(sources: Sequence[SourceConfig]) -> str:
-    """Return what sources are called, without the folders of this machine."""
+    """Return the names of sources, without absolute folders of this machine."""
     paths = [Path(source.path) for source in sources]
     return ", ".join(path.name if path.is_absolute() else str(path) for path in paths)
 
 
 def answers(plan: Plan, outcome: Outcome) -> list[console.Sample]:
-    """Return held-out prompts, each answered by the base and by the tuned model."""
+    """Return up to 3 held-out prompts, each answered by the base and by the tuned model."""
     prompts = _held_out_prompts(plan)
     if not prompts:
         return []
@@ -137,16 +136,16 @@ def answers(plan: Plan, outcome: Outcome) -> list[console.Sample]:
 
 
 def _held_out_prompts(plan: Plan) -> list[Prompt]:
-    """Return the first held-out prompts that can be answered.
+    """Return the first 3 held-out prompts that can be answered.
 
-    There is none where rows came as tokens, without a tokenizer.
+    There are none if rows came as tokens, without a tokenizer.
     """
     if plan.tokenizer is None:
         return []
     limit = plan.network.spec.max_tokens or math.inf
 
     def is_answerable(prompt: Prompt) -> bool:
-        # A row of plain text may have an empty prompt: there is nothing to go on from.
+        # A row of plain text may have an empty prompt, which cannot be continued.
         return bool(prompt) and len(tokens.encode_prompt(prompt, plan.tokenizer)) < limit
 
     rows = itertools.chain.from_iterable(plan.data.eval.sources if plan.data.eval else ())
@@ -155,5 +154,5 @@ def _held_out_prompts(plan: Plan) -> list[Prompt]:
 
 
 def _shown(prompt: Prompt) -> str:
-    """Return the last thing said, which is the question."""
+    """Return the text of a prompt: for a chat its last message, which is the question."""
     return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])

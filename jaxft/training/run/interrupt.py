@@ -1,4 +1,4 @@
-"""Stopping on a signal: the first one lets the step finish and the state be saved."""
+"""Handles signals: after the first one, the current step is finished and the state is saved."""
 
 import contextlib
 import signal
@@ -14,7 +14,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def deferred() -> Iterator[Callable[[], int | None]]:
-    """Within the block, note SIGINT and SIGTERM instead of dying of them.
+    """Record SIGINT and SIGTERM within the block, instead of ending the process.
 
     Yields:
         A function that returns the signal received, or `None`. A second signal of the same kind
@@ -28,12 +28,12 @@ def deferred() -> Iterator[Callable[[], int | None]]:
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
         signal.signal(number, previous[number])
-        # In a thread: this may have interrupted the very write to standard error that a note
-        # begins, and Python refuses to enter it twice.
+        # In a thread: the signal may have interrupted a write to standard error, and Python does
+        # not allow another write inside it.
         said.append(threading.Thread(target=console.note, args=[words]))
         said[-1].start()
 
-    # Python delivers signals to the main thread alone, and lets only it say what they do.
+    # Python delivers signals only to the main thread, and only that thread may set handlers.
     handled = _SIGNALS if threading.current_thread() is threading.main_thread() else ()
     for number in handled:
         # A shell that starts a process in the background may have it ignore SIGINT.

@@ -1,7 +1,7 @@
-"""What happens between steps, as listeners: each is told of it, and says what it wants of the run.
+"""Listeners: objects that act between steps and may ask the run to save or to stop.
 
 Log lines, the metrics file, checkpoints, evaluations and Python's callbacks are listeners. A new
-thing between steps, such as early stopping, is one more of them.
+action between steps, such as early stopping, is another listener.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,18 +13,18 @@ from jaxft.training.step import StepMetrics
 
 
 class Verdict(NamedTuple):
-    """What a listener wants of the run.
+    """What a listener asks of the run.
 
     Attributes:
-        stop: Whether the step that was just made is to be the last.
-        save: Whether a checkpoint is to be written after it.
+        stop: Whether the step that was just made should be the last.
+        save: Whether a checkpoint should be written after it.
     """
 
     stop: bool = False
     save: bool = False
 
     def __or__(self, other: "Verdict") -> "Verdict":
-        """Return what either wants."""
+        """Return the union of two verdicts."""
         return Verdict(self.stop or other.stop, self.save or other.save)
 
 
@@ -32,15 +32,15 @@ GO_ON = Verdict()
 
 
 class Moment(NamedTuple):
-    """The run between two steps. The arrays in it are donated to the next step: do not keep them.
+    """The run between two steps. The next step donates its arrays, so do not keep them.
 
     Attributes:
-        step: Number of steps done.
+        step: The number of steps done.
         state: The state of training.
-        frozen: The leaves that are in no state.
-        carried: What compiled programs read in the place of `frozen`: the same leaves, and the
-            originals of trained ones if the objective measures by the base.
-        is_interrupted: Returns whether a signal came, so that what takes long should end.
+        frozen: The frozen leaves, which are not in the state.
+        carried: The leaves that compiled programs take as `frozen`: the same, and the originals of
+            trained leaves if the objective needs the base model.
+        is_interrupted: Returns whether a signal came, so that long work should end early.
     """
 
     step: int
@@ -56,57 +56,57 @@ class Moment(NamedTuple):
 
 
 class Listener:
-    """Told of what happens between steps; this one does nothing and wants nothing."""
+    """The base class of listeners; its methods do nothing and ask for nothing."""
 
     def is_due(self, step: int) -> bool:
-        """Return whether it acts after this step, and only once the step's figures are read."""
+        """Return whether `stepped` acts after this step, and needs its metrics to be read first."""
         return False
 
     def began(self, now: Moment) -> Verdict:
-        """The run is about to make its next step, the first one or one after a checkpoint.
+        """Called before the run makes its first step, or its first after a checkpoint.
 
-        Before the first step of all, `now` has the trained leaves of the base.
+        Before step 1, the trained leaves in `now` are those of the base model.
         """
         return GO_ON
 
     def read(self, step: int, figures: StepMetrics, tokens: int) -> Verdict:
-        """The figures of a step are on the host; the next step may be under way."""
+        """Called when the metrics of a step are on the host; the next step may have started."""
         return GO_ON
 
     def stepped(self, now: Moment) -> Verdict:
-        """A step was dispatched."""
+        """Called after a step was dispatched."""
         return GO_ON
 
     def ended(self, now: Moment) -> Verdict:
-        """The last step is done; the run was not interrupted."""
+        """Called after the last step, unless the run was interrupted."""
         return GO_ON
 
     def logged(self, step: int, line: Mapping[str, Any]) -> Verdict:
-        """There is a line of training metrics."""
+        """Called with each line of training metrics."""
         return GO_ON
 
     def saved(self, step: int) -> Verdict:
-        """A checkpoint was begun."""
+        """Called when the writing of a checkpoint has begun."""
         return GO_ON
 
     def measure(self, now: Moment) -> dict[str, float]:
-        """Return further figures of an evaluation, by the names they are logged under."""
+        """Return further metrics of an evaluation, by the names under which they are logged."""
         return {}
 
     def evaluated(self, step: int, line: Mapping[str, Any]) -> Verdict:
-        """There is a line of evaluation metrics."""
+        """Called with each line of evaluation metrics."""
         return GO_ON
 
 
 class Listeners(Listener):
-    """Several listeners as one: each is told in turn, and what any of them wants is wanted."""
+    """Several listeners as one: calls each in turn, and asks for what any of them asks for."""
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Begin without listeners."""
         self._all: list[Listener] = []
 
     def add(self, more: Sequence[Listener]) -> None:
-        """Have others be told too, after those that are."""
+        """Add listeners; they are called after the present ones."""
         self._all.extend(more)
 
     def _tell(self, how: Callable[[Listener], Verdict]) -> Verdict:
@@ -116,37 +116,37 @@ class Listeners(Listener):
         return verdict
 
     def is_due(self, step: int) -> bool:
-        """Return whether any acts after this step."""
+        """Return whether any listener acts after this step."""
         return any(each.is_due(step) for each in self._all)
 
     def began(self, now: Moment) -> Verdict:
-        """Tell all."""
+        """Call all listeners."""
         return self._tell(lambda each: each.began(now))
 
     def read(self, step: int, figures: StepMetrics, tokens: int) -> Verdict:
-        """Tell all."""
+        """Call all listeners."""
         return self._tell(lambda each: each.read(step, figures, tokens))
 
     def stepped(self, now: Moment) -> Verdict:
-        """Tell all."""
+        """Call all listeners."""
         return self._tell(lambda each: each.stepped(now))
 
     def ended(self, now: Moment) -> Verdict:
-        """Tell all."""
+        """Call all listeners."""
         return self._tell(lambda each: each.ended(now))
 
     def logged(self, step: int, line: Mapping[str, Any]) -> Verdict:
-        """Tell all."""
+        """Call all listeners."""
         return self._tell(lambda each: each.logged(step, line))
 
     def saved(self, step: int) -> Verdict:
-        """Tell all."""
+        """Call all listeners."""
         return self._tell(lambda each: each.saved(step))
 
     def measure(self, now: Moment) -> dict[str, float]:
-        """Return the figures of all."""
+        """Return the metrics of all listeners."""
         return {name: value for each in self._all for name, value in each.measure(now).items()}
 
     def evaluated(self, step: int, line: Mapping[str, Any]) -> Verdict:
-        """Tell all."""
+        """Call all listeners."""
         return self._tell(lambda each: each.evaluated(step, line))

@@ -1,4 +1,4 @@
-"""Log lines: what the steps since the last line come to, and how fast they were."""
+"""Makes log lines: the means of the steps since the last line, and their speed."""
 
 import time
 
@@ -10,23 +10,23 @@ from jaxft.training.step import StepMetrics
 
 
 class Log(Listener):
-    """Makes a line where one is due, and tells of it.
+    """Makes a log line when one is due, and passes it to the other listeners.
 
     Attributes:
-        window: The steps since the last line. It travels with the checkpoint.
-        bar: Where lines are shown, once there is such a place.
+        window: The sums over the steps since the last line. It is saved in checkpoints.
+        bar: The progress bar that shows the latest line.
     """
 
     def __init__(
         self, cadence: Cadence, steps_per_epoch: int | None, window: Window, tell: Listener
     ) -> None:
-        """Begin with what was seen before, in the part of the run that this one goes on from.
+        """Begin with a window, which for a resumed run comes from its checkpoint.
 
         Args:
             cadence: When lines are due.
-            steps_per_epoch: Steps of an epoch; `None` for a stream.
-            window: The steps since the last line.
-            tell: Who hears of lines.
+            steps_per_epoch: The number of steps of an epoch; `None` for a stream.
+            window: The sums over the steps since the last line.
+            tell: The listener that is told of each line.
         """
         self.window, self.bar = window, console.TrainingBar("Training", cadence.last, None, None)
         self._cadence, self._steps_per_epoch, self._tell = cadence, steps_per_epoch, tell
@@ -34,15 +34,15 @@ class Log(Listener):
         self._clock = time.monotonic()
 
     def start(self, bar: console.TrainingBar) -> None:
-        """Show lines on a bar, and count the time from now on."""
+        """Show lines on a progress bar, and start the clock."""
         self.bar, self._clock = bar, time.monotonic()
 
     def pause(self, seconds: float) -> None:
-        """Leave out some time that was not the training's."""
+        """Leave out some seconds that were not spent on training."""
         self._clock += seconds
 
     def read(self, step: int, figures: StepMetrics, tokens: int) -> Verdict:
-        """Count a step, and make a line where one is due."""
+        """Add a step to the window, and make a line if one is due."""
         terms = {
             name: (total.item(), count.item()) for name, (total, count) in figures.terms.items()
         }
@@ -52,7 +52,7 @@ class Log(Listener):
         return self._line() if self._cadence.logs(step) else GO_ON
 
     def finish(self) -> Verdict:
-        """Make a line of the steps that are in none yet."""
+        """Make a line of the steps that are not in a line yet."""
         return self._line() if self.window.target_tokens else GO_ON
 
     def _line(self) -> Verdict:

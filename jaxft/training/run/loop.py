@@ -1,6 +1,7 @@
-"""`jaxft train`, from recipe to tuned model: read top to bottom, `run` is what a run is.
+"""`jaxft train`, from a recipe to a tuned model; read `run` to see the stages of a run.
 
-Python's `Trainer.train` is the same list: `preparation.prepare`, `train`, `finish.write_result`.
+Python's `Trainer.train` has the same stages: `preparation.prepare`, `train` and
+`finish.write_result`.
 """
 
 import shlex
@@ -23,15 +24,15 @@ from jaxft.training.run.trainer import Outcome, Trainer
 
 
 def run(config: RunConfig) -> None:
-    """Train as the recipe says, and show what came of it.
+    """Train according to a recipe, write the result, and show it.
 
     Raises:
-        JaxftError: If the user can mend what is amiss.
+        JaxftError: If something is wrong that the user can fix.
         Stopped: If a signal ended the run; its state is saved.
     """
     plan, leaves = preparation.prepare(request.of_recipe(config), None)
     _show_plan(plan)
-    # All that can be refused has been before anything is written.
+    # All checks are done; from here on files are written.
     outcome = train(plan, leaves.begin(plan), [], CAUSAL_LM)
     written = finish.write_result(plan, outcome)
     _show_outcome(plan, outcome)
@@ -51,13 +52,13 @@ def train(
     """Make the steps of a plan, for `jaxft train` and for Python.
 
     Args:
-        plan: What to do.
-        tree: All leaves as they are before the first step.
-        listeners: Told of what happens between steps.
-        objective: What is minimised.
+        plan: The plan of the run.
+        tree: All leaves before the first step.
+        listeners: Further listeners, called between steps.
+        objective: The objective that is minimised.
 
     Raises:
-        JaxftError: If the run's folder cannot be written to, or a loss is no number.
+        JaxftError: If the run's folder cannot be written to, or a loss is not finite.
         Stopped: If a signal ended the run; its state is saved.
     """
     with folder.open_checkpoints(plan) as checkpoints:
@@ -88,7 +89,7 @@ def _show_plan(plan: Plan) -> None:
 
 
 def _show_outcome(plan: Plan, outcome: Outcome) -> None:
-    if isinstance(plan.train, StreamBatches):  # nobody has looked at these rows before
+    if isinstance(plan.train, StreamBatches):  # the rows of a stream were not checked before
         console.note(f"Read for training: {report.describe(plan.train.report)}")
     rows = [
         (name, found.loss, found.perplexity)

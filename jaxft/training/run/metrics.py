@@ -1,7 +1,7 @@
-"""The record of a run: sums over the steps since the last log line, and the file of lines.
+"""The metrics of a run: the sums over the steps since the last log line, and `metrics.jsonl`.
 
-Sums are kept, not means, and they travel with the checkpoint, so that the lines of a resumed run
-are those of a straight one.
+The window has sums, not means, and is saved in checkpoints, so that the lines of a resumed run are
+those of an uninterrupted one.
 """
 
 import dataclasses
@@ -16,18 +16,18 @@ from jaxft.training.run.listener import GO_ON, Listener, Verdict
 
 @dataclasses.dataclass
 class Window:
-    """What was seen since the last log line.
+    """The sums over the steps since the last log line.
 
     Attributes:
-        terms: For each term of the objective its sum and its count, ``{"loss": (12.5, 10)}``.
-        tokens: Tokens read, padding left out.
+        terms: The sum and the count of each term of the objective, ``{"loss": (12.5, 10)}``.
+        tokens: The number of tokens read, without padding.
     """
 
     terms: dict[str, tuple[float, float | int]] = dataclasses.field(default_factory=dict)
     tokens: int = 0
 
     def add(self, terms: Mapping[str, tuple[float, float | int]], tokens: int) -> None:
-        """Count one step: the sum and count of each term, and its tokens."""
+        """Add one step: the sum and count of each term, and the number of its tokens."""
         for name, (total, count) in terms.items():
             so_far, counted = self.terms.get(name, (0.0, 0))
             self.terms[name] = (so_far + total, counted + count)
@@ -39,16 +39,16 @@ class Window:
 
     @property
     def target_tokens(self) -> int:
-        """How much the mean of the loss is a mean over: the number of its labels."""
+        """The number of supervised tokens, over which the mean of the loss is taken."""
         return int(self.terms["loss"][1]) if self.terms else 0
 
     def record(self) -> dict[str, Any]:
-        """Return it as JSON values, from which `from_record` makes it again."""
+        """Return the window as JSON values, from which `from_record` restores it."""
         return {"terms": dict(self.terms), "tokens": self.tokens}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Window":
-        """Return the window that was recorded, by this version or one that had the loss alone."""
+        """Restore a recorded window, also from an older version that recorded only the loss."""
         terms = record.get("terms")
         if terms is None:
             terms = {"loss": (record["loss_sum"], record["target_tokens"])}
@@ -58,43 +58,43 @@ class Window:
 
 
 class MetricsFile(Listener):
-    """`metrics.jsonl`: one object a line, each with its `step`.
+    """The file `metrics.jsonl`, with one JSON object per line, each with its `step`.
 
-    Every line is on its way to the disk when `write` returns, so a killed process loses none.
+    The operating system has each line when `write` returns, so a killed process loses no line.
     """
 
     def __init__(self, path: Path, resumed_step: int | None) -> None:
-        """Open for appending.
+        """Prepare the file for appending.
 
         Args:
-            path: The file; its folder exists.
-            resumed_step: The step that the run goes on from: later lines are taken out, because
-                they will be written again. `None` starts the file anew.
+            path: The path of the file; its folder exists.
+            resumed_step: The step from which the run resumes. Later lines are removed, because they
+                will be written again. `None` begins an empty file.
         """
         self._path = path
         kept = [] if resumed_step is None else read(path, up_to_step=resumed_step)
-        # Beside it first, so that being killed here loses nothing.
+        # Written to a temporary file first, so that a kill at this point loses nothing.
         new = path.with_name(f".{path.name}.new")
         new.write_text("".join(map(_line, kept)), encoding="utf-8")
         os.replace(new, path)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append a line."""
+        """Append a line for a step."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_line({"step": step, **values}))
 
     def logged(self, step: int, line: Mapping[str, Any]) -> Verdict:
-        """Write it down."""
+        """Append the line."""
         self.write(step, line)
         return GO_ON
 
     def evaluated(self, step: int, line: Mapping[str, Any]) -> Verdict:
-        """Write it down."""
+        """Append the line."""
         self.write(step, line)
         return GO_ON
 
     def find(self, step: int, name: str) -> dict[str, Any] | None:
-        """Return the line of a step that has the value `name`, or `None`."""
+        """Return the line of a step that has a value called `name`; `None` if there is none."""
         lines = (line for line in read(self._path, step) if line["step"] == step and name in line)
         return next(lines, None)
 

@@ -1,4 +1,4 @@
-"""The compiled programs of a run, which are handed to it, so that equal runs can share them."""
+"""The compiled programs of a run, which are passed to it, so that equal runs can share them."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,12 +17,13 @@ from jaxft.training.step import Program, StepMetrics
 
 
 class Programs(NamedTuple):
-    """What a run computes with.
+    """The compiled programs of a run.
 
     Attributes:
-        static: What is static about its steps.
-        train_step: ``(state, frozen, batch, seed) -> (state, metrics)``.
-        eval_step: ``(trainable, frozen, batch) -> terms``; `None` without held-out rows.
+        static: The static properties of a step, such as the network and the dtype.
+        train_step: The training step, ``(state, frozen, batch, seed) -> (state, metrics)``.
+        eval_step: The evaluation, ``(trainable, frozen, batch) -> terms``; `None` without held-out
+            rows.
     """
 
     static: Program
@@ -34,8 +35,8 @@ def make_programs(plan: Plan, objective: Objective) -> Programs:
     """Return the programs of a plan; each is compiled when it is first called.
 
     Args:
-        plan: What to do.
-        objective: What is minimised.
+        plan: The plan of the run.
+        objective: The objective that is minimised.
     """
     train = plan.config.train
     static = Program(

@@ -1,8 +1,8 @@
-"""The training loop: which step runs next, and what is told between steps.
+"""The training loop: dispatches steps, and calls listeners between them.
 
-The device is never waited for without need: step n is dispatched, then the metrics of step n - 1
-are read. What happens between steps is a list of listeners; everything that the numbers depend on
-is in the state, the plan, and the `Window` of sums, which travels with the checkpoint.
+The loop waits for the device only if it must: step n is dispatched before the metrics of step n - 1
+are read. Whatever happens between steps is done by listeners. All numbers depend only on the state,
+the plan, and the `Window` of sums, which is saved in checkpoints.
 """
 
 import dataclasses
@@ -39,15 +39,15 @@ from jaxft.training.step import StepMetrics
 
 
 class Outcome(NamedTuple):
-    """What a finished run leaves.
+    """The result of a finished run.
 
     Attributes:
-        start: The trained leaves as the base has them, and with adapters that are fresh.
-        trainable: The trained leaves.
-        frozen: The other leaves.
-        before: The held-out evaluation at step 0, or `None`.
-        after: The held-out evaluation at the end, or `None`.
-        num_steps: How many steps were made.
+        start: The trained leaves before training: the base model's own, and fresh adapters.
+        trainable: The trained leaves after training.
+        frozen: All other leaves of the model.
+        before: The held-out evaluation at step 0; `None` if there was none.
+        after: The held-out evaluation at the end; `None` if there was none.
+        num_steps: The number of steps done.
     """
 
     start: trees.Tree
@@ -59,7 +59,7 @@ class Outcome(NamedTuple):
 
 
 class _Pending(NamedTuple):
-    """A step that was dispatched and whose metrics were not read yet."""
+    """A step that was dispatched but whose metrics were not read yet."""
 
     step: int
     metrics: StepMetrics
@@ -67,12 +67,12 @@ class _Pending(NamedTuple):
 
 
 class _Between(NamedTuple):
-    """Those who act between steps.
+    """The listeners that act between steps.
 
     Attributes:
-        log: Makes log lines.
-        saving: Writes checkpoints.
-        everyone: All listeners, these included.
+        log: The listener that makes log lines.
+        saving: The listener that writes checkpoints.
+        everyone: All listeners, including these two.
     """
 
     log: Log
@@ -81,33 +81,33 @@ class _Between(NamedTuple):
 
 
 class Trainer:
-    """A run: where it begins, what it computes with, and who is told of its steps.
+    """Runs the steps of a plan with compiled programs, and calls listeners between them.
 
     Attributes:
-        plan: What to do.
-        programs: What it computes with.
+        plan: The plan of the run.
+        programs: The compiled programs of the run.
         hyper: The numbers of the optimizer, on every device.
-        start: The trained leaves as they are before the first step.
-        frozen: The leaves that are in no state. They do not change.
-        started: What adapters begin as, if this run does not go on from a checkpoint.
+        start: The trained leaves before the first step.
+        frozen: The frozen leaves, which are not in the state.
+        started: The initial A0 and B0 of adapters, unless this run resumes from a checkpoint.
     """
 
     def __init__(
         self, plan: Plan, tree: trees.Tree, programs: Programs, listeners: Sequence[Listener]
     ) -> None:
-        """Compute nothing yet.
+        """Divide the leaves into parts; nothing is computed yet.
 
         Args:
-            plan: What to do.
-            tree: All leaves, as they are before the first step.
+            plan: The plan of the run.
+            tree: All leaves before the first step.
             programs: The compiled programs of this plan.
-            listeners: Told of what happens, after those that log, save and evaluate.
+            listeners: Further listeners, called after those that log, save and evaluate.
         """
         self.plan, self.programs, self._listeners = plan, programs, listeners
-        # Placed as the step returns them, so that a run that goes on compiles once too.
+        # Sharded as the step returns them, so that a resumed run also compiles only once.
         self.start, self.started, numbers, self.frozen = mask.parts(plan.network, tree)
         hyper = optimizer.hyper_of(plan.config.train, plan.num_steps)
-        # Copies, since a step gives up the buffers of its state, and `tree` may be used again.
+        # Copied, because a step donates the buffers of its state, and `tree` may be used again.
         self.hyper = jax.device_put(
             dataclasses.replace(hyper, adapters=numbers),
             meshes.replicated(plan.mesh),
@@ -118,11 +118,11 @@ class Trainer:
             self._carried = untuned.with_originals(plan.network, self.frozen, self.start)
 
     def run(self, checkpoints: Checkpoints) -> Outcome:
-        """Train to the end, from the latest checkpoint where there is one.
+        """Train to the end, from the latest checkpoint if there is one.
 
         Raises:
             Stopped: If a signal came; the state is saved.
-            TrainingError: If the loss or its gradient is no longer a number.
+            TrainingError: If the loss or its gradient is not finite.
         """
         plan = self.plan
         restored = checkpoints.restore_latest(
@@ -136,7 +136,7 @@ class Trainer:
             console.note(_resuming(first, plan.num_steps))
         record = MetricsFile(plan.folder / "metrics.jsonl", first if restored else None)
         between = self._between(checkpoints, record, window)
-        # Before the first step it is the plain base, also where training goes on from an adapter.
+        # Before the first step this is the plain base, even if training continues from an adapter.
         seen = state if first else dataclasses.replace(state, trainable=self.start)
         verdict = between.everyone.began(Moment(first, seen, self.frozen, self._carried, _never))
         now = self._train(state, first, verdict, between)
@@ -151,13 +151,13 @@ class Trainer:
         )
 
     def state_of(self, trainable: trees.Tree) -> TrainState:
-        """Return the state before the first step of a run that begins at some trained leaves."""
+        """Return the state before the first step of a run that begins with these trained leaves."""
         return states.init_state(
             trainable, self.started, self.hyper, make_optimizer, self.plan.mesh
         )
 
     def _beginning(self) -> trees.Tree:
-        """Return the trained leaves that the first step changes."""
+        """Return the trained leaves with which the first step begins."""
         given = self.plan.initial
         return self.start if given is None else initial.placed(given, self.start)
 
@@ -174,7 +174,7 @@ class Trainer:
         return _Between(log, saving, everyone)
 
     def _train(self, state: TrainState, first: int, verdict: Verdict, between: _Between) -> Moment:
-        """Run the steps after `first`, and return where that ended.
+        """Run the steps after `first`, and return the run after the last one.
 
         Raises:
             Stopped: If a signal came; the state is saved.
@@ -214,7 +214,7 @@ class Trainer:
         if feed.total_s > 0:
             waited = feed.waited_s / feed.total_s
             console.note(f"Waiting for batches took {waited:.1%} of the time.")
-        # Asked here, so that one that came after the last step counts too.
+        # Checked here, so that a signal that came after the last step counts too.
         number = signal()
         if number is not None:
             between.saving.interrupted(now)
@@ -223,10 +223,10 @@ class Trainer:
         return now._replace(is_interrupted=_never)
 
     def _read(self, pending: _Pending | None, everyone: Listeners) -> Verdict:
-        """Wait for a step's metrics, and tell of them.
+        """Wait for the metrics of a step, and pass them to all listeners.
 
         Raises:
-            TrainingError: If they are not finite.
+            TrainingError: If the loss or its gradient is not finite.
         """
         if pending is None:
             return GO_ON
@@ -235,10 +235,10 @@ class Trainer:
         return everyone.read(pending.step, seen, pending.tokens)
 
     def _check_finite(self, step: int, seen: StepMetrics) -> None:
-        """Stop where a step was skipped because its loss or gradient is not finite.
+        """Check that a step was not skipped because its loss or gradient was not finite.
 
         Raises:
-            TrainingError: If it was.
+            TrainingError: If the step was skipped.
         """
         if not seen.is_skipped:
             return
