@@ -157,11 +157,8 @@ def head_logits(
         logits = embedding.with_columns(logits, hidden, rows, leaves[f"{owner}/rows"])
     adapter = dict(network.outer_adapters).get(HEAD)
     if adapter is not None:
-        own = {
-            path.removeprefix("head/"): leaf
-            for path, leaf in leaves.items()
-            if path.startswith("head/")
-        }
+        paths = {part.name: f"head/{part.name}" for part in adapter.parts}
+        own = {name: leaves[path] for name, path in paths.items() if path in leaves}
         if network.ties_adapters:  # what leads out of the embedding leads in here
             own |= {"lora_a": leaves["embed/lora_b"], "lora_b": leaves["embed/lora_a"]}
         if seeds is not None:
