@@ -18,7 +18,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the suite's time would be LLVM polishing programs that run once. What is compiled, and
 # into what memory, is settled before LLVM sees it. An XLA_FLAGS of one's own is left alone.
 if os.environ["JAX_PLATFORMS"] == "cpu":
-    flags = ["--xla_backend_optimization_level=0"]
+    # Small programs are not worth cutting into parts either.
+    flags = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
     # XLA's older code for fusions compiles in half the time. Later releases do not have it.
     if metadata.version("jaxlib").startswith("0.10."):
         flags.append("--xla_cpu_use_fusion_emitters=false")
