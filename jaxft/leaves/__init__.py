@@ -1,1 +1,1 @@
-"""What the path of a leaf says, and the kinds of leaves that adapters add to a model."""
+"""The paths of leaves, and the kinds of leaves that adapters add to a model."""

@@ -1,8 +1,7 @@
 """The address of a leaf: the block of layers, the module and the part that its path names.
 
-A path is printed from an address and parsed into one here and nowhere else; a test holds every
-other file to that. The layers of a block, and whatever else is stacked in a leaf, are dimensions of
-the leaf and have no place in its path.
+Only this file converts a path to an address and back; a test enforces that. The layers of a block,
+like everything else that is stacked in a leaf, are dimensions of the leaf and not in its path.
 """
 
 import dataclasses
@@ -23,10 +22,12 @@ class Address:
     """Where a leaf is: "groups/0/1/attn/q/kernel" is the kernel of "attn/q" in a block of layers.
 
     Attributes:
-        group: The group of layers, 0; `None` outside of the layers, and in a path within a block.
-        position: The position in the group's period, 1; `None` where `group` is.
-        module: The path of the module within its block, "attn/q", or "head".
-        part: The leaf of the module, "kernel" or "lora_a".
+        group: The index of the group of layers, such as 0; `None` outside the layers, and in a
+            path within a block.
+        position: The position in the group's period, such as 1; `None` if `group` is `None`.
+        module: The path of the module within its block, such as "attn/q"; or a module outside the
+            layers, such as "head".
+        part: The name of the leaf in the module, such as "kernel" or "lora_a".
     """
 
     group: int | None
@@ -36,7 +37,7 @@ class Address:
 
     @classmethod
     def parse(cls, path: str) -> "Address":
-        """Return the address that a path says.
+        """Return the address that a path names.
 
         Raises:
             ValueError: If it is not the path of a leaf.
@@ -61,7 +62,7 @@ class Address:
 
     @property
     def block(self) -> str:
-        """The path of the block of layers, "groups/0/1"; "" outside of the layers."""
+        """The path of the block of layers, such as "groups/0/1"; "" outside the layers."""
         if self.group is None or self.position is None:
             return ""
         return block_path(self.group, self.position)
@@ -73,29 +74,29 @@ class Address:
 
     @property
     def is_adapter(self) -> bool:
-        """Whether the leaf is trained, and stands beside the model's own."""
+        """Whether tuning added the leaf, and trains it."""
         return self._role == "trained"
 
     @property
     def is_start(self) -> bool:
-        """Whether the leaf is what an adapter began as, which is frozen."""
+        """Whether the leaf is the frozen initial value of an adapter's leaf, A0 or B0."""
         return self._role == "start"
 
     @property
     def is_number(self) -> bool:
-        """Whether the leaf is a number of an adapter, its scaling or its dropout."""
+        """Whether the leaf is a number of an adapter: its scaling or its dropout."""
         return self._role == "number"
 
     @property
     def start_of(self) -> str | None:
-        """The path of the leaf that began as this one; `None` if this one is no start."""
+        """The path of the leaf whose initial value this is; `None` if this leaf is not a start."""
         if self._added is None or self._added.start_of is None:
             return None
         return self.beside(self._added.start_of)
 
     @property
     def is_decayed(self) -> bool:
-        """Whether weight decay applies to the leaf where it is trained."""
+        """Whether weight decay applies to the leaf if it is trained."""
         return not self._is_bias_or_scale if self._added is None else self._added.is_decayed
 
     @property
@@ -117,10 +118,10 @@ class Address:
 
 
 def block_path(group: int, position: int) -> str:
-    """Return the path of the layers at a position in the period of a group, "groups/0/1"."""
+    """Return the path of the layers at a position of a group's period, such as "groups/0/1"."""
     return f"groups/{group}/{position}"
 
 
 def within(block: str, path: str) -> str:
-    """Return the path of what has a path within a block; "" is the outside of the layers."""
+    """Return the full path, given a block and a path within it; "" means outside the layers."""
     return f"{block}/{path}" if block else path

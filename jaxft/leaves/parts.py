@@ -1,8 +1,7 @@
-"""The leaves that tuning adds beside the model's own, as one table.
+"""One table of the leaves that tuning adds to the model's own.
 
-A further kind of leaf is one entry here: modules make the leaves that the table says, PEFT's file
-has those that it names, and `Address` answers by it whether a leaf is trained, decayed or trained
-faster.
+A new kind of leaf is a new entry here: the table decides which leaves modules create, which of them
+PEFT's file has, and whether `Address` calls a leaf trained, decayed or trained faster.
 
 Source of the names in PEFT's file: `peft/tuners/lora/layer.py: LoraLayer.adapter_layer_names`,
 `peft/utils/save_and_load.py: get_peft_model_state_dict`.
@@ -18,19 +17,20 @@ class Part(NamedTuple):
     """One kind of leaf that is added to a module.
 
     Attributes:
-        name: The last name of its path, "lora_a".
-        role: "trained"; or frozen, as the "start" of a trained part, its values before the first
-            step, or as a "number" of the adapter.
-        axes: Its dimensions in one layer: "rank", and "in" and "out" of the adapter's module;
-            of rows, "token" and "feature".
+        name: The last component of its path, such as "lora_a".
+        role: "trained"; or frozen: the "start" of a trained part, which is its value before the
+            first step, or a "number" of the adapter.
+        axes: Its dimensions in one layer: "rank", and "in" and "out" of the adapter's module; for
+            trained rows, "token" and "feature".
         initial: The value of every entry until others are set.
         dtype: The name of its dtype.
         is_decayed: Whether weight decay applies to it.
         is_faster: Whether LoRA+ trains it at the faster rate.
-        needs: The field of `Adapter` that says whether there is one; `None` if there always is.
-        start_of: The part that a "start" is of.
-        filed: What PEFT's file calls it below the name of the module; `None` if no file has it.
-        filed_of_table: The same where the module is a table of embeddings.
+        needs: The field of `Adapter` that says whether an adapter has the part; `None` if every
+            adapter has it.
+        start_of: The trained part whose start this is, such as "lora_a".
+        filed: Its name in PEFT's file, after the name of the module; `None` if no file has it.
+        filed_of_table: Its name in PEFT's file if the module is a table of embeddings.
         is_filed_transposed: Whether the tensor in the file is the transpose of the leaf.
     """
 
@@ -141,7 +141,7 @@ OF_ADAPTER = (
         needs="drops",
     ),
 )
-# Rows of a table, or columns of the head, that are trained in their place, whole as PEFT has them.
+# Trained rows that replace rows of a table or columns of the head; whole rows, as in PEFT.
 ROWS = Part(
     "rows",
     role="trained",

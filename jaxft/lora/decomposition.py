@@ -1,7 +1,7 @@
-"""A and B made of the weight that they stand beside: PiSSA's and OLoRA's, for one matrix.
+"""Decomposes a weight matrix into the initial A and B of its adapter, for PiSSA and OLoRA.
 
-Pure functions of numpy arrays, in float32 as PEFT's; which matrix, `starts` says. The weight is
-[out, in], its rows in Hugging Face's order: the signs in a QR decomposition depend on it.
+Pure functions of numpy arrays, in float32 as in PEFT; `starts` chooses the matrices. A weight is
+[out, in], with its rows in Hugging Face's order: the signs in a QR decomposition depend on it.
 
 Source: `peft/tuners/lora/layer.py: LoraLayer.pissa_init` and `olora_init`.
 """
@@ -20,12 +20,12 @@ class Factors(NamedTuple):
     b: np.ndarray
 
 
-# Of weight [out, in], rank, the adapter's scaling, and random numbers for who needs them.
+# (weight [out, in], rank, the adapter's scaling, random numbers for a randomised SVD) -> A and B
 Decomposition = Callable[[np.ndarray, int, float, np.random.Generator], Factors]
 
 
 def named(kind: str) -> Decomposition:
-    """Return the decomposition that a value of `LoraConfig.init_lora_weights` means."""
+    """Return the decomposition for a value of `LoraConfig.init_lora_weights`, such as "pissa"."""
     if kind == "olora":
         return _olora
     if kind == "pissa":
@@ -41,17 +41,17 @@ def named(kind: str) -> Decomposition:
 def _pissa(
     w: Float[np.ndarray, "o i"], rank: int, scaling: float, rng: np.random.Generator
 ) -> Factors:
-    """Take the largest singular values. Source: Meng et al. 2024, "PiSSA", eq. 2 to 4."""
+    """Keep the largest singular values. Source: Meng et al. 2024, "PiSSA", eq. 2 to 4."""
     return _principal(*np.linalg.svd(w, full_matrices=False), rank, scaling)
 
 
 def _olora(
     w: Float[np.ndarray, "o i"], rank: int, scaling: float, rng: np.random.Generator
 ) -> Factors:
-    """Take the first columns of Q and rows of R. Source: Büyükakyüz 2024, "OLoRA", algorithm 1.
+    """Keep the first columns of Q and rows of R. Source: Büyükakyüz 2024, "OLoRA", algorithm 1.
 
-    As in PEFT, the scaling is not divided out: what is taken from W is `scaling` times Q R. Of a
-    Conv1D's weight, PEFT decomposes the transpose, which fits only where it is square.
+    As in PEFT, Q and R are not divided by the scaling, so `scaling` times Q R is subtracted from W.
+    For a Conv1D, PEFT decomposes the transposed weight, whose factors fit only a square weight.
     """
     q, r = np.linalg.qr(w)
     return Factors(r[:rank], q[:, :rank])
@@ -65,7 +65,7 @@ def _principal(u: np.ndarray, s: np.ndarray, vh: np.ndarray, rank: int, scaling:
 def _randomised_svd(
     w: Float[np.ndarray, "o i"], rank: int, num_iterations: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return about the first `rank` singular vectors and values, as `np.linalg.svd` does.
+    """Return approximately the first `rank` singular vectors and values, as `np.linalg.svd` does.
 
     Source: `torch/_lowrank.py: svd_lowrank`; Halko et al. 2011, algorithms 4.4 and 5.1.
     """
@@ -80,5 +80,5 @@ def _randomised_svd(
 
 
 def _columns(x: np.ndarray) -> np.ndarray:
-    """Return an orthonormal basis of the space that the columns span."""
+    """Return an orthonormal basis of the column space of `x`."""
     return np.linalg.qr(x).Q

@@ -1,9 +1,9 @@
-"""EVA: adapters begin along the directions in which their modules' inputs vary most.
+"""EVA: the initial A of an adapter holds the directions in which its module's inputs vary most.
 
-Three parts. `include` keeps, of the inputs of a module, their mean and their principal directions,
-batch by batch and in memory that does not grow; `allocate` gives ranks to the modules whose
-directions explain the largest shares of variance; `decided` says that in PEFT's patterns, so that
-the network, the file and its readers need to know nothing of EVA.
+There are three parts. `include` adds a batch to the sketch of a module's inputs: their mean and
+principal directions, whose size does not grow. `allocate` gives ranks to the modules whose
+directions explain the largest shares of variance. `decided` writes these ranks as PEFT's patterns,
+so that the network, the adapter's file and its readers need to know nothing of EVA.
 
 Source: Paischer et al. 2024, "One Initialization to Rule them All", section 3;
 `peft/tuners/lora/eva.py`, `peft/utils/incremental_pca.py: IncrementalPCA.partial_fit`.
@@ -26,23 +26,24 @@ from jaxft.models.families.family import Family
 from jaxft.models.network import Network, read_by
 from jaxft.weights import names
 
-# Of subspace iteration a batch. Each multiplies the error of a direction by a ratio of variances:
-# of the first one that is not looked for to its own.
+# Sweeps of subspace iteration for each batch. A sweep multiplies the error of a direction by a
+# ratio of variances: that of the first direction that is not searched for, to its own.
 _SWEEPS = 6
-_SPARE = 16  # directions looked for beyond twice those kept, so that the ratio is small for few
+_SPARE = 16  # extra directions to search for, which keeps the ratio small if few are kept
 
 
 class Sketch(NamedTuple):
-    """What is kept of the inputs of a module: their mean, and in which directions they vary most.
+    """A summary of a module's inputs: their mean, and the directions in which they vary most.
 
     Attributes:
-        num_tokens: int32, the tokens seen.
-        mean: float32 [i], of them.
-        scatter: float32, the sum of their squared distances from the mean.
-        directions: float32 [k i], orthonormal, that of the largest variance first. The largest
-            entry of each is positive, as PEFT has it.
-        spread: float32 [k], the singular values that belong to them, of the centred inputs.
-        likeness: float32 [k], the cosine between each and what it was a batch before.
+        num_tokens: int32, the number of tokens seen.
+        mean: float32 [i], the mean of the tokens seen.
+        scatter: float32, the sum of the tokens' squared distances from the mean.
+        directions: float32 [k i], the principal directions, orthonormal, in descending order of
+            variance. The largest entry of each direction is positive, as in PEFT.
+        spread: float32 [k], the singular value of each direction, of the centred inputs.
+        likeness: float32 [k], the cosine between each direction and the one that it replaced in
+            the last batch.
     """
 
     num_tokens: Int32[Array, ""]
@@ -57,12 +58,12 @@ class Site(NamedTuple):
     """A module that is to be adapted.
 
     Attributes:
-        module: It.
-        block: Where its layer is stacked, "groups/0/0", or "".
-        slot: Which slice of the stack it is.
-        input: The path of the module whose input it reads.
-        rank: What the recipe gives it.
-        most: The most that it can get.
+        module: The module.
+        block: The path of the stacked layers that it is in, "groups/0/0"; "" outside the layers.
+        slot: The index of its layer in the stack; 0 outside the layers.
+        input: The path of the module whose input it shares, such as "attn/q" for "attn/k".
+        rank: The rank that the recipe gives it.
+        most: The largest rank that it can get.
     """
 
     module: names.Module
@@ -78,10 +79,11 @@ def sites(asked: Network, base: Network, family: Family, rho: float) -> list[Sit
 
     Args:
         asked: The network with adapters of the ranks that the recipe gives.
-        base: The same without adapters: its blocks are what is measured.
-        family: Its family.
-        rho: How many times its rank a module can get; those that read one input can get what the
-            largest of them can, and none more than its smaller side.
+        base: The network without adapters, whose inputs are measured.
+        family: The family of the model.
+        rho: The largest rank of a module, as a multiple of the recipe's rank. Modules that read
+            the same input share the largest of their limits. No rank exceeds the smaller dimension
+            of its module.
     """
     asked_of = asked.places()
     places: dict[int | None, tuple[str, int]] = {
@@ -105,7 +107,7 @@ def sites(asked: Network, base: Network, family: Family, rho: float) -> list[Sit
 
 
 def empty(sites: Sequence[Site], base: Network) -> dict[str, dict[str, Sketch]]:
-    """Return sketches of nothing for what `sites` read, as `Decoder.fold_inputs` keeps them."""
+    """Return empty sketches for the inputs of `sites`, in the form of `Decoder.fold_inputs`."""
     repeats = {block: len(layers) for block, _, layers in base.stacked_blocks()}
     kept: dict[str, dict[str, Sketch]] = {}
     by_place = sorted(sites, key=lambda site: (site.block, site.input))
@@ -128,12 +130,12 @@ _times = functools.partial(jnp.matmul, precision="highest")
 
 
 def include(sketch: Sketch, x: Float[Array, "b t i"], is_counted: Bool[Array, "b t"]) -> Sketch:
-    """Return the sketch of what was seen before and `x`, at the tokens that count.
+    """Return the sketch with the tokens of `x` added for which `is_counted` is true.
 
-    The directions are those of the matrix whose rows are the old directions times their spread,
-    the new tokens less their mean, and what the mean has moved: neither it nor its product with
-    itself is ever there. By subspace iteration, more than twice as many directions are looked for
-    as are kept, from those that are kept and from random ones.
+    The new directions are the principal directions of a matrix with three kinds of rows: the old
+    directions times their spread, the new tokens minus their mean, and the scaled shift of the
+    mean. Neither this matrix nor its product with itself is formed. Subspace iteration searches for
+    more than twice as many directions as are kept, from the kept directions and random ones.
     """
     num_kept, num_in = sketch.directions.shape
     is_counted = is_counted[..., None]
@@ -169,26 +171,26 @@ def include(sketch: Sketch, x: Float[Array, "b t i"], is_counted: Bool[Array, "b
 
 
 def sketch_of(site: Site, kept: Mapping[str, Mapping[str, Sketch]]) -> Sketch:
-    """Return the sketch of what a module reads, of the host's arrays that `kept` is made of."""
+    """Return the sketch of a module's input; the arrays of `kept` are on the host."""
     stacked = kept[site.block][site.input]
     return Sketch(*(part[site.slot] for part in stacked)) if site.block else stacked
 
 
 def ratios(site: Site, sketch: Sketch) -> np.ndarray:
-    """Return which share of its input's variance each direction that a module can get explains."""
+    """Return the share of the input's variance that each of `site.most` directions explains."""
     spread = np.asarray(sketch.spread[: site.most], np.float64)
     return spread**2 / max(float(sketch.scatter), float(np.finfo(np.float32).tiny))
 
 
 def allocate(ratios: Sequence[np.ndarray], budget: int) -> list[int]:
-    """Return a rank for each module: how many of the largest `budget` ratios are its own.
+    """Return the rank of each module: how many of the `budget` largest ratios belong to it.
 
-    Of equal ratios those of the module that comes first are taken, so of modules that read one
-    input no later one has a larger rank.
+    Among equal ratios, those of earlier modules are taken first. So of the modules that read the
+    same input, a later one never has a larger rank.
 
     Args:
-        ratios: Of each module, descending.
-        budget: The ranks to give, no more than there are ratios.
+        ratios: The ratios of each module, in descending order.
+        budget: The sum of all ranks, at most the number of ratios.
     """
     owners = np.repeat(np.arange(len(ratios)), [len(each) for each in ratios])
     chosen = np.argsort(-np.concatenate(ratios), kind="stable")[:budget]
@@ -196,18 +198,18 @@ def allocate(ratios: Sequence[np.ndarray], budget: int) -> list[int]:
 
 
 def is_found(sketch: Sketch, rank: int, tau: float) -> bool:
-    """Tell whether the first `rank` directions are what they were a batch before."""
+    """Return whether each of the first `rank` directions has a likeness of at least `tau`."""
     return bool((np.asarray(sketch.likeness[:rank]) >= tau).all())
 
 
 def beginning(sketch: Sketch, rank: int, *, whiten: bool) -> np.ndarray:
-    """Return A [rank, in], float32."""
+    """Return the initial A, float32 [rank, in]; `whiten` divides it by the root of the spread."""
     a = np.array(sketch.directions[:rank])
     return a / np.sqrt(np.asarray(sketch.spread[:rank]))[:, None] if whiten else a
 
 
 def tables(asked: Network, family: Family) -> list[str]:
-    """Return the names of adapted tables of embeddings: what they read are no directions."""
+    """Return the names of adapted embedding tables; their inputs are ids, without directions."""
     outer = dict(asked.outer_adapters)
     modules = names.adaptable_modules(family, asked.spec)
     return [module.name for module in modules if module.is_table and module.path in outer]
@@ -216,15 +218,15 @@ def tables(asked: Network, family: Family) -> list[str]:
 def decided(
     config: LoraConfig, sites: Sequence[Site], ranks: Mapping[str, int], tables: Sequence[str]
 ) -> LoraConfig:
-    """Return what a recipe asks for with the ranks decided, as patterns of full names.
+    """Return the config with the decided ranks, as patterns of full module names.
 
     A module of rank 0 is no longer a target.
 
     Args:
-        config: With `eva_config`.
-        sites: The modules.
-        ranks: Of each by name; of those that are not named 0.
-        tables: Names of adapted tables, whose ranks stay.
+        config: The config of the recipe, which has an `eva_config`.
+        sites: The modules whose ranks are decided.
+        ranks: The rank of each module, by module name; a module that is not named has rank 0.
+        tables: The names of adapted tables, which keep their ranks.
 
     Source: `peft/tuners/lora/eva.py: _load_eva_state_dict`.
     """
@@ -257,7 +259,15 @@ def begun(
     family: Family,
     network: Network,
 ) -> trees.Tree:
-    """Return leaves, each A replaced by `directions`, [rank, in] by module name; not of tables."""
+    """Return leaves with new initial values of A; those of tables stay.
+
+    Args:
+        tree: The leaves.
+        directions: The new A [rank, in] of each module, by module name; in the layers, a module
+            that is not named gets zeros.
+        family: The family, which names the modules.
+        network: The network, which says which adapters there are.
+    """
     called = {
         (module.layer, module.path): module.name
         for module in names.linear_modules(family, network.spec)

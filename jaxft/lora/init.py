@@ -1,7 +1,7 @@
-"""How adapters begin, in PEFT's ways.
+"""Random initial values of adapters, by the methods of PEFT.
 
-A layer's draw depends on the seed, the module and the layer's index alone, not on how the layers
-are grouped. Philox is counter-based and specified, so it is the same on every machine.
+A draw depends only on the seed, the module and the layer's index, not on how layers are grouped.
+Philox is counter-based and fully specified, so draws are the same on every machine.
 
 Source: `peft/tuners/lora/layer.py: LoraLayer.reset_lora_parameters` and `orthogonal_init`. torch's
 Kaiming-uniform with a = sqrt(5), its default for linear layers, is U(-1/sqrt(in), 1/sqrt(in)).
@@ -24,27 +24,27 @@ from jaxft.parallel import mesh as meshes
 
 
 class Start(NamedTuple):
-    """One adapter as it begins: A [rank, in], B [rank, out] and the bias [out], float32."""
+    """The initial values of one adapter: A [rank, in], B [rank, out], the bias [out]; float32."""
 
     lora_a: np.ndarray
     lora_b: np.ndarray
     lora_bias: np.ndarray
 
 
-Draw = Callable[[np.random.Generator, int, int, int], Start]  # of rank, in and out
+Draw = Callable[[np.random.Generator, int, int, int], Start]  # (generator, rank, in, out) -> Start
 
 
 def init_adapters(network: Network, *, kind: bool | str, seed: int, mesh: Mesh) -> trees.Tree:
     """Return fresh adapter leaves, float32, replicated.
 
     Args:
-        network: It says which adapters there are.
-        kind: `LoraConfig.init_lora_weights`.
-        seed: Of the draws.
-        mesh: Where they go.
+        network: The network, which says which adapters there are.
+        kind: The value of `LoraConfig.init_lora_weights`.
+        seed: The seed of the draws.
+        mesh: The devices to hold the leaves.
 
     Raises:
-        AdapterError: If a rank does not suit the kind.
+        AdapterError: If the kind does not allow a rank: "orthogonal" needs even ranks.
     """
     shapes = trees.flatten(abstract_tree(network))
     stacks: dict[str, tuple[Adapters, list[int]]] = {"": (network.outer_adapters, [-1])}
@@ -55,7 +55,7 @@ def init_adapters(network: Network, *, kind: bool | str, seed: int, mesh: Mesh) 
     for path, leaf in shapes.items():
         address = Address.parse(path)
         block, module = address.block, address.module
-        # Those that have a start are decomposed in `starts`.
+        # `starts` computes A and B of adapters that have a start.
         if address.part != "lora_a" or address.beside("lora_a0") in shapes:
             continue
         width, num_in = leaf.shape[-2:]
@@ -82,14 +82,14 @@ def _widened(start: Start, width: int) -> Start:
 
 
 def padded(side: np.ndarray, width: int) -> np.ndarray:
-    """Return A or B, [... rank size], with rows of zeros up to a width, [... width size]."""
+    """Return A or B [... rank size], padded with rows of zeros to [... width size]."""
     missing = [(0, 0)] * side.ndim
     missing[-2] = (0, width - side.shape[-2])
     return np.pad(side, missing)
 
 
 def generator(seed: int, module: str, layer: int) -> np.random.Generator:
-    """Return the random numbers of a module, "attn/q" of a layer or "head" with layer -1."""
+    """Return the random generator of a module: "attn/q" of a layer, or "head" with layer -1."""
     key = np.array([seed, zlib.crc32(module.encode()) * 2**16 + layer + 1], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key))
 
@@ -114,9 +114,9 @@ def _normal_and_zero(rng: np.random.Generator, rank: int, num_in: int, num_out: 
 
 
 def _of_table(kind: bool | str, *, is_tied: bool) -> Draw:
-    """Return how an adapter on a table begins: one way, whatever the kind, unless that is false.
+    """Return the draw for an adapter on a table, which is the same for every kind but `False`.
 
-    One that is tied to the head's begins as the head's, the other way about.
+    If it is tied to the head's adapter, it is drawn like that one, with A and B exchanged.
     """
     if kind is False:
         return _both_normal
@@ -157,7 +157,7 @@ def _orthogonal(rng: np.random.Generator, rank: int, num_in: int, num_out: int) 
 _STARTS: dict[Any, Draw] = {
     True: _uniform_and_zero,
     False: _both_uniform,
-    "eva": _uniform_and_zero,  # until inputs are measured: A is then `eva.begun`
+    "eva": _uniform_and_zero,  # until inputs are measured; `eva.begun` then replaces A
     "gaussian": _normal_and_zero,
     "orthogonal": _orthogonal,
 }

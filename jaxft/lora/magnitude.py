@@ -1,7 +1,7 @@
-"""DoRA's magnitudes where they change nothing: the norms of the rows that they will rescale.
+"""Initial magnitudes of DoRA: the norms of the rows that they rescale, so they change nothing.
 
-Separate from `init`, which draws A and B without knowing the base: a magnitude is not drawn, but
-follows from the base's kernels, from A and from B.
+Separate from `init`, which draws A and B without the base: a magnitude is not drawn, but computed
+from the base's kernels, A and B.
 
 Source: `peft/tuners/lora/dora.py: DoraLinearLayer.update_layer`.
 """
@@ -26,14 +26,14 @@ from jaxft.parallel import rules
 
 
 def with_magnitudes(network: Network, tree: Mapping[str, Any], mesh: Mesh) -> trees.Tree:
-    """Return the tree with every magnitude at the norms of ``W + scaling * A^T B``.
+    """Return the tree with every magnitude set to the column norms of ``W + scaling * A^T B``.
 
-    Each adapter then changes its module as it would without DoRA, and not at all where B is zero.
+    Each adapter then changes its module as it would without DoRA, and not at all if B is zero.
 
     Args:
-        network: It says which adapters have magnitudes.
-        tree: All other leaves, the base's (in any dtype, quantized or divided) and the adapters'.
-        mesh: Where they are. Magnitudes are float32 and on every device.
+        network: The network, which says which adapters have magnitudes.
+        tree: All other leaves: the base's (in any dtype, quantized or sharded) and the adapters'.
+        mesh: The devices of the leaves. Magnitudes are float32 and replicated.
     """
     leaves, everywhere = trees.flatten(tree), meshes.replicated(mesh)
     for path in trees.flatten(abstract_tree(network)):
@@ -48,12 +48,12 @@ def with_magnitudes(network: Network, tree: Mapping[str, Any], mesh: Mesh) -> tr
 
 
 def _weights(network: Network, address: Address, mesh: Mesh) -> tuple[list[str], Materialise]:
-    """Return the paths of the kernels beside a leaf, and how each becomes a matrix [in, out]."""
+    """Return the paths of a leaf's kernels, and the function that makes each a matrix [in, out]."""
     if address.module == HEAD:
         path, materialise = forward.head_weight(network, mesh)
         return [path], materialise
     modules = FUSED.get(address.module, (address.module,))
-    # Parts of one module are divided alike.
+    # All parts of a fused module have the same sharding.
     to_matrix = quantized.ToMatrix(rules.gather(mesh, modules[0]))
     return [within(address.block, f"{module}/kernel") for module in modules], to_matrix
 
@@ -62,11 +62,11 @@ def _weights(network: Network, address: Address, mesh: Mesh) -> tuple[list[str],
 def _norms(
     materialise: Materialise, kernels: Any, a: Any, b: Any, scaling: Any
 ) -> Float[Array, "..."]:
-    """Return the norms of one module, [out], or of one in every layer, [n out]."""
+    """Return the norms for one module, [out], or for a module in n stacked layers, [n out]."""
 
     def of_one(leaves: Any) -> jax.Array:
         kernels, a, b, scaling = leaves
         return dora.norms([materialise(each, jnp.float32) for each in kernels], a, b, scaling)
 
     one = (kernels, a, b, scaling)
-    return of_one(one) if a.ndim == 2 else jax.lax.map(of_one, one)  # a layer at a time
+    return of_one(one) if a.ndim == 2 else jax.lax.map(of_one, one)  # one layer at a time

@@ -1,8 +1,8 @@
-"""The tuning method is a mask over the parameter tree: which leaves are trained, which frozen.
+"""The mask over the parameter tree that says which leaves are trained and which are frozen.
 
-Trained are the leaves of every adapter, and those of the model's own leaves that the network
-names (biases, rows of tokens, modules to save). Gradients, optimizer state, clipping norm and
-checkpoints exist for the marked leaves alone.
+The trained leaves are those of every adapter, and those of the model's own leaves that the network
+names (biases, rows of tokens, modules to save). Gradients, optimizer state, the clipping norm and
+the tuned weights of a checkpoint cover only these leaves.
 """
 
 from collections.abc import Mapping
@@ -15,18 +15,18 @@ from jaxft.models.network import Network
 
 
 def trainable_mask(network: Network, tree: Mapping[str, Any]) -> trees.Tree:
-    """Return a tree of the same paths as `tree`, true at the leaves that are trained."""
+    """Return a tree with the paths of `tree` that is true at the trained leaves."""
     own = network.trained_leaves()
     return trees.map_with_path(lambda path, _: path in own or Address.parse(path).is_adapter, tree)
 
 
 class Parts(NamedTuple):
-    """The leaves of a tree by what becomes of them.
+    """The leaves of a tree, divided by their role.
 
     Attributes:
         trainable: The trained leaves.
-        started: What adapters began as, A0 and B0.
-        numbers: Scaling and dropout of the adapters.
+        started: The initial A0 and B0 of adapters that subtract their start.
+        numbers: The scaling and the dropout of the adapters.
         frozen: The model's own leaves that are not trained.
     """
 
@@ -37,7 +37,7 @@ class Parts(NamedTuple):
 
 
 def parts(network: Network, tree: Mapping[str, Any]) -> Parts:
-    """Return the parts of a tree of `network`; their union is the tree."""
+    """Divide a tree of `network` into its parts, whose union is the tree."""
     own = network.trained_leaves()
 
     def part(path: str) -> int:
@@ -56,7 +56,7 @@ def parts(network: Network, tree: Mapping[str, Any]) -> Parts:
 
 
 def num_trained(network: Network) -> int:
-    """Return the number of trained parameters, zeros beyond the rank of an adapter not counted."""
+    """Return the number of trained parameters, without the zeros beyond an adapter's rank."""
     leaves = trees.flatten(parts(network, abstract_tree(network)).trainable)
     count = trees.num_parameters(leaves)
     for block, layer, layers in network.stacked_blocks():

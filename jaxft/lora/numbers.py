@@ -1,8 +1,8 @@
-"""The numbers of an adapter, which are no structure: its rank and scaling by name, its dropout.
+"""The numbers of an adapter: its rank and scaling, by the name of its module, and its dropout.
 
-Rank and scaling follow from a `LoraConfig` and the name of the module. The scaling and the dropout
-are frozen leaves of the tree, beside A and B and stacked as these are, so that other numbers run in
-the same compiled program.
+The rank and the scaling are computed from a `LoraConfig` and the name of the module. The scaling
+and the dropout are not part of a network's structure but frozen leaves of the tree, beside A and B
+and stacked like them, so that the same compiled program runs with other values.
 
 Source: `peft/tuners/lora/model.py: LoraModel._create_and_replace`, `LoraLayer.update_layer`.
 """
@@ -39,38 +39,38 @@ class Numbers(NamedTuple):
 
 
 def of(config: LoraConfig, name: str) -> Numbers:
-    """Return the numbers of the adapter on the module of a name, by the patterns that match it."""
+    """Return the numbers of the adapter on a module, by the patterns that match its name."""
     rank = by_pattern(config.rank_pattern, name, config.r)
     alpha = by_pattern(config.alpha_pattern, name, config.lora_alpha)
     return Numbers(rank, alpha / (rank**0.5 if config.use_rslora else rank))
 
 
 def by_pattern(patterns: Mapping[str, Number], name: str, default: Number) -> Number:
-    """Return the value of the first pattern that matches a name. Source: peft `get_pattern_key`."""
+    """Return the value of the first pattern that matches `name`. Source: peft `get_pattern_key`."""
     found = (value for key, value in patterns.items() if fits_pattern(key, name))
     return next(found, default)
 
 
 def fits_pattern(key: str, name: str) -> bool:
-    """Return whether a key of a pattern means a module."""
+    """Return whether the key of a pattern matches the name of a module."""
     return _pattern(key).match(name) is not None
 
 
-@functools.cache  # re keeps 512, and of EVA there can be one for each module
+@functools.cache  # `re` caches only 512 patterns; EVA may write one for each module
 def _pattern(key: str) -> re.Pattern[str]:
     return re.compile(rf"(.*\.)?({key})$")
 
 
 def leaves(config: LoraConfig, family: Family, network: Network) -> trees.Tree:
-    """Return the leaves that hold scaling and dropout of every adapter, on the host.
+    """Return the leaves that hold the scaling and the dropout of every adapter, on the host.
 
-    A scaling is float32; a dropout is the uint32 `dropout.threshold` of its rate. Both are [n] of
-    adapters in n stacked layers, and scalars outside of the layers.
+    A scaling is float32; a dropout is uint32, the `dropout.threshold` of its rate. Both have shape
+    [n] for an adapter in n stacked layers, and [] for an adapter outside the layers.
 
     Args:
-        config: What the adapters are.
-        family: It names the modules.
-        network: It says which adapters there are.
+        config: The config of the adapters.
+        family: The family, which names the modules.
+        network: The network, which says which adapters there are.
     """
     shapes = trees.flatten(abstract_tree(network))
     found = {

@@ -1,10 +1,11 @@
-"""Fresh adapters on a base model, those included that begin with a part of its weights.
+"""Fresh adapters on a base model, including adapters that begin with a part of its weights.
 
-Of these (PiSSA, OLoRA) the tree holds A and B, which are trained, and beside them what they began
-as, A0 and B0, which is frozen: the model is ``W + scaling * (B A - B0 A0)``. The invariant: the
-base's own leaves are never written, so that such a model begins as its base, and its tuning is a
-plain adapter (`conversion`). A decomposition is not computed again where a run goes on, as signs,
-and order among equal singular values, are for the machine to choose: checkpoints hold A0 and B0.
+For the latter (PiSSA, OLoRA) the tree holds A and B, which are trained, and beside them their
+initial values A0 and B0, which are frozen: the model is ``W + scaling * (B A - B0 A0)``. The
+invariant: the base's own leaves are never written. So the untrained model equals its base, and the
+trained one can be saved as a plain adapter (`adapters.conversion`). Checkpoints hold A0 and B0: a
+resumed run could not compute them again, because their signs and the order of equal singular
+values depend on the machine.
 
 Separate from `init`, whose adapters come from random numbers alone.
 """
@@ -29,7 +30,7 @@ from jaxft.models.quantized import Quantized
 from jaxft.parallel import mesh as meshes
 from jaxft.weights import layout, names
 
-_SILENT_S = 2.0  # of decomposing; a randomised one takes less for a small model
+_SILENT_S = 2.0  # seconds; the randomised SVDs of a small model take less
 
 
 def with_adapters(
@@ -41,18 +42,19 @@ def with_adapters(
     seed: int,
     mesh: Mesh,
 ) -> trees.Tree:
-    """Return the base's leaves with fresh adapters among them, float32, replicated.
+    """Return the base's leaves together with fresh adapters, which are float32 and replicated.
 
     Args:
-        own: All leaves of `network` but the adapters'; a quantized one is decomposed as it is.
-        family: Of the model.
-        network: It says which adapters there are.
-        lora: What they are, and how they begin.
-        seed: Of what is random in that.
-        mesh: Where they go.
+        own: All leaves of `network` but the adapters'; a quantized leaf is dequantized before it
+            is decomposed.
+        family: The family of the model.
+        network: The network, which says which adapters there are.
+        lora: The config of the adapters.
+        seed: The seed of all random draws.
+        mesh: The devices to hold the adapters.
 
     Raises:
-        AdapterError: If a rank does not suit the kind.
+        AdapterError: If `init_lora_weights` does not allow a rank: "orthogonal" needs even ranks.
     """
     drawn = init.init_adapters(network, kind=lora.init_lora_weights, seed=seed, mesh=mesh)
     begun = _decomposed(own, family, network, lora, seed=seed)
@@ -67,7 +69,7 @@ def with_adapters(
 def _decomposed(
     own: Mapping[str, Any], family: Family, network: Network, lora: LoraConfig, *, seed: int
 ) -> dict[str, np.ndarray]:
-    """Return A0 and B0 of the adapters that begin with a part of the weights, by path."""
+    """Return A0 and B0 of the adapters that begin with a part of the weights, by leaf path."""
     begun = {
         path: np.zeros(shape, np.float32)
         for path, shape in names.leaf_shapes(network).items()
@@ -92,7 +94,7 @@ def _decomposed(
 
 
 def of(tree: Mapping[str, Any]) -> trees.Tree:
-    """Return the leaves that hold what adapters began as; none for adapters from nothing."""
+    """Return the A0 and B0 of a tree; there are none if no adapter began with a part of W."""
     return trees.partition(tree, _marks(tree))[0]
 
 
@@ -101,13 +103,13 @@ def _marks(tree: Mapping[str, Any]) -> trees.Tree:
 
 
 def as_begun(tree: Mapping[str, Any]) -> trees.Tree:
-    """Return leaves, those of A and B that have a start as they began."""
+    """Return the leaves of a tree, with A and B reset to A0 and B0 where these exist."""
     began = _as_trained(trees.flatten(of(tree)))
     return trees.unflatten({**trees.flatten(tree), **trees.flatten(began)})
 
 
 def _as_trained(starts: Mapping[str, Any]) -> trees.Tree:
-    """Return the leaves of starts at the paths of the leaves that began as them."""
+    """Return the starts A0 and B0 at the paths of the trained leaves, A and B."""
     began = {}
     for path, leaf in starts.items():
         trained = Address.parse(path).start_of
@@ -117,7 +119,7 @@ def _as_trained(starts: Mapping[str, Any]) -> trees.Tree:
 
 
 class _Adapted(NamedTuple):
-    """An adapter in its place: the leaves' paths up to "a" or "b", and which slice of them."""
+    """The place of an adapter: the path of its leaves up to "a" or "b", and its slice of them."""
 
     module: names.Module
     stem: str
@@ -125,7 +127,7 @@ class _Adapted(NamedTuple):
 
 
 def _adapted(family: Family, network: Network) -> Iterator[_Adapted]:
-    """Yield every adapter of a network."""
+    """Yield every adapter that a network has on a linear module."""
     places = network.places()
     for module in names.linear_modules(family, network.spec):
         place = places[module.layer]

@@ -1,4 +1,4 @@
-"""Which modules a `LoraConfig` adapts, by PEFT's rules for matching Hugging Face module names.
+"""Chooses the modules that a `LoraConfig` adapts, by PEFT's rules for Hugging Face module names.
 
 Source: `peft/tuners/tuners_utils.py: check_target_module_exists` (a list matches a name or its
 ending after a dot, a string is a regular expression for the whole name) and
@@ -35,7 +35,7 @@ def adapted_network(config: LoraConfig, family: Family, spec: ModelSpec) -> Netw
     owned = names.owned_leaves(family, spec)
     tie = tying.of(config, family, spec)
     saved = _saved_modules(config.modules_to_save or [], owned)
-    if tie == "saved":  # as one leaf, the embedding's
+    if tie == "saved":  # trained as one leaf, the embedding's
         saved = saved - {family.head_name} | {tying.embedding_module(family)}
     modules = targeted(config, family, spec)
     adapted = {module: _adapter(config, module) for module in modules if module.name not in saved}
@@ -61,7 +61,7 @@ def adapted_network(config: LoraConfig, family: Family, spec: ModelSpec) -> Netw
         return Tuning(adapters, leaves)
 
     outside = tuning(None)
-    # PEFT trains a copy of a tied head, or of the embedding, and what it was tied to stays.
+    # PEFT trains a copy of a tied head or embedding; the other of the two keeps its weight.
     is_copied = not {"head/kernel", "embed/kernel"}.isdisjoint(outside.leaves)
     layers = [tuning(layer) for layer in range(len(spec.blocks))]
     if config.init_lora_weights == "eva" and not config.use_dora:
@@ -73,14 +73,14 @@ def adapted_network(config: LoraConfig, family: Family, spec: ModelSpec) -> Netw
 
 
 def _filled_up(layers: Sequence[Tuning], modules: Sequence[names.Module]) -> list[Tuning]:
-    """Return what is trained in layers, with adapters of rank 0 where EVA has left modules out.
+    """Return the tuning of each layer, with adapters of rank 0 on modules that EVA left out.
 
-    They do nothing, and layers with and without an adapter on a module are then one group. None is
-    put below the first layer with an adapter, or above the last.
+    These adapters do nothing, but let layers with and without an adapter on a module be one group.
+    None is added below the first layer that has an adapter, or above the last.
 
     Args:
-        layers: What is trained in each layer.
-        modules: Those that an adapter may be on.
+        layers: The tuning of each layer.
+        modules: The modules that may have an adapter.
     """
     adapted = [index for index, layer in enumerate(layers) if layer.adapters]
     kinds = {path: adapter for layer in layers for path, adapter in layer.adapters.items()}
@@ -95,9 +95,10 @@ def _filled_up(layers: Sequence[Tuning], modules: Sequence[names.Module]) -> lis
 
 
 def refuse_collisions(config: LoraConfig, family: Family, spec: ModelSpec) -> None:
-    """Refuse what names a module to be adapted and to be trained as a whole, both by a list.
+    """Refuse a config that lists a module both as a target and as a module to save.
 
-    PEFT adapts it not, and does not say so; in files that it wrote that is read as it is there.
+    PEFT silently does not adapt such a module. Files that PEFT wrote are not checked: they are read
+    with the meaning that they have in PEFT.
 
     Raises:
         AdapterError: If a module is in both lists.
@@ -117,9 +118,9 @@ def refuse_collisions(config: LoraConfig, family: Family, spec: ModelSpec) -> No
 
 
 def _saved_modules(endings: Sequence[str], owned: Sequence[names.Owned]) -> frozenset[str]:
-    """Return the names of the modules that are trained as a whole.
+    """Return the names of the modules that are trained as a whole, given endings of names.
 
-    An ending may begin within a name: "norm" is every norm, "layernorm" included.
+    An ending may begin inside a word: "norm" matches every norm, also "input_layernorm".
 
     Raises:
         AdapterError: If an ending matches no module.
@@ -143,12 +144,12 @@ def _adapter(config: LoraConfig, module: names.Module) -> Adapter:
     """Return the adapter on a module.
 
     Raises:
-        AdapterError: If the module cannot have it.
+        AdapterError: If the module cannot have this adapter.
     """
     adapter = Adapter(
         ranks=(numbers.of(config, module.name).rank,),
         bias=config.lora_bias,
-        # PEFT has no dropout where it looks up, and begins there as without the weights.
+        # On a table, PEFT's adapters have no dropout and do not begin with a part of the weights.
         subtracts_start=config.begins_with_weights and not module.is_table,
         is_dora=config.use_dora,
         drops=config.lora_dropout > 0 and not module.is_table,
@@ -168,9 +169,9 @@ def _check_patterns(config: LoraConfig, adapted: Sequence[str]) -> None:
 
 
 def targeted(config: LoraConfig, family: Family, spec: ModelSpec) -> list[names.Module]:
-    """Return the modules that a config's targets choose, those it excludes left out.
+    """Return the modules that a config targets, without those that it excludes.
 
-    Of an embedding and a head that are adapted as one, both.
+    If the embedding and the head share one adapter, both are returned.
 
     Raises:
         AdapterError: If a target, an exclusion or a layer matches nothing.
@@ -194,7 +195,7 @@ def targeted(config: LoraConfig, family: Family, spec: ModelSpec) -> list[names.
 def _in_layers(
     config: LoraConfig, chosen: list[names.Module], modules: Sequence[names.Module]
 ) -> list[names.Module]:
-    """Return those of `chosen` in `layers_to_transform`, if that is given.
+    """Return the modules of `chosen` that are in `layers_to_transform`; all if that is `None`.
 
     Source: `peft/tuners/tuners_utils.py: check_target_module_exists`.
     """
@@ -218,7 +219,7 @@ def _in_layers(
 
 
 def layers_of(config: LoraConfig, modules: Sequence[names.Module]) -> dict[str, int | None]:
-    """Return the layer of each module by its name, counted as `layers_to_transform` is."""
+    """Return the layer of each module, by module name, as `layers_to_transform` counts them."""
     patterns = config.layers_pattern or [r"[^.]*"]
     patterns = [patterns] if isinstance(patterns, str) else patterns
     return {module.name: _layer_by(patterns, module.name) for module in modules}
@@ -230,7 +231,7 @@ def _layer_by(patterns: Sequence[str], name: str) -> int | None:
 
 
 def target_modules(config: LoraConfig, family: Family) -> list[str] | str:
-    """Return the targets, null resolved to PEFT's choice for the family."""
+    """Return the targets of a config; `None` becomes PEFT's default for the family."""
     return list(family.default_targets) if config.target_modules is None else config.target_modules
 
 
@@ -240,8 +241,8 @@ def select(
     """Return the modules that `targets`, the value of a field, matches.
 
     Raises:
-        AdapterError: If a target matches nothing (lists the names it could have been), or is no
-            regular expression.
+        AdapterError: If a target matches nothing (the message lists possible names), or is not a
+            valid regular expression.
     """
     if targets == ALL_LINEAR:
         return [module for module in modules if module.path != HEAD and not module.is_table]
@@ -260,7 +261,7 @@ def select(
 
 
 def ends_with(name: str, target: str) -> bool:
-    """Return whether an entry of a list means a module: it is its name, or its ending."""
+    """Return whether a list's entry matches a module: its name, or its ending after a dot."""
     return name == target or name.endswith(f".{target}")
 
 

@@ -1,7 +1,7 @@
-"""What of a model is trained: adapters, the whole of it, or the parts that a recipe names.
+"""Chooses the trained parts of a model: adapters, the whole model, or parts that a recipe names.
 
-Separate from `targets`, which knows PEFT's rules: here a tied head stays tied, and there are no
-copies. Whatever is trained, the rest of the program sees a network and its mask.
+Separate from `targets`, which follows PEFT's rules: with the methods of this module a tied head
+stays tied, and nothing is copied. The rest of the program sees only a network and its mask.
 """
 
 import re
@@ -19,11 +19,12 @@ from jaxft.weights import names
 def tuned_network(
     tuning: TuningConfig, lora: LoraConfig, family: Family, spec: ModelSpec
 ) -> Network:
-    """Describe `spec` with what is trained of it.
+    """Describe `spec` with its trained parts.
 
     Raises:
-        AdapterError: If the adapters asked for cannot be put on, or on modules to save.
-        ConfigError: If a module or a layer that is named is not there.
+        AdapterError: If `lora` is not possible for the model, or lists a module both as a target
+            and as a module to save.
+        ConfigError: If `tuning` names a module or a layer that does not exist.
     """
     if tuning.method == "lora":
         targets.refuse_collisions(lora, family, spec)
@@ -45,9 +46,9 @@ def tuned_network(
 def _chosen(
     tuning: TuningConfig, owned: Sequence[names.Owned], num_layers: int
 ) -> list[names.Owned]:
-    """Return what `freeze` trains: the modules named, in the layers named.
+    """Return the leaves that `freeze` trains: those of the given modules in the given layers.
 
-    Modules outside the layers are trained where they are named.
+    Modules outside the layers are trained if they are named, whatever layers are given.
     """
     layers = None if tuning.layers is None else _counted(tuning.layers, num_layers)
     if tuning.modules is None:
@@ -67,7 +68,7 @@ def _counted(layers: Sequence[int], num_layers: int) -> set[int]:
 
 
 def _named(modules: list[str] | str, owned: Sequence[names.Owned]) -> list[names.Owned]:
-    """Return the leaves of modules that are named, or lie below one that is."""
+    """Return the leaves of the named modules and of the modules inside them."""
     if isinstance(modules, str):
         try:
             pattern = re.compile(modules)

@@ -1,7 +1,7 @@
-"""What a `LoraConfig` asks of the embedding and the head alone: trained rows, and what is tied.
+"""The options of a `LoraConfig` for the embedding and the head: trained rows, and weight tying.
 
-Separate from `targets`, which chooses modules by their names. PEFT trains apart what it trains of a
-tied embedding and head, unless `ensure_weight_tying` is set; rows alone are tied by themselves.
+Separate from `targets`, which chooses modules by their names. PEFT trains a tied embedding and head
+separately unless `ensure_weight_tying` is set; only trained rows stay tied without it.
 
 Source: `peft/utils/other.py: set_additional_trainable_modules` for rows,
 `peft/tuners/tuners_utils.py: BaseTuner._check_tied_modules` and `peft/tuners/lora/model.py:
@@ -22,21 +22,22 @@ from jaxft.models.network import EMBED, HEAD, Adapter, Network, Rows
 from jaxft.models.spec import ModelSpec
 from jaxft.weights import names
 
-# The names by which PEFT knows an embedding or a head (`peft/utils/constants.py:
-# EMBEDDING_LAYER_NAMES`): of a GPT-2, whose embedding is `wte`, it knows the head alone.
+# The names by which PEFT recognises an embedding or a head (`peft/utils/constants.py:
+# EMBEDDING_LAYER_NAMES`). In GPT-2, whose embedding is `wte`, it recognises only the head.
 _KNOWN = ("embed_tokens", "lm_head")
 _STARTS = (True, False, "gaussian")
 _FIELD = "lora.trainable_token_indices"
 
 
 def of(config: LoraConfig, family: Family, spec: ModelSpec) -> Literal["saved", "adapters"] | None:
-    """Return what of embedding and head `ensure_weight_tying` makes one, if anything.
+    """Return what the embedding and the head share because of `ensure_weight_tying`.
 
-    An embedding that PEFT does not know counts by its full name, which is what PEFT writes in its
-    file once the head was named.
+    An embedding that PEFT does not recognise counts if its full name is given, because PEFT writes
+    the full name in its file when the head was named.
 
     Returns:
-        "saved" for the whole of them (`modules_to_save`), else "adapters" (`target_modules`).
+        "saved" if they are trained as a whole (`modules_to_save`), "adapters" if they are adapted
+        (`target_modules`), or `None` if they share nothing.
     """
     if not config.ensure_weight_tying or not spec.tied_head:
         return None
@@ -58,23 +59,24 @@ def of(config: LoraConfig, family: Family, spec: ModelSpec) -> Literal["saved", 
 
 
 def embedding_module(family: Family) -> str:
-    """Return Hugging Face's name of the module that is the table of token embeddings."""
+    """Return Hugging Face's name of the token embedding, such as "model.embed_tokens"."""
     return names.embedding_name(family).removesuffix(".weight")
 
 
 def check(
     config: LoraConfig, family: Family, spec: ModelSpec, adapted: Sequence[names.Module]
 ) -> None:
-    """Refuse what `ensure_weight_tying` cannot tie.
+    """Refuse a config whose `ensure_weight_tying` cannot be applied.
 
     Args:
-        config: What is asked for.
-        family: The model's names.
+        config: The config of the adapters.
+        family: The family, which names the modules.
         spec: The model.
         adapted: The modules that get adapters.
 
     Raises:
-        AdapterError: If the embedding or the head is left out, or adapters cannot begin so.
+        AdapterError: If the embedding or the head is left out, or `init_lora_weights` has a value
+            with which PEFT loses the tie.
     """
     if not config.ensure_weight_tying:
         return
@@ -95,7 +97,7 @@ def check(
 
 
 def warn_if_idle(config: LoraConfig, family: Family, spec: ModelSpec) -> None:
-    """Say so where `ensure_weight_tying` is set and does nothing."""
+    """Warn if `ensure_weight_tying` is set and has no effect."""
     if not config.ensure_weight_tying or of(config, family, spec) is not None:
         return
     why = "the model's head is not tied to its embedding"
@@ -110,16 +112,16 @@ def warn_if_idle(config: LoraConfig, family: Family, spec: ModelSpec) -> None:
 
 
 def completed(config: LoraConfig, family: Family, network: Network) -> Network:
-    """Return a network with the rows that are trained, and what its head takes of the embedding.
+    """Return a network with its trained rows, and with a head that shares the embedding's tuning.
 
     Args:
-        config: What is asked for.
-        family: The model's names.
-        network: The model, and what else is trained of it.
+        config: The config of the adapters.
+        family: The family, which names the modules.
+        network: The network, with everything else that is trained.
 
     Raises:
-        AdapterError: If a name is of neither embedding nor head, a token is not there or named
-            twice, or what is asked for is trained already.
+        AdapterError: If a name is neither the embedding's nor the head's, a token does not exist
+            or is named twice, or rows are named that are already trained in another way.
     """
     spec, rows = network.spec, _chosen(config, family, network.spec)
     is_tied = spec.tied_head and EMBED in rows
@@ -155,7 +157,7 @@ def _check_one_rank(adapters: Mapping[str, Adapter]) -> None:
 
 
 def _chosen(config: LoraConfig, family: Family, spec: ModelSpec) -> dict[str, Rows]:
-    """Return the tokens that a config names, by "embed" and "head"."""
+    """Return the tokens whose rows a config trains, by module: "embed" or "head"."""
     chosen = config.trainable_token_indices
     embedding = embedding_module(family)
     if isinstance(chosen, list):
@@ -193,7 +195,7 @@ def _check_tokens(tokens: Sequence[int], vocab_size: int) -> None:
 
 
 def _check_free(path: str, rows: Mapping[str, Rows], network: Network) -> None:
-    """Refuse rows of what is trained as a whole, or adapted: PEFT has one of these on a module."""
+    """Refuse rows of a module that is trained as a whole or adapted; PEFT allows only one."""
     what = {EMBED: "the embedding", HEAD: "the head"}[path]
     table = path if path == EMBED or network.has_own_head else EMBED
     if f"{table}/kernel" in network.outer_trained:
@@ -201,7 +203,7 @@ def _check_free(path: str, rows: Mapping[str, Rows], network: Network) -> None:
             f"{_FIELD} has rows of {what}, all of which lora.modules_to_save trains.",
             "Take one of the two out. Rows of an embedding are those of a head tied to it.",
         )
-    # Below an adapter of its own, a tied head may take the embedding's rows.
+    # A tied head that has an adapter may also share the embedding's trained rows.
     if path in rows and path in dict(network.outer_adapters):
         raise AdapterError(
             f"{_FIELD} has rows of {what}, which has an adapter by lora.target_modules.",

@@ -1,4 +1,4 @@
-"""The nonlinearities of MLPs: plain functions, and one with numbers that are learned."""
+"""The nonlinearities of MLPs: plain functions, and one with learned parameters."""
 
 import functools
 from collections.abc import Callable
@@ -18,7 +18,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class Xielu(nnx.Module):
-    """xIELU: a parabola above 0, and below it an exponential that its slope carries on.
+    """xIELU: a parabola above 0, and below 0 an exponential with the same slope at 0.
 
     `beta` and `eps` are stored beside the learned `alpha_p` and `alpha_n`, and are never trained.
 
@@ -27,14 +27,14 @@ class Xielu(nnx.Module):
     """
 
     def __init__(self) -> None:
-        """Make the leaves, as transformers begins them: both alphas are 0.8 by what is learned."""
+        """Create the leaves with transformers' initial values, in effect 0.8 for both alphas."""
         self.alpha_p = nnx.Param(jnp.log(jnp.expm1(jnp.full(1, 0.8))))
         self.alpha_n = nnx.Param(jnp.log(jnp.expm1(jnp.full(1, 0.8 - 0.5))))
         self.beta = nnx.Param(jnp.array(0.5))
         self.eps = nnx.Param(jnp.array(-1e-6))
 
     def numbers(self) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """Return what `xielu` takes, of this layer."""
+        """Return the arguments of `xielu` that follow `x`."""
         return self.alpha_p[...], self.alpha_n[...], self.beta[...], self.eps[...]
 
 
@@ -50,9 +50,9 @@ def xielu(
     Args:
         x: Activations.
         alpha_p: The parabola's factor, before a softplus.
-        alpha_n: What the exponential's factor has more than `beta`, before a softplus.
+        alpha_n: The exponential's factor minus `beta`, before a softplus.
         beta: The slope at 0.
-        eps: The exponential is taken of this at most; just below 0, so that it is exact there.
+        eps: The largest argument of the exponential; just below 0, so that it is exact there.
     """
     wide, p, n, beta, eps = (each.astype(jnp.float32) for each in (x, alpha_p, alpha_n, beta, eps))
     p, n = jax.nn.softplus(p)[None, None], beta + jax.nn.softplus(n)[None, None]

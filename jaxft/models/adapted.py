@@ -1,7 +1,7 @@
 """A module that may have an adapter: the adapter's leaves, and what it adds to the outputs.
 
-Linear modules of the layers and the head, which is applied apart from the decoder, have the same
-adapters and share this.
+This is shared by the linear modules of the layers and by the head, which is applied separately from
+the decoder: their adapters are alike.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ from jaxft.models.network import Adapter
 
 
 class Adapted(nnx.Module):
-    """A module with the leaves of an adapter, those of its parts that there are."""
+    """A module with the leaves of an adapter; an attribute exists only if the adapter needs it."""
 
     lora_a: nnx.Param
     lora_b: nnx.Param
@@ -30,10 +30,10 @@ class Adapted(nnx.Module):
     lora_dropout: nnx.Param
 
     def make_parts(self, parts: Iterable[Part], rank: int, dims: tuple[int, int]) -> None:
-        """Make the leaves of parts of an adapter.
+        """Create the leaves of the given parts of an adapter.
 
         Args:
-            parts: The parts.
+            parts: The parts to create, such as `Adapter.parts`.
             rank: The inner dimension of A and B.
             dims: (in, out) of the module.
         """
@@ -43,11 +43,11 @@ class Adapted(nnx.Module):
 
 
 class Kernels(NamedTuple):
-    """The kernels of the modules that an adapter is on, their outputs side by side.
+    """The kernels of the modules that share an adapter, with their outputs side by side.
 
     Attributes:
-        product: From activations [b t i] to their product with the kernels [b t o].
-        matrices: Return the kernels, each float32 [i _].
+        product: Returns the product [b t o] of activations [b t i] with the kernels.
+        matrices: Returns the kernels, each float32 [i _].
     """
 
     product: Callable[[jax.Array], jax.Array]
@@ -62,15 +62,15 @@ def added(
     product: Float[Array, "b t o"],
     seeds: UInt32[Array, "b t"] | None,
 ) -> Float[Array, "b t o"]:
-    """Return what an adapter adds to the product of its modules' kernels, in that dtype.
+    """Return what an adapter adds to the product with its modules' kernels, in the same dtype.
 
     Args:
-        adapter: Its structure.
-        leaves: Its leaves by the name of the part, "lora_a".
-        kernels: Those that it is on.
+        adapter: The structure of the adapter.
+        leaves: The leaves of the adapter, by the name of the part, such as "lora_a".
+        kernels: The kernels of the modules that the adapter is on.
         x: Activations.
-        product: ``kernels.product(x)``, which is there already.
-        seeds: Of dropout for this module; `None` for no dropout.
+        product: The result of ``kernels.product(x)``, which the caller has already computed.
+        seeds: One hash per token for this module's dropout; `None` for no dropout.
     """
     a, b, scaling = leaves["lora_a"], leaves["lora_b"], leaves["lora_scaling"]
     threshold = leaves["lora_dropout"] if adapter.drops else None
@@ -83,7 +83,7 @@ def added(
     if not adapter.is_dora:
         return out
     if seeds is not None and threshold is not None:
-        # As in PEFT, the kernels too see the dropped input in what DoRA changes.
+        # As in PEFT, the part that DoRA adds is computed from the dropped input, also for W.
         product = kernels.product(dropout.recomputed(x, threshold, seeds))
     norms = dora.norms(kernels.matrices(), a, b, scaling)
     return dora.rescaled(product + out, leaves["lora_magnitude"], norms) - product

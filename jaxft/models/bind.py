@@ -1,4 +1,4 @@
-"""The one place where a tree of arrays meets the modules that use it: matched by path, strictly.
+"""Binds a tree of arrays to the modules that use it; leaves are matched strictly by path.
 
 `nnx.merge` on plain dicts matches leaves by their order, so a renamed key, or a tenth group
 under string keys, would merge silently and wrongly. `bind` compares every path and shape first.
@@ -16,18 +16,18 @@ from jaxft.errors import WeightsError
 from jaxft.models.decoder import Decoder
 from jaxft.models.network import Network
 
-_SHOWN = 5  # names listed of each kind of mismatch
+_SHOWN = 5  # names listed for each kind of mismatch
 
 
 def bind(network: Network, tree: Mapping[str, Any]) -> Decoder:
-    """Return the live module of `network` whose leaves are those of `tree`.
+    """Return the module of `network` with the leaves of `tree`.
 
     Args:
-        network: What to build.
+        network: The network to build.
         tree: Nested dicts; a leaf may be an array, a tracer or a ShapeDtypeStruct.
 
     Raises:
-        WeightsError: If paths or shapes differ from what the network needs; lists them.
+        WeightsError: If paths or shapes differ from those of the network; the message lists them.
     """
     graphdef, template = _template(network)
     leaves = trees.flatten(tree)
@@ -51,7 +51,7 @@ def abstract_tree(network: Network) -> trees.Tree:
 
 
 def random_tree(network: Network, seed: int) -> trees.Tree:
-    """Return freshly initialised float32 leaves, for tests and for training from nothing."""
+    """Return randomly initialised float32 leaves, for tests and for training from scratch."""
 
     @jax.jit
     def init() -> Any:

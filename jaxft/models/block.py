@@ -1,4 +1,4 @@
-"""One layer: what mixes tokens, which is attention or a short convolution, and an MLP."""
+"""One layer: a mixer of tokens, which is attention or a short convolution, and an MLP."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ from jaxft.models.layers import MLP, Attention, Context, Norm
 from jaxft.models.network import Layer
 from jaxft.models.spec import AttentionSpec, BlockSpec, ConvSpec, ModelSpec
 
-# What mixes the tokens of a layer, by the type of its spec: its name in the tree, and its class.
-# A class says with `empty_state` what a layer of its kind keeps of earlier tokens in decoding.
+# The mixers, by the type of their spec: the name in the tree, and the class. The `empty_state` of a
+# class returns the state in which its layers keep earlier tokens in decoding.
 _MIXERS: dict[type, tuple[str, Any]] = {
     AttentionSpec: ("attn", Attention),
     ConvSpec: ("conv", ShortConv),
@@ -21,14 +21,14 @@ _MIXERS: dict[type, tuple[str, Any]] = {
 
 
 def empty_state(spec: ModelSpec, block: BlockSpec, batch: int, slots: int, dtype: Any) -> Any:
-    """Return what a layer keeps before there are tokens, a tree of arrays.
+    """Return the state of a layer before the first token, a tree of arrays.
 
     Args:
         spec: The model.
         block: The layer.
-        batch: The number of rows.
-        slots: The most tokens of a row.
-        dtype: The dtype computed in.
+        batch: The number of batch rows.
+        slots: The maximum number of tokens in a batch row.
+        dtype: The dtype of activations and matrix products.
     """
     _, mixer = _MIXERS[type(block.mixer)]
     return mixer.empty_state(spec, block.mixer, batch, slots, dtype)
@@ -38,7 +38,7 @@ class Block(nnx.Module):
     """One layer: attention or a convolution, and an MLP, each added to the residual stream."""
 
     def __init__(self, spec: ModelSpec, layer: Layer, rngs: nnx.Rngs):
-        """Make the layer's modules."""
+        """Create the layer's modules."""
         self.spec = spec
         norms = _NORMS[spec.norm_placement]
         if spec.parallel == "one_norm":
@@ -53,7 +53,7 @@ class Block(nnx.Module):
     def __call__(
         self, x: Float[Array, "b t d"], context: Context, layer: Any, cached: Cached | None
     ) -> tuple[Float[Array, "b t d"], Any]:
-        """Apply; arguments, and what is returned, as in what mixes tokens here."""
+        """Apply the layer; arguments and results are those of its mixer, such as `Attention`."""
         read = self._read("attn", x)
         mixed, states = getattr(self, self.mixer)(read, context, layer, cached)
         if self.spec.parallel != "no":
@@ -65,7 +65,7 @@ class Block(nnx.Module):
         return self._added("mlp", x, read, self.mlp(read, context, layer)), states
 
     def _read(self, sublayer: str, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        """Return what a sublayer reads of the residual stream."""
+        """Return the input of a sublayer: the residual stream, normed if the placement says so."""
         is_read_normed = self.spec.norm_placement in ("pre", "pre_residual", "sandwich")
         return getattr(self, f"{sublayer}_norm")(x) if is_read_normed else x
 

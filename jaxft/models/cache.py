@@ -1,7 +1,7 @@
-"""What a layer keeps of the tokens before, in generation, and which layer's it is.
+"""The state in which a layer keeps earlier tokens in generation, and its place in a stack.
 
 Separate from the layers, which write it and read it, because the whole cache (`forward.Cache`) and
-the loops over layers handle it as a tree of arrays, whatever a layer keeps.
+the loops over layers treat it as a tree of arrays, whatever a layer keeps.
 """
 
 from typing import Any, NamedTuple
@@ -12,12 +12,12 @@ from jaxtyping import Array, Float, Int32
 
 
 class Cached(NamedTuple):
-    """What a layer keeps of earlier tokens, within what its group of layers keeps.
+    """The state of a layer, as a slice of the stacked states of its group's layers.
 
     Attributes:
-        states: What `block.empty_state` returns, of all layers of the group, stacked on
-            dimension 0.
-        place: The layer's place in the stack.
+        states: A tree as from `block.empty_state`, with the group's layers at one position of the
+            period stacked on dimension 0.
+        place: The index of the layer in the stack.
     """
 
     states: Any
@@ -25,7 +25,7 @@ class Cached(NamedTuple):
 
 
 class KeysValues(NamedTuple):
-    """Keys and values in the slots of a cache, of one layer or of a group's layers stacked."""
+    """Keys and values in the slots of a cache, for one layer or for a group's layers stacked."""
 
     keys: Float[Array, "*n b g s k"]
     values: Float[Array, "*n b g s k"]
@@ -33,7 +33,7 @@ class KeysValues(NamedTuple):
     def written(
         self, place: Any, first_slot: Any, k: Float[Array, "b t g k"], v: Float[Array, "b t g k"]
     ) -> "KeysValues":
-        """Return the stack with new keys and values in the slots from `first_slot` of one layer."""
+        """Return the stack with new keys and values in one layer's slots from `first_slot` on."""
 
         def with_new(stack: jax.Array, new: jax.Array) -> jax.Array:
             rows = jnp.swapaxes(new, 1, 2)[None].astype(stack.dtype)

@@ -1,6 +1,6 @@
-"""A layer that mixes a few tokens by a short causal convolution, between two gates.
+"""A mixer of a few neighbouring tokens: a short causal convolution between two gates.
 
-What it keeps of earlier tokens does not grow with them: the last inputs of the convolution.
+Its state in decoding does not grow with the text: it is the last inputs of the convolution.
 """
 
 import functools
@@ -19,20 +19,21 @@ from jaxft.models.spec import ConvSpec, ModelSpec
 
 
 class LastInputs(NamedTuple):
-    """What a convolution keeps of the tokens before, of one layer or of a group's layers stacked.
+    """The state of a convolution in decoding, for one layer or for a group's layers stacked.
 
     Attributes:
-        inputs: Its last inputs, the latest last: [b l d], one less than the convolution is wide.
+        inputs: The last inputs of the convolution [b l d], the latest one last; `l` is the width
+            of the convolution minus 1.
     """
 
     inputs: Float[Array, "*n b l d"]
 
 
 class Taps(nnx.Module):
-    """The factors of a convolution of each channel by itself, the latest token's last."""
+    """The factors of a depthwise convolution; those of the latest token are last."""
 
     def __init__(self, channels: int, conv: ConvSpec, rngs: nnx.Rngs):
-        """Make the leaves, the kernel as torch's `Conv1d` has it: [channels, 1, width]."""
+        """Create the leaves; the kernel has the shape of torch's `Conv1d`, [channels, 1, width]."""
         shape = (channels, 1, conv.width)
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), shape) * conv.width**-0.5)
         if conv.bias:
@@ -52,7 +53,7 @@ class ShortConv(nnx.Module):
         adapters: Mapping[str, Adapter],
         rngs: nnx.Rngs,
     ):
-        """Make the projections, the adapter over the three that are fused, and the taps."""
+        """Create the projections, the adapter of b, c and x if it is on all three, and the taps."""
         dims = (spec.model_dim, spec.model_dim)
 
         def projection(name: str) -> Linear:
@@ -67,19 +68,19 @@ class ShortConv(nnx.Module):
     def empty_state(
         spec: ModelSpec, conv: ConvSpec, batch: int, slots: int, dtype: Any
     ) -> LastInputs:
-        """Return what the layer keeps before there are tokens: inputs of 0, however many slots."""
+        """Return the layer's state before the first token: inputs of 0, for any number of slots."""
         return LastInputs(jnp.zeros((batch, conv.width - 1, spec.model_dim), dtype))
 
     def __call__(
         self, x: Float[Array, "b t d"], context: Context, layer: Any, cached: Cached | None
     ) -> tuple[Float[Array, "b t d"], LastInputs | None]:
-        """Mix; returns the output, and `cached.states` with what is kept of these tokens.
+        """Mix the tokens; return the output, and `cached.states` updated with these tokens.
 
         Args:
             x: Activations.
-            context: What is known of the tokens.
+            context: The context of the tokens.
             layer: Index of the layer.
-            cached: Of the tokens before these; `None` over whole rows.
+            cached: The state of the earlier tokens; `None` for whole batch rows.
         """
         parts = [self.b, self.c, self.x]
         if self.bcx.adapter is None:
@@ -94,7 +95,7 @@ class ShortConv(nnx.Module):
         else:
             earlier = cached.states.inputs[cached.place].astype(x.dtype)
 
-        # Recomputed in the backward pass: the three projections are kept, and no shifted copy.
+        # Recomputed in the backward pass, for which the projections are kept, but no shifted copy.
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def mix(
             b: jax.Array, c: jax.Array, inner: jax.Array, kernel: jax.Array, bias: jax.Array | None
@@ -122,10 +123,10 @@ def convolved(
     """Convolve each channel over the latest tokens of the same text, in float32.
 
     Args:
-        inputs: Of the tokens, after the `l - 1` before them.
-        kernel: The factor of the latest token is the last.
-        positions: Of the tokens within their own texts, which say how many stand before each:
-            what is further back is of another text, or padding.
+        inputs: The inputs at the tokens, preceded by those at the `l - 1` tokens before them.
+        kernel: The factors of each channel; that of the latest token is last.
+        positions: The position of each token in its own text, which is the number of tokens before
+            it; inputs further back belong to another text or to padding, and count as 0.
     """
     width, length = kernel.shape[-1], positions.shape[1]
     total = jnp.zeros((*positions.shape, inputs.shape[2]), jnp.float32)

@@ -1,8 +1,8 @@
 """The decoder: embedding, groups of scanned blocks, final norm, head.
 
-Called in two ways: over whole rows for training and evaluation, and by `extend` over new tokens
-and a cache for generation. Both stop at the last hidden state: the head is applied apart
-(`forward.head_logits`), because the loss wants it only where there is something to predict.
+It is called on whole batch rows for training and evaluation, and by `extend` on new tokens and a
+cache for generation. Both return the last hidden states: the head is applied separately
+(`forward.head_logits`), because the loss needs it only at positions that are supervised.
 """
 
 import dataclasses
@@ -27,12 +27,12 @@ from jaxft.models.network import EMBED, HEAD, OUTSIDE, POSITIONS, Group, Network
 from jaxft.models.spec import Learned, Sinusoidal
 from jaxft.parallel.mesh import ROW_AXES
 
-Kept = Mapping[str, Mapping[str, Any]]  # what is kept of a module's inputs, by block and path
+Kept = Mapping[str, Mapping[str, Any]]  # a summary of each module's inputs, by block and path
 Fold = Callable[[Any, jax.Array], Any]
 
 
 class Head(Adapted):
-    """The leaves of the output projection: a kernel unless it is tied, a bias, what is trained."""
+    """The leaves of the head: a kernel unless it is tied, a bias, and what tuning adds."""
 
     def __init__(self, network: Network, rngs: nnx.Rngs):
         """Make the leaves."""
@@ -43,7 +43,7 @@ class Head(Adapted):
         if spec.head_bias:
             self.bias = nnx.Param(jnp.zeros(spec.vocab_size))
         if adapter is not None:
-            # Where adapters are tied, the embedding has all of it but the numbers.
+            # If adapters are tied, all parts but the numbers are the embedding's leaves.
             own = [part for part in adapter.parts if part.role == "number"]
             parts = own if network.ties_adapters else adapter.parts
             self.make_parts(parts, adapter.width, (spec.embed_dim, spec.vocab_size))
@@ -76,7 +76,7 @@ class Decoder(nnx.Module):
     def __call__(
         self, input_ids: Int32[Array, "b t"], context: Context, *, dtype: Any, remat: bool
     ) -> Float[Array, "b t e"]:
-        """Return the final hidden states of whole rows, ready for the head."""
+        """Return the final hidden states of whole batch rows, which are the input of the head."""
         x = self._embedded(input_ids, context, dtype)
         for group, blocks in zip(self.network.groups, self.groups, strict=True):
             x = _run_group(group, blocks, x, context, remat=remat)
@@ -91,16 +91,17 @@ class Decoder(nnx.Module):
         *,
         dtype: Any,
     ) -> Kept:
-        """Run whole rows and take what linear modules read into what is kept of it.
+        """Run whole batch rows, and return the summaries of modules' inputs updated with them.
 
         Args:
-            input_ids: The rows.
-            context: What is known of them.
-            kept: By block ("groups/0/0", or "" outside of the layers) and path of the module; of a
-                group's blocks stacked on dimension 0, as their leaves are.
-            fold: From what is kept of one module in one layer, and what it reads [b t i], to what
-                is then kept; traced once for each place in a period.
-            dtype: The dtype computed in.
+            input_ids: The tokens.
+            context: The context of the tokens.
+            kept: The summary of each module's inputs, a tree of arrays, by block ("groups/0/0", or
+                "" outside the layers) and path of the module. In the layers, the summaries are
+                stacked on dimension 0 like the leaves.
+            fold: Returns the new summary for one module in one layer, given the old one and the
+                module's input [b t i]; traced once for each position of a period.
+            dtype: The dtype of activations and matrix products.
         """
         outer: dict[str, jax.Array] = {}
         context = dataclasses.replace(context, inputs=outer)
@@ -120,14 +121,14 @@ class Decoder(nnx.Module):
     def extend(
         self, input_ids: Int32[Array, "b t"], context: Context, layers: Any, *, dtype: Any
     ) -> tuple[Float[Array, "b t e"], Any]:
-        """Return hidden states of new tokens, and what the layers keep of all tokens.
+        """Return the hidden states of new tokens, and the layers' states after these tokens.
 
         Args:
             input_ids: The new tokens.
-            context: What is known of them; their layout is `Slots`.
-            layers: What they keep of the tokens before, as `forward.Cache.layers`; it comes back in
-                the same form.
-            dtype: The dtype computed in.
+            context: The context of the new tokens, with the layout `Slots`.
+            layers: The layers' states after the earlier tokens, in the form of
+                `forward.Cache.layers`, in which they are also returned.
+            dtype: The dtype of activations and matrix products.
         """
         x = self._embedded(input_ids, context, dtype)
         new = []
@@ -139,7 +140,7 @@ class Decoder(nnx.Module):
     def _embedded(
         self, input_ids: Int32[Array, "b t"], context: Context, dtype: Any
     ) -> Float[Array, "b t d"]:
-        """Return what the first layer reads."""
+        """Return the input of the first layer."""
         spec = self.network.spec
         x = self.embed(input_ids, context.mesh, dtype)
         if spec.embed_scale != 1.0:
@@ -154,7 +155,7 @@ class Decoder(nnx.Module):
         return self.embed_norm(x) if spec.embed_norm else x
 
     def _finished(self, x: Float[Array, "b t d"], context: Context) -> Float[Array, "b t e"]:
-        """Return what the head reads."""
+        """Return the input of the head."""
         spec = self.network.spec
         if spec.final_norm:
             x = self.final_norm(x)
@@ -162,7 +163,7 @@ class Decoder(nnx.Module):
 
 
 def _sinusoids(positions: Int32[Array, "b t"], width: int, dtype: Any) -> Float[Array, "b t d"]:
-    """Return the sines of all frequencies, then their cosines; the last of an odd width is 0."""
+    """Return the sines of all frequencies, then the cosines, then a 0 if the width is odd."""
     half = width // 2
     powers = np.exp(np.arange(half, dtype=np.float32) * -(math.log(10_000) / (half - 1)))
     angle = positions[..., None].astype(jnp.float32) * powers[None, None, :]
@@ -171,7 +172,7 @@ def _sinusoids(positions: Int32[Array, "b t"], width: int, dtype: Any) -> Float[
 
 
 def _stacked(network: Network, group: Group, rngs: nnx.Rngs) -> nnx.List:
-    """Build a group's period of blocks, `repeats` times over, by mapping the constructor."""
+    """Create a group's period of blocks `repeats` times, stacked, by mapping the constructor."""
 
     def construct(key: jax.Array) -> nnx.List:
         keys = nnx.Rngs(key)
@@ -230,7 +231,7 @@ def _extend_group(group: Group, blocks: nnx.List, x: Any, context: Context, befo
     graphdef: Any
     graphdef, state = nnx.split(blocks)
 
-    # What is kept is carried, not sliced and stacked again: so it is written in place.
+    # The states are carried, not sliced and stacked again, so that they are updated in place.
     def period(carried: Any, slices: Any) -> Any:
         x, before = carried
         leaves, layers, index = slices

@@ -1,10 +1,10 @@
-"""DoRA's mathematics: a module's matrix turned by low rank, the length of each row trained apart.
+"""DoRA: a low-rank update turns the rows of a weight, and their lengths are trained separately.
 
     W' = m (W + s A B) / ||W + s A B||,  one length m and one norm for each output
 
-Separate from `linear`, which it leaves as it is: W's product and the LoRA branch are computed as
-ever, and what they give is rescaled. The norms are constants in the backward pass, and neither the
-product A B nor a copy of W is kept for it.
+Separate from `linear`, which stays unchanged: W's product and the LoRA branch are computed as
+without DoRA, and their sum is rescaled. The norms are constants in the backward pass, which keeps
+neither the product A B nor a copy of W.
 
 Source: Liu et al. 2024, "DoRA", eq. 5 and section 4.3; `peft/tuners/lora/dora.py: DoraLinearLayer`.
 """
@@ -26,17 +26,17 @@ def norms(
 ) -> Float[Array, " m"]:
     """Return the norm of each column of ``W + scaling * A^T B``, float32; it has no gradient.
 
-    The columns are Hugging Face's rows, those of the outputs. The sum is not formed:
+    Each column belongs to one output; it is a row of Hugging Face's weight. The sum is not formed:
     ``||w + s A^T b||^2 = ||w||^2 + 2 s b (A w) + s^2 b (A A^T) b`` for columns w and b.
 
     Args:
-        matrices: The parts of W side by side, float32; `m` columns together.
+        matrices: The parts of W, float32; side by side they have `m` columns.
         a: Down projection, float32.
         b: Up projection, float32.
-        scaling: Of the product.
+        scaling: The factor on A^T B.
     """
     matrices, a, b = jax.lax.stop_gradient((matrices, a, b))
-    # In full precision: accelerators would round the operands, and this is little work.
+    # In full precision, which costs little here; accelerators round the operands by default.
     dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     ends = np.cumsum([matrix.shape[1] for matrix in matrices])[:-1]
     inner, squares = dot(a, a.T), []
@@ -46,18 +46,18 @@ def norms(
     return jnp.sqrt(jnp.maximum(jnp.concatenate(squares), 0.0))
 
 
-@functools.partial(jax.checkpoint, prevent_cse=False)  # keeps `y` as it is, no float32 copy
+@functools.partial(jax.checkpoint, prevent_cse=False)  # keeps `y`, and no float32 copy of it
 def rescaled(
     y: Float[Array, "b t m"], magnitude: Float[Array, " m"], norms: Float[Array, " m"]
 ) -> Float[Array, "b t m"]:
     """Return ``y * magnitude / norms``, in the dtype of `y`.
 
-    A row of zeros has no direction: what it gives, which is 0, stays, where PEFT has 0 / 0.
+    A row of zeros has no direction: its output, which is 0, stays 0, while PEFT computes 0 / 0.
 
     Args:
-        y: What the turned matrix makes of the activations, without a bias.
-        magnitude: The trained length of each row.
-        norms: Its length now.
+        y: The product of the activations with ``W + scaling * A^T B``, without a bias.
+        magnitude: The trained length of each row, one for each output.
+        norms: The norm of each row.
     """
     is_zero = norms == 0
     scale = jnp.where(is_zero, 1.0, magnitude / jnp.where(is_zero, 1.0, norms))

@@ -1,9 +1,9 @@
-"""Dropout whose mask is a pure function of where an element is, not of the order of execution.
+"""Dropout with a mask that depends only on the place of an element, not on the order of execution.
 
-An element's fate is a hash of (seed, step, global row, position, layer, module, channel). So it
-is the same under any sharding, accumulation, `vmap`, rematerialisation or resume. A few integer
-operations an element; threefry costs twenty times as much on a CPU, and `rbg` changes under
-`vmap`.
+Whether an element is zeroed is decided by a hash of (seed, step, global batch row, position, layer,
+module, channel). So the mask is the same under any sharding, accumulation, `vmap`,
+rematerialisation or resume. The hash takes a few integer operations per element; threefry costs
+twenty times as much on a CPU, and `rbg` changes under `vmap`.
 """
 
 import functools
@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int32, UInt32
 def token_seeds(
     seed: jax.Array | int, step: jax.Array | int, row_ids: Int32[Array, " b"], num_positions: int
 ) -> UInt32[Array, "b t"]:
-    """Return one hash a token from the run's seed, the step, and the row in the global batch."""
+    """Return one hash per token, from the run's seed, the step, and the row in the global batch."""
     start = _mix(_mix(jnp.uint32(seed)) + jnp.asarray(step).astype(jnp.uint32))
     by_row = _mix(start + row_ids.astype(jnp.uint32))
     positions = jnp.arange(num_positions, dtype=jnp.uint32)
@@ -29,13 +29,13 @@ def token_seeds(
 def module_seeds(
     tokens: UInt32[Array, "b t"], layer: jax.Array | int, module: str
 ) -> UInt32[Array, "b t"]:
-    """Return one hash a token for a module of a layer. `module` is its path in the block."""
+    """Return one hash per token for a module of a layer; `module` is its path in the block."""
     name = jnp.uint32(zlib.crc32(module.encode()))
     return _mix(tokens + _mix(name + jnp.asarray(layer).astype(jnp.uint32)))
 
 
 def threshold(rate: float) -> np.uint32:
-    """Return the number below which a hash means that an element is zeroed, of a rate in [0, 1)."""
+    """Return the threshold for a rate in [0, 1): elements with a hash below it are zeroed."""
     return np.uint32(min(round(rate * 2**32), 2**32 - 1))
 
 
@@ -45,7 +45,7 @@ def apply(x: Float[Array, "b t n"], threshold: Any, seeds: Any) -> Float[Array, 
     Args:
         x: Activations.
         threshold: uint32 scalar, ``threshold(rate)``, which may be traced; `None` for no dropout.
-        seeds: uint32 [b t] from `module_seeds`; `None` for no dropout either.
+        seeds: uint32 [b t] from `module_seeds`; `None` also means no dropout.
     """
     if seeds is None or threshold is None:
         return x
@@ -59,7 +59,7 @@ def apply(x: Float[Array, "b t n"], threshold: Any, seeds: Any) -> Float[Array, 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def recomputed(x: Float[Array, "b t n"], threshold: Any, seeds: Any) -> Float[Array, "b t n"]:
-    """Return what `apply` does, its mask computed again in the backward pass, not kept."""
+    """Return the result of `apply`; its mask is computed again in the backward pass, not kept."""
     return apply(x, threshold, seeds)
 
 

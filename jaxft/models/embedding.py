@@ -1,9 +1,9 @@
-"""Tables of embeddings, and what may be trained of one: an adapter, or a few of its rows.
+"""Tables of embeddings, which may have an adapter or a few trained token rows.
 
-Separate from `layers`, because a table is looked up and not multiplied with: of an adapter's A, the
-columns of the tokens at hand are read. The same rows stand in the head where that is tied, which is
-why `with_columns` is here too. The table itself is frozen in both and gets no gradient: what is
-trained of rows is [n, d], n the number of rows.
+Separate from `layers`, because a table is looked up and not multiplied with: only those columns of
+an adapter's A are read that belong to the given tokens. `with_columns`, which uses trained token
+rows in the head, is here too, because a tied head shares them with the embedding. In both cases the
+table itself is frozen and gets no gradient; n trained token rows are a leaf [n, d].
 """
 
 from collections.abc import Mapping
@@ -24,16 +24,16 @@ from jaxft.parallel import rules
 
 
 class EmbeddingTable(Adapted):
-    """A table of embeddings, of tokens or of positions, [rows, width]."""
+    """A table of embeddings [rows, width], of tokens or of positions."""
 
     def __init__(self, path: str, dims: tuple[int, int], network: Network, rngs: nnx.Rngs):
-        """Make the leaves.
+        """Create the leaves.
 
         Args:
-            path: Of the module, "embed" or "positions".
-            dims: (rows, width).
-            network: It says what is trained of the table.
-            rngs: For the table.
+            path: The path of the module, "embed" or "positions".
+            dims: (rows, width) of the table.
+            network: The network, which says what is trained of the table.
+            rngs: The random numbers for the table.
         """
         self.path, self.network = path, network
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), dims))
@@ -44,7 +44,7 @@ class EmbeddingTable(Adapted):
             self.rows = nnx.Param(jnp.zeros((len(dict(network.rows)[path]), dims[1])))
 
     def __call__(self, ids: Int32[Array, "b t"], mesh: Mesh, dtype: Any) -> Float[Array, "b t d"]:
-        """Look rows up.
+        """Look up the rows of `ids`.
 
         Source: `peft/tuners/lora/layer.py: Embedding.forward`, which has no dropout, and
         `peft/tuners/trainable_tokens/layer.py: TrainableTokensLayer.forward_adapters`.
@@ -63,7 +63,7 @@ class EmbeddingTable(Adapted):
 def _with_rows(
     x: Float[Array, "b t d"], ids: Int32[Array, "b t"], rows: Rows, trained: Float[Array, "n d"]
 ) -> Float[Array, "b t d"]:
-    """Return what was looked up, trained rows in the place of the table's."""
+    """Return the embeddings `x` of `ids`, replaced by trained rows for the tokens `rows`."""
     order = np.argsort(rows)
     ascending = jnp.asarray(np.asarray(rows, np.int32)[order])
     place = jnp.minimum(jnp.searchsorted(ascending, ids), len(rows) - 1)
@@ -77,16 +77,16 @@ def with_columns(
     rows: Rows,
     trained: Float[Array, "n d"],
 ) -> Float[Array, "*b v"]:
-    """Return the logits of a head of which these rows are trained: their columns are replaced.
+    """Return the logits of a head with trained token rows: the logits of these tokens are replaced.
 
     Args:
-        logits: Of the head as it is stored, float32.
-        hidden: What the head is applied to.
-        rows: The tokens.
-        trained: Their rows, the transpose of the head's columns.
+        logits: The logits of the stored head, float32.
+        hidden: The input of the head.
+        rows: The tokens whose rows are trained.
+        trained: The trained token rows, which are the transpose of columns of the head.
     """
     columns = linear.product(hidden, trained, _transposed, jnp.float32)
-    # Written over, not added to: gradients of the stored columns' logits are then 0.
+    # Overwritten, not added to, so that the gradients of the replaced logits are 0.
     return logits.at[..., np.asarray(rows)].set(columns, unique_indices=True)
 
 
@@ -95,7 +95,7 @@ def _transposed(leaf: jax.Array, dtype: Any) -> jax.Array:
 
 
 def original_rows(network: Network, tree: Mapping[str, Any]) -> trees.Tree:
-    """Return the rows that `network` trains as the base model `tree` has them, float32."""
+    """Return the token rows that `network` trains, as they are in the base `tree`; float32."""
     leaves = {}
     for path, rows in network.rows:
         chosen = np.asarray(rows)

@@ -1,6 +1,6 @@
-"""The functional face of the network: pure functions of a parameter tree.
+"""The functional interface of the network: pure functions of a parameter tree.
 
-`hidden_states` and `head_logits` for training and evaluation, `empty_cache` and `extend` for
+`hidden_states` and `head_logits` are for training and evaluation, `empty_cache` and `extend` for
 generation. Each binds the tree to the modules at trace time, which costs nothing at run time.
 """
 
@@ -25,12 +25,12 @@ from jaxft.parallel import rules
 
 
 class Hidden(NamedTuple):
-    """What the head is applied to.
+    """The input of the head.
 
     Attributes:
         states: The normed hidden states of the last layer.
-        seeds: Of each token, from `dropout.token_seeds` in training: there may be dropout before
-            an adapter on the head. `None` means no dropout.
+        seeds: One hash per token, from `dropout.token_seeds` in training, because an adapter on
+            the head may have dropout. `None` means no dropout.
     """
 
     states: Float[Array, "b t d"]
@@ -52,12 +52,12 @@ def hidden_states(
     """Return the normed hidden states that the head is applied to.
 
     Args:
-        network: What `tree` is bound to.
+        network: The network to which `tree` is bound.
         tree: All leaves, frozen and trained.
-        input_ids: Tokens; any id will do in padding.
-        segment_ids: 1, 2, ... for the texts packed in a row, 0 in padding.
-        positions: Position of each token within its own text.
-        mesh: Where the arrays live.
+        input_ids: Tokens; padding may have any id.
+        segment_ids: 1, 2, ... for the texts packed in a batch row, 0 for padding.
+        positions: The position of each token within its own text.
+        mesh: The devices of the arrays.
         dtype: The dtype of activations and matrix products.
         dropout_seeds: From `dropout.token_seeds` in training; `None` means no dropout.
         remat: Keep only each period's input for the backward pass and compute the rest again.
@@ -83,18 +83,18 @@ def fold_inputs(
     mesh: Mesh,
     dtype: Any,
 ) -> Kept:
-    """Run whole rows and take what linear modules read into what is kept of it.
+    """Run whole batch rows, and return the summaries of modules' inputs updated with them.
 
     Args:
-        network: What `tree` is bound to.
+        network: The network to which `tree` is bound.
         tree: All leaves.
-        kept: As in `Decoder.fold_inputs`, and so are `fold` and what is returned.
-        fold: From what is kept of a module, and what it reads [b t i], to what is then kept.
-        input_ids: As in `hidden_states`, and so are the others.
-        segment_ids: Of the texts packed in a row.
-        positions: Within these.
-        mesh: Where the arrays live.
-        dtype: The dtype computed in.
+        kept: The summaries so far, in the form of `Decoder.fold_inputs`.
+        fold: Returns the new summary of a module, given the old one and its input [b t i].
+        input_ids: As in `hidden_states`.
+        segment_ids: As in `hidden_states`.
+        positions: As in `hidden_states`.
+        mesh: The devices of the arrays.
+        dtype: The dtype of activations and matrix products.
 
     Raises:
         WeightsError: If the tree does not fit the network.
@@ -107,7 +107,7 @@ def fold_inputs(
 def _rotations(
     spec: ModelSpec, positions: Int32[Array, "b t"], lengths: Int32[Array, "b t"]
 ) -> dict[Rope, rope.Angles]:
-    """Return cosine and sine of the positions for every rotary embedding of the layers."""
+    """Return the cosine and sine of the positions, for every rotary embedding of the layers."""
     in_use = {block.rope: None for block in spec.blocks if block.rope is not None}
     return {each: rope.angles(each, positions, lengths) for each in in_use}
 
@@ -124,7 +124,7 @@ def head_leaves(network: Network, tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def head_weight(network: Network, mesh: Mesh) -> tuple[str, linear.Materialise]:
-    """Return the path of the leaf that is the head's weight, and how it becomes [in, out]."""
+    """Return the path of the head's weight, and the function that makes it a matrix [in, out]."""
     module = HEAD if network.has_own_head else EMBED
     gather = rules.gather(mesh, module)
     return f"{module}/kernel", gather if network.has_own_head else _Transposed(gather)
@@ -141,10 +141,10 @@ def head_logits(
 
     Args:
         network: The network, for its head.
-        mesh: Where the arrays live.
-        leaves: Those that `head_leaves` selects.
-        hidden: The normed hidden states, and `seeds` of the tokens: see `Hidden`.
-        seeds: Of dropout before the head's adapter.
+        mesh: The devices of the arrays.
+        leaves: The leaves that `head_leaves` selects.
+        hidden: The normed hidden states, as in `Hidden`.
+        seeds: One hash per token for dropout before the head's adapter, as in `Hidden`.
     """
     path, materialise = head_weight(network, mesh)
 
@@ -159,7 +159,7 @@ def head_logits(
     if adapter is not None:
         paths = {part.name: f"head/{part.name}" for part in adapter.parts}
         own = {name: leaves[path] for name, path in paths.items() if path in leaves}
-        if network.ties_adapters:  # what leads out of the embedding leads in here
+        if network.ties_adapters:  # A and B are exchanged
             own |= {"lora_a": leaves["embed/lora_b"], "lora_b": leaves["embed/lora_a"]}
         if seeds is not None:
             seeds = dropout.module_seeds(seeds, OUTSIDE, HEAD)
@@ -185,7 +185,7 @@ def logits(
     mesh: Mesh,
     dtype: Any,
 ) -> Float[Array, "b t v"]:
-    """Return float32 logits of whole rows; arguments as of `hidden_states`."""
+    """Return float32 logits of whole batch rows; the arguments are those of `hidden_states`."""
     hidden = hidden_states(network, tree, input_ids, segment_ids, positions, mesh=mesh, dtype=dtype)
     return head_logits(network, mesh, head_leaves(network, tree), hidden, None)
 
@@ -201,14 +201,14 @@ class _Transposed:
 
 
 class Cache(NamedTuple):
-    """What the layers keep of the tokens so far.
+    """The states of all layers after the tokens so far.
 
     Attributes:
-        layers: For each group and each position of its period what `block.empty_state` returns,
-            those of a group's layers stacked on dimension 0.
-        valid: bool [b s]: whether the slot holds a token (not padding).
-        length: int32: number of slots filled, the same for every row.
-        next_position: int32 [b]: the position of each row's next token.
+        layers: The states, by group and by position of the group's period: a tree as from
+            `block.empty_state`, with the group's layers stacked on dimension 0.
+        valid: bool [b s], whether each slot holds a token (not padding).
+        length: int32, the number of filled slots, the same for every batch row.
+        next_position: int32 [b], the position of each batch row's next token.
     """
 
     layers: tuple[tuple[Any, ...], ...]
@@ -218,7 +218,7 @@ class Cache(NamedTuple):
 
 
 def empty_cache(network: Network, batch: int, slots: int, dtype: Any) -> Cache:
-    """Return an empty cache with room for `slots` tokens in each of `batch` rows."""
+    """Return an empty cache with room for `slots` tokens in each of `batch` batch rows."""
 
     def stacked(group: Group, layer: Layer) -> Any:
         state = blocks.empty_state(network.spec, layer.block, batch, slots, dtype)
@@ -246,23 +246,23 @@ def extend(
 ) -> tuple[Float[Array, "b t d"], Cache]:
     """Run new tokens after those in the cache; return hidden states and the longer cache.
 
-    Padding belongs on the left of a row's first tokens, so that every row's tokens are
-    contiguous in the cache and windows can be measured in slots. The cache is written in place
-    where the caller donates it.
+    Padding must be to the left of a batch row's first tokens, so that the tokens of every batch row
+    are contiguous in the cache and windows can be measured in slots. The cache is updated in place
+    if the caller donates it.
 
     Args:
-        network: What `tree` is bound to.
+        network: The network to which `tree` is bound.
         tree: All leaves.
         cache: The tokens so far; it must have `t` free slots.
         input_ids: The new tokens.
-        valid: Which of them are tokens, not padding.
-        lengths: Of each row's text: of a prompt all its tokens, also when it is read in parts. A
-            rotary embedding may depend on it.
-        mesh: Where the arrays live.
+        valid: Which new tokens are not padding.
+        lengths: The length of each batch row's text, on which a rotary embedding may depend. For a
+            prompt that is read in parts, it counts all of the prompt's tokens.
+        mesh: The devices of the arrays.
         dtype: The dtype of activations and matrix products.
     """
     positions = cache.next_position[:, None] + jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1
-    positions = jnp.maximum(positions, 0)  # of padding on the left
+    positions = jnp.maximum(positions, 0)  # padding on the left would have -1
     of_each = jnp.broadcast_to(lengths[:, None], positions.shape)
     rotations = _rotations(network.spec, positions, of_each)
     seen = jax.lax.dynamic_update_slice_in_dim(cache.valid, valid, cache.length, axis=1)
@@ -278,7 +278,13 @@ def extend(
 
 
 def _slots(seen: Bool[Array, "b s"], first: Int32[Array, ""], num_new: int) -> Slots:
-    """Return what new tokens, in the slots from `first`, see of all slots; `seen` has tokens."""
+    """Return which slots new tokens see.
+
+    Args:
+        seen: Which slots hold a token, including the new ones.
+        first: The slot of the first new token.
+        num_new: The number of new tokens.
+    """
     own_slot = first + jnp.arange(num_new, dtype=jnp.int32)
     distance = own_slot[:, None] - jnp.arange(seen.shape[1], dtype=jnp.int32)[None, :]  # [t s]
     return Slots(seen[:, None, :] & (distance >= 0)[None], distance, first)

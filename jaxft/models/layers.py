@@ -1,11 +1,11 @@
-"""The modules that a block is made of, and the context that every one of them is called in.
+"""The modules that a block consists of, and the context with which they are called.
 
 Dimension letters, the same in shapes and einsums: `b` batch, `t` query position, `s` key
-position, `d` model, `h` query heads, `g` kv heads, `m` query heads a kv head, `k` head width,
+position, `d` model, `h` query heads, `g` kv heads, `m` query heads per kv head, `k` head width,
 `f` MLP width, `v` vocabulary, `r` LoRA rank, `n` layers stacked.
 
-Modules say which leaves exist, of what shape, and how they are used. They hold no numerics of
-their own choosing: each feature is read from the `ModelSpec`.
+Modules define which leaves exist, their shapes, and how they are used. They choose no numerics
+themselves: each feature is read from the `ModelSpec`.
 """
 
 import dataclasses
@@ -33,16 +33,17 @@ from jaxft.parallel import rules
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a block needs to know of the tokens it is called on, computed once for all layers.
+    """What a block needs to know about its tokens, computed once for all layers.
 
     Attributes:
-        mesh: Where the arrays live.
-        positions: int32 [b t], of each token within its own text.
-        rotations: For every rotary embedding in use, cosine and sine of the positions.
-        layout: Which tokens each token sees: within whole rows, or in the slots of a cache.
-        dropout_seeds: uint32 [b t] in training, else `None`.
-        inputs: Where linear modules note what they read, by path; `None` to note nothing. The
-            notes are of one trace: who puts a dict here takes them out again in the same function.
+        mesh: The devices of the arrays.
+        positions: int32 [b t], the position of each token within its own text.
+        rotations: The cosine and sine of the positions, for every rotary embedding in use.
+        layout: Which tokens each token sees: within whole batch rows, or in the slots of a cache.
+        dropout_seeds: uint32 [b t], one hash per token in training, else `None`.
+        inputs: A dict in which linear modules record their inputs, by path; `None` to record
+            nothing. The inputs belong to one trace, so the function that sets the dict must also
+            read it.
     """
 
     mesh: Mesh
@@ -54,15 +55,15 @@ class Context:
 
 
 class Lora(Adapted):
-    """The adapter of one Hugging Face module, which may be several of ours."""
+    """The adapter of one Hugging Face module, which may be several modules here."""
 
     def __init__(self, path: str, dims: tuple[int, int], adapter: Adapter | None):
-        """Make the leaves; without an adapter there are none.
+        """Create the leaves; without an adapter there are none.
 
         Args:
-            path: Of the module, in its block ("attn/q") or outside of the layers ("embed_in").
-            dims: (in, out).
-            adapter: What the network says of this module.
+            path: The module's path, in its block ("attn/q") or outside the layers ("embed_in").
+            dims: (in, out) of the module.
+            adapter: The adapter that the network has on this module, or `None`.
         """
         self.path, self.adapter = path, adapter
         if adapter is not None:
@@ -71,13 +72,13 @@ class Lora(Adapted):
     def outputs(
         self, parts: "Sequence[Linear]", x: Float[Array, "b t i"], context: Context, layer: Any
     ) -> list[Float[Array, "b t _"]]:
-        """Return the outputs of the modules that the adapter is on, with what it adds to them.
+        """Return the outputs of the adapter's modules, with the adapter's own output added.
 
         Args:
-            parts: The modules; their outputs side by side are those of the adapter.
+            parts: The modules; the adapter's output is split between them in this order.
             x: Activations.
-            context: What is known of the tokens.
-            layer: The (traced) index that dropout is keyed by.
+            context: The context of the tokens.
+            layer: The (traced) index of the layer, from which dropout is derived.
         """
         assert self.adapter is not None
         seeds = context.dropout_seeds
@@ -99,12 +100,12 @@ class Lora(Adapted):
 
 
 class Linear(Lora):
-    """``y = x W + bias``, with a LoRA adapter beside it where the network has one."""
+    """``y = x W + bias``, plus the output of a LoRA adapter if the network has one here."""
 
     def __init__(
         self, path: str, dims: tuple[int, int], bias: bool, adapter: Adapter | None, rngs: nnx.Rngs
     ):
-        """Make the leaves; arguments as of `Lora`."""
+        """Create the leaves; `path`, `dims` and `adapter` are those of `Lora`."""
         super().__init__(path, dims, adapter)
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), dims) * dims[0] ** -0.5)
         if bias:
@@ -113,7 +114,7 @@ class Linear(Lora):
     def __call__(
         self, x: Float[Array, "b t i"], context: Context, layer: Any
     ) -> Float[Array, "b t o"]:
-        """Apply to activations; `layer` as in `outputs`."""
+        """Apply to activations; the arguments are those of `outputs`."""
         if context.inputs is not None:
             context.inputs[self.path] = x
         if self.adapter is None:
@@ -125,7 +126,7 @@ class Linear(Lora):
         return linear.product(x, self.kernel.get_value(), self._to_matrix(context), x.dtype)
 
     def biased(self, y: Float[Array, "b t o"]) -> Float[Array, "b t o"]:
-        """Return `y` and the bias, if there is one."""
+        """Return `y` plus the bias, if there is one."""
         return y + self.bias[...].astype(y.dtype)[None, None, :] if hasattr(self, "bias") else y
 
     def matrix(self, context: Context) -> Float[Array, "i o"]:
@@ -140,12 +141,11 @@ class Norm(nnx.Module):
     """RMS norm or layer norm over the last dimension, in float32.
 
     Source: Zhang and Sennrich 2019, eq. 4; Ba et al. 2016, eq. 4; transformers
-    `modeling_llama.py: LlamaRMSNorm`, `modeling_gemma.py: GemmaRMSNorm` for a scale of one plus
-    what is learned.
+    `modeling_llama.py: LlamaRMSNorm`; `modeling_gemma.py: GemmaRMSNorm` for the scale "offset".
     """
 
     def __init__(self, norm: NormSpec, width: int):
-        """Make a scale that changes nothing, and a bias of zeros, as far as it has them."""
+        """Create the scale and the bias that the norm has, with values that change nothing."""
         self.norm = norm
         if norm.scale != "none":
             start = jnp.ones if norm.scale == "plain" else jnp.zeros
@@ -157,7 +157,7 @@ class Norm(nnx.Module):
         """Normalise the last dimension."""
         norm, shape = self.norm, (1,) * (x.ndim - 1) + (-1,)
 
-        # Recomputed in the backward pass: keeping its float32 inside costs more than it saves.
+        # Recomputed in the backward pass: storing float32 intermediates costs more than it saves.
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def normalise(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
             wide = x.astype(jnp.float32)
@@ -185,7 +185,7 @@ class Attention(nnx.Module):
         adapters: Mapping[str, Adapter],
         rngs: nnx.Rngs,
     ):
-        """Make the four projections, and the adapter over three of them where they are fused."""
+        """Create the projections, and the adapter of q, k and v if the checkpoint fuses them."""
         self.spec, self.rope = spec, attention.rope
         is_alibi = isinstance(spec.positions, Alibi)
         slopes = scores.alibi_slopes(spec.num_heads) if is_alibi else None
@@ -213,12 +213,12 @@ class Attention(nnx.Module):
     def empty_state(
         spec: ModelSpec, attention: AttentionSpec, batch: int, slots: int, dtype: Any
     ) -> KeysValues:
-        """Return what the layer keeps before there are tokens: empty slots for keys and values."""
+        """Return the layer's state before the first token: empty slots for keys and values."""
         empty = jnp.zeros((batch, spec.num_kv_heads, slots, spec.head_dim), dtype)
         return KeysValues(empty, empty)
 
     def _projections(self, x: Float[Array, "b t d"], context: Context, layer: Any) -> Any:
-        """Return queries, keys and values, [b t h k] and twice [b t g k]."""
+        """Return queries [b t h k], keys [b t g k] and values [b t g k]."""
         spec = self.spec
         parts = [self.q, self.k, self.v]
         if self.qkv.adapter is None:
@@ -242,16 +242,16 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "b t d"], context: Context, layer: Any, cached: Cached | None
     ) -> tuple[Float[Array, "b t d"], KeysValues | None]:
-        """Attend; returns the output, and `cached.states` with the rotated keys and the values.
+        """Attend; return the output, and `cached.states` with the rotated keys and the values.
 
         Args:
             x: Activations.
-            context: What is known of the tokens.
+            context: The context of the tokens.
             layer: Index of the layer.
-            cached: Of the tokens before these; `None` over whole rows.
+            cached: The state of the earlier tokens; `None` for whole batch rows.
         """
         q, k, v = self._projections(x, context, layer)
-        # Query heads by the kv head that they share.
+        # Query heads, grouped by the kv head that they share.
         q = q.reshape(*k.shape[:3], -1, k.shape[3])
         states = None
         if cached is not None:
@@ -263,7 +263,7 @@ class Attention(nnx.Module):
         return self.o(mixed, context, layer), states
 
     def _gated(self, mixed: Any, x: Any, context: Context, layer: Any) -> Float[Array, "b t _"]:
-        """Return what attention has mixed of `x`, as much of it as the gate lets through."""
+        """Return attention's output for `x`, multiplied by its gate if the model has gates."""
         if not self.spec.attn_gate:
             return mixed
 
@@ -283,7 +283,7 @@ class MLP(nnx.Module):
     def __init__(
         self, spec: ModelSpec, mlp: MLPSpec, adapters: Mapping[str, Adapter], rngs: nnx.Rngs
     ):
-        """Make the projections, and the adapter over two of them where they are fused."""
+        """Create the projections, and the adapter of gate and up if the checkpoint fuses them."""
         self.mlp = mlp
         wide, narrow = (spec.model_dim, mlp.dim), (mlp.dim, spec.model_dim)
         if mlp.kind == "gated":
@@ -304,7 +304,7 @@ class MLP(nnx.Module):
             activations.xielu if is_learned else activations.ACTIVATIONS[self.mlp.activation]
         )
 
-        # Recomputed in the backward pass: a residual of width f for each operand, no more.
+        # Recomputed in the backward pass, for which only the operands, of width f, are kept.
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def hidden(up: jax.Array, gate: jax.Array | None, *numbers: jax.Array) -> jax.Array:
             return activation(up, *numbers) if gate is None else activation(gate, *numbers) * up

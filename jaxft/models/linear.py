@@ -1,13 +1,12 @@
-"""The mathematics of a linear layer: the weight's product and the LoRA branch beside it.
+"""The functions of a linear layer: the product with the weight, and the LoRA branch.
 
-Both are primitives with their own backward pass, for the sake of what they keep:
+Both have a backward pass of their own, in order to keep less for it:
 
 - `product` keeps the weight as it is stored (divided, perhaps narrower than the activations),
-  never a gathered or cast copy; and it keeps its input only if the weight is being trained.
-- `lora` keeps its input and ``x A^T``, if A or B is being trained; the dropout mask is computed
-  again, not kept.
+  never a gathered or cast copy. It keeps its input only if the weight is trained.
+- `lora` keeps its input and ``x A^T`` if A or B is trained. The dropout mask is computed again.
 
-Which operands are trained is not a flag: JAX says at trace time which ones carry a tangent
+No flag says which operands are trained: JAX says at trace time which ones carry a tangent
 (`symbolic_zeros`), so the mask over the parameter tree is the only place where it is decided.
 """
 
@@ -32,7 +31,7 @@ def product(
     """Return ``x @ W``, W being ``materialise(weight, x.dtype)`` of shape [n, m].
 
     Args:
-        x: Activations; their dtype is the one computed in, sums are in float32.
+        x: Activations; the product is computed in their dtype, with sums in float32.
         weight: The weight as stored.
         materialise: Static function from the stored weight to W.
         out_dtype: dtype of the result.
@@ -79,8 +78,8 @@ def lora(
         a: Down projection, in PEFT's layout.
         b: Up projection, the transpose of PEFT's.
         scaling: Factor on the output, float32; it has no gradient.
-        threshold: Of dropout, see `dropout.threshold`; `None` for an adapter without dropout.
-        seeds: One hash a token, see `dropout.module_seeds`; `None` outside training.
+        threshold: The result of `dropout.threshold`; `None` for an adapter without dropout.
+        seeds: One hash per token, from `dropout.module_seeds`; `None` outside training.
 
     Source: Hu et al. 2021, eq. 3; `peft/tuners/lora/layer.py: Linear.forward`.
     """
@@ -89,7 +88,7 @@ def lora(
 
 def _lora_fwd_arrays(x: Any, a: Any, b: Any, scaling: Any, threshold: Any, seeds: Any) -> Any:
     dropped = dropout.apply(x, threshold, seeds)
-    # [b t r], float32: cheap at this width, and what B is multiplied with in PEFT.
+    # [b t r], float32 as in PEFT, which is cheap at this width.
     inner = jax.lax.dot_general(
         dropped,
         a.astype(x.dtype),
@@ -134,11 +133,18 @@ def minus_start(
     b: Float[Array, "r m"],
     scaling: Float[Array, ""],
 ) -> Float[Array, "b t m"]:
-    """Return what `lora` gave less what it gives for the A and B that it began with.
+    """Return `out`, the result of `lora`, minus the result of `lora` for the initial A and B.
 
-    There is no dropout: the start stands for a part of the weight. Both are computed apart, so that
-    nothing, not even rounding, is left of them before the first step: fused with the subtraction,
-    one of them would be rounded otherwise.
+    The latter has no dropout, because the start stands for a part of the weight. A barrier keeps
+    XLA from fusing one of the two with the subtraction, which would round it differently: so the
+    difference is exactly 0 before the first step.
+
+    Args:
+        out: The result of `lora` for the trained A and B.
+        x: Activations.
+        a: The initial A, A0.
+        b: The initial B, B0.
+        scaling: Factor on the output.
     """
     out, start = jax.lax.optimization_barrier((out, lora(x, a, b, scaling, None, None)))
     return out - start

@@ -1,9 +1,9 @@
-"""The static description of a network to build: a model, what is trained of it, its groups.
+"""The static description of a network: a model, its trained parts, and its groups of layers.
 
 Layers that are alike are stacked and run by one scan, so compile time does not grow with depth.
 A `Group` is `repeats` copies of a `period` of layers; what may differ inside a period (a window,
-an adapter) is static. Groups are cut wherever layers differ, in what is trained too, *before*
-weights are loaded: a leaf is then always wholly trained or wholly frozen.
+an adapter) is static. Groups are cut wherever layers differ, also in what is trained, and *before*
+weights are loaded, so that a leaf is always wholly trained or wholly frozen.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from jaxft.leaves import address
 from jaxft.leaves.parts import OF_ADAPTER, Part
 from jaxft.models.spec import BlockSpec, ModelSpec
 
-_MAX_PERIOD = 12  # the longest alternation looked for; every extra layer adds to compile time
+_MAX_PERIOD = 12  # the longest period searched for; every layer in it adds to compile time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,17 +22,19 @@ class Adapter:
     """The structure of a LoRA adapter: ``y = x W + scaling * (dropout(x) A^T B + bias)``.
 
     Its numbers, the scaling and the dropout, are frozen leaves beside A and B (`lora/numbers.py`).
-    Where layers are stacked it stands for the adapters of all of them, whose ranks may differ: in A
-    and in B, rows beyond a layer's own rank are zero, and stay zero in training.
+    In stacked layers, one structure describes the adapters of all of them, whose ranks may differ:
+    rows of A and B beyond a layer's own rank are zero, and stay zero in training.
 
-    Where A and B begin with a part of W (PiSSA, OLoRA), that start is kept frozen beside them and
-    taken away again, ``- scaling * x A0^T B0``: PEFT takes it from W, which stays as it is here.
+    If A and B begin with a part of W (PiSSA, OLoRA), their initial values A0 and B0 are kept frozen
+    beside them, and ``scaling * x A0^T B0`` is subtracted from the output. PEFT subtracts the start
+    from W instead, which stays unchanged here.
 
     Attributes:
-        ranks: The rank in each layer of the stack; one where there is no stack. 0 is no adapter.
+        ranks: The rank in each layer of the stack; one rank if there is no stack. A layer with
+            rank 0 has no adapter.
         bias: Whether B has a bias.
         subtracts_start: Whether there are A0 and B0.
-        is_dora: Whether the lengths of the rows of W + scaling * A^T B are trained apart (DoRA).
+        is_dora: Whether row lengths of W + scaling * A^T B are trained separately (DoRA).
         drops: Whether channels of the adapter's input are zeroed at random in training.
     """
 
@@ -58,15 +60,15 @@ class Adapter:
 
 
 HEAD, EMBED, POSITIONS = "head", "embed", "positions"  # modules outside the layers
-OUTSIDE = -1  # their "layer", for the hash of dropout
+OUTSIDE = -1  # their layer index in the hash of dropout
 
-# An adapter may be on a module that is one in the checkpoint and several here.
+# Modules that are one in the checkpoint and several here; an adapter may be on all of them as one.
 FUSED: Mapping[str, tuple[str, ...]] = {
     "attn/qkv": ("attn/q", "attn/k", "attn/v"),
     "mlp/gate_up": ("mlp/gate", "mlp/up"),
     "conv/bcx": ("conv/b", "conv/c", "conv/x"),
 }
-# Which module's input a module reads, where it is not its own.
+# For each module that shares its input, the module that stands for all modules with that input.
 _SHARED = {
     "attn/k": "attn/q",
     "attn/v": "attn/q",
@@ -80,7 +82,7 @@ _SHARED = {
 }
 
 Adapters = tuple[tuple[str, Adapter], ...]  # (module path within its block, adapter), sorted
-Rows = tuple[int, ...]  # tokens, as positions in the vocabulary
+Rows = tuple[int, ...]  # the ids of tokens whose rows are trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +90,9 @@ class Layer:
     """One layer of a period.
 
     Attributes:
-        block: Its features.
+        block: The features of the layer.
         adapters: The adapters on its modules.
-        trained: Its own leaves that are trained, such as "attn/q/bias", sorted.
+        trained: The model's own leaves in it that are trained, such as "attn/q/bias", sorted.
     """
 
     block: BlockSpec
@@ -112,12 +114,13 @@ class Group:
 
 
 class Place(NamedTuple):
-    """Where a layer's leaves are, or those outside of the layers.
+    """Where the leaves of a layer are, or the leaves outside the layers.
 
     Attributes:
-        prefix: Of their paths, "groups/0/1/" or "".
-        repeat: Which slice of the stacked leaves is the layer's; `None` outside.
-        adapters: By the path of their module after the prefix; the width of each is its rank.
+        prefix: The prefix of their paths, such as "groups/0/1/"; "" outside the layers.
+        repeat: The index of the layer in the stacked leaves; `None` outside the layers.
+        adapters: The adapters, by the path of their module after the prefix; the width of each is
+            its rank.
     """
 
     prefix: str
@@ -126,7 +129,7 @@ class Place(NamedTuple):
 
     @property
     def slice_index(self) -> tuple[int, ...]:
-        """The same slice as an index into the leaves: () outside, where there is no stack."""
+        """The index of the layer's slice of a leaf: (repeat,), or () outside the layers."""
         return () if self.repeat is None else (self.repeat,)
 
 
@@ -136,15 +139,16 @@ class Network:
 
     Attributes:
         spec: The model.
-        groups: Its layers.
+        groups: The layers of the model, in groups.
         outer_adapters: Adapters on modules outside the layers, such as "head".
-        outer_trained: Own leaves outside the layers that are trained, "final_norm/bias", sorted.
-        unties_head: Whether a head that is tied becomes a leaf of its own, to be trained apart
-            from what it was tied to.
-        rows: Tokens of which a trained row stands in the place of the table's, for "embed" and
-            for "head".
-        head_follows: Whether a tied head takes the adapter and the rows of the embedding; without,
-            it is the frozen table.
+        outer_trained: The model's own leaves outside the layers that are trained, such as
+            "final_norm/bias", sorted.
+        unties_head: Whether a tied head becomes a leaf of its own, trained separately from the
+            embedding.
+        rows: The tokens with a trained row that replaces the row of the table, by module: "embed"
+            or "head".
+        head_follows: Whether a tied head uses the adapter and the trained rows of the embedding;
+            otherwise it uses the frozen table.
     """
 
     spec: ModelSpec
@@ -162,18 +166,18 @@ class Network:
 
     @property
     def ties_adapters(self) -> bool:
-        """Whether the head's adapter is the embedding's, the other way about."""
+        """Whether the head's adapter is the embedding's, with A and B exchanged."""
         return self.head_follows and EMBED in dict(self.outer_adapters)
 
     @property
     def head_rows(self) -> tuple[str, Rows] | None:
-        """Where the head's trained rows are, "head" or "embed", and which; `None` without any."""
+        """The module with the head's trained rows, "head" or "embed", and their tokens, if any."""
         rows = dict(self.rows)
         owner = EMBED if self.head_follows else HEAD
         return (owner, rows[owner]) if owner in rows else None
 
     def trained_leaves(self) -> frozenset[str]:
-        """Return the paths of the model's own leaves that are trained, adapters left out."""
+        """Return the paths of the model's own leaves that are trained, without adapters."""
         stacked = [
             f"{prefix}/{leaf}"
             for prefix, layer, _ in self.stacked_blocks()
@@ -195,7 +199,7 @@ class Network:
         return Network(self.spec, groups, (), (), unties_head=False, rows=(), head_follows=False)
 
     def places(self) -> dict[int | None, Place]:
-        """Return where the leaves of every layer are, by its index; outside of them by `None`."""
+        """Return the place of each layer, by its index, and of the outside, by `None`."""
         places: dict[int | None, Place] = {None: Place("", None, dict(self.outer_adapters))}
         for prefix, described, layers in self.stacked_blocks():
             for repeat, layer in enumerate(layers):
@@ -208,7 +212,7 @@ class Network:
         return places
 
     def stacked_blocks(self) -> Iterator[tuple[str, Layer, list[int]]]:
-        """Yield (path "groups/g/p", layer description, indices of the layers stacked there)."""
+        """Yield (path "groups/g/p", layer description, indices of the stacked layers)."""
         for g, group in enumerate(self.groups):
             for p, layer in enumerate(group.period):
                 layers = [group.layer_index(n, p) for n in range(group.repeats)]
@@ -217,11 +221,11 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """What is trained in one layer, or outside of the layers.
+    """What is trained in one layer, or outside the layers.
 
     Attributes:
-        adapters: Adapters by module path, such as "attn/q".
-        leaves: Paths of the model's own leaves.
+        adapters: The adapters, by module path, such as "attn/q".
+        leaves: The paths of the model's own leaves that are trained.
     """
 
     adapters: Mapping[str, Adapter]
@@ -234,14 +238,14 @@ FROZEN = Tuning({}, ())
 def build_network(
     spec: ModelSpec, layers: Sequence[Tuning], outside: Tuning, *, unties_head: bool
 ) -> Network:
-    """Describe `spec` and what is trained of it, its layers cut into groups.
+    """Describe `spec` with its trained parts, and divide its layers into groups.
 
-    Ranks cut no group: what is stacked has the width of the largest.
+    Layers that differ only in ranks are stacked; their leaves have the width of the largest rank.
 
     Args:
         spec: The model.
-        layers: What is trained in each layer, adapters of one rank each.
-        outside: What is trained outside of them.
+        layers: What is trained in each layer; each adapter has one rank.
+        outside: What is trained outside the layers.
         unties_head: As in `Network`.
     """
     described = [
@@ -270,7 +274,7 @@ def _without_ranks(layer: Layer) -> Layer:
 
 
 def _stacked(layers: Sequence[Layer]) -> Layer:
-    """Return one description of layers that differ in ranks alone; all of rank 0 is left out."""
+    """Return one description of layers that differ only in ranks; drop adapters that are all 0."""
     by_module = zip(*(layer.adapters for layer in layers), strict=True)
     adapters = tuple(
         (same[0][0], same[0][1].of_ranks(tuple(adapter.width for _, adapter in same)))
@@ -281,7 +285,7 @@ def _stacked(layers: Sequence[Layer]) -> Layer:
 
 
 def read_by(path: str, spec: ModelSpec) -> str:
-    """Return the path of the module whose input the module at `path` reads, of those that do."""
+    """Return the module that stands for all modules with the same input as the one at `path`."""
     path = _SHARED.get(path, path)
     return "attn/q" if path == "mlp/up" and spec.parallel == "one_norm" else path
 
@@ -292,11 +296,12 @@ def base_network(spec: ModelSpec) -> Network:
 
 
 def find_periods(items: Sequence[Hashable]) -> list[tuple[int, int, int]]:
-    """Cut a sequence into runs of repeated periods: (start, repeats, period length).
+    """Divide a sequence into runs of repeated periods: (start, repeats, period length).
 
-    From the left, the period that covers the most items by repeating is taken, the shortest
-    such; an item that starts no repetition is a run of its own. For Gemma 3's pattern of five
-    local layers and a global one this gives one group of periods of six, and the tail.
+    From left to right, each run takes the period whose repeats cover the most items, and the
+    shortest one of several; an item that starts no repetition is a run of its own. For Gemma 3's
+    pattern of five local layers and a global one, this gives one group with a period of six layers,
+    and groups for the layers left over.
     """
     runs, start = [], 0
     while start < len(items):

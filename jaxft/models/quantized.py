@@ -1,12 +1,12 @@
-"""A frozen weight in 4 or 8 bits, and how it becomes a matrix again where it is used.
+"""Frozen weights in 4 or 8 bits, and their conversion to a matrix where they are used.
 
-Separate because the rest of the program sees a leaf with a shape: only the linear primitive asks
-what is in it, one layer at a time, and keeps it as it is stored for the backward pass. What codes
-stand for is qwix's; two 4-bit codes share a byte here, whatever JAX does with its own 4-bit types
+Separate because the rest of the program sees only a leaf with a shape: only the linear primitive
+looks inside it, one layer at a time, and keeps the stored form for the backward pass. The values
+of the codes are qwix's. Two 4-bit codes share a byte here, however JAX stores its own 4-bit types
 on a device.
 
-Blocks in 4 bits are small, for the sake of precision, and their scales are in 8 bits, so that they
-take no more than float32 ones of four times as large blocks.
+In 4 bits, blocks are small, for precision, and their scales are in 8 bits, so that these take no
+more memory than float32 scales of blocks four times as large.
 
 Source: Dettmers et al. 2023, "QLoRA", section 3: NF4, and double quantization.
 """
@@ -23,7 +23,7 @@ from jax.sharding import Sharding
 from jaxtyping import Array, Float, Integer, UInt8
 
 FOUR_BITS = ("nf4", "int4")
-_BLOCK = 16  # inputs that share a scale, in 4 bits; in 8 bits all inputs of an output do
+_BLOCK = 16  # inputs that share a scale in 4 bits; in 8 bits, all inputs of an output share one
 _TYPES: dict[str, Any] = {
     "nf4": "nf4",
     "int4": "int4",
@@ -31,8 +31,8 @@ _TYPES: dict[str, Any] = {
     "fp8": jnp.float8_e4m3fn,
 }
 SCALE_TYPE = jnp.float8_e4m3fn
-# The normal numbers of this type; the weights' own scales come to half of its range, so that those
-# of weights that were moved (`weights.gptq`) still lie in it.
+# The smallest and the largest normal number of this type. The scales of the original weights go up
+# to half of its range, so that the scales of changed weights (`weights.gptq`) are still in it.
 _SMALLEST, _LARGEST = 2.0**-6, 448.0
 _MIDDLE = _LARGEST / 2
 
@@ -42,14 +42,14 @@ _MIDDLE = _LARGEST / 2
 )
 @dataclasses.dataclass(frozen=True)
 class Quantized:
-    """A weight, or a stack of them; a leaf of the parameter tree.
+    """A quantized weight, or a stack of them; a leaf of the parameter tree.
 
     Attributes:
-        codes: uint8 [... in/2 out], of two rows each, half the matrix apart; int8 or float8
-            [... in out].
+        codes: In 4 bits, uint8 [... in/2 out], where each byte has the codes of two inputs that
+            are in/2 apart. In 8 bits, int8 or float8 [... in out].
         scale: float32 [... 1 out], the factor of each output.
-        blocks: float8 [... blocks out], the further factor of each block of inputs in 4 bits;
-            `None` in 8.
+        blocks: float8 [... blocks out], an additional factor for each block of inputs in 4 bits;
+            `None` in 8 bits.
         kind: "nf4", "int4", "int8" or "fp8".
     """
 
@@ -67,8 +67,8 @@ class Quantized:
 
 @functools.partial(jax.jit, static_argnums=1)
 def quantize(weight: Float[Array, "i o"], kind: str) -> Quantized:
-    """Return a weight [in, out] in fewer bits, each rounded to the nearest code."""
-    import qwix  # only who quantizes waits for it
+    """Quantize a weight [in, out], with each entry rounded to the nearest code."""
+    import qwix  # imported here, so that only quantized models wait for it
 
     weight = weight.astype(jnp.float32)
     if kind not in FOUR_BITS:
@@ -85,12 +85,12 @@ def quantize(weight: Float[Array, "i o"], kind: str) -> Quantized:
 
 
 def abstract(shape: tuple[int, int, int], kind: str, sharding: Sharding) -> Quantized:
-    """Return what a stack of quantized matrices will be, as `ShapeDtypeStruct`s.
+    """Return a stack of quantized matrices as `ShapeDtypeStruct`s.
 
     Args:
         shape: [layers, in, out].
         kind: As in `Quantized`.
-        sharding: That of each of its arrays.
+        sharding: The sharding of each of its arrays.
     """
     layers, num_in, num_out = shape
 
@@ -118,7 +118,7 @@ def dequantize(weight: Quantized) -> Float[Array, "i o"]:
 
 @dataclasses.dataclass(frozen=True)
 class ToMatrix:
-    """From a weight as it is stored, quantized or not, to a matrix to multiply with."""
+    """Converts a stored weight, quantized or not, to a matrix to multiply with."""
 
     gather: Callable[[Any, Any], jax.Array]
 
@@ -130,12 +130,12 @@ class ToMatrix:
 
 
 def block_size(num_in: int) -> int:
-    """Return how many inputs share a scale in 4 bits."""
+    """Return the number of inputs that share a scale in 4 bits."""
     return math.gcd(num_in, _BLOCK)
 
 
 def output_scale(weight: Float[Array, "i o"], kind: str) -> Float[Array, "1 o"]:
-    """Return the factor of each output, by which `block_scale` lies in its type's range."""
+    """Return the factor of each output, with which `block_scale` is in the range of its type."""
     largest = jnp.max(jnp.abs(weight), axis=0, keepdims=True) / levels(kind)[0][-1]
     return jnp.where(largest > 0, largest, 1.0) / _MIDDLE
 
@@ -143,17 +143,17 @@ def output_scale(weight: Float[Array, "i o"], kind: str) -> Float[Array, "1 o"]:
 def block_scale(
     wanted: Float[Array, "... o"], of_output: Float[Array, "1 o"]
 ) -> Float[Array, "... o"]:
-    """Return the float8 factors of blocks that come nearest to the factors that are wanted."""
+    """Return the float8 factors of blocks that are nearest to the wanted factors."""
     return jnp.clip(wanted / of_output, _SMALLEST, _LARGEST).astype(SCALE_TYPE)
 
 
 def nearest(x: Float[Array, "..."], values: Float[Array, "16"]) -> Integer[Array, "..."]:
-    """Return the index of the nearest of ascending values."""
+    """Return the index of the value nearest to each entry of `x`; values are ascending."""
     return jnp.searchsorted((values[1:] + values[:-1]) / 2, x)
 
 
 def levels(kind: str) -> tuple[Float[Array, "16"], UInt8[Array, "16"]]:
-    """Return what 4-bit codes stand for at a scale of 1, ascending, and the codes in this order."""
+    """Return the values of 4-bit codes at a scale of 1, ascending, and the codes in this order."""
     with jax.ensure_compile_time_eval():
         codes = packed(jnp.arange(16, dtype=jnp.uint8)[:, None])
         one = jnp.ones((1, 1))
@@ -163,7 +163,7 @@ def levels(kind: str) -> tuple[Float[Array, "16"], UInt8[Array, "16"]]:
 
 
 def packed(codes: UInt8[Array, "i o"]) -> UInt8[Array, "half o"]:
-    """Return 4-bit codes, two a byte, as in `Quantized`."""
+    """Pack 4-bit codes, two in a byte, as in `Quantized`."""
     low, high = jnp.split(codes & 15, 2)
     return low | (high << 4)
 

@@ -28,7 +28,8 @@ def frequencies(rope: Rope, *, is_long: bool = False) -> Float[np.ndarray, " hal
     """Return the angle in radians per position of each pair of channels, float32.
 
     Args:
-        rope: The embedding; of `DynamicScaling`, in a text that is no longer than the context.
+        rope: The rotary embedding. With `DynamicScaling`, the result is for texts that are not
+            longer than the context.
         is_long: Whether the text is longer than `LongScaling.original_max_positions`.
     """
     scaling = rope.scaling
@@ -78,18 +79,18 @@ def _untouched_by_yarn(rope: Rope, scaling: YarnScaling) -> np.ndarray:
     if scaling.is_truncated:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rope.rotary_dim - 1)
-    width = high - low if high != low else 0.001  # as the reference, against a division by zero
+    width = high - low if high != low else 0.001  # as in the reference, avoids a division by zero
     ramp = (np.arange(rope.rotary_dim // 2, dtype=np.float32) - low) / width
     return 1 - np.clip(ramp, 0.0, 1.0)
 
 
 def angles(rope: Rope, positions: Int32[Array, "b t"], lengths: Int32[Array, "b t"]) -> Angles:
-    """Return cosine and sine of every position's angles, in float32.
+    """Return the cosine and the sine of every position's angles, in float32.
 
     Args:
-        rope: The embedding.
-        positions: Of each token within its own text.
-        lengths: Of the text that each token belongs to, all of it, also what is read later: see
+        rope: The rotary embedding.
+        positions: The position of each token within its own text.
+        lengths: The length of each token's text, including tokens that are read later; see
             `text_lengths`.
     """
     per_position = jnp.asarray(frequencies(rope))[None, None, :]
@@ -112,7 +113,7 @@ def angles(rope: Rope, positions: Int32[Array, "b t"], lengths: Int32[Array, "b 
 def _with_larger_base(
     rope: Rope, scaling: DynamicScaling, lengths: Int32[Array, "b t"]
 ) -> Float[Array, "b t half"]:
-    """Return the frequencies of each token of a text that is longer than the context."""
+    """Return the frequencies for each token whose text is longer than the context."""
     share = lengths.astype(jnp.float32) / scaling.max_positions
     grown = jnp.maximum(scaling.factor * share - (scaling.factor - 1), 1.0)
     base = rope.theta * grown ** (rope.rotary_dim / (rope.rotary_dim - 2))
@@ -123,7 +124,7 @@ def _with_larger_base(
 def text_lengths(
     positions: Int32[Array, "b t"], segment_ids: Int32[Array, "b t"]
 ) -> Int32[Array, "b t"]:
-    """Return for every token the length of its text, in rows that hold whole texts."""
+    """Return the length of each token's text, in batch rows that hold whole texts."""
 
     def of_row(positions: jax.Array, segments: jax.Array) -> jax.Array:
         last = jnp.zeros(positions.shape[0] + 1, jnp.int32).at[segments].max(positions)
@@ -133,10 +134,10 @@ def text_lengths(
 
 
 def longest_before_new_angles(rope: Rope) -> int | None:
-    """Return how long a text may be before all of its positions have other angles.
+    """Return the largest length of a text beyond which the angles of all its positions change.
 
-    `None` where angles do not depend on the length, and where those of a new token alone do. Longer
-    texts are turned anew from their start, as transformers does: `modeling_phi3.py:
+    `None` if angles do not depend on the length, or if only those of a new token do. A longer text
+    must be read again from its start, as in transformers: `modeling_phi3.py:
     Phi3ForCausalLM.prepare_inputs_for_generation`.
     """
     scaling = rope.scaling
@@ -146,7 +147,7 @@ def longest_before_new_angles(rope: Rope) -> int | None:
 
 
 def rotate(x: Float[Array, "b t h k"], turned: Angles, rope: Rope) -> Float[Array, "b t h k"]:
-    """Rotate every head's channel pairs by the angles of their position."""
+    """Rotate the channel pairs of every head by the angles of the token's position."""
     cos, sin = (angle[:, :, None, :] for angle in turned)
     part = x[..., : rope.rotary_dim].astype(jnp.float32)
     if rope.interleaved:

@@ -20,10 +20,10 @@ class LinearScaling:
 
 @dataclasses.dataclass(frozen=True)
 class Llama3Scaling:
-    """The low frequencies divided by `factor`, with a smooth passage to the high ones.
+    """The low frequencies divided by `factor`, with a smooth transition to the high ones.
 
     Attributes:
-        factor: The stretch.
+        factor: The stretch of low frequencies.
         low_freq_factor: Wavelengths above `original_max_positions` over this are stretched in
             full.
         high_freq_factor: Wavelengths below `original_max_positions` over this are left alone.
@@ -40,14 +40,14 @@ class Llama3Scaling:
 
 @dataclasses.dataclass(frozen=True)
 class YarnScaling:
-    """Each frequency divided by between 1 and `factor`, by how often it turns in the context.
+    """Each frequency divided by 1 to `factor`, depending on how often it turns in the context.
 
     Attributes:
-        factor: The stretch of frequencies that turn less than `beta_slow` times.
+        factor: The stretch of frequencies that turn less often than `beta_slow`.
         beta_fast: Frequencies that turn more often than this are left alone.
-        beta_slow: See `factor`.
+        beta_slow: Frequencies that turn less often than this are divided by `factor`.
         original_max_positions: Context length before stretching, in tokens.
-        is_truncated: Whether the bounds of the passage are rounded to whole channels.
+        is_truncated: Whether the bounds of the transition are rounded to whole channels.
         magnitude: Factor on cosine and sine.
 
     Source: Peng et al. 2023, "YaRN", section 3.2; transformers `modeling_rope_utils.py:
@@ -64,11 +64,11 @@ class YarnScaling:
 
 @dataclasses.dataclass(frozen=True)
 class LongScaling:
-    """Each frequency divided by a factor of its own, one set for short texts, one for long.
+    """Each frequency divided by its own factor, with one set for short texts and one for long ones.
 
     Attributes:
-        short_factors: One for each pair of channels, in texts of up to `original_max_positions`.
-        long_factors: The same in longer texts.
+        short_factors: One factor per pair of channels, for texts of up to `original_max_positions`.
+        long_factors: One factor per pair of channels, for longer texts.
         original_max_positions: Context length before stretching, in tokens.
         magnitude: Factor on cosine and sine.
 
@@ -84,9 +84,9 @@ class LongScaling:
 
 @dataclasses.dataclass(frozen=True)
 class AlphaScaling:
-    """The base multiplied by ``alpha ** (d / (d - 2))``, d being the channels that are turned.
+    """The base multiplied by ``alpha ** (d / (d - 2))``, where d is the number of rotated channels.
 
-    The highest frequency stays, and the lowest is divided by `alpha`, whatever the text's length.
+    The highest frequency stays, and the lowest is divided by `alpha`, for texts of any length.
 
     Source: transformers `modeling_hunyuan_v1_dense.py: compute_ntk_alpha_rope_parameters`.
     """
@@ -96,12 +96,12 @@ class AlphaScaling:
 
 @dataclasses.dataclass(frozen=True)
 class DynamicScaling:
-    """A larger base for a text longer than the model's context, the larger the longer it is.
+    """A base that grows with the length of a text, once it is longer than the model's context.
 
     Attributes:
-        factor: How fast the base grows: at 2, a text of twice the context has a base for three
-            times of it.
-        max_positions: The context, in tokens; shorter texts have the base as it is.
+        factor: How fast the base grows. With 2, a text twice as long as the context has a base for
+            three times the context.
+        max_positions: The context, in tokens; for shorter texts the base is unchanged.
 
     Source: transformers `modeling_rope_utils.py: _compute_dynamic_ntk_parameters`.
     """
@@ -116,9 +116,9 @@ class Rope:
 
     Attributes:
         theta: Base of the geometric series of frequencies.
-        rotary_dim: How many leading channels of a head are turned; the others are left alone.
+        rotary_dim: How many leading channels of a head are rotated; the others are left alone.
         interleaved: Whether the pairs are channels (2i, 2i + 1), not (i, i + rotary_dim / 2).
-        scaling: How the frequencies are stretched for longer contexts; `None` not at all.
+        scaling: How the frequencies are stretched for longer contexts; `None` for no stretching.
     """
 
     theta: float
@@ -139,7 +139,7 @@ class Rope:
 class QueryScaling:
     """Queries multiplied by ``1 + beta * log(1 + floor(position / length))``, in every layer.
 
-    Up to `length`, which is the context length that the model began with, they stay as they are.
+    At positions below `length`, the model's original context length, queries are unchanged.
 
     Source: transformers `modeling_ministral3.py: get_llama_4_attn_scale`.
     """
@@ -153,7 +153,7 @@ class Learned:
     """A table of learned positions, added to the token embeddings.
 
     Attributes:
-        rows: Rows of the table.
+        rows: The number of rows of the table.
         offset: The row of position 0. OPT's first two rows are for padding.
 
     Source: transformers `modeling_opt.py: OPTLearnedPositionalEmbedding`.
@@ -168,7 +168,7 @@ class Sinusoidal:
     """Sines and cosines of the position, added to the token embeddings.
 
     Attributes:
-        offset: Added to every position.
+        offset: A number that is added to every position.
 
     Source: transformers `modeling_xglm.py: XGLMSinusoidalPositionalEmbedding.get_embedding`.
     """
@@ -178,10 +178,10 @@ class Sinusoidal:
 
 @dataclasses.dataclass(frozen=True)
 class Alibi:
-    """A penalty on attention scores, linear in the distance, of another slope in each head.
+    """A penalty on attention scores, linear in the distance, with a different slope in each head.
 
     Source: Press et al. 2022, "Train Short, Test Long"; transformers `modeling_bloom.py:
-    build_alibi_tensor`, for head counts that are no power of two.
+    build_alibi_tensor`, for head counts that are not a power of two.
     """
 
 
@@ -190,9 +190,10 @@ class NormSpec:
     """A normalisation over channels.
 
     Attributes:
-        kind: "rms" divides by the root mean square, "layer" also centres before.
-        eps: Added to the mean square, or the variance, under the root.
-        scale: "plain" multiplies by a learned scale, "offset" by one plus it, "none" by nothing.
+        kind: "rms" divides by the root mean square; "layer" first subtracts the mean.
+        eps: A number that is added to the mean square, or the variance, under the root.
+        scale: "plain" multiplies by a learned scale, "offset" by one plus a learned scale; "none"
+            has no scale.
         bias: Whether a learned bias is added.
     """
 
@@ -204,12 +205,12 @@ class NormSpec:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionSpec:
-    """A layer's attention, in what may differ from one layer to the next.
+    """The features of attention that may differ from one layer to the next.
 
     Attributes:
         window: A position sees itself and the ``window - 1`` positions before it; `None` means
             all before it.
-        rope: How queries and keys are turned; `None` means not at all.
+        rope: How queries and keys are rotated; `None` means not at all.
     """
 
     window: int | None
@@ -218,7 +219,7 @@ class AttentionSpec:
 
 @dataclasses.dataclass(frozen=True)
 class ConvSpec:
-    """A short convolution that mixes tokens, in the place of attention.
+    """A short convolution that mixes tokens, instead of attention.
 
     Attributes:
         width: How many tokens it mixes: each one and the ``width - 1`` before it.
@@ -238,7 +239,7 @@ class MLPSpec:
     Attributes:
         kind: "gated" is ``down(act(gate(x)) * up(x))``, "plain" is ``down(act(up(x)))``.
         dim: Width of the hidden layer.
-        activation: The nonlinearity; "xielu" has numbers of its own that are learned.
+        activation: The nonlinearity; "xielu" has learned parameters of its own.
         bias: Whether the projections add a bias.
     """
 
@@ -250,11 +251,11 @@ class MLPSpec:
 
 @dataclasses.dataclass(frozen=True)
 class BlockSpec:
-    """One layer, in what may differ from one layer to the next.
+    """The features of a layer that may differ from one layer to the next.
 
     Attributes:
-        mixer: What mixes the tokens.
-        mlp: What each token then goes through by itself.
+        mixer: The part that mixes the tokens: attention or a convolution.
+        mlp: The MLP that is then applied to each token by itself.
     """
 
     mixer: AttentionSpec | ConvSpec
@@ -262,12 +263,12 @@ class BlockSpec:
 
     @property
     def window(self) -> int | None:
-        """The window of its attention; `None` also where there is no attention."""
+        """The window of its attention; `None` for no window, and for a layer without attention."""
         return self.mixer.window if isinstance(self.mixer, AttentionSpec) else None
 
     @property
     def rope(self) -> Rope | None:
-        """How its attention turns queries and keys; `None` also where there is no attention."""
+        """How its attention rotates queries and keys; `None` also for a layer without attention."""
         return self.mixer.rope if isinstance(self.mixer, AttentionSpec) else None
 
 
@@ -276,9 +277,9 @@ class ModelSpec:
     """Every number and choice that determines the logits of a decoder.
 
     Attributes:
-        vocab_size: Rows of the embedding table.
-        embed_dim: Width of the embedding table; where it is not `model_dim`, one matrix leads
-            from it into the residual stream and another one back before the head.
+        vocab_size: The number of rows of the embedding table.
+        embed_dim: Width of the embedding table; if it is not `model_dim`, one matrix projects
+            embeddings to the residual stream, and another one projects back before the head.
         embed_scale: Factor on token embeddings.
         embed_norm: Whether the first layer's input is normed.
         model_dim: Width of the residual stream.
@@ -286,22 +287,22 @@ class ModelSpec:
         num_kv_heads: Key and value heads; each serves ``num_heads // num_kv_heads`` queries.
         head_dim: Width of one head.
         attn_scale: Factor on attention scores.
-        attn_gate: Whether what attention mixes is multiplied by the sigmoid of one more projection
-            of its input, before the output projection.
+        attn_gate: Whether attention's output, before the output projection, is multiplied by the
+            sigmoid of one more projection of its input.
         query_scaling: How queries grow with their position; `None` means not at all.
         attn_softcap: Scores s become ``cap * tanh(s / cap)``; `None` leaves them.
-        qk_norm: Whether queries and keys are normed: "head" each head by itself, "full" all heads
-            together, both before they are turned; "turned" each head after that; "none" not.
-        norm: Every norm of the model but those below.
-        other_norms: By the name of their module, "final_norm", the norms that are not as `norm`.
-        norm_placement: "pre" norms what attention and MLP read; "pre_residual" does so too, and
-            adds their outputs to what they read; "output" norms what they give; "sandwich" what
-            they read and what they give; "post" what they and the residual stream add up to.
+        qk_norm: How queries and keys are normed: "head" each head by itself, "full" all heads
+            together, both before rotation; "turned" each head after rotation; "none" not at all.
+        norm: Every norm of the model but those in `other_norms`.
+        other_norms: The norms that differ from `norm`, by module name, such as "final_norm".
+        norm_placement: "pre" norms the inputs of attention and MLP; "pre_residual" does so too,
+            and adds their outputs to the normed inputs; "output" norms their outputs; "sandwich"
+            their inputs and outputs; "post" the sums of their outputs and the residual stream.
         parallel: Whether attention and MLP read the same residual stream: "no", one after the
-            other; "two_norms", each through its own norm; "one_norm", through one for both.
+            other; "two_norms", each through its own norm; "one_norm", both through the same norm.
         residual_scale: Factor on what attention and MLP add to the residual stream.
         final_norm: Whether the last hidden state is normed.
-        positions: How positions enter, other than by a layer's `rope`.
+        positions: How positions enter the model, other than by a layer's `rope`.
         qkv_bias: Whether the query, key and value projections add a bias.
         out_bias: Whether the attention output projection adds a bias.
         tied_head: Whether the head is the transposed embedding table.
@@ -340,12 +341,12 @@ class ModelSpec:
     blocks: tuple[BlockSpec, ...]
 
     def norm_of(self, module: str) -> NormSpec:
-        """Return how the norm of a module's name is, of a layer's "mlp_norm" as of "final_norm"."""
+        """Return the norm with a module's name, such as "mlp_norm" or "final_norm"."""
         return dict(self.other_norms).get(module, self.norm)
 
     @property
     def max_tokens(self) -> int | None:
-        """The most tokens in a row; `None` where positions have no table to run out of."""
+        """The maximum number of tokens in a batch row; `None` if no position table limits it."""
         if isinstance(self.positions, Learned):
             return self.positions.rows - self.positions.offset
         return None

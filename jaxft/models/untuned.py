@@ -1,8 +1,9 @@
-"""The base beneath a tuned model: its network and leaves, without loading it a second time.
+"""Recovers the base of a tuned model, its network and leaves, without loading it a second time.
 
-Adapters are left out, not multiplied by zero, so the base is computed as if there had never been
-any. Leaves of the model's own that are trained need their originals. A compiled step has them in a
-branch of the frozen leaves: ``originals/head/kernel`` is what ``head/kernel`` began as.
+Adapters are left out, not multiplied by zero, so the base is computed as if they had never existed.
+The base needs the originals of the model's own trained leaves: their values before the first step.
+A compiled step has them in a branch of the frozen leaves: ``originals/head/kernel`` is the original
+of ``head/kernel``.
 """
 
 from collections.abc import Mapping
@@ -18,12 +19,12 @@ _BRANCH = "originals"
 def with_originals(
     network: Network, frozen: Mapping[str, Any], began: Mapping[str, Any]
 ) -> trees.Tree:
-    """Return frozen leaves, and beside them the originals of the model's own trained leaves.
+    """Return the frozen leaves together with the originals of the model's own trained leaves.
 
     Args:
         network: The tuned model.
         frozen: Its leaves that are not trained.
-        began: The trained leaves before the first step; adapters may be among them.
+        began: The trained leaves before the first step; leaves of adapters are ignored.
     """
     own, leaves = network.trained_leaves(), trees.flatten(began)
     originals = {path: leaf for path, leaf in leaves.items() if path in own}
@@ -31,7 +32,7 @@ def with_originals(
 
 
 def split(tree: Mapping[str, Any]) -> tuple[trees.Tree, trees.Tree]:
-    """Return the leaves of the model, and the originals that `with_originals` put beside them."""
+    """Return the leaves of the model, and the originals that `with_originals` added to them."""
     leaves = {name: branch for name, branch in tree.items() if name != _BRANCH}
     return leaves, dict(tree.get(_BRANCH, {}))
 
@@ -39,13 +40,13 @@ def split(tree: Mapping[str, Any]) -> tuple[trees.Tree, trees.Tree]:
 def base_tree(
     network: Network, tree: Mapping[str, Any], originals: Mapping[str, Any]
 ) -> trees.Tree:
-    """Return the leaves of the base, those of ``network.untuned()``.
+    """Return the leaves of the base, which are the leaves of ``network.untuned()``.
 
     Args:
         network: The tuned model.
         tree: Its leaves.
-        originals: The model's own trained leaves as they were before the first step, where there
-            are any: biases, norms, saved modules. Other leaves may be among them.
+        originals: The model's own trained leaves (biases, norms, saved modules) before the first
+            step; other leaves are ignored.
 
     Raises:
         ValueError: If the original of a trained leaf is missing.

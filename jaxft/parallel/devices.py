@@ -1,7 +1,7 @@
-"""Which devices JAX found, said aloud, and the refusal to train on the wrong ones.
+"""Reports the devices that JAX found, and refuses to train on the wrong ones.
 
-JAX falls back to the CPU with no more than a log line when it cannot use a GPU; here a visible
-NVIDIA GPU with JAX on the CPU stops the run, unless `JAX_PLATFORMS=cpu` says it is meant.
+When JAX cannot use a GPU, it only logs a line and falls back to the CPU. Here, a visible NVIDIA GPU
+with JAX on the CPU stops the run, unless `JAX_PLATFORMS=cpu` is set.
 """
 
 import os
@@ -52,5 +52,5 @@ def _visible_gpu() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     names = listed.stdout.strip().splitlines()
-    # When it finds no driver it says so on stdout, which is not the name of a GPU.
+    # If nvidia-smi finds no driver, stdout has an error message and not the name of a GPU.
     return names[0] if names and listed.returncode == 0 else ""

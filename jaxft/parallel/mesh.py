@@ -1,7 +1,7 @@
 """The device mesh: three named axes, `data`, `fsdp` and `tensor`, present on every machine.
 
-A laptop is the 1x1x1 mesh, so there is one code path. Rows of a batch are divided over `data`
-and `fsdp` together, weights over `fsdp` and `tensor`.
+A laptop is the 1x1x1 mesh, so there is one code path. Batch rows are divided over `data` and
+`fsdp` together, weights over `fsdp` and `tensor`.
 """
 
 import math
@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxft.errors import DeviceError
 
 AXES = ("data", "fsdp", "tensor")
-ROW_AXES = ("data", "fsdp")  # the mesh axes that divide the rows of a batch
+ROW_AXES = ("data", "fsdp")  # the mesh axes that divide batch rows
 
 
 def make_mesh(
@@ -23,8 +23,8 @@ def make_mesh(
     """Build the mesh over all devices, or over the ones given.
 
     Args:
-        data: Number of data-parallel replicas, or "auto" for all that the others leave.
-        fsdp: Number of devices that share the frozen weights between them.
+        data: Number of data-parallel replicas, or "auto" for as many as the devices allow.
+        fsdp: Number of devices that the frozen weights are divided over.
         tensor: Number of devices that each matrix product is divided over.
         devices: The devices to use; `None` means all that JAX sees.
 
@@ -59,7 +59,7 @@ def platform(mesh: Mesh) -> str:
 
 
 def row_shards(mesh: Mesh) -> int:
-    """Return into how many contiguous pieces the rows of a batch are divided."""
+    """Return the number of contiguous pieces into which batch rows are divided."""
     return math.prod(mesh.shape[axis] for axis in ROW_AXES)
 
 
@@ -69,5 +69,5 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def rows(mesh: Mesh, axis: int) -> NamedSharding:
-    """Return the sharding that divides dimension `axis`, the rows, over the mesh."""
+    """Return the sharding that divides dimension `axis`, the batch rows, over the mesh."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, ROW_AXES))

@@ -1,8 +1,8 @@
 """The sharding table: which dimensions of which leaf are divided over which mesh axes.
 
 One line per kind of leaf, by its module and its part. There is no catch-all: a leaf of the model
-without a rule is an error, and so is a rule without a leaf (a test holds every family to it).
-Layers are stacked on dimension 0, which is never divided; what tuning adds is on every device.
+without a rule is an error, and so is a rule without a leaf (a test checks this for every family).
+Layers are stacked on dimension 0, which is never divided; leaves that tuning adds are replicated.
 
 `Gather` undoes the `fsdp` part of a rule where a weight is used. It is explicit because GSPMD,
 left free, keeps the weight divided and moves the activations: tensor parallelism by accident.
@@ -26,9 +26,10 @@ class Rule(NamedTuple):
     """How leaves of one kind are divided.
 
     Attributes:
-        modules: Their modules, "attn/q".
-        parts: Their parts, "kernel".
-        axes: The mesh axis of each dimension; of a leaf in the layers, those of one layer's slice.
+        modules: The paths of their modules, such as "attn/q".
+        parts: The names of their parts, such as "kernel".
+        axes: The mesh axis of each dimension; for a leaf in the layers, the dimensions are those
+            of one layer's slice.
     """
 
     modules: tuple[str, ...]
@@ -68,7 +69,7 @@ def spec_of(path: str) -> P:
 
     Raises:
         KeyError: If no rule, or more than one, matches the leaf.
-        ValueError: If `path` is not that of a leaf.
+        ValueError: If `path` is not the path of a leaf.
     """
     address = Address.parse(path)
     if not address.is_own:
@@ -108,7 +109,7 @@ def shardings(tree: Mapping[str, Any], mesh: Mesh | AbstractMesh) -> trees.Tree:
 
 @dataclasses.dataclass(frozen=True)
 class Gather:
-    """Bring one layer's slice of a stored leaf to the form in which it is used.
+    """Converts one layer's slice of a stored leaf to the form in which it is used.
 
     A static (hashable) function: the primitives that use a weight call it in the forward and
     again in the backward pass, so that only the stored, divided weight is ever kept.
@@ -124,10 +125,10 @@ class Gather:
 
 
 def gather(mesh: Mesh, module: str) -> Gather:
-    """Return the `Gather` for a module's kernel, "attn/q" (one layer's slice of it) or "embed".
+    """Return the `Gather` for the kernel of "attn/q" (one layer's slice of it), "embed", ...
 
     Raises:
-        KeyError: If there is no rule for it.
+        KeyError: If there is no rule for the kernel.
     """
     axes = _axes(OUTSIDE + IN_LAYERS, Address(None, None, module, "kernel"))
     return Gather(mesh, P(*(None if axis == "fsdp" else axis for axis in axes)))

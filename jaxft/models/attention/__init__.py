@@ -1,1 +1,1 @@
-"""How queries, keys and values become the output of attention: one interface, a file a way."""
+"""Attention over queries, keys and values: one interface, and one file for each implementation."""

@@ -1,7 +1,7 @@
-"""The one interface of attention, in training and in decoding, and the choice of what does it.
+"""The interface of attention, for training and decoding, and the choice of an implementation.
 
-Every implementation has the signature of `attend`. A kernel for a platform is a file in this
-folder and a line of `IMPLEMENTATIONS` above those in plain JAX.
+Every implementation has the signature of `attend`. To add a kernel for a platform, add a file to
+this folder and a line to `IMPLEMENTATIONS`, above the lines of those in plain JAX.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,14 +17,14 @@ from jaxft.parallel import mesh as meshes
 
 
 class Implementation(NamedTuple):
-    """A way to attend, and where it serves.
+    """An implementation of attention, and the cases that it supports.
 
     Attributes:
-        layout: The kind of layout that it knows.
-        platforms: JAX's names of the platforms that it runs on, "gpu" or "tpu"; `None` for all.
-        handles: Whether it makes such scores of such queries [b t g m k], of which it may ask the
-            shape and the dtype.
-        attend: It, with the arguments of `attend`.
+        layout: The type of layout that it supports.
+        platforms: JAX's names of the platforms that it runs on, such as "gpu"; `None` for all.
+        handles: Returns whether it supports the given scoring and queries [b t g m k]; it may read
+            only the shape and the dtype of the queries.
+        attend: The function, with the arguments of `attend` below.
     """
 
     layout: type[Layout]
@@ -37,7 +37,8 @@ def _any(scoring: Scores, q: Any) -> bool:
     return True
 
 
-# The first that serves is taken. Those in plain JAX, which make all scores everywhere, are last.
+# The first one that supports a case is used. Those in plain JAX support all scorings and platforms
+# and are last.
 IMPLEMENTATIONS = (
     Implementation(WholeRows, None, _any, chunked.attend),
     Implementation(Slots, None, _any, slots.attend),
@@ -52,18 +53,18 @@ def attend(
     layout: Layout,
     mesh: Mesh,
 ) -> Float[Array, "b t g m k"]:
-    """Attend: return the values that each query sees, weighted by the softmax of its scores.
+    """Return for each query the sum of the values it sees, weighted by the softmax of its scores.
 
     Args:
-        scoring: How queries and keys make scores.
-        q: Queries, by the kv head that they share.
+        scoring: How scores are computed from queries and keys.
+        q: Queries, grouped by the kv head that they share.
         k: Keys.
         v: Values.
         layout: Which keys each query sees, before any window.
-        mesh: Where the arrays live.
+        mesh: The devices of the arrays.
 
     Returns:
-        In the dtype of `v`.
+        The weighted values, in the dtype of `v`.
     """
     chosen = choose(IMPLEMENTATIONS, scoring, q, layout, meshes.platform(mesh))
     return chosen.attend(scoring, q, k, v, layout, mesh)
@@ -76,10 +77,10 @@ def choose(
     layout: Layout,
     platform: str,
 ) -> Implementation:
-    """Return the first implementation that serves; arguments as of `attend`.
+    """Return the first implementation that supports the given arguments of `attend`.
 
     Raises:
-        LookupError: If none does.
+        LookupError: If no implementation does.
     """
     for each in implementations:
         is_here = each.platforms is None or platform in each.platforms

@@ -1,7 +1,7 @@
-"""Attention within whole rows in plain JAX, for training: a primitive that keeps no probability.
+"""Attention in whole batch rows in plain JAX, for training, which does not keep probabilities.
 
-`causal` walks the queries in static chunks, so that a chunk multiplies only the keys that it can
-see (half of them on average, fewer under a window), and keeps q, k, v, the output and the
+`causal` processes the queries in static chunks, so that a chunk is multiplied only with the keys
+that it can see (half of them on average, fewer with a window). It keeps q, k, v, the output and the
 log-sum-exp for its backward pass. Keys and values are not repeated for the query heads that share
 them. Scores and softmax are float32.
 """
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int32
 from jaxft.models.attention.layout import WholeRows
 from jaxft.models.attention.scores import MASKED, Scores, sum_f32
 
-_MIN_CHUNK = 64  # queries; smaller products do not fill the machine
+_MIN_CHUNK = 64  # queries; smaller products do not use the hardware fully
 _MAX_CHUNKS = 16  # chunks are unrolled, and compile time grows with their number
 
 
@@ -30,7 +30,7 @@ def attend(
     layout: WholeRows,
     mesh: Mesh,
 ) -> Float[Array, "b t g m k"]:
-    """Attend within whole rows; arguments as of `attend.attend`."""
+    """Attend within whole batch rows; the arguments are those of `attend.attend`."""
     del mesh  # XLA divides these operations over the devices by itself
     return causal(q, k, v, layout.segment_ids, scoring)
 
@@ -46,11 +46,11 @@ def causal(
     """Attend causally within segments.
 
     Args:
-        q: Queries, by the kv head they share.
+        q: Queries, grouped by the kv head that they share.
         k: Keys.
         v: Values.
         segment_ids: A position sees only positions of its own segment. Padding is segment 0.
-        scoring: How queries and keys make scores.
+        scoring: How scores are computed from queries and keys.
 
     Returns:
         The weighted values, in the dtype of `v`.
@@ -89,7 +89,7 @@ def _causal_bwd(scoring: Scores, kept: Any, d_out: Any) -> Any:
         d_weights = sum_f32("btgmk,bsgk->bgmts", d_rows, v[:, keys])
         d_scores = weights * (d_weights - delta[..., rows, None]) * scoring.scale
         if scoring.softcap is not None:
-            # The slope of the cap; masked scores, far below it, have none.
+            # The derivative of the cap; it is 0 for masked scores, which are far below the cap.
             capped = jnp.maximum(scores, -scoring.softcap) / scoring.softcap
             d_scores = d_scores * (1 - capped**2)
         d_scores = d_scores.astype(q.dtype)
@@ -102,7 +102,7 @@ causal.defvjp(_causal_fwd, _causal_bwd)
 
 
 def _chunks(length: int, window: int | None) -> Iterator[tuple[slice, slice]]:
-    """Yield each chunk's static (queries, keys), the keys from the window to the diagonal."""
+    """Yield static (queries, keys) of each chunk; keys go from the window to the diagonal."""
     size = max(_MIN_CHUNK, -(-length // _MAX_CHUNKS))
     if length // size < 4:
         size = max(-(-length // 4), 16)

@@ -1,4 +1,4 @@
-"""Which keys a query sees before any window: within the texts of whole rows, or in a cache."""
+"""Layouts: which keys a query sees before any window, in whole batch rows or in a cache."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Int32
 
 
 class WholeRows(NamedTuple):
-    """Queries and keys are of the same tokens: whole rows, in which texts are packed.
+    """Queries and keys of the same tokens: whole batch rows, in which texts are packed.
 
     Attributes:
         segment_ids: int32 [b t]. A token sees itself and the earlier tokens of its own segment;
@@ -17,12 +17,12 @@ class WholeRows(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """Queries are of new tokens, keys of all slots of a cache, in which the new tokens are too.
+    """Queries of new tokens, and keys of all slots of a cache, which include the new tokens.
 
     Attributes:
         visible: bool [b t s], which slots each new token sees.
-        distance: int32 [t s], how many positions each slot's token lies behind each new one.
-        first_slot: int32, the slot of the first of the new tokens.
+        distance: int32 [t s], how many positions each slot's token is behind each new token.
+        first_slot: int32, the slot of the first new token.
     """
 
     visible: Bool[Array, "b t s"]

@@ -1,9 +1,9 @@
-"""How a query and a key make a score: everything in attention that models differ in.
+"""How a score is computed from a query and a key: all differences in attention between models.
 
-`Scores` is static, so an implementation can be chosen by it before anything is traced.
+`Scores` is static, so it can select an implementation before anything is traced.
 
 Dimension letters in this folder: `b` batch, `t` query position, `s` key position, `g` kv heads,
-`m` query heads a kv head, `k` head width.
+`m` query heads per kv head, `k` head width.
 """
 
 import dataclasses
@@ -17,18 +17,18 @@ from jaxtyping import Array, Float, Int32
 
 from jaxft.models.spec import QueryScaling
 
-MASKED = -1e30  # the score of a key that is not seen; finite, so a row without a key is not NaN
+MASKED = -1e30  # the score of an unseen key; finite, so a query that sees no key is not NaN
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """How a query and a key make a score: ``softcap(scale * q k - slope * distance)``.
+    """The function from query and key to score: ``softcap(scale * q k - slope * distance)``.
 
     Attributes:
-        window: Number of positions seen, itself included; `None` for all before it.
+        window: Number of positions that a query sees, including its own; `None` for all before it.
         scale: Factor on the product.
-        softcap: Scores s become ``cap * tanh(s / cap)``; `None` leaves them.
-        slopes: For each query head the penalty on distance (ALiBi); `None` for none.
+        softcap: Scores s become ``cap * tanh(s / cap)``; `None` for no cap.
+        slopes: The penalty on distance (ALiBi) for each query head; `None` for no penalty.
     """
 
     window: int | None
@@ -40,8 +40,8 @@ class Scores:
         """Return the scores before any masking.
 
         Args:
-            products: float32 [b g m t s], of queries and keys.
-            distance: int32 [t s], how many positions each key lies behind each query.
+            products: float32 [b g m t s], the products of queries and keys.
+            distance: int32 [t s], how many positions each key is behind each query.
         """
         scores = products * self.scale
         if self.slopes is not None:
@@ -54,9 +54,10 @@ class Scores:
 
 
 def alibi_slopes(num_heads: int) -> tuple[float, ...]:
-    """Return the slope of each head: a geometric series, for powers of two.
+    """Return the slope of each head, a geometric series if the number of heads is a power of two.
 
-    Other counts take the series of the power of two below, then every other term of the next.
+    Other numbers use the series of the next lower power of two, followed by every other term of the
+    series of the next higher one.
 
     Source: Press et al. 2022; transformers `modeling_bloom.py: _get_alibi_slopes`.
     """
@@ -70,7 +71,7 @@ def alibi_slopes(num_heads: int) -> tuple[float, ...]:
 def grown(
     q: Float[Array, "b t h k"], positions: Int32[Array, "b t"], scaling: QueryScaling
 ) -> Float[Array, "b t h k"]:
-    """Multiply queries by the factor of their positions, which is computed in float32."""
+    """Multiply each query by the factor for its position, which is computed in float32."""
     lengths = jnp.floor(positions.astype(jnp.float32) / scaling.length)
     factors = 1 + scaling.beta * jnp.log1p(lengths)
     return q * factors[:, :, None, None].astype(q.dtype)

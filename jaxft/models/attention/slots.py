@@ -1,4 +1,4 @@
-"""Attention to the slots of a cache in plain JAX, for decoding: nothing is differentiated."""
+"""Attention to the slots of a cache in plain JAX, for decoding; it is never differentiated."""
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +17,15 @@ def attend(
     layout: Slots,
     mesh: Mesh,
 ) -> Float[Array, "b t g m k"]:
-    """Attend to the slots of a cache; arguments as of `attend.attend`."""
-    del mesh  # every device decodes all rows
-    # As the cache holds them; XLA takes this turn and the one before it away.
+    """Attend to the slots of a cache; the arguments are those of `attend.attend`."""
+    del mesh  # every device decodes all batch rows
+    # The axis order in the cache; XLA removes this transposition together with the one before it.
     keys, values = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
     visible = layout.visible
     if scoring.window is not None:
         visible = visible & (layout.distance < scoring.window)[None]
     batch, length, groups, members, width = q.shape
-    # Products in the one form that needs no other order of keys or values: XLA on CPUs copies.
+    # The only form of the product that needs no transposed keys or values: XLA on CPUs copies them.
     by_head = jnp.moveaxis(q, 1, 3).reshape(batch, groups, members * length, width)
     products = jax.lax.dot_general(
         by_head,
