@@ -44,9 +44,9 @@ def add(
 
     Args:
         first: An adapter's folder.
-        second: The other's.
+        second: The folder of the other adapter.
         output: The new folder.
-        weights: Of the two.
+        weights: The weight of each of the two.
         model: The base model of both, where they name it differently.
 
     Raises:

@@ -56,9 +56,9 @@ class Stored:
     """The tensors of one element type in the files.
 
     Attributes:
-        dtype: As the format calls it: "bfloat16", or a GGUF's "Q4_1".
-        num_tensors: How many have it.
-        num_bytes: What they take together.
+        dtype: The element type by the name of the format: "bfloat16", or "Q4_1" in a GGUF.
+        num_tensors: The number of tensors of this type.
+        num_bytes: The bytes of all these tensors.
     """
 
     dtype: str
@@ -71,10 +71,10 @@ class TuningSize:
     """One way to tune the model.
 
     Attributes:
-        label: What it is.
-        num_trained: Parameters that are trained.
-        num_frozen: Parameters that are not.
-        frozen_bytes: The bytes of these, by how the base is held: "bf16 base".
+        label: The name of the way, such as "full tuning".
+        num_trained: The number of trained parameters.
+        num_frozen: The number of frozen parameters.
+        frozen_bytes: The bytes of the frozen parameters, by how the base is held: "bf16 base".
     """
 
     label: str
@@ -84,25 +84,25 @@ class TuningSize:
 
     @property
     def state_bytes(self) -> int:
-        """The bytes of what is trained, its gradients and Adam's moments."""
+        """The bytes of the trained parameters, their gradients and Adam's moments."""
         return self.num_trained * _STATE_BYTES
 
     def total_bytes(self, held: str) -> int:
-        """Return the bytes of that and of the frozen base, by how it is held."""
+        """Return `state_bytes` plus the bytes of the frozen base, which is held as `held` says."""
         return self.state_bytes + self.frozen_bytes[held]
 
 
 @dataclass(frozen=True)
 class Target:
-    """A kind of module that can be adapted, one of which most often stands in each layer.
+    """A kind of module that can be adapted; most kinds have one module in each layer.
 
     Attributes:
-        name: The shortest name in `target_modules` that means this kind alone.
-        dims: (in, out); of an embedding, its rows and its width.
-        count: How many there are.
-        num_trained: Parameters of adapters on all of them, at the report's rank.
-        is_default: Whether it is adapted when `target_modules` is null.
-        is_linear: Whether it is part of "all-linear".
+        name: The shortest name in `target_modules` that matches only this kind.
+        dims: (in, out) of a module; (rows, width) of an embedding.
+        count: The number of such modules.
+        num_trained: The parameters of adapters of the report's rank on all these modules.
+        is_default: Whether these modules are adapted when `target_modules` is null.
+        is_linear: Whether these modules are part of "all-linear".
     """
 
     name: str
@@ -115,24 +115,25 @@ class Target:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is known of a model without reading a tensor of it.
+    """What `jaxft inspect` reports of a model, without reading its tensors.
 
     Attributes:
-        name: What the user wrote.
-        origin: Where it was found.
-        model_type: The family.
-        architecture: transformers' class; "" where config.json names none.
+        name: The name or path that the user gave.
+        origin: The place where the model was found.
+        model_type: The family, by the `model_type` of config.json.
+        architecture: The class in transformers; "" if config.json names none.
         spec: The network.
-        context: Tokens that it was made for; `None` where config.json does not say.
-        has_chat_template: Whether its tokenizer has one.
-        format: Of the weights.
-        file_bytes: The size of each of their files.
-        stored: Its tensors by element type, the largest first.
-        num_parameters: All of them, a tied head counted once.
-        num_in_tables: Those of them in embedding and head.
-        rank: Of the adapters that are counted.
-        tunings: Ways to tune it, the smallest first.
-        targets: What `target_modules` can name, embeddings first, the head last.
+        context: The number of tokens that the model was made for; `None` if config.json does not
+            say.
+        has_chat_template: Whether the tokenizer has a chat template.
+        format: The format of the weights, such as "safetensors".
+        file_bytes: The size of each file of weights.
+        stored: The stored tensors by element type, the largest first.
+        num_parameters: The number of parameters; a tied head is counted once.
+        num_in_tables: The number of parameters in the embedding and the head.
+        rank: The rank of the adapters in this report.
+        tunings: The ways to tune the model, the smallest first.
+        targets: The modules that `target_modules` can name, embeddings first, the head last.
     """
 
     name: str

@@ -66,7 +66,11 @@ ADAPTERS: dict[str, tuple[str, Choice]] = {
     "grouped-by-head": ("falcon-new", {"target_modules": "all-linear"}),
     **reference_adapters.DORA,
     **reference_adapters.OTHER_DORA,
-    **reference_adapters.EVERY_TRAIT,
+    # Layouts of their own: fused and head by head, fused and grouped, convolutions, many norms.
+    **{
+        name: reference_adapters.EVERY_FAMILY[f"all-linear-{name}"]
+        for name in ("gpt_neox", "phi3", "lfm2", "gemma3_text", "gpt_bigcode", "mpt", "cohere")
+    },
 }
 
 
