@@ -54,7 +54,7 @@ PACKAGE = Path(__file__).parents[1] / "jaxft"
 SHAPED = [
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
     for path in PACKAGE.rglob("*.py")
-    if "from jaxtyping import" in path.read_text()
+    if "from jaxtyping import" in path.read_text(encoding="utf-8")
 ]
 jaxtyping.install_import_hook(SHAPED, "beartype.beartype")
 

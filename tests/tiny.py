@@ -236,10 +236,15 @@ def random_leaves(network: Network, seed: int = 0, *, dropout: float = DROPOUT) 
         return values * np.float32(fan_in**-0.5)
 
     leaves = trees.flatten(trees.map_with_path(draw, bind.abstract_tree(network)))
-    for path, leaf in leaves.items():
-        for index, rank in enumerate(ranks_of(network, path)):
-            leaf[index, rank:] = 0
+    clear_beyond_ranks(network, leaves)
     return trees.unflatten(leaves)
+
+
+def clear_beyond_ranks(network: Network, leaves: Mapping[str, np.ndarray]) -> None:
+    """Set to zero what stands in A and B of a group beyond the rank of each layer's adapter."""
+    for path, leaf in leaves.items():
+        for layer, rank in enumerate(ranks_of(network, path)):
+            leaf[layer, rank:] = 0
 
 
 def ranks_of(network: Network, path: str) -> tuple[int, ...]:

@@ -43,14 +43,14 @@ class Adapted(nnx.Module):
 
 
 class Kernels(NamedTuple):
-    """The kernels of the modules that share an adapter, with their outputs side by side.
+    """The kernels of the modules that share an adapter.
 
     Attributes:
-        product: Returns the product [b t o] of activations [b t i] with the kernels.
+        products: Returns the product [b t _] of activations [b t i] with each kernel.
         matrices: Returns the kernels, each float32 [i _].
     """
 
-    product: Callable[[jax.Array], jax.Array]
+    products: Callable[[jax.Array], Sequence[jax.Array]]
     matrices: Callable[[], Sequence[jax.Array]]
 
 
@@ -59,17 +59,17 @@ def added(
     leaves: Mapping[str, jax.Array],
     kernels: Kernels,
     x: Float[Array, "b t i"],
-    product: Float[Array, "b t o"],
+    products: Sequence[Float[Array, "b t _"]],
     seeds: UInt32[Array, "b t"] | None,
 ) -> Float[Array, "b t o"]:
-    """Return what an adapter adds to the product with its modules' kernels, in the same dtype.
+    """Return what an adapter adds to the products, side by side, in the same dtype.
 
     Args:
         adapter: The structure of the adapter.
         leaves: The leaves of the adapter, by the name of the part, such as "lora_a".
         kernels: The kernels of the modules that the adapter is on.
         x: Activations.
-        product: The result of ``kernels.product(x)``, which the caller has already computed.
+        products: The result of ``kernels.products(x)``, which the caller has already computed.
         seeds: One hash per token for this module's dropout; `None` for no dropout.
     """
     a, b, scaling = leaves["lora_a"], leaves["lora_b"], leaves["lora_scaling"]
@@ -79,11 +79,12 @@ def added(
         out = out + scaling * leaves["lora_bias"][None, None, :]
     if adapter.subtracts_start:
         out = linear.minus_start(out, x, leaves["lora_a0"], leaves["lora_b0"], scaling)
-    out = out.astype(product.dtype)
+    out = out.astype(products[0].dtype)
     if not adapter.is_dora:
         return out
     if seeds is not None and threshold is not None:
         # As in PEFT, the part that DoRA adds is computed from the dropped input, also for W.
-        product = kernels.product(dropout.recomputed(x, threshold, seeds))
+        products = kernels.products(dropout.recomputed(x, threshold, seeds))
+    plain = jnp.concatenate(products, axis=-1)
     norms = dora.norms(kernels.matrices(), a, b, scaling)
-    return dora.rescaled(product + out, leaves["lora_magnitude"], norms) - product
+    return dora.rescaled(plain + out, leaves["lora_magnitude"], norms) - plain

@@ -147,24 +147,24 @@ def head_logits(
         seeds: One hash per token for dropout before the head's adapter, as in `Hidden`.
     """
     path, materialise = head_weight(network, mesh)
-
-    def product(x: jax.Array) -> jax.Array:
-        return linear.product(x, leaves[path], materialise, jnp.float32)
-
-    logits = plain = product(hidden)
+    kernels = adapted.Kernels(
+        lambda x: [linear.product(x, leaves[path], materialise, jnp.float32)],
+        lambda: [materialise(leaves[path], jnp.float32)],
+    )
+    products = kernels.products(hidden)
+    logits = products[0]
     if network.head_rows is not None:
         owner, rows = network.head_rows
         logits = embedding.with_columns(logits, hidden, rows, leaves[f"{owner}/rows"])
     adapter = dict(network.outer_adapters).get(HEAD)
     if adapter is not None:
-        paths = {part.name: f"head/{part.name}" for part in adapter.parts}
-        own = {name: leaves[path] for name, path in paths.items() if path in leaves}
+        at = {part.name: f"head/{part.name}" for part in adapter.parts}
         if network.ties_adapters:  # A and B are exchanged
-            own |= {"lora_a": leaves["embed/lora_b"], "lora_b": leaves["embed/lora_a"]}
+            at |= {"lora_a": "embed/lora_b", "lora_b": "embed/lora_a"}
+        own = {name: leaves[place] for name, place in at.items()}
         if seeds is not None:
             seeds = dropout.module_seeds(seeds, OUTSIDE, HEAD)
-        kernels = adapted.Kernels(product, lambda: [materialise(leaves[path], jnp.float32)])
-        logits = logits + adapted.added(adapter, own, kernels, hidden, plain, seeds)
+        logits = logits + adapted.added(adapter, own, kernels, hidden, products, seeds)
     spec = network.spec
     if spec.head_bias:
         logits = logits + leaves["head/bias"].astype(jnp.float32)[None, None, :]

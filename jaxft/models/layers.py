@@ -84,19 +84,17 @@ class Lora(Adapted):
         seeds = context.dropout_seeds
         if seeds is not None:
             seeds = dropout.module_seeds(seeds, layer, self.path)
-        products = [part.product(x, context) for part in parts]
         kernels = adapted.Kernels(
-            lambda x: jnp.concatenate([part.product(x, context) for part in parts], axis=-1),
+            lambda x: [part.product(x, context) for part in parts],
             lambda: [part.matrix(context) for part in parts],
         )
+        products = kernels.products(x)
         leaves = {part.name: getattr(self, part.name)[...] for part in self.adapter.parts}
-        whole = jnp.concatenate(products, axis=-1)
-        added = adapted.added(self.adapter, leaves, kernels, x, whole, seeds)
+        whole = adapted.added(self.adapter, leaves, kernels, x, products, seeds)
         ends = np.cumsum([product.shape[-1] for product in products])[:-1]
+        added = jnp.split(whole, ends, axis=-1)
         outputs = [part.biased(y) for part, y in zip(parts, products, strict=True)]
-        return [
-            output + part for output, part in zip(outputs, jnp.split(added, ends, -1), strict=True)
-        ]
+        return [output + part for output, part in zip(outputs, added, strict=True)]
 
 
 class Linear(Lora):

@@ -110,11 +110,8 @@ def test_eva_that_was_stopped_goes_on_with_its_ranks_from_either_model(
         assert files(tmp_path / place) == files(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(
-    ("tokens", "is_used"),
-    [(None, False), (None, True), (0, False)],
-    ids=["calibrated", "calibrated after use", "nearest"],
-)
+@pytest.mark.parametrize("is_used", [False, True], ids=["fresh", "used before"])
+@pytest.mark.parametrize("tokens", [None, 0], ids=["calibrated", "nearest"])
 def test_adapters_over_a_quantized_model_are_the_recipes(
     opt, make_trainer, reads, tmp_path, is_used, tokens
 ):

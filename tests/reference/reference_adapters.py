@@ -189,16 +189,9 @@ def ours_on(model: TinyModel, choice: Choice, mesh: Mesh, seed: int) -> Adapted:
         path: (np.asarray(leaf) + rng.standard_normal(leaf.shape) * STD).astype(np.float32)
         for path, leaf in leaves.items()
     }
-    clear_beyond_ranks(network, moved)
+    tiny.clear_beyond_ranks(network, moved)
     fixed = numbers.leaves(lora, model.family, network)
     return Adapted(network, trees.unflatten(moved), trees.combine(frozen, fixed))
-
-
-def clear_beyond_ranks(network: Network, leaves: Mapping[str, np.ndarray]) -> None:
-    """Set to zero what stands in A and B of a group beyond the rank of each layer's adapter."""
-    for path, leaf in leaves.items():
-        for layer, rank in enumerate(tiny.ranks_of(network, path)):
-            leaf[layer, rank:] = 0
 
 
 def export(

@@ -107,9 +107,10 @@ def traits(case: str) -> set[str]:
     }
 
 
-# A case for every trait of the families' first cases. JAXFT_EVERY_FAMILY=1 has all of them.
+TAKES_EVERY_FAMILY = bool(os.environ.get("JAXFT_EVERY_FAMILY"))
+# A case for every trait of the families' first cases, or all of them.
 STANDING: list[str] = (
     list(cases.FIRST.values())
-    if os.environ.get("JAXFT_EVERY_FAMILY")
+    if TAKES_EVERY_FAMILY
     else covering.covering({case: traits(case) for case in cases.FIRST.values()})
 )

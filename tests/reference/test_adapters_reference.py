@@ -14,6 +14,7 @@ pytest.importorskip("peft")
 import cases
 import peft
 import reference_adapters
+import reference_features
 import reference_models
 import reference_runs
 import reference_texts
@@ -91,6 +92,8 @@ CHOICES: dict[str, tuple[str, Choice]] = {
 # What each family calls its modules. That adapters on them mean the same on both sides,
 # test_gradients_reference.py shows for every trait.
 NAMED = CHOICES | reference_adapters.EVERY_FAMILY
+if reference_features.TAKES_EVERY_FAMILY:
+    CHOICES = NAMED
 
 
 @pytest.fixture(params=CHOICES)
@@ -204,6 +207,7 @@ def num_replaced(adapted: peft.PeftModel) -> int:
     return sum(count for parameter, count in replaced.items() if parameter not in in_use)
 
 
+@pytest.mark.parametrize("choice", NAMED, indirect=True)
 def test_an_adapter_of_peft_is_written_again_as_it_was(
     choice: tuple[TinyModel, Choice], tmp_path: Path, one_device: Mesh
 ) -> None:

@@ -18,6 +18,7 @@ import peft
 import reference_adapters
 import reference_runs
 import reference_texts
+import tiny
 import torch
 from jax.sharding import Mesh
 from reference_models import TinyModel
@@ -216,7 +217,7 @@ def test_the_start_is_the_base_and_moved_it_gives_its_logits_in_peft(
     rng = np.random.default_rng(4)
     moved = jax.tree.map(lambda leaf: leaf + 0.3 * rng.standard_normal(leaf.shape), trained)
     moved = jax.tree.map(lambda leaf: np.array(leaf, np.float32), moved)
-    reference_adapters.clear_beyond_ranks(both.network, trees.flatten(moved))
+    tiny.clear_beyond_ranks(both.network, trees.flatten(moved))
     content = peft_format.adapter_config(both.lora, model.family, model.spec, "base", None)
     tensors = peft_format.to_tensors(moved, model.family, both.network)
     peft_format.save_adapter(tmp_path / "adapter", tensors, content)

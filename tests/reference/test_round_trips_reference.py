@@ -56,6 +56,8 @@ BUFFERS = (".act_fn.beta", ".act_fn.eps")  # stored, and never trained
 FULL = TuningConfig(method="full")
 MERGED_TOLERANCE = 1e-5  # of the largest logit
 
+# Layouts of their own: fused and head by head, fused and grouped, convolutions, many norms.
+LAID_OUT = ("gpt_neox", "phi3", "lfm2", "gemma3_text", "gpt_bigcode", "mpt", "cohere")
 ADAPTERS: dict[str, tuple[str, Choice]] = {
     "llama": ("llama", {"target_modules": "all-linear"}),
     "opt": ("opt-350m", {"target_modules": "all-linear", "bias": "all"}),
@@ -66,10 +68,9 @@ ADAPTERS: dict[str, tuple[str, Choice]] = {
     "grouped-by-head": ("falcon-new", {"target_modules": "all-linear"}),
     **reference_adapters.DORA,
     **reference_adapters.OTHER_DORA,
-    # Layouts of their own: fused and head by head, fused and grouped, convolutions, many norms.
     **{
-        name: reference_adapters.EVERY_FAMILY[f"all-linear-{name}"]
-        for name in ("gpt_neox", "phi3", "lfm2", "gemma3_text", "gpt_bigcode", "mpt", "cohere")
+        f"all-linear-{family}": reference_adapters.EVERY_FAMILY[f"all-linear-{family}"]
+        for family in (cases.FIRST if reference_features.TAKES_EVERY_FAMILY else LAID_OUT)
     },
 }
 
